@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Extra arguments of `titok serve`, for example: make run ARGS="--port 9000"
+ARGS ?=
+
+.PHONY: help run install test lint format bench gpu-check lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+run: $(VENV)/.run ## start the service with the checkpoint in this repository
+	@exec $(BIN)/titok serve $(ARGS)
+
+install: $(VENV)/.dev ## create .venv with everything, tests and training included
+
+test: $(VENV)/.dev ## run every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## print throughput tables (nothing timed decides a test)
+	$(BIN)/python -m tests.benchmarks.models
+
+gpu-check: $(VENV)/.dev ## the tests and the benchmark that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m tests.benchmarks.models --device cuda
+
+# torch pins its own CUDA packages and only its CUDA builds need them, so they stay out of the lock.
+LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements/constraints.txt
+lock: $(VENV)/.dev ## resolve the locked versions anew
+	$(LOCK) pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements/run.lock
+	$(LOCK) pyproject.toml --extra train --group dev | grep -vE '^(nvidia-|cuda-|triton)' > requirements/dev.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements/run.lock pyproject.toml | $(BIN)/python
+	PYTHON=$(BIN)/python requirements/install run
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock pyproject.toml | $(BIN)/python
+	PYTHON=$(BIN)/python requirements/install dev
+	@touch $@ $(VENV)/.run

@@ -1,0 +1,224 @@
+"""Everything that can go wrong with a request, and the problem document (RFC 9457) it becomes.
+
+::
+
+    Problem
+    ├── UndecodableImage      400   the bytes are not a whole image of a known format
+    ├── MalformedBody         400   not JSON, not multipart, or not what the header says
+    ├── Unauthorized          401   no key, or an unknown one
+    ├── NotFound              404   no such route, or nothing at that address
+    │   ├── UnknownModel      404
+    │   └── UnknownClass      404
+    ├── MethodNotAllowed      405
+    ├── NotAcceptable         406   no answer in a media type that ``Accept`` allows
+    ├── RequestTimeout        408   the body did not arrive in time
+    ├── RevisionMismatch      409   tokens of another tokenizer or of another revision
+    ├── ContentTooLarge       413   too many bytes, pixels or images
+    ├── UnsupportedMediaType  415
+    ├── InvalidRequest        422   the schema, an id or a parameter is out of range
+    ├── TooManyRequests       429   a queue is full; ``Retry-After`` says when to come back
+    ├── InternalError         500   a defect of ours
+    ├── Unavailable           503   starting, draining, or no ready worker
+    └── DeadlineExceeded      504   the answer would have come too late
+
+A message says what was wrong, what was expected and, where it helps, what to do. ``errors`` names each offending place
+of the request by a JSON pointer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+__all__ = [
+    "PROBLEM_MEDIA_TYPE",
+    "ContentTooLarge",
+    "DeadlineExceeded",
+    "InternalError",
+    "InvalidRequest",
+    "MalformedBody",
+    "MethodNotAllowed",
+    "NotAcceptable",
+    "NotFound",
+    "Problem",
+    "ProblemDetail",
+    "RequestTimeout",
+    "RevisionMismatch",
+    "TooManyRequests",
+    "Unauthorized",
+    "Unavailable",
+    "UndecodableImage",
+    "UnknownClass",
+    "UnknownModel",
+    "UnsupportedMediaType",
+]
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemDetail:
+    """One offending place of a request.
+
+    ``pointer`` is a JSON pointer into the body (``/tokens/0/3``), or names another part of the request: ``query/steps``,
+    ``header/Accept``, ``path/code``, ``body`` for a body that is not JSON, ``body/2`` for the third file of a form.
+    """
+
+    pointer: str
+    detail: str
+    value: Any = None
+    expected: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The entry's JSON form; absent members are left out."""
+        members = {"pointer": self.pointer, "detail": self.detail, "value": self.value, "expected": self.expected}
+        return {name: member for name, member in members.items() if member is not None}
+
+
+class Problem(Exception):
+    """A refusal with its HTTP form. Raise a subclass."""
+
+    status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
+    slug: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: Sequence[ProblemDetail] = (),
+        headers: Mapping[str, str] | None = None,
+        **extensions: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+        self.extensions = extensions
+
+    def document(self, *, instance: str | None = None) -> dict[str, Any]:
+        """The problem document; ``instance`` names the request (its id)."""
+        document: dict[str, Any] = {
+            "type": f"urn:titok:problem:{self.slug}",
+            "title": self.title,
+            "status": int(self.status),
+            "detail": self.detail,
+        }
+        if instance is not None:
+            document["instance"] = instance
+        if self.errors:
+            document["errors"] = [error.document() for error in self.errors]
+        return document | self.extensions
+
+
+class UndecodableImage(Problem):
+    """The bytes are not a whole image of a known format."""
+
+    status, slug, title = HTTPStatus.BAD_REQUEST, "undecodable-image", "The image cannot be decoded"
+
+
+class MalformedBody(Problem):
+    """The body is not what its Content-Type says."""
+
+    status, slug, title = HTTPStatus.BAD_REQUEST, "malformed-body", "The request body is malformed"
+
+
+class Unauthorized(Problem):
+    """No API key, or an unknown one."""
+
+    status, slug, title = HTTPStatus.UNAUTHORIZED, "unauthorized", "An API key is required"
+
+
+class NotFound(Problem):
+    """No such route, or nothing at that address."""
+
+    status, slug, title = HTTPStatus.NOT_FOUND, "not-found", "Not found"
+
+
+class UnknownModel(NotFound):
+    """A model name that this service does not serve."""
+
+    slug, title = "unknown-model", "Unknown model"
+
+
+class UnknownClass(NotFound):
+    """A class id or name that the generator was not trained on."""
+
+    slug, title = "unknown-class", "Unknown class"
+
+
+class MethodNotAllowed(Problem):
+    """The route exists, the method does not."""
+
+    status, slug, title = HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed"
+
+
+class NotAcceptable(Problem):
+    """No answer in a media type that ``Accept`` allows."""
+
+    status, slug, title = HTTPStatus.NOT_ACCEPTABLE, "not-acceptable", "No acceptable media type"
+
+
+class RequestTimeout(Problem):
+    """The body did not arrive in time."""
+
+    status, slug, title = HTTPStatus.REQUEST_TIMEOUT, "request-timeout", "The request took too long to arrive"
+
+
+class RevisionMismatch(Problem):
+    """Tokens of another tokenizer, or of another revision of this one."""
+
+    status, slug, title = HTTPStatus.CONFLICT, "revision-mismatch", "The tokens belong to another tokenizer"
+
+
+class ContentTooLarge(Problem):
+    """Too many bytes, pixels or images."""
+
+    status, slug, title = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "content-too-large", "The request is too large"
+
+
+class UnsupportedMediaType(Problem):
+    """A Content-Type, or an image format, that is not taken."""
+
+    status, slug, title = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type"
+
+
+class InvalidRequest(Problem):
+    """A member of the request is missing, of the wrong type or out of range."""
+
+    status, slug, title = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid"
+
+
+class TooManyRequests(Problem):
+    """A queue is full. ``retry_after`` is in seconds."""
+
+    status, slug, title = HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", "Too many requests"
+
+    def __init__(self, detail: str, *, retry_after: float, **extensions: Any) -> None:
+        super().__init__(detail, headers=_retry_after(retry_after), **extensions)
+
+
+class InternalError(Problem):
+    """A defect of ours; the request id finds it in the log."""
+
+
+class Unavailable(Problem):
+    """Starting, draining, or no ready worker. ``retry_after`` is in seconds."""
+
+    status, slug, title = HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "The service cannot answer now"
+
+    def __init__(self, detail: str, *, retry_after: float = 1.0, **extensions: Any) -> None:
+        super().__init__(detail, headers=_retry_after(retry_after), **extensions)
+
+
+class DeadlineExceeded(Problem):
+    """The answer would have come too late."""
+
+    status, slug, title = HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
