@@ -1,0 +1,177 @@
+"""Weights from a local file, a folder, or a hub repository; loaded strictly, or not at all.
+
+::
+
+    --weights  ─┬─ file.safetensors ────────────────┐
+                ├─ file.bin (a bare state dict) ────┤
+                ├─ folder/ (config.json + weights) ─┼─> Checkpoint(tensors, config) ─> load_strictly(network)
+                └─ org/repo[@revision][:file] ──────┘
+                     through huggingface_hub
+
+Nothing here unpickles code: ``.bin`` files are read with ``weights_only``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+__all__ = ["Checkpoint", "CheckpointError", "HubFile", "load_strictly", "open_checkpoint"]
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+CONFIG_FILE = "config.json"
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
+# Saved by transformers before 4.31: a constant, not a weight.
+_IGNORED = re.compile(r"(^|\.)position_ids$")
+
+
+class CheckpointError(Exception):
+    """Weights that cannot be found, read or fitted to the network; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """A file of a hub repository, at a ``revision`` (commit, tag or branch)."""
+
+    repo: str
+    filename: str = "model.safetensors"
+    revision: str = "main"
+
+    @classmethod
+    def parse(cls, text: str) -> HubFile | None:
+        """``org/repo``, ``org/repo@revision`` or ``org/repo@revision:file``; None if it is none of these."""
+        match = _HUB_ID.fullmatch(text)
+        if match is None:
+            return None
+        return cls(repo=match["repo"], revision=match["revision"] or "main", filename=match["file"] or WEIGHT_FILES[0])
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}:{self.filename}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Tensors by published name, the ``config.json`` beside them if there is one, and where they came from."""
+
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any] | None
+    source: str
+
+    def digest(self) -> str:
+        """SHA-256, hexadecimal, of names, shapes, dtypes and values: the same weights in any file have the same one."""
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].contiguous()
+            digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def open_checkpoint(weights: str | Path | HubFile) -> Checkpoint:
+    """Reads a local file or folder, or downloads from the hub. Raises ``CheckpointError``."""
+    if isinstance(weights, HubFile):
+        return _download(weights)
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        return Checkpoint(tensors=_read_tensors(path), config=_read_config(path.parent), source=str(path))
+    hub = HubFile.parse(str(weights))
+    if hub is None or path.suffix in (".safetensors", ".bin"):
+        raise CheckpointError(f"no weights at {weights}: expected a .safetensors or .bin file, a folder, or a hub id")
+    return _download(hub)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return Checkpoint(
+                tensors=_read_tensors(folder / name), config=_read_config(folder), source=str(folder / name)
+            )
+    raise CheckpointError(f"no {' or '.join(WEIGHT_FILES)} in the folder {folder}")
+
+
+def _read_config(folder: Path) -> Mapping[str, Any] | None:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object")
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else _read_bin(path)
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {error}") from None
+    return {name: tensor for name, tensor in tensors.items() if not _IGNORED.search(name)}
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise ValueError("expected a bare state dict, names to tensors")
+    return content
+
+
+def _download(hub: HubFile) -> Checkpoint:
+    """Downloads through huggingface_hub (its cache, progress bar, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE hold)."""
+    try:
+        path = Path(hf_hub_download(hub.repo, hub.filename, revision=hub.revision))
+    except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
+        raise CheckpointError(
+            f"{hub} is not in the local cache and cannot be downloaded ({type(error).__name__}). With a network, unset "
+            f"HF_HUB_OFFLINE and try again. Without one, fetch the file {hub.filename} of the repository {hub.repo} "
+            f"elsewhere, put it into a folder of its own together with the repository's {CONFIG_FILE}, and name that "
+            f"folder as the weights."
+        ) from error
+    config = None
+    if hub.filename in WEIGHT_FILES:
+        try:
+            config = _read_config(Path(hf_hub_download(hub.repo, CONFIG_FILE, revision=hub.revision)).parent)
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            config = None  # the variant's own configuration holds
+    # The cache folder is named after the commit, whatever branch or tag was asked for.
+    return Checkpoint(tensors=_read_tensors(path), config=config, source=f"{hub.repo}@{path.parent.name}")
+
+
+def load_strictly(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's tensors, as float32, into a network built on the meta device.
+
+    Raises ``CheckpointError`` naming every missing, extra or misshapen tensor.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    complaints = [
+        *(f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in given),
+        *(f"unexpected {name} {list(shape)}" for name, shape in given.items() if name not in expected),
+        *(
+            f"{name} is {list(given[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if name in given and given[name] != shape
+        ),
+    ]
+    if complaints:
+        shown = "; ".join(complaints[:8]) + (f"; and {len(complaints) - 8} more" if len(complaints) > 8 else "")
+        raise CheckpointError(f"{checkpoint.source} does not fit {type(network).__name__}: {shown}")
+    network.load_state_dict(
+        {name: tensor.to(torch.float32) for name, tensor in checkpoint.tensors.items()}, assign=True
+    )

@@ -1,0 +1,128 @@
+"""Token ids <-> packed bits <-> text.
+
+::
+
+    ids [B, K]  <->  K x ceil(log2 V) bits, big-endian, zero-padded to whole bytes  <->  text, URL-safe base64 unpadded
+
+32 ids of a 4,096-entry codebook are 48 bytes or exactly 64 characters. Ids have one packed form and one text form: what
+is not exactly that form is refused, so that equal codes always mean equal tokens.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CodeError", "CodeFormat"]
+
+_ALPHABET = re.compile(r"[A-Za-z0-9_-]*")
+
+
+class CodeError(ValueError):
+    """Bytes, text or ids that are no code of this tokenizer; ``position`` is the index of the offending id, if any."""
+
+    def __init__(self, message: str, *, position: int | None = None) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+@dataclass(frozen=True)
+class CodeFormat:
+    """The code of a tokenizer with ``num_tokens`` ids (K) in 0..``codebook_size``-1 (V)."""
+
+    num_tokens: int
+    codebook_size: int
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1 or self.codebook_size < 2:
+            raise ValueError(
+                f"a code needs at least one token and two codes, not {self.num_tokens} and {self.codebook_size}"
+            )
+
+    @property
+    def bits(self) -> int:
+        """Bits an id: ceil(log2 V)."""
+        return (self.codebook_size - 1).bit_length()
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the packed form."""
+        return (self.num_tokens * self.bits + 7) // 8
+
+    @property
+    def num_characters(self) -> int:
+        """Length of the text form."""
+        return (self.num_bytes * 8 + 5) // 6
+
+    def check(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Ids [..., K] as int64. Raises ``CodeError`` for a wrong count, a non-integer, or an id out of range."""
+        array = np.asarray(ids)
+        if array.dtype.kind not in "iu":
+            raise CodeError(f"token ids are integers, not {array.dtype}")
+        if array.ndim == 0 or array.shape[-1] != self.num_tokens:
+            count = array.shape[-1] if array.ndim else 0
+            raise CodeError(f"an image has {self.num_tokens} token ids, not {count}")
+        outside = (array < 0) | (array >= self.codebook_size)
+        if outside.any():
+            position = int(np.argwhere(outside)[0][-1])
+            value = array[tuple(np.argwhere(outside)[0])]
+            raise CodeError(
+                f"token id {value} at position {position} is out of range 0..{self.codebook_size - 1}",
+                position=position,
+            )
+        return array.astype(np.int64)
+
+    def pack(self, ids: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Ids [B, K] -> bytes uint8 [B, num_bytes]."""
+        array = self.check(ids)
+        bits = (array[..., None] >> np.arange(self.bits - 1, -1, -1)) & 1  # [B, K, bits], the highest first
+        return np.packbits(bits.reshape(*array.shape[:-1], -1).astype(np.uint8), axis=-1)
+
+    def unpack(self, packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Bytes uint8 [B, num_bytes] -> ids int64 [B, K]. Raises ``CodeError`` for padding bits or ids out of range."""
+        if packed.shape[-1] != self.num_bytes:
+            raise CodeError(f"a packed code has {self.num_bytes} bytes, not {packed.shape[-1]}")
+        bits = np.unpackbits(packed, axis=-1)
+        used = self.num_tokens * self.bits
+        if bits[..., used:].any():
+            raise CodeError(f"the last {self.num_bytes * 8 - used} padding bits of a packed code are zero")
+        weights = 1 << np.arange(self.bits - 1, -1, -1, dtype=np.int64)
+        ids = bits[..., :used].reshape(*packed.shape[:-1], self.num_tokens, self.bits) @ weights
+        return self.check(ids)
+
+    def to_text(self, ids: npt.ArrayLike) -> list[str]:
+        """Ids [B, K] -> B texts of ``num_characters`` characters."""
+        return [base64.urlsafe_b64encode(row.tobytes()).decode().rstrip("=") for row in self.pack(ids)]
+
+    def from_text(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """B texts -> ids int64 [B, K]. Raises ``CodeError`` where a text is not exactly what ``to_text`` writes."""
+        packed = np.empty((len(texts), self.num_bytes), np.uint8)
+        for row, text in zip(packed, texts, strict=True):
+            row[:] = np.frombuffer(self._decode(text), np.uint8)
+        return self.unpack(packed)
+
+    def _decode(self, text: str) -> bytes:
+        if len(text) != self.num_characters:
+            raise CodeError(f"a code has {self.num_characters} characters, not {len(text)}")
+        if not _ALPHABET.fullmatch(text):
+            raise CodeError("a code consists of the letters A-Z and a-z, the digits 0-9, '-' and '_'")
+        try:
+            decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        except binascii.Error as error:
+            raise CodeError(f"not URL-safe base64: {error}") from None
+        # Unused bits of the last character could hold anything and still decode to the same bytes.
+        if base64.urlsafe_b64encode(decoded).decode().rstrip("=") != text:
+            raise CodeError("the unused bits of a code's last character are zero")
+        return decoded
+
+    def from_bytes(self, data: bytes) -> npt.NDArray[np.int64]:
+        """Concatenated packed codes -> ids int64 [B, K]. Raises ``CodeError`` unless the length is a multiple."""
+        if not data or len(data) % self.num_bytes:
+            raise CodeError(f"packed codes come in whole groups of {self.num_bytes} bytes, not {len(data)} bytes")
+        return self.unpack(np.frombuffer(data, np.uint8).reshape(-1, self.num_bytes))

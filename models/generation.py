@@ -1,0 +1,196 @@
+"""A generator ready for work: classes and seeds in, token ids out; a tokenizer turns those into images.
+
+::
+
+    from models import load_generator
+    generator = load_generator("titok-mini-32")
+    ids = generator.generate([207, None], seeds=[1, 2], preset="demo")     # int64 [2, K]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.checkpoints import Checkpoint, CheckpointError, HubFile, load_strictly, open_checkpoint
+from models.configuration import class_names, generator_config
+from models.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
+from models.imagenet import IMAGENET_CLASSES
+from models.precision import Precision
+from models.registry import GENERATORS, PRESETS, GeneratorVariant, UnknownVariantError
+from models.sampling import SamplingRow, SamplingSettings, StepNoise, StepOutcome, guide, sample_step
+
+__all__ = ["Generator", "load_generator"]
+
+# Rounding moves guided logits between batch sizes by about 1e-4 (float32, measured on the published shapes); a decision
+# closer than ten times that is made by the row alone.
+_NEAR_TIE = 1e-3
+
+
+class Generator:
+    """A network with its weights on a device.
+
+    Attributes: ``name``, ``revision``, ``num_tokens`` K, ``codebook_size`` V, ``num_classes``, ``class_names`` by id,
+    ``presets`` by name, ``source`` of the weights.
+    """
+
+    def __init__(
+        self,
+        network: MaskGITViT | UViT,
+        *,
+        variant: GeneratorVariant,
+        names: Sequence[str],
+        digest: str,
+        source: str,
+        device: torch.device,
+        dtype: str,
+    ) -> None:
+        config: GeneratorConfig = network.config
+        self.name = variant.name
+        self.presets = variant.presets
+        self.class_names = tuple(names)
+        self.source = source
+        self.device = device
+        self.num_tokens, self.codebook_size = config.image_seq_len, config.codebook_size
+        self.num_classes = config.condition_num_classes
+        self.precision = Precision.of(dtype, device)
+        self._mask_token = config.mask_token
+        self._network = network.eval().requires_grad_(False).to(device)
+        self._network.set_compute_dtype(self.precision.generator)
+        low = "" if self.precision.generator is torch.float32 else "-bf16"
+        self.revision = f"{digest[:12]}{low}"
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights in the network."""
+        return sum(parameter.numel() for parameter in self._network.parameters())
+
+    def settings(self, preset: str | None = None, **changes: Any) -> SamplingSettings:
+        """A preset (``published`` unless named), with single members changed. Raises ``ValueError``."""
+        name = preset or PRESETS[0]
+        if name not in self.presets:
+            raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(self.presets)}")
+        unknown = set(changes) - set(SamplingSettings.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"no sampling setting is called {', '.join(sorted(unknown))}")
+        return replace(self.presets[name], **changes)
+
+    def begin(self, label: int | None, seed: int, settings: SamplingSettings) -> SamplingRow:
+        """A row with every token masked; ``label`` in 0..num_classes-1, or None or -1 for no class."""
+        if label is not None and not -1 <= label < self.num_classes:
+            raise ValueError(f"class {label} is out of range 0..{self.num_classes - 1}")
+        tokens = torch.full((self.num_tokens,), self._mask_token, dtype=torch.int64, device=self.device)
+        return SamplingRow(label if label is not None and label >= 0 else None, seed, settings, tokens)
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[SamplingRow]) -> None:
+        """Advances unfinished rows by one step each, in one forward pass, with and without their classes.
+
+        In float32 a row's tokens do not depend on the other rows: a decision so close that the rounding of a larger
+        batch could make it is made again by the row on its own.
+        """
+        outcome = self._outcome(rows)
+        tokens = outcome.tokens.clone()
+        if len(rows) > 1 and self.precision.generator is torch.float32:
+            for index in (outcome.margin < _NEAR_TIE).nonzero()[:, 0].tolist():
+                tokens[index] = self._outcome([rows[index]]).tokens[0]
+        for row, result in zip(rows, tokens, strict=True):
+            row.tokens = result
+            row.step += 1
+
+    def _outcome(self, rows: Sequence[SamplingRow]) -> StepOutcome:
+        tokens = torch.stack([row.tokens for row in rows])
+        labels = torch.tensor([-1 if row.label is None else row.label for row in rows], device=self.device)
+        guided = [index for index, row in enumerate(rows) if row.needs_unconditional]
+        logits = self._network(
+            torch.cat([tokens, tokens[guided]]), torch.cat([labels, torch.full_like(labels[guided], -1)])
+        )
+        conditional, unconditional = logits[: len(rows)], logits[: len(rows)].clone()
+        unconditional[guided] = logits[len(rows) :]
+        noise = StepNoise.of_rows(rows, self.num_tokens, self.codebook_size, self.device)
+        return sample_step(rows, guide(rows, conditional, unconditional), tokens, noise, mask_token=self._mask_token)
+
+    def generate(
+        self, labels: Sequence[int | None], *, seeds: Sequence[int], preset: str | None = None, **settings: Any
+    ) -> Tensor:
+        """Class ids (None or -1: no class) and one seed each -> ids int64 [B, K].
+
+        ``settings`` are members of ``SamplingSettings`` that differ from the preset's. Raises ``ValueError``.
+        """
+        if len(labels) != len(seeds):
+            raise ValueError(f"{len(labels)} labels need as many seeds, not {len(seeds)}")
+        chosen = self.settings(preset, **settings)
+        rows = [self.begin(label, seed, chosen) for label, seed in zip(labels, seeds, strict=True)]
+        if not rows:
+            return torch.empty(0, self.num_tokens, dtype=torch.int64)
+        for _ in range(chosen.steps):
+            self.step(rows)
+        return torch.stack([row.tokens for row in rows]).cpu()
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor, labels: Sequence[int | None]) -> Tensor:
+        """Ids int64 [B, K] in 0..V (V: masked) and class ids (None or -1: no class) -> float32 [B, K, V]."""
+        if tokens.ndim != 2 or tokens.shape[1] != self.num_tokens or len(labels) != len(tokens):
+            raise ValueError(
+                f"expected tokens [B, {self.num_tokens}] and B labels, not {list(tokens.shape)}, {len(labels)}"
+            )
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) <= self._mask_token:
+            raise ValueError(f"token ids are 0..{self.codebook_size - 1}, or {self._mask_token} for a masked one")
+        for label in labels:
+            if label is not None and not -1 <= label < self.num_classes:
+                raise ValueError(f"class {label} is out of range 0..{self.num_classes - 1}")
+        ids = torch.tensor([-1 if label is None else label for label in labels], dtype=torch.int64)
+        logits: Tensor = self._network(tokens.to(self.device, torch.int64), ids.to(self.device))
+        return logits.cpu()
+
+
+def load_generator(
+    name: str, *, weights: str | Path | HubFile | None = None, device: str = "cpu", dtype: str = "float32"
+) -> Generator:
+    """Loads the generator of the tokenizer ``name``; the arguments are those of ``load_tokenizer``.
+
+    Raises ``UnknownVariantError``, ``CheckpointError``, or ``ConfigError``.
+    """
+    variant = GENERATORS.get(name)
+    if variant is None:
+        raise UnknownVariantError(f"no generator is called {name!r}; there are {', '.join(GENERATORS)}")
+    checkpoint = open_checkpoint(variant.weights if weights is None else weights)
+    config = _config(variant, checkpoint)
+    with torch.device("meta"):
+        network = build_generator(config)
+    load_strictly(network, checkpoint)
+    return Generator(
+        network,
+        variant=variant,
+        names=_names(checkpoint, config),
+        digest=checkpoint.digest(),
+        source=checkpoint.source,
+        device=torch.device(device),
+        dtype=dtype,
+    )
+
+
+def _config(variant: GeneratorVariant, checkpoint: Checkpoint) -> GeneratorConfig:
+    if checkpoint.config is not None and "generator" in checkpoint.config.get("model", {}):
+        # Old files do not say which network they hold; the names of its tensors do.
+        by_prefix = "UViT" if any(key.startswith("in_blocks.") for key in checkpoint.tensors) else "ViT"
+        return generator_config(checkpoint.config, model_type=by_prefix)  # type: ignore[arg-type]
+    if variant.config is not None:
+        return variant.config
+    raise CheckpointError(f"{checkpoint.source} has no config.json with a model.generator section beside it")
+
+
+def _names(checkpoint: Checkpoint, config: GeneratorConfig) -> Sequence[str]:
+    names = class_names(checkpoint.config) if checkpoint.config is not None else None
+    if names is None:
+        names = IMAGENET_CLASSES if config.condition_num_classes == len(IMAGENET_CLASSES) else None
+    if names is None:
+        return [f"class {index}" for index in range(config.condition_num_classes)]
+    if len(names) != config.condition_num_classes:
+        raise CheckpointError(f"{checkpoint.source} names {len(names)} classes, and has {config.condition_num_classes}")
+    return names

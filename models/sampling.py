@@ -1,0 +1,218 @@
+"""MaskGIT sampling, row by row: every image has its own seed, label, guidance, temperature and step counter.
+
+::
+
+    all masked -> [ logits -> guide -> sample -> keep the confident ones, mask the rest ] x steps -> ids
+
+A step is a pure function of the rows' state, of the logits, and of noise that belongs to (seed, step): rows at
+different steps of different schedules share one call, and none can tell who its neighbours are.
+
+Source: MaskGIT (arXiv 2202.04200, section 3.2), TiTok (arXiv 2406.07550, section 4.1), and the published sampler
+(1d-tokenizer, commit 942a96f), which takes one schedule for the whole batch and its noise from a global generator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["MAX_STEPS", "SamplingRow", "SamplingSettings", "StepNoise", "StepOutcome", "guide", "sample_step"]
+
+MAX_STEPS = 256
+
+GuidanceDecay = Literal["constant", "linear", "power-cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How one image is sampled.
+
+    ``guidance_scale`` (0..50) counts as the published code counts it: with ``constant`` and ``linear`` decay the logits
+    are c + w (c - u), with ``power-cosine`` u + w (c - u). ``temperature`` (0..100) scales the noise on the choice of
+    tokens and of positions, and falls linearly to 0 at the last step. ``softmax_annealing`` divides the logits by a
+    number that falls from about 1.3 to 0.5.
+    """
+
+    steps: int
+    guidance_scale: float
+    guidance_decay: GuidanceDecay = "constant"
+    guidance_power: float = 3.0
+    temperature: float = 1.0
+    softmax_annealing: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range("steps", self.steps, 1, MAX_STEPS)
+        _check_range("guidance_scale", self.guidance_scale, 0.0, 50.0)
+        _check_range("guidance_power", self.guidance_power, 0.1, 10.0)
+        _check_range("temperature", self.temperature, 0.0, 100.0)
+
+    def guidance_weight(self, step: int) -> float:
+        """The factor of (c - u) at a step in 0..steps-1. A linear decay starts at 0: one forward pass, no guidance."""
+        progress = step / self.steps
+        if self.guidance_decay == "linear":
+            return self.guidance_scale * progress
+        if self.guidance_decay == "power-cosine":
+            ramp = 0.5 * (1.0 - math.cos(math.pi * progress**self.guidance_power))
+            return 1.0 + (self.guidance_scale - 1.0) * ramp
+        return self.guidance_scale
+
+    def needs_unconditional(self, step: int) -> bool:
+        """Whether a step needs the logits without a class."""
+        return self.guidance_weight(step) != 0.0
+
+    def masked_fraction(self, step: int) -> float:
+        """The part of the tokens that stays masked after a step: the arccos schedule, 0 after the last one."""
+        return math.acos((step + 1) / self.steps) / (math.pi / 2)
+
+    def noise_scale(self, step: int) -> float:
+        """Factor of the Gumbel noise at a step; 0 at the last one."""
+        return self.temperature * (1.0 - (step + 1) / self.steps)
+
+    def logit_divisor(self, step: int) -> float:
+        """Softmax temperature at a step."""
+        return 0.5 + 0.8 * (1.0 - (step + 1) / self.steps) if self.softmax_annealing else 1.0
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value} is out of range {low}..{high}")
+
+
+@dataclass(slots=True)
+class SamplingRow:
+    """One image being sampled: ``tokens`` int64 [K], the mask id where unknown; ``step`` counts the steps done.
+
+    ``label`` is a class id, or None for an image of no class.
+    """
+
+    label: int | None
+    seed: int
+    settings: SamplingSettings
+    tokens: Tensor
+    step: int = field(default=0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every token is known."""
+        return self.step >= self.settings.steps
+
+    @property
+    def needs_unconditional(self) -> bool:
+        """Whether the next step needs the logits without a class beside those with one."""
+        return self.label is not None and self.settings.needs_unconditional(self.step)
+
+
+class StepNoise(NamedTuple):
+    """Uniform noise in (0, 1): ``token`` float32 [R, K, V] decides the tokens, ``confidence`` [R, K] what is masked."""
+
+    token: Tensor
+    confidence: Tensor
+
+    @classmethod
+    def of_rows(
+        cls, rows: Sequence[SamplingRow], num_tokens: int, codebook_size: int, device: torch.device
+    ) -> StepNoise:
+        """The noise that belongs to each row's seed and step, the same on every device and in every company."""
+        return cls(
+            token=_uniform([_key(row, "token") for row in rows], num_tokens * codebook_size, device).view(
+                len(rows), num_tokens, codebook_size
+            ),
+            confidence=_uniform([_key(row, "confidence") for row in rows], num_tokens, device),
+        )
+
+
+def _key(row: SamplingRow, stream: str) -> int:
+    digest = hashlib.blake2b(f"{row.seed}/{row.step}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+# The finalizer of splitmix64 (Steele, Lea and Flood 2014) as a counter-based generator: integer arithmetic gives the
+# same bits on a CPU and on a GPU, for any number of rows at once, and needs no state.
+_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
+
+
+def _uniform(keys: Sequence[int], count: int, device: torch.device) -> Tensor:
+    """Float32 [R, count] on the 2**23 midpoints of (0, 1)."""
+    counters = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _INCREMENT
+    x = torch.tensor(keys, dtype=torch.int64, device=device)[:, None] + counters
+    for shift, factor in _MIX:
+        # An arithmetic shift of a signed number, with the copies of its sign bit cleared, is the unsigned shift.
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    bits = ((x >> 41) ^ (x >> 18)) & ((1 << 23) - 1)
+    return (bits.to(torch.float32) + 0.5) * 2.0**-23
+
+
+def _gumbel(uniform: Tensor) -> Tensor:
+    return -torch.log(-torch.log(uniform.clamp(min=1e-20)).clamp(min=1e-20))
+
+
+def guide(rows: Sequence[SamplingRow], conditional: Tensor, unconditional: Tensor) -> Tensor:
+    """Logits [R, K, V] with and without the class -> guided logits, divided by the softmax temperature.
+
+    Where a row does not need the unconditional logits, its values in ``unconditional`` do not matter but are finite.
+    """
+    settings = [row.settings for row in rows]
+    device = conditional.device
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+
+    weights = column(
+        [s.guidance_weight(r.step) if r.needs_unconditional else 0.0 for r, s in zip(rows, settings, strict=True)]
+    )
+    from_unconditional = torch.tensor(
+        [r.needs_unconditional and s.guidance_decay == "power-cosine" for r, s in zip(rows, settings, strict=True)],
+        device=device,
+    )[:, None, None]
+    base = torch.where(from_unconditional, unconditional, conditional)
+    guided = base + weights * (conditional - unconditional)
+    return guided / column([s.logit_divisor(r.step) for r, s in zip(rows, settings, strict=True)])
+
+
+class StepOutcome(NamedTuple):
+    """``tokens`` int64 [R, K] after the step; ``sampled`` before masking; ``margin`` float32 [R].
+
+    The margin is how far the closest decision of a row (which token, which positions) was from going the other way.
+    """
+
+    tokens: Tensor
+    sampled: Tensor
+    margin: Tensor
+
+
+def sample_step(
+    rows: Sequence[SamplingRow], logits: Tensor, tokens: Tensor, noise: StepNoise, *, mask_token: int
+) -> StepOutcome:
+    """One step of every row, from guided logits [R, K, V] and tokens int64 [R, K]; the rows are not changed."""
+    num_tokens = tokens.shape[1]
+    scale = torch.tensor(
+        [row.settings.noise_scale(row.step) for row in rows], dtype=torch.float32, device=logits.device
+    )
+    noisy = logits + scale[:, None, None] * _gumbel(noise.token)
+    best, chosen = noisy.max(dim=2)
+    masked = tokens == mask_token
+    sampled = torch.where(masked, chosen, tokens)
+    runner_up = noisy.scatter_(2, chosen[:, :, None], -torch.inf).amax(dim=2)
+    margin = torch.where(masked, best - runner_up, torch.inf).amin(dim=1)
+
+    # A known token is never masked again: its confidence is infinite.
+    score = torch.where(masked, logits.gather(2, chosen[:, :, None])[:, :, 0], torch.inf)
+    confidence = score + scale[:, None] * _gumbel(noise.confidence)
+    # float64 before the floor, as published: 32 * masked_fraction may come within rounding of a whole number.
+    wanted = [math.floor(np.float64(num_tokens) * row.settings.masked_fraction(row.step)) for row in rows]
+    to_mask = torch.minimum(torch.tensor(wanted, device=logits.device), masked.sum(dim=1) - 1).clamp(min=1)
+    ordered = confidence.sort(dim=1).values
+    threshold = ordered.gather(1, to_mask[:, None] - 1)
+    next_up = ordered.gather(1, to_mask[:, None].clamp(max=num_tokens - 1))
+    last = torch.tensor([row.step + 1 >= row.settings.steps for row in rows], device=logits.device)
+    remask = (confidence <= threshold) & ~last[:, None]
+    gap = torch.where(last, torch.inf, (next_up - threshold)[:, 0])
+    return StepOutcome(torch.where(remask, mask_token, sampled), sampled, torch.minimum(margin, gap))

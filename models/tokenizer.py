@@ -1,0 +1,189 @@
+"""A tokenizer ready for work: uint8 images in, ids out, and back.
+
+::
+
+    from models import load_tokenizer
+    tokenizer = load_tokenizer("titok-mini-32")
+    ids = tokenizer.encode(images)      # uint8 [B, S, S, 3] -> int64 [B, K]
+    images = tokenizer.decode(ids)      # int64 [B, K] -> uint8 [B, S, S, 3]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.checkpoints import Checkpoint, CheckpointError, HubFile, load_strictly, open_checkpoint
+from models.codes import CodeFormat
+from models.configuration import tokenizer_config
+from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from models.precision import Precision
+from models.preprocess import PREPROCESSING_VERSION
+from models.registry import TOKENIZERS, UnknownVariantError
+from models.titok import Posterior, TiTok, TiTokConfig
+
+__all__ = ["Tokenizer", "load_tokenizer"]
+
+# Rounding moves squared distances between batch sizes by 1e-5 of the latents' scale at most (float32, measured on the
+# published shapes); ids decided by less than ten times that are decided by the image alone.
+_NEAR_TIE = 1e-4
+
+
+class Tokenizer:
+    """A network with its weights on a device.
+
+    Attributes: ``name``; ``revision``, which changes whenever ids may; ``image_size`` S; ``num_tokens`` K;
+    ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C; ``source`` of the weights.
+    """
+
+    def __init__(
+        self, network: TiTok | MaskGITVQGAN, *, name: str, digest: str, source: str, device: torch.device, dtype: str
+    ) -> None:
+        self.name = name
+        self.source = source
+        self.device = device
+        self.precision = Precision.of(dtype, device)
+        self._network = network.eval().requires_grad_(False).to(device)
+        self._network.set_compute_dtype(encoder=self.precision.encoder, decoder=self.precision.decoder)
+        if isinstance(network, TiTok):
+            self.is_discrete = network.config.quantize_mode == "vq"
+            self.num_tokens, self.token_size = network.config.num_latent_tokens, network.config.token_size
+            self._unit_latents = network.config.use_l2_norm
+        else:
+            self.is_discrete = True
+            self.num_tokens, self.token_size = network.config.grid_size**2, network.config.latent_channels
+            self._unit_latents = False
+        self.codebook_size = network.config.codebook_size if self.is_discrete else 0
+        self.image_size = network.config.image_size
+        encoder = "" if self.precision.encoder is torch.float32 else "-bf16"
+        self.revision = f"{digest[:12]}-p{PREPROCESSING_VERSION}{encoder}"
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """How this tokenizer's ids are packed. Raises ``TypeError`` for a VAE variant."""
+        self._need_codes()
+        return CodeFormat(self.num_tokens, self.codebook_size)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights in the network."""
+        return sum(parameter.numel() for parameter in self._network.parameters())
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Images uint8 [B, S, S, 3] -> ids int64 [B, K].
+
+        In float32 an image's ids do not depend on the other images: where two codes are so close that the rounding of
+        a larger batch could decide, the image is encoded again on its own.
+
+        Raises ``ValueError`` for another shape or dtype, ``TypeError`` for a VAE variant.
+        """
+        self._need_codes()
+        pixels = self._pixels(images)
+        if len(pixels) == 0:
+            return torch.empty(0, self.num_tokens, dtype=torch.int64)
+        ids, margin, tolerance = self._assign(pixels)
+        if len(pixels) > 1 and self.precision.encoder is torch.float32:
+            for row in (margin < tolerance).any(dim=1).nonzero()[:, 0].tolist():
+                ids[row] = self._assign(pixels[row : row + 1])[0][0]
+        return ids.cpu()
+
+    def _assign(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        latents = self._network.latents(pixels)
+        assignment = self._network.quantize.assign(latents)
+        scale = 1.0 if self._unit_latents else latents.square().sum(dim=2).clamp(min=1.0)
+        return assignment.ids, assignment.margin, torch.as_tensor(_NEAR_TIE * scale, device=latents.device)
+
+    @torch.inference_mode()
+    def latents(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Images uint8 [B, S, S, 3] -> float32 [B, K, C] before quantization; of a VAE the posterior's mean."""
+        return self._network.latents(self._pixels(images)).cpu()
+
+    @torch.inference_mode()
+    def posterior(self, images: Tensor | npt.NDArray[np.uint8]) -> Posterior:
+        """Images uint8 [B, S, S, 3] -> mean and log variance float32 [B, K, C] of a VAE variant."""
+        if self.is_discrete or not isinstance(self._network, TiTok):
+            raise TypeError(f"{self.name} is no VAE: its tokens are codes, not vectors")
+        posterior = self._network.posterior(self._pixels(images))
+        return Posterior(posterior.mean.cpu(), posterior.logvar.cpu())
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor | npt.NDArray[np.int64]) -> Tensor:
+        """Ids int [B, K] in 0..V-1 -> images uint8 [B, S, S, 3]; a VAE variant takes its latents float32 [B, K, C].
+
+        Pixels are clamped to [0, 1] and rounded to the nearest of 256 levels. Raises ``CodeError`` (a ``ValueError``)
+        for ids of another count or out of range: they never reach the device.
+        """
+        if not isinstance(self._network, TiTok) or self.is_discrete:
+            ids = self.code_format.check(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
+            if ids.ndim != 2:
+                raise ValueError(f"expected ids [B, {self.num_tokens}], not {list(ids.shape)}")
+            images = self._network.decode(torch.from_numpy(ids).to(self.device))
+        else:
+            latents = torch.as_tensor(tokens)
+            if latents.ndim != 3 or latents.shape[1:] != (self.num_tokens, self.token_size):
+                raise ValueError(
+                    f"expected latents [B, {self.num_tokens}, {self.token_size}], not {list(latents.shape)}"
+                )
+            images = self._network.decode_codes(latents.to(self.device, torch.float32))
+        pixels = images.float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous().cpu()
+
+    def _need_codes(self) -> None:
+        if not self.is_discrete:
+            raise TypeError(f"{self.name} is a VAE: its tokens are vectors, not ids; use latents() and decode()")
+
+    def _pixels(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1] on the device."""
+        tensor = torch.as_tensor(images)
+        shape = (self.image_size, self.image_size, 3)
+        if tensor.dtype is not torch.uint8 or tensor.ndim != 4 or tensor.shape[1:] != shape:
+            expected = ", ".join(map(str, ("B", *shape)))
+            raise ValueError(f"expected images uint8 [{expected}], not {tensor.dtype} {list(tensor.shape)}")
+        return tensor.to(self.device).permute(0, 3, 1, 2).to(torch.float32).div(255.0)
+
+
+def load_tokenizer(
+    name: str, *, weights: str | Path | HubFile | None = None, device: str = "cpu", dtype: str = "float32"
+) -> Tokenizer:
+    """Loads a tokenizer by its variant name.
+
+    ``weights`` is a ``.safetensors`` or ``.bin`` file, a folder with ``config.json``, or a hub id
+    (``org/repo@revision``); by default the variant's own. A name of no variant is allowed where ``weights`` has a
+    ``config.json``. ``dtype`` is ``float32``, ``bfloat16`` or ``auto`` (see ``models.precision``).
+
+    Raises ``UnknownVariantError``, ``CheckpointError``, or ``ConfigError``.
+    """
+    variant = TOKENIZERS.get(name)
+    if weights is None:
+        if variant is None:
+            raise UnknownVariantError(f"no tokenizer is called {name!r}; there are {', '.join(TOKENIZERS)}")
+        weights = variant.weights
+    checkpoint = open_checkpoint(weights)
+    with torch.device("meta"):
+        network = _network(name, variant.config if variant is not None else None, checkpoint)
+    load_strictly(network, checkpoint)
+    return Tokenizer(
+        network,
+        name=name,
+        digest=checkpoint.digest(),
+        source=checkpoint.source,
+        device=torch.device(device),
+        dtype=dtype,
+    )
+
+
+def _network(
+    name: str, published: TiTokConfig | MaskGITVQGANConfig | None, checkpoint: Checkpoint
+) -> TiTok | MaskGITVQGAN:
+    if isinstance(published, MaskGITVQGANConfig):
+        return MaskGITVQGAN(published)
+    if checkpoint.config is not None:
+        return TiTok(tokenizer_config(checkpoint.config))
+    if published is not None:
+        return TiTok(published)
+    raise CheckpointError(f"{checkpoint.source} has no config.json beside it, and {name!r} is no published variant")
