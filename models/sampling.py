@@ -151,7 +151,8 @@ def _uniform(keys: Sequence[int], count: int, device: torch.device) -> Tensor:
 
 
 def _gumbel(uniform: Tensor) -> Tensor:
-    return -torch.log(-torch.log(uniform.clamp(min=1e-20)).clamp(min=1e-20))
+    exponential = -torch.log(uniform.clamp(min=1e-20))
+    return -torch.log(exponential.clamp(min=1e-20))
 
 
 def guide(rows: Sequence[SamplingRow], conditional: Tensor, unconditional: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Turns requests into batches of tensors and back."""

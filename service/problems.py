@@ -63,8 +63,9 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 class ProblemDetail:
     """One offending place of a request.
 
-    ``pointer`` is a JSON pointer into the body (``/tokens/0/3``), or names another part of the request: ``query/steps``,
-    ``header/Accept``, ``path/code``, ``body`` for a body that is not JSON, ``body/2`` for the third file of a form.
+    ``pointer`` is a JSON pointer into the body (``/tokens/0/3``), or names another part of the request:
+    ``query/steps``, ``header/Accept``, ``path/code``, ``body`` for a body that is not JSON, ``body/2`` for the third
+    file of a form.
     """
 
     pointer: str

@@ -1,0 +1,301 @@
+"""The one definition of "image -> S x S uint8 RGB": which pixels a tokenizer sees, and so which ids come out.
+
+::
+
+    any PIL image ── to_rgb ──> RGB ──┬── eval_crop ──> [S, S, 3]         encode, evaluation
+                                      ├── adm_crop ───> [S, S, 3]         the ADM crop
+                                      └── ten_crop ───> [10, S, S, 3]     pre-tokenization of a training set
+
+Pixels follow the published TiTok evaluation and pre-tokenization (https://github.com/bytedance/1d-tokenizer) and, for
+the ADM crop, https://github.com/openai/guided-diffusion. Resampling is Pillow's, which computes in fixed point, with
+the order of its two passes fixed here: the same pixels on every machine and with every release of Pillow.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+
+__all__ = ["PREPROCESSING_VERSION", "adm_crop", "eval_crop", "ten_crop", "to_rgb"]
+
+PREPROCESSING_VERSION: str = "1"
+"""Part of every cache key. Raise it with any change after which some image may give other pixels than before."""
+
+Pixels = npt.NDArray[np.uint8]
+
+_WHITE = (255, 255, 255)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> the transposition that undoes it."""
+
+_SIXTEEN_BIT = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+_CONVERTIBLE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+
+_MAX_RESIZED_PIXELS = 1 << 24
+"""Largest resized image that is held whole, 64 MiB; only an aspect ratio beyond 1 : 256 (at S = 256) goes over it."""
+
+
+# --- any image -> RGB ------------------------------------------------------------------------------------------------
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it on a white page, in mode RGB.
+
+    - EXIF orientation is applied; unreadable EXIF counts as none.
+    - Transparency of any kind (alpha channel, premultiplied or not, palette alpha, a transparent colour) is laid over
+      white.
+    - 16-bit gray keeps its high byte. ``Image.convert`` would clip instead and turn most of such an image white.
+    - Embedded colour profiles are not applied, as in the published evaluation.
+
+    Args:
+        image: an image of any mode but "F". It is loaded; its pixels and metadata stay as they are.
+
+    Returns:
+        A new RGB image without metadata, or ``image`` itself if there was nothing to do.
+
+    Raises:
+        ValueError: for mode "F" (its range is unknown), for mode "I" with values outside 0..65535, and for modes that
+            have no RGB form. The message names the mode.
+        OSError: the pixels cannot be loaded.
+    """
+    image.load()
+    method = _UPRIGHT.get(_orientation(image))
+    rgb = image if image.mode == "RGB" and not image.has_transparency_data else _flatten(image)
+    if method is not None:
+        rgb = rgb.transpose(method)
+    if rgb is not image:
+        rgb.info = {}  # an orientation that has been applied must not be found, and applied, again
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's EXIF reader fails in many ways on damaged metadata; the picture is still good
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:
+        return _flatten_sixteen_bit(image)
+    if image.has_transparency_data:
+        return _over_white(_with_alpha(image))
+    if image.mode not in _CONVERTIBLE:
+        raise ValueError(
+            f"an image of mode {image.mode!r} cannot be brought to 8-bit RGB; convert it before sending it"
+        )
+    return image.convert("RGB")
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # premultiplied gray has no direct way to RGBA
+        image = image.convert("LA")
+    if image.mode == "RGB":
+        key = image.info["transparency"]
+        # A 16-bit PNG has been cut to 8 bits, but its transparent colour has not: nothing can be compared with it.
+        if not isinstance(key, tuple) or max(key) > 255:
+            return image
+    return image.convert("RGBA")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image.copy()
+    page = Image.new("RGB", image.size, _WHITE)
+    page.paste(image, mask=image.getchannel("A"))
+    return page
+
+
+def _flatten_sixteen_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image.convert("I"))
+    if image.mode == "I" and values.size and (values.min() < 0 or values.max() > 0xFFFF):
+        raise ValueError(
+            f"mode 'I' with values from {values.min()} to {values.max()}: only 16-bit gray, 0 to 65535, is taken"
+        )
+    gray = (values >> 8).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        gray[values == key] = 255
+    return Image.fromarray(gray).convert("RGB")
+
+
+# --- RGB -> S x S ----------------------------------------------------------------------------------------------------
+
+
+def eval_crop(image: Image.Image, size: int) -> Pixels:
+    """The published evaluation's view of an image: shorter side to ``size``, then the centre square.
+
+    Bicubic with antialiasing; the other side becomes ``int(size * long / short)``; the offset of the crop is
+    ``(side - size) / 2`` rounded half to even.
+
+    Args:
+        image: mode RGB, any size from 1 x 1.
+        size: S, in pixels.
+
+    Returns:
+        uint8 ``[S, S, 3]``, 0..255.
+
+    Raises:
+        ValueError: ``image`` is not RGB, or ``size`` is not positive.
+    """
+    _check(image, size)
+    width, height = image.size
+    short = min(width, height)
+    # Integer arithmetic: the truncation must not depend on how a quotient was rounded.
+    resized = (size * width // short, size * height // short)
+    return _resize_crop(image, resized, _centre_half_even(resized, size), size)
+
+
+def adm_crop(image: Image.Image, size: int) -> Pixels:
+    """The ADM crop: halve with a box filter while the shorter side is at least ``2 * size``, then bicubic and centre.
+
+    The other side is rounded, the offset is ``(side - size) // 2``. Differs from :func:`eval_crop` when shrinking.
+
+    Args:
+        image: mode RGB, any size from 1 x 1.
+        size: S, in pixels.
+
+    Returns:
+        uint8 ``[S, S, 3]``, 0..255.
+
+    Raises:
+        ValueError: ``image`` is not RGB, or ``size`` is not positive.
+    """
+    _check(image, size)
+    while min(image.size) >= 2 * size:
+        image = _resize(image, (image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    resized = (round(image.width * scale), round(image.height * scale))
+    return _resize_crop(image, resized, ((resized[0] - size) // 2, (resized[1] - size) // 2), size)
+
+
+def ten_crop(image: Image.Image, size: int = 256, *, pad_factor: float = 1.1) -> Pixels:
+    """The ten views a training set is pre-tokenized from.
+
+    The ADM crop at ``int(size * pad_factor)``, then its corners (top left, top right, bottom left, bottom right) and
+    centre, then the same five of the mirrored image.
+
+    Args:
+        image: mode RGB, any size from 1 x 1.
+        size: S, in pixels.
+        pad_factor: side of the square that the crops are taken from, in units of ``size``; at least 1.
+
+    Returns:
+        uint8 ``[10, S, S, 3]``, 0..255.
+
+    Raises:
+        ValueError: ``image`` is not RGB, ``size`` is not positive, or ``pad_factor`` is below 1.
+    """
+    if not 1 <= pad_factor < math.inf:
+        raise ValueError(f"pad_factor is {pad_factor}; 1 or more is expected")
+    padded = adm_crop(image, int(size * pad_factor))
+    far = padded.shape[0] - size
+    left, top = _centre_half_even((padded.shape[1], padded.shape[0]), size)
+    corners = ((0, 0), (0, far), (far, 0), (far, far), (top, left))
+    return np.stack([view[y : y + size, x : x + size] for view in (padded, padded[:, ::-1]) for y, x in corners])
+
+
+def _check(image: Image.Image, size: int) -> None:
+    if image.mode != "RGB":
+        raise ValueError(f"the image has mode {image.mode!r}; RGB is expected (see to_rgb)")
+    if size < 1:
+        raise ValueError(f"size is {size}; 1 or more is expected")
+
+
+def _centre_half_even(sides: tuple[int, int], size: int) -> tuple[int, int]:
+    return round((sides[0] - size) / 2), round((sides[1] - size) / 2)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """``Image.resize`` with the horizontal pass first.
+
+    Each pass rounds to 8 bits, so their order shows. Pillow always began with the horizontal one; since version 13 it
+    begins with the vertical one for tall images, which changes up to a seventh of the values of a noisy image.
+    """
+    return image.resize((size[0], image.height), resample).resize(size, resample)
+
+
+def _resize_crop(image: Image.Image, resized: tuple[int, int], offset: tuple[int, int], size: int) -> Pixels:
+    """Resize to ``resized`` (width, height; the shorter is ``size``), cut the square at ``offset`` (x, y)."""
+    if resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
+        return _resize_crop_elongated(image, resized, offset, size)
+    x, y = offset
+    square = _resize(image, resized, Image.Resampling.BICUBIC).crop((x, y, x + size, y + size))
+    return np.array(square, dtype=np.uint8)
+
+
+def _resize_crop_elongated(image: Image.Image, resized: tuple[int, int], offset: tuple[int, int], size: int) -> Pixels:
+    """What :func:`_resize_crop` gives, pixel for pixel, without the long resized image: 1 x 10000 would need 2.6 GB.
+
+    A pass looks at one axis only, so the one along the long axis can be done for the ``size`` wanted positions alone.
+    Pillow's own way to a part of the result, ``resize(box=...)``, takes the box in single precision: pixels change.
+    """
+    if resized[0] > resized[1]:
+        seen, taps = _bicubic_taps(image.width, resized[0], offset[0], size)
+        columns = np.asarray(image.crop((seen.start, 0, seen.stop, image.height))).swapaxes(0, 1)
+        narrow = Image.fromarray(np.ascontiguousarray(_apply(taps, columns).swapaxes(0, 1)))
+        return np.array(narrow.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
+    seen, taps = _bicubic_taps(image.height, resized[1], offset[1], size)
+    rows = image.crop((0, seen.start, image.width, seen.stop))
+    return _apply(taps, np.asarray(rows.resize((size, rows.height), Image.Resampling.BICUBIC)))
+
+
+_COEFFICIENT_BITS = 22
+"""Pillow's fixed point for 8-bit channels: 32 bits less 8 of the sample less 2 of head-room for the sums."""
+
+
+def _bicubic_taps(length: int, resized: int, first: int, count: int) -> tuple[range, npt.NDArray[np.int64]]:
+    """Pillow's bicubic coefficients for the outputs ``first .. first + count`` of ``resized``.
+
+    Returns:
+        The inputs (of ``length``) that those outputs see, n of them; their fixed-point weights, int64 ``[count, n]``.
+    """
+    scale = length / resized
+    stretch = max(scale, 1.0)
+    support = 2.0 * stretch
+    windows: list[tuple[int, list[float]]] = []
+    for output in range(first, first + count):
+        centre = (output + 0.5) * scale
+        start = max(int(centre - support + 0.5), 0)
+        stop = min(int(centre + support + 0.5), length)
+        weights = [_bicubic((position - centre + 0.5) / stretch) for position in range(start, stop)]
+        total = sum(weights)
+        windows.append((start, [weight / total for weight in weights]))
+
+    begin = windows[0][0]
+    end = max(start + len(weights) for start, weights in windows)
+    taps = np.zeros((count, end - begin), np.int64)
+    for row, (start, weights) in enumerate(windows):
+        fixed = [int(math.copysign(0.5, weight) + weight * (1 << _COEFFICIENT_BITS)) for weight in weights]
+        taps[row, start - begin : start - begin + len(weights)] = fixed
+    return range(begin, end), taps
+
+
+def _bicubic(x: float) -> float:
+    """Keys' cubic with a = -0.5, in the operation order of Pillow's C source (the last bit of a weight matters)."""
+    a = -0.5
+    x = abs(x)
+    if x < 1.0:
+        return ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    if x < 2.0:
+        return (((x - 5) * x + 8) * x - 4) * a
+    return 0.0
+
+
+def _apply(taps: npt.NDArray[np.int64], lines: Pixels) -> Pixels:
+    """Weighted sums, rounded and clipped: taps ``[count, n]``, lines ``[n, m, 3]`` -> uint8 ``[count, m, 3]``."""
+    sums: npt.NDArray[np.int64] = np.tensordot(taps, lines.astype(np.int64), axes=1)
+    rounded = (sums + (1 << (_COEFFICIENT_BITS - 1))) >> _COEFFICIENT_BITS
+    return rounded.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,164 @@
+"""The models on one device, as the engine calls them: arrays in, arrays out, from the one thread that owns them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models import Generator, Tokenizer, load_generator, load_tokenizer
+from models.checkpoints import CheckpointError
+from models.codes import CodeFormat
+from models.registry import GENERATORS
+from models.sampling import SamplingRow, SamplingSettings
+from service.settings import Settings
+
+__all__ = ["DeviceRow", "GeneratorFacts", "ModelDevice", "ModelFacts", "open_device"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorFacts:
+    """What routes need to know of a generator."""
+
+    revision: str
+    class_names: tuple[str, ...]
+    presets: Mapping[str, SamplingSettings]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What routes need to know of the models: plain values, so that they can come from another process."""
+
+    name: str
+    revision: str
+    image_size: int
+    code_format: CodeFormat
+    device: str
+    precision: Mapping[str, str]
+    source: str
+    generator: GeneratorFacts | None
+
+
+class DeviceRow:
+    """An image being sampled, with its tokens as an array."""
+
+    def __init__(self, row: SamplingRow) -> None:
+        self.row = row
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """Ids int64 [K]; the mask id (V) where a token is not known yet."""
+        return cast("npt.NDArray[np.int64]", self.row.tokens.cpu().numpy())
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.row.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether every token is known."""
+        return self.row.finished
+
+
+class ModelDevice:
+    """A tokenizer, and its generator if there is one."""
+
+    def __init__(self, tokenizer: Tokenizer, generator: Generator | None) -> None:
+        self._tokenizer = tokenizer
+        self._generator = generator
+        self.facts = ModelFacts(
+            name=tokenizer.name,
+            revision=tokenizer.revision,
+            image_size=tokenizer.image_size,
+            code_format=tokenizer.code_format,
+            device=str(tokenizer.device),
+            precision={
+                "encoder": str(tokenizer.precision.encoder).removeprefix("torch."),
+                "decoder": str(tokenizer.precision.decoder).removeprefix("torch."),
+                "generator": str(tokenizer.precision.generator).removeprefix("torch."),
+            },
+            source=tokenizer.source,
+            generator=None
+            if generator is None
+            else GeneratorFacts(
+                revision=generator.revision, class_names=generator.class_names, presets=dict(generator.presets)
+            ),
+        )
+
+    def encode(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Images uint8 [b, S, S, 3] -> ids int64 [b, K]."""
+        return cast("npt.NDArray[np.int64]", self._tokenizer.encode(images).numpy())
+
+    def decode(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Ids int64 [b, K] -> images uint8 [b, S, S, 3]."""
+        return cast("npt.NDArray[np.uint8]", self._tokenizer.decode(tokens).numpy())
+
+    def begin(self, label: int | None, seed: int, settings: object) -> DeviceRow:
+        """A row with every token masked; ``settings`` are ``SamplingSettings``."""
+        if self._generator is None or not isinstance(settings, SamplingSettings):
+            raise TypeError("no generator is loaded, or the settings are none of its own")
+        return DeviceRow(self._generator.begin(label, seed, settings))
+
+    def step(self, rows: Sequence[DeviceRow]) -> None:
+        """Advances every row by one sampling step, in one forward pass."""
+        if self._generator is None:
+            raise TypeError("no generator is loaded")
+        self._generator.step([row.row for row in rows])
+
+    def warm_up(self) -> None:
+        """Runs every operation once, so that the first request does not pay for what happens once."""
+        size = self._tokenizer.image_size
+        self.decode(self.encode(np.zeros((1, size, size, 3), np.uint8)))
+        if self._generator is not None:
+            self.step([self.begin(None, 0, self._generator.settings("fast"))])
+
+
+def open_device(settings: Settings) -> ModelDevice:
+    """Loads the models that the settings name, and warms them up. Called in the thread that will own them.
+
+    Raises ``ValueError``, ``LookupError`` or ``CheckpointError`` with a message for the operator.
+    """
+    device = _choose_device(settings.devices)
+    if device == "cpu":
+        torch.set_num_threads(settings.device_threads)
+    tokenizer = load_tokenizer(
+        settings.tokenizer, weights=settings.tokenizer_weights, device=device, dtype=settings.dtype
+    )
+    if not tokenizer.is_discrete:
+        raise ValueError(f"{tokenizer.name} is a VAE: it has no token ids to serve; choose another tokenizer")
+    models = ModelDevice(tokenizer, _open_generator(settings, tokenizer, device))
+    models.warm_up()
+    return models
+
+
+def _choose_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _open_generator(settings: Settings, tokenizer: Tokenizer, device: str) -> Generator | None:
+    if settings.generator == "off":
+        return None
+    automatic = settings.generator in (None, "auto")
+    name = tokenizer.name if automatic else str(settings.generator)
+    # Weights that are not the variant's own make ids that the published generator was not trained on.
+    strange = name not in GENERATORS or settings.tokenizer_weights is not None
+    if automatic and strange and settings.generator_weights is None:
+        log.warning("no generator: none is known for these tokenizer weights (TITOK_GENERATOR_WEIGHTS names one)")
+        return None
+    generator = load_generator(name, weights=settings.generator_weights, device=device, dtype=settings.dtype)
+    if (generator.num_tokens, generator.codebook_size) != (tokenizer.num_tokens, tokenizer.codebook_size):
+        raise CheckpointError(
+            f"the generator makes {generator.num_tokens} tokens of {generator.codebook_size} codes, the tokenizer "
+            f"{tokenizer.name} reads {tokenizer.num_tokens} of {tokenizer.codebook_size}"
+        )
+    return generator

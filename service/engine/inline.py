@@ -1,0 +1,369 @@
+"""The engine in one process: the lanes, and the thread that owns the device.
+
+::
+
+    event loop                        device thread
+    encode() ─> admit ─> lane ──┐
+    decode() ─> admit ─> lane ──┼──> fair turns ─> take what has gathered ─> device ─┐
+    generate() > admit ─> lane ─┘                                                    │
+        ^────────────────── one call_soon_threadsafe a batch ────────────────────────┘
+
+The thread pulls: the moment it is free it takes what gathered while it was busy, so there is no waiting window to tune.
+A turn is one batch of encode or decode, or one sampling step of all rows of generate, so that no lane waits longer for
+another than that. Both sides meet in one condition and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from service.engine.errors import DeadlineExceeded, DeviceFailed, EngineStopped
+from service.engine.lanes import Item, Lane, LaneLimits, Work
+from service.engine.protocol import (
+    Decoded,
+    Device,
+    Encoded,
+    EngineObserver,
+    EngineSnapshot,
+    EngineState,
+    Generated,
+    GenerateItem,
+    Ids,
+    Pixels,
+    Row,
+    StepCallback,
+)
+
+__all__ = ["InlineEngine", "NullObserver"]
+
+log = logging.getLogger(__name__)
+
+
+class NullObserver:
+    """Listens to nothing."""
+
+    def batch(self, lane: str, images: int, seconds: float) -> None:
+        """See ``EngineObserver``."""
+
+    def queue_wait(self, lane: str, seconds: float) -> None:
+        """See ``EngineObserver``."""
+
+    def rejected(self, lane: str, reason: str) -> None:
+        """See ``EngineObserver``."""
+
+    def abandoned(self, lane: str, stage: str) -> None:
+        """See ``EngineObserver``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ActiveRow:
+    """An item of the generate lane between its first step and its last."""
+
+    item: Item
+    row: Row
+
+
+class InlineEngine:
+    """See ``service.engine.Engine``. ``device_factory`` is called in the device thread."""
+
+    def __init__(
+        self,
+        device_factory: Callable[[], Device],
+        *,
+        limits: LaneLimits | None = None,
+        observer: EngineObserver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._device_factory = device_factory
+        self._observer = observer or NullObserver()
+        self._clock = clock
+        self._limits = limits or LaneLimits()
+        self._lanes = {name: Lane(name, self._limits, self._observer) for name in ("encode", "decode", "generate")}
+        self._turns = list(self._lanes.values())
+        self._batch: list[Item] = []
+        self._rows: list[_ActiveRow] = []
+        self._wake = threading.Condition()
+        self._state = EngineState(name="starting", reason="not started")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opened: asyncio.Future[None] | None = None
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+
+    # --- the event loop's side ---------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> EngineState:
+        """See ``Engine``."""
+        return self._state
+
+    def start(self) -> None:
+        """See ``Engine``."""
+        self._loop = asyncio.get_running_loop()
+        self._opened = self._loop.create_future()
+        self._state = EngineState(name="starting", reason="the models are being loaded")
+        self._thread.start()
+
+    async def ready(self) -> None:
+        """See ``Engine``."""
+        if self._opened is not None:
+            await asyncio.shield(self._opened)
+        if not self._state.is_ready:
+            raise EngineStopped(self._why())
+
+    async def stop(self, drain_seconds: float) -> None:
+        """See ``Engine``. A batch that outlives the drain is left to its daemon thread; its waiters have been told."""
+        with self._wake:
+            if self._state.name in ("starting", "ready"):
+                self._state = EngineState(name="draining", reason="the service is shutting down")
+            self._wake.notify_all()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join, drain_seconds)
+        self._end("stopped", "the service has shut down")
+        # What the thread told the loop before it ended is still on its way to the waiters.
+        await asyncio.sleep(0)
+
+    def snapshot(self) -> EngineSnapshot:
+        """See ``Engine``."""
+        with self._wake:
+            return EngineSnapshot(**{name: lane.snapshot() for name, lane in self._lanes.items()})
+
+    async def encode(self, images: Pixels, *, deadline: float) -> Encoded:
+        """See ``Engine``."""
+        work = await self._submit("encode", list(images), images[:1].nbytes, deadline)
+        return Encoded(tokens=_results(work), timing=work.timing)
+
+    async def decode(self, tokens: Ids, *, deadline: float) -> Decoded:
+        """See ``Engine``."""
+        work = await self._submit("decode", list(tokens), tokens[:1].nbytes, deadline)
+        return Decoded(images=_results(work), timing=work.timing)
+
+    async def generate(
+        self, items: Sequence[GenerateItem], *, deadline: float, on_step: StepCallback | None = None
+    ) -> Generated:
+        """See ``Engine``."""
+        work = await self._submit("generate", items, 0, deadline, on_step)
+        return Generated(tokens=_results(work), timing=work.timing)
+
+    async def _submit(
+        self, name: str, payloads: Sequence[Any], num_bytes: int, deadline: float, on_step: StepCallback | None = None
+    ) -> Work:
+        if not payloads:
+            raise ValueError("a request has at least one image")
+        now = self._clock()
+        if now >= deadline:
+            raise DeadlineExceeded(lane=name, stage="admission")
+        work = Work(
+            size=len(payloads),
+            deadline=deadline,
+            admitted=now,
+            future=asyncio.get_running_loop().create_future(),
+            on_step=on_step,
+        )
+        with self._wake:
+            if not self._state.is_ready:
+                self._observer.rejected(name, "stopped")
+                raise EngineStopped(self._why())
+            self._lanes[name].admit(work, payloads, num_bytes, wait=self._expected_wait)
+            self._wake.notify_all()
+        try:
+            async with asyncio.timeout(deadline - now):
+                await work.future
+        except TimeoutError:
+            raise DeadlineExceeded(lane=name, stage="device" if work.taken else "queue") from None
+        finally:
+            # Ended in any other way than with a result: whatever the device has not taken is dropped.
+            with self._wake:
+                work.abandoned = work.abandoned or not work.ended
+        return work
+
+    def _expected_wait(self) -> float:
+        """Seconds until the device has done what waits now, at the pace of its recent batches."""
+        return sum(len(lane) * lane.seconds_per_image for lane in self._turns)
+
+    def _why(self) -> str:
+        return self._state.reason or "the engine takes no work"
+
+    # --- the device thread's side ------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            device = self._device_factory()
+        except Exception as error:
+            log.exception("the device cannot be opened")
+            self._end("failed", f"the device cannot be opened: {error}")
+            return
+        with self._wake:
+            if self._state.name == "starting":
+                self._state = EngineState(name="ready")
+        self._tell_opened()
+        try:
+            while (lane := self._next_turn()) is not None:
+                if lane.name == "generate":
+                    self._sampling_turn(device, lane)
+                else:
+                    self._batch_turn(device.encode if lane.name == "encode" else device.decode, lane)
+        except BaseException as error:
+            log.exception("the device thread has died")
+            self._end("failed", f"the device thread has died: {error!r}")
+            raise
+        self._end("stopped", "the service has shut down")
+
+    def _next_turn(self) -> Lane | None:
+        """Waits for work; the lane whose turn it is, or None when there is nothing left to drain."""
+        with self._wake:
+            while True:
+                for position, lane in enumerate(self._turns):
+                    if lane or (lane.name == "generate" and self._rows):
+                        # The lane goes to the end of the round.
+                        self._turns.append(self._turns.pop(position))
+                        return lane
+                if self._state.name != "ready":
+                    return None
+                self._wake.wait()
+
+    def _batch_turn(self, run: Callable[[Any], Any], lane: Lane) -> None:
+        with self._wake:
+            items, settled = lane.take(lane.limits.max_batch_size, self._clock())
+            self._batch, lane.active_images = items, len(items)
+        if items:
+            started = time.perf_counter()
+            self._run_items(run, items, lane.name)
+            self._account(lane, items, time.perf_counter() - started, ended=len(items))
+            settled += [item.work for item in items if item.work.ended]
+        with self._wake:
+            self._batch, lane.active_images = [], 0
+        self._settle(settled)
+
+    def _run_items(self, run: Callable[[Any], Any], items: Sequence[Item], lane: str) -> None:
+        """Runs a batch; if the device refuses it, each image alone, so that one bad image fails its own request."""
+        try:
+            results = run(np.stack([item.payload for item in items]))
+        except Exception as error:
+            if len(items) > 1:
+                log.warning("a %s batch of %d failed (%r); its images are run one by one", lane, len(items), error)
+                for item in items:
+                    if not item.work.ended:
+                        self._run_items(run, [item], lane)
+                return
+            log.exception("the device failed on one image of lane %s", lane)
+            items[0].work.fail(_failure(error))
+            return
+        for item, result in zip(items, results, strict=True):
+            if not item.work.ended:
+                item.work.put(item.index, result)
+
+    def _sampling_turn(self, device: Device, lane: Lane) -> None:
+        with self._wake:
+            now = self._clock()
+            settled: list[Work] = []
+            self._rows = [active for active in self._rows if lane.is_wanted(active.item, now, settled)]
+            joining, expired = lane.take(lane.limits.max_batch_size - len(self._rows), now)
+            settled += expired
+        for item in joining:
+            try:
+                row = device.begin(item.payload.label, item.payload.seed, item.payload.settings)
+            except Exception as error:
+                log.exception("the device cannot begin an image")
+                item.work.fail(_failure(error))
+                settled.append(item.work)
+            else:
+                self._rows.append(_ActiveRow(item, row))
+        lane.active_images = len(self._rows)
+        if self._rows:
+            started = time.perf_counter()
+            self._step(device, self._rows)
+            finished = [active for active in self._rows if active.row.finished]
+            self._account(
+                lane, [active.item for active in self._rows], time.perf_counter() - started, ended=len(finished)
+            )
+            for active in finished:
+                if not active.item.work.ended:
+                    active.item.work.put(active.item.index, active.row.tokens)
+            settled += [active.item.work for active in self._rows if active.item.work.ended]
+            self._report_steps(self._rows)
+            self._rows = [active for active in self._rows if not (active.row.finished or active.item.work.ended)]
+            lane.active_images = len(self._rows)
+        self._settle(settled)
+
+    def _step(self, device: Device, rows: Sequence[_ActiveRow]) -> None:
+        """One step of all rows; if the device refuses, of each alone, so that one bad row fails its own request."""
+        try:
+            device.step([active.row for active in rows])
+        except Exception as error:
+            if len(rows) > 1:
+                log.warning("a sampling step of %d rows failed (%r); they are run one by one", len(rows), error)
+                for active in rows:
+                    self._step(device, [active])
+                return
+            log.exception("the device failed on one row")
+            rows[0].item.work.fail(_failure(error))
+
+    def _account(self, lane: Lane, items: Sequence[Item], seconds: float, *, ended: int) -> None:
+        for work in {id(item.work): item.work for item in items}.values():
+            work.note_batch(len(items), seconds)
+        self._observer.batch(lane.name, len(items), seconds)
+        with self._wake:
+            # A sampling step is a part of an image's cost; the images that end share what the step took of all.
+            lane.note_cost(ended or len(items), seconds)
+
+    def _report_steps(self, rows: Sequence[_ActiveRow]) -> None:
+        for active in rows:
+            callback = active.item.work.on_step
+            if callback is not None and not active.item.work.abandoned and active.item.work.error is None:
+                self._in_loop(callback, active.item.index, active.row.step, active.row.tokens)
+
+    # --- where the two meet ------------------------------------------------------------------------------------------
+
+    def _settle(self, works: Iterable[Work]) -> None:
+        """Wakes waiters, with one call for all of them."""
+        ended = list({id(work): work for work in works}.values())
+
+        def settle() -> None:
+            for work in ended:
+                work.settle()
+
+        if ended:
+            self._in_loop(settle)
+
+    def _in_loop(self, function: Callable[..., object], *args: Any) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _tell_opened(self) -> None:
+        def tell() -> None:
+            if self._opened is not None and not self._opened.done():
+                self._opened.set_result(None)
+
+        self._in_loop(tell)
+
+    def _end(self, name: str, reason: str) -> None:
+        """Nothing will run any more: every waiter is told."""
+        with self._wake:
+            if self._state.name not in ("stopped", "failed"):
+                self._state = EngineState(name="failed" if name == "failed" else "stopped", reason=reason)
+            left = [work for lane in self._turns for work in lane.drain()]
+            left += [item.work for item in self._batch] + [active.item.work for active in self._rows]
+            for work in left:
+                work.fail(EngineStopped(reason))
+            self._wake.notify_all()
+        self._settle(left)
+        self._tell_opened()
+
+
+def _results(work: Work) -> Any:
+    if work.results is None:  # a request that ended well has a result for each of its images
+        raise EngineStopped("the request ended without a result")
+    return work.results
+
+
+def _failure(error: Exception) -> DeviceFailed:
+    failure = DeviceFailed(f"the device failed: {error}")
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,192 @@
+"""The seams of the engine: what routes call, what the device does, and the values that pass between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Decoded",
+    "Device",
+    "Encoded",
+    "Engine",
+    "EngineObserver",
+    "EngineSnapshot",
+    "EngineState",
+    "GenerateItem",
+    "Generated",
+    "LaneSnapshot",
+    "Row",
+    "StepCallback",
+    "Timing",
+]
+
+Ids = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+StepCallback = Callable[[int, int, Ids], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What a request cost: seconds until its first image was taken, seconds of device time of all batches that held
+    images of it, and the size of the largest of those.
+    """
+
+    queue_seconds: float
+    device_seconds: float
+    batch_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """``tokens`` int64 [n, K]."""
+
+    tokens: Ids
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """``images`` uint8 [n, S, S, 3]."""
+
+    images: Pixels
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateItem:
+    """One image to make: a class id or None, a seed, and settings that only the device understands."""
+
+    label: int | None
+    seed: int
+    settings: object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """``tokens`` int64 [n, K]."""
+
+    tokens: Ids
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineState:
+    """Where the engine is in its life; ``reason`` says why it is not ready."""
+
+    name: Literal["starting", "ready", "draining", "stopped", "failed"]
+    reason: str | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new work is taken."""
+        return self.name == "ready"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneSnapshot:
+    """What a lane holds: images and bytes that wait, and images the device is at."""
+
+    queued_images: int
+    queued_bytes: int
+    active_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSnapshot:
+    """All lanes at one moment."""
+
+    encode: LaneSnapshot
+    decode: LaneSnapshot
+    generate: LaneSnapshot
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """Figures by lane."""
+        return asdict(self)
+
+
+class Engine(Protocol):
+    """Turns requests into device batches and back. ``deadline`` is a time of the engine's clock (monotonic).
+
+    The three calls raise ``QueueFull``, ``DeadlineExceeded``, ``EngineStopped`` or ``DeviceFailed``. Cancelling one
+    abandons what the device has not taken yet.
+    """
+
+    @property
+    def state(self) -> EngineState:
+        """Where the engine is in its life."""
+
+    def start(self) -> None:
+        """Begins to open the device. Called once, in the event loop that will wait for results."""
+
+    async def ready(self) -> None:
+        """Waits until work is taken. Raises ``EngineStopped`` if it never will be."""
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Refuses new work, finishes what was accepted within the time, and fails what is left."""
+
+    def snapshot(self) -> EngineSnapshot:
+        """What waits and what is being worked on."""
+
+    async def encode(self, images: Pixels, *, deadline: float) -> Encoded:
+        """Images uint8 [n, S, S, 3], n >= 1."""
+
+    async def decode(self, tokens: Ids, *, deadline: float) -> Decoded:
+        """Ids int64 [n, K], n >= 1."""
+
+    async def generate(
+        self, items: Sequence[GenerateItem], *, deadline: float, on_step: StepCallback | None = None
+    ) -> Generated:
+        """``on_step(index, step, tokens [K])`` is called in the event loop after every sampling step of an item."""
+
+
+class Row(Protocol):
+    """An image being sampled."""
+
+    @property
+    def tokens(self) -> Ids:
+        """Ids int64 [K] so far."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every token is known."""
+
+
+class Device(Protocol):
+    """The models, as the one thread that owns them calls them. A batch's rows may belong to many requests."""
+
+    def encode(self, images: Pixels) -> Ids:
+        """Uint8 [b, S, S, 3] -> int64 [b, K]."""
+
+    def decode(self, tokens: Ids) -> Pixels:
+        """Int64 [b, K] -> uint8 [b, S, S, 3]."""
+
+    def begin(self, label: int | None, seed: int, settings: object) -> Row:
+        """A row before its first step."""
+
+    def step(self, rows: Sequence[Any]) -> None:
+        """Advances rows of ``begin``, at any steps, by one step each; on an exception none has moved."""
+
+
+class EngineObserver(Protocol):
+    """Told of the engine's work, from its device thread and from the event loop; must be quick and thread-safe."""
+
+    def batch(self, lane: str, images: int, seconds: float) -> None:
+        """The device has run a batch (of generate: one step)."""
+
+    def queue_wait(self, lane: str, seconds: float) -> None:
+        """An image was taken by the device."""
+
+    def rejected(self, lane: str, reason: str) -> None:
+        """A request was refused at admission: ``images``, ``bytes``, ``too_large`` or ``stopped``."""
+
+    def abandoned(self, lane: str, stage: str) -> None:
+        """An image was dropped before the device: ``expired``, or ``cancelled`` because nobody waits."""

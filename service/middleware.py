@@ -1,0 +1,138 @@
+"""What every request goes through, as pure ASGI middleware: wrapping Starlette's would hide a client's disconnect.
+
+::
+
+    request -> RequestContext (id, trace, timing, metrics, last resort) -> BodyLimit -> routes
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.metrics import Metrics
+from service.problems import PROBLEM_MEDIA_TYPE, ContentTooLarge, InternalError, Problem, ProblemDetail
+from service.stages import Stages
+
+__all__ = ["BodyLimit", "RequestContext", "problem_response"]
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_SECURITY_HEADERS: Mapping[str, str] = {"X-Content-Type-Options": "nosniff"}
+
+
+def problem_response(problem: Problem, *, instance: str | None) -> Response:
+    """The answer that a problem becomes."""
+    # Plain ASCII: a value that is echoed may hold what UTF-8 can not.
+    body = json.dumps(problem.document(instance=instance), default=str)
+    return Response(body, problem.status, {"Cache-Control": "no-store", **problem.headers}, PROBLEM_MEDIA_TYPE)
+
+
+class RequestContext:
+    """Gives a request its id and stopwatch, counts it, and answers what nobody else did.
+
+    ``X-Request-ID`` (1 to 128 visible ASCII characters) and ``traceparent`` (W3C Trace Context) are taken over if they
+    are well-formed, and echoed; an id is made up where there is none.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        trace = headers.get("traceparent", "")
+        stages = Stages()
+        scope.setdefault("state", {}).update(request_id=request_id, stages=stages)
+        status = 0
+
+        async def send_with_context(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answer = MutableHeaders(scope=message)
+                answer["X-Request-ID"] = request_id
+                answer["Server-Timing"] = stages.header()
+                if _TRACEPARENT.fullmatch(trace):
+                    answer["traceparent"] = trace
+                for name, value in _SECURITY_HEADERS.items():
+                    answer[name] = value
+            await send(message)
+
+        self._metrics.in_progress.inc()
+        try:
+            await self._app(scope, receive, send_with_context)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if status:
+                raise  # half an answer is out; closing the connection is the only way to say so
+            problem = InternalError("The service has a defect; the request id finds it in the log.")
+            await problem_response(problem, instance=request_id)(scope, receive, send_with_context)
+        finally:
+            self._metrics.in_progress.dec()
+            self._count(scope, status or 499, stages)
+
+    def _count(self, scope: Scope, status: int, stages: Stages) -> None:
+        # Paths that match no route share one label, so that a scanner cannot fill the memory of Prometheus.
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
+        self._metrics.requests.labels(route, method, status).inc()
+        self._metrics.duration.labels(route, method).observe(stages.total)
+        log.debug("%s %s %s %.1f ms", scope["method"], scope["path"], status, 1000 * stages.total)
+
+
+class BodyLimit:
+    """Refuses a body longer than ``max_bytes``, by its Content-Length or as soon as it is too long."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isascii() and announced.isdigit() and int(announced) > self._max_bytes:
+            instance = scope.get("state", {}).get("request_id")
+            await problem_response(self._too_long(int(announced)), instance=instance)(scope, receive, send)
+            return
+        received = 0
+
+        async def limited_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._max_bytes:
+                    raise self._too_long(received)
+            return message
+
+        await self._app(scope, limited_receive, send)
+
+    def _too_long(self, length: int) -> ContentTooLarge:
+        return ContentTooLarge(
+            f"The body has {length} bytes or more; at most {self._max_bytes} are taken.",
+            errors=[
+                ProblemDetail(
+                    pointer="body", detail="body too long", value=length, expected=f"at most {self._max_bytes} bytes"
+                )
+            ],
+            headers={"Connection": "close"},
+        )

@@ -1,0 +1,60 @@
+"""Which media type an answer has: what ``Accept`` wants (RFC 9110, section 12.5.1) among what a route can give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.problems import NotAcceptable, ProblemDetail
+
+__all__ = ["choose_media_type", "media_type_of"]
+
+
+def media_type_of(content_type: str | None) -> str:
+    """The media type of a ``Content-Type`` header, lower case, without parameters; empty if there is none."""
+    return (content_type or "").partition(";")[0].strip().lower()
+
+
+def choose_media_type(accept: str | None, offers: Sequence[str]) -> str:
+    """The offer that ``Accept`` likes best; among equals the first. Raises ``NotAcceptable`` if it allows none."""
+    ranges = _parse(accept or "*/*")
+    best, best_quality = None, 0.0
+    for offer in offers:
+        quality = _quality(offer, ranges)
+        if quality > best_quality:
+            best, best_quality = offer, quality
+    if best is None:
+        raise NotAcceptable(
+            f"Accept is {accept!r}; this answer comes as {', '.join(offers)}.",
+            errors=[
+                ProblemDetail(
+                    pointer="header/Accept", detail="allows no offered type", value=accept, expected=", ".join(offers)
+                )
+            ],
+        )
+    return best
+
+
+def _parse(accept: str) -> list[tuple[str, float]]:
+    ranges = []
+    for item in accept.split(","):
+        name, *parameters = (part.strip().lower() for part in item.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            if key.strip() == "q":
+                try:
+                    quality = min(max(float(value), 0.0), 1.0)
+                except ValueError:
+                    quality = 0.0
+        if name:
+            ranges.append((name, quality))
+    return ranges
+
+
+def _quality(offer: str, ranges: Sequence[tuple[str, float]]) -> float:
+    """The quality of the most specific range that covers the offer; 0 if none does."""
+    for pattern in (offer, offer.partition("/")[0] + "/*", "*/*"):
+        for name, quality in ranges:
+            if name == pattern:
+                return quality
+    return 0.0

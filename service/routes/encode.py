@@ -1,0 +1,89 @@
+"""``POST /v1/encode``: images to token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.context import ServiceContext
+from service.media import ACCEPTED_FORMATS
+from service.negotiation import choose_media_type
+from service.openapi import problems
+from service.rendering import OCTETS
+from service.schemas import Base64Images, EncodedItem, EncodeResponse, Size
+from service.tokenization import TokenizedImage, tokenize
+from service.uploads import read_uploads
+
+__all__ = ["IMAGE_BODY", "router"]
+
+router = APIRouter(tags=["tokens"])
+
+_FILES = {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}}
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One image as the body itself, files of a form, or base64 in JSON.",
+        "content": {
+            **{name: {"schema": {"type": "string", "format": "binary"}} for name in ACCEPTED_FORMATS.values()},
+            "multipart/form-data": {"schema": _FILES},
+            "application/json": {
+                "schema": Base64Images.model_json_schema(),
+                "example": {"image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA..."},
+            },
+        },
+    }
+}
+
+
+@router.post(
+    "/v1/encode",
+    summary="Turn images into token ids",
+    response_model=EncodeResponse,
+    responses=problems(400, 406, 408, 413, 415, 422, 429, 503, 504)
+    | {200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}}},
+    openapi_extra=IMAGE_BODY,
+)
+async def encode(request: Request) -> Response:
+    """Tokens of one or many images, in order.
+
+    `Accept: application/octet-stream` answers with the packed codes, one after the other (48 bytes each with the
+    default tokenizer); the headers `X-Titok-Model`, `X-Titok-Revision` and `X-Titok-Images` say whose and how many.
+    """
+    context, stages = ServiceContext.of(request), request.state.stages
+    facts, deadline = context.facts, context.deadline(request)
+    media_type = choose_media_type(request.headers.get("accept"), ["application/json", OCTETS])
+    with stages.measure("read"):
+        uploads = await read_uploads(
+            request, seconds=context.settings.body_timeout, max_images=context.settings.max_images
+        )
+    images = await context.while_connected(request, tokenize(context, uploads, deadline=deadline, stages=stages))
+    if media_type == OCTETS:
+        packed = facts.code_format.pack(np.stack([image.tokens for image in images]))
+        headers = {
+            "X-Titok-Model": facts.name,
+            "X-Titok-Revision": facts.revision,
+            "X-Titok-Images": str(len(images)),
+        }
+        return Response(packed.tobytes(), media_type=OCTETS, headers=headers)
+    answer = EncodeResponse(
+        model=facts.name,
+        revision=facts.revision,
+        num_tokens=facts.code_format.num_tokens,
+        codebook_size=facts.code_format.codebook_size,
+        data=[_item(context, index, image) for index, image in enumerate(images)],
+    )
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _item(context: ServiceContext, index: int, image: TokenizedImage) -> EncodedItem:
+    width, height = image.original_size
+    return EncodedItem(
+        index=index,
+        tokens=image.tokens.tolist(),
+        code=context.facts.code_format.to_text(image.tokens[None])[0],
+        original_size=Size(width=width, height=height),
+        cached=image.cached,
+    )

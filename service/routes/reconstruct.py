@@ -1,0 +1,92 @@
+"""``POST /v1/reconstruct``: an image after its tokens, beside how close it came."""
+
+from __future__ import annotations
+
+import math
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from models.evaluation.similarity import psnr, ssim
+from service.context import ServiceContext
+from service.media import OUTPUT_EXTENSIONS
+from service.negotiation import choose_media_type
+from service.openapi import image_answers, problems
+from service.rendering import Rendered, as_base64, image_media_type, image_response, render
+from service.routes.encode import IMAGE_BODY
+from service.schemas import Quality, ReconstructResponse, Size
+from service.stages import Stages
+from service.tokenization import Preprocessed, TokenizedImage, preprocess, tokenize
+from service.uploads import Upload, read_uploads
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["images"])
+
+
+@router.post(
+    "/v1/reconstruct",
+    summary="See what an image's tokens keep of it",
+    response_model=ReconstructResponse,
+    responses=problems(400, 406, 408, 413, 415, 422, 429, 503, 504)
+    | image_answers("application/json", *OUTPUT_EXTENSIONS),
+    openapi_extra=IMAGE_BODY,
+)
+async def reconstruct(request: Request) -> Response:
+    """One image encoded and decoded again.
+
+    JSON with the tokens, the reconstruction and its quality; or the reconstruction itself with `Accept: image/*`,
+    the figures in headers. Quality is measured against the image as the tokenizer sees it, resized and cropped.
+    """
+    context, stages = ServiceContext.of(request), request.state.stages
+    facts, deadline = context.facts, context.deadline(request)
+    answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS])
+    media_type = image_media_type(None) if answer == "application/json" else answer
+    with stages.measure("read"):
+        uploads = await read_uploads(request, seconds=context.settings.body_timeout, max_images=1)
+    image, original, rendered = await context.while_connected(
+        request, _reconstruct(context, uploads[0], media_type, deadline=deadline, stages=stages)
+    )
+    with stages.measure("quality"):
+        quality = await context.in_thread(_quality, original, rendered)
+    code = facts.code_format.to_text(image.tokens[None])[0]
+    if answer != "application/json":
+        headers = {
+            "X-Titok-Model": facts.name,
+            "X-Titok-Revision": facts.revision,
+            "X-Titok-Code": code,
+            "X-Titok-PSNR": "inf" if quality.psnr is None else f"{quality.psnr:.2f}",
+            "X-Titok-SSIM": f"{quality.ssim:.4f}",
+        }
+        return image_response(rendered, media_type, headers)
+    width, height = image.original_size
+    document = ReconstructResponse(
+        model=facts.name,
+        revision=facts.revision,
+        tokens=image.tokens.tolist(),
+        code=code,
+        code_bytes=facts.code_format.num_bytes,
+        original_size=Size(width=width, height=height),
+        quality=quality,
+        image=as_base64(rendered.files[0]),
+        content_type=media_type,
+    )
+    return Response(document.model_dump_json(), media_type="application/json")
+
+
+async def _reconstruct(
+    context: ServiceContext, upload: Upload, media_type: str, *, deadline: float, stages: Stages
+) -> tuple[TokenizedImage, Preprocessed, Rendered]:
+    image = (await tokenize(context, [upload], deadline=deadline, stages=stages))[0]
+    # Decoded once more, for the comparison: a code from the cache comes without pixels.
+    original = (await preprocess(context, [upload], stages))[0]
+    rendered = await render(context, image.tokens[None], media_type, None, deadline=deadline, stages=stages)
+    return image, original, rendered
+
+
+def _quality(original: Preprocessed, rendered: Rendered) -> Quality:
+    decibels = psnr(rendered.pixels[0], original.pixels)
+    return Quality(
+        psnr=None if math.isinf(decibels) else round(decibels, 2),
+        ssim=round(ssim(rendered.pixels[0], original.pixels), 4),
+    )

@@ -1,0 +1,287 @@
+"""The JSON bodies of the API: what is taken and what is given."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from models.sampling import MAX_STEPS
+from service.problems import InvalidRequest, MalformedBody, ProblemDetail
+
+__all__ = [
+    "Base64Images",
+    "ClassEntry",
+    "ClassList",
+    "DecodeRequest",
+    "DecodeResponse",
+    "DecodedItem",
+    "EncodeResponse",
+    "EncodedItem",
+    "GenerateRequest",
+    "GenerateResponse",
+    "GeneratedItem",
+    "GeneratorEntry",
+    "ImageFormat",
+    "Limits",
+    "ModelEntry",
+    "ModelList",
+    "Quality",
+    "ReconstructResponse",
+    "SamplingValues",
+    "Size",
+    "parse_body",
+]
+
+ImageFormat = Literal["jpeg", "png", "webp"]
+
+EXAMPLE_CODE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4v"
+EXAMPLE_TOKENS = [0, 258, 48, 1029, 96, 1800, 144, 2571, 192, 3342, 241, 17, 289, 788, 337, 1559]
+EXAMPLE_TOKENS += [385, 2330, 433, 3101, 481, 3872, 530, 547, 578, 1318, 626, 2089, 674, 2860, 722, 3631]
+
+
+class _Request(BaseModel):
+    """Strict: no member is converted silently, none is ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Base64Images(_Request):
+    """Images in a JSON body. Raw bytes, or a form of files, are faster."""
+
+    image: str | None = Field(None, description="One image: base64, or a data URI.")
+    images: list[str] | None = Field(None, description="Several images: base64, or data URIs.")
+
+
+class Size(BaseModel):
+    """Pixels of an image as a viewer shows it."""
+
+    width: int
+    height: int
+
+
+class EncodedItem(BaseModel):
+    """An image's tokens."""
+
+    index: int = Field(description="Position of the image in the request.")
+    tokens: list[int] = Field(description="Token ids.", examples=[EXAMPLE_TOKENS])
+    code: str = Field(description="The ids packed, in URL-safe base64.", examples=[EXAMPLE_CODE])
+    original_size: Size
+    cached: bool = Field(description="Whether the code was known already.")
+
+
+class EncodeResponse(BaseModel):
+    """Tokens of images, with the tokenizer that gives them their meaning."""
+
+    model: str = Field(examples=["titok-mini-32"])
+    revision: str = Field(description="Changes whenever the same image may get other tokens.")
+    num_tokens: int
+    codebook_size: int
+    data: list[EncodedItem]
+
+
+class DecodeRequest(_Request):
+    """Tokens or codes of one image or of several; exactly one of the four members."""
+
+    tokens: Any = Field(
+        None, description="Token ids of one image, or a list of such lists.", examples=[[EXAMPLE_TOKENS]]
+    )
+    code: Any = Field(None, description="One code.", examples=[EXAMPLE_CODE])
+    codes: Any = Field(None, description="Several codes.")
+    model: str | None = Field(None, description="The tokenizer that made them; another one's are refused.")
+    revision: str | None = Field(None, description="Its revision; another one's are refused.")
+    format: ImageFormat | None = Field(None, description="Image format, where the answer is JSON or multipart.")
+    quality: Annotated[int, Field(ge=1, le=100)] | None = Field(None, description="Of JPEG and WebP; 90 if absent.")
+
+
+class DecodedItem(BaseModel):
+    """One image in a JSON answer."""
+
+    index: int
+    b64: str = Field(description="The image file in base64.")
+    content_type: str = Field(examples=["image/jpeg"])
+
+
+class DecodeResponse(BaseModel):
+    """Images in a JSON answer."""
+
+    model: str
+    revision: str
+    data: list[DecodedItem]
+
+
+class GenerateRequest(_Request):
+    """What to make. Members that are absent come from the preset."""
+
+    class_: Annotated[int, Field(strict=True)] | str | None = Field(
+        None,
+        alias="class",
+        description="Class by id or by name; null for an image of no class.",
+        examples=["golden retriever"],
+    )
+    n: int = Field(1, ge=1, description="How many images; GET /v1/models tells the limit.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=2**63 - 1,
+        description="The same seed gives the same image. Image i takes seed + i. Random if absent.",
+    )
+    preset: Literal["published", "demo", "fast"] = Field("demo", description="Named settings.")
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="Sampling steps.")
+    guidance_scale: float | None = Field(None, ge=0, le=50, description="How strongly the class is followed.")
+    guidance_decay: Literal["constant", "linear", "power-cosine"] | None = Field(
+        None, description="How guidance changes over the steps."
+    )
+    temperature: float | None = Field(None, ge=0, le=100, description="How much chance there is in the choices.")
+    model: str | None = Field(None, description="The generator; another one's name is refused.")
+    format: ImageFormat | None = Field(None, description="Image format, where the answer is JSON.")
+    quality: Annotated[int, Field(ge=1, le=100)] | None = Field(None, description="Of JPEG and WebP; 90 if absent.")
+
+
+class GeneratedItem(BaseModel):
+    """A new image."""
+
+    index: int
+    tokens: list[int]
+    code: str
+    seed: int
+    image: str = Field(description="The image file in base64.")
+    content_type: str
+
+
+class GenerateResponse(BaseModel):
+    """New images, with what makes them again: model, revisions, class, settings and seeds."""
+
+    model: str
+    revision: str
+    generator_revision: str
+    class_id: int | None
+    class_name: str | None
+    settings: dict[str, Any]
+    data: list[GeneratedItem]
+
+
+class Quality(BaseModel):
+    """How close a reconstruction is to the (resized and cropped) original."""
+
+    psnr: float | None = Field(description="Peak signal-to-noise ratio, dB; null for an exact copy.")
+    ssim: float = Field(description="Structural similarity, at most 1.")
+
+
+class ReconstructResponse(BaseModel):
+    """An image after its tokens."""
+
+    model: str
+    revision: str
+    tokens: list[int]
+    code: str
+    code_bytes: int
+    original_size: Size
+    quality: Quality
+    image: str = Field(description="The reconstruction in base64.")
+    content_type: str
+
+
+class SamplingValues(BaseModel):
+    """Sampling settings of a preset."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    steps: int
+    guidance_scale: float
+    guidance_decay: str
+    guidance_power: float
+    temperature: float
+    softmax_annealing: bool
+
+
+class GeneratorEntry(BaseModel):
+    """The generator served."""
+
+    revision: str
+    num_classes: int
+    presets: dict[str, SamplingValues]
+
+
+class Limits(BaseModel):
+    """What one request may ask for."""
+
+    max_body_bytes: int
+    max_pixels: int
+    max_images: int
+    max_generate: int
+
+
+class ModelEntry(BaseModel):
+    """A tokenizer that is served, and its generator."""
+
+    id: str
+    revision: str
+    image_size: int
+    num_tokens: int
+    codebook_size: int
+    bits_per_token: int
+    code_bytes: int
+    code_characters: int
+    precision: dict[str, str]
+    generator: GeneratorEntry | None
+    limits: Limits
+
+
+class ModelList(BaseModel):
+    """What is served."""
+
+    data: list[ModelEntry]
+
+
+class ClassEntry(BaseModel):
+    """A class the generator knows."""
+
+    id: int
+    name: str
+    names: list[str] = Field(description="Every name it answers to.")
+
+
+class ClassList(BaseModel):
+    """The classes of a generator."""
+
+    model: str
+    data: list[ClassEntry]
+
+
+RequestT = TypeVar("RequestT", bound=_Request)
+
+
+def parse_body(schema: type[RequestT], body: bytes) -> RequestT:
+    """A JSON body as its schema. Raises ``MalformedBody`` if it is no JSON, ``InvalidRequest`` if it does not fit."""
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    if details[0]["type"] == "json_invalid":
+        reason = str(details[0].get("ctx", {}).get("error", details[0]["msg"]))
+        raise MalformedBody(f"The body is not JSON: {reason}.", errors=[ProblemDetail(pointer="body", detail=reason)])
+    places = [_place(detail) for detail in details[:16]]
+    first = places[0]
+    raise InvalidRequest(f"{first.pointer or 'The body'}: {first.detail}.", errors=places)
+
+
+def _place(detail: ErrorDetails) -> ProblemDetail:
+    # A union reports each of its members, tagged in the location; the tag is no part of the client's document.
+    path = [str(part) for part in detail["loc"] if part not in ("int", "str", "constrained-int")]
+    value = detail["input"]
+    if detail["type"] == "missing" or isinstance(value, dict | list):
+        value = None
+    elif isinstance(value, str):
+        value = value[:80]
+    context = detail.get("ctx", {})
+    expected = context.get("expected") or ", ".join(
+        f"{key} {bound}" for key, bound in context.items() if key != "error"
+    )
+    return ProblemDetail(
+        pointer="".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in path),
+        detail=detail["msg"],
+        value=value,
+        expected=str(expected) or None,
+    )

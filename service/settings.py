@@ -1,0 +1,95 @@
+"""Every knob: an environment variable ``TITOK_*``, or a flag of ``titok serve`` of the same name."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.registry import DEFAULT_VARIANT
+
+__all__ = ["Settings"]
+
+MiB = 1024 * 1024
+
+
+def _cores() -> int:
+    """Processor cores this process may use (a container's CPU set counts, the machine's size does not)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+class Settings(BaseSettings):
+    """What the service serves, where it listens, and how much it takes."""
+
+    model_config = SettingsConfigDict(env_prefix="TITOK_", extra="ignore", frozen=True)
+
+    tokenizer: str = Field(DEFAULT_VARIANT, description="Variant name of the tokenizer.")
+    tokenizer_weights: str | None = Field(
+        None, description="Its weights: a file, a folder with config.json, or a hub id; by default the variant's own."
+    )
+    generator: str | None = Field(
+        "auto",
+        description="Variant name of the generator; 'auto' is the tokenizer's own if it has one; 'off' for none.",
+    )
+    generator_weights: str | None = Field(None, description="Its weights, as for the tokenizer.")
+    devices: Literal["auto", "cpu", "cuda"] | str = Field(
+        "auto", description="Where the models run: 'cpu', 'cuda', 'cuda:0', or 'auto' (a GPU where there is one)."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Number format. 'auto' lowers the image decoder alone, where that is faster; token ids stay those "
+        "of float32. 'bfloat16' lowers everything: other ids, under a revision of their own.",
+    )
+    workers: Literal["inline"] = Field("inline", description="Where batches run: in a thread of the server process.")
+    threads: int = Field(0, ge=0, le=256, description="Threads of a CPU device; 0: as many as there are cores.")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 lets the system choose one.")
+    admin_port: int = Field(
+        8001, ge=0, le=65535, description="Port of /metrics and the health routes, never to be made public."
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Comma-separated keys, one of which a caller must send; none: no key is needed."
+    )
+
+    cache: Literal["auto", "memory", "off"] = Field(
+        "auto", description="Where codes of images already seen are kept: 'memory' (also 'auto'), or 'off'."
+    )
+    cache_entries: int = Field(100_000, ge=1, description="Codes the in-memory cache holds, about 400 bytes each.")
+
+    max_body_bytes: int = Field(32 * MiB, ge=1024, description="Longest request body.")
+    max_pixels: int = Field(40_000_000, ge=1, description="Pixels of one image, by its header, before it is decoded.")
+    max_images: int = Field(64, ge=1, le=4096, description="Images of one request, encoded or decoded.")
+    max_generate: int = Field(16, ge=1, le=1024, description="Images of one generate request.")
+    max_batch_size: int = Field(32, ge=1, le=4096, description="Images of one device batch.")
+    queue_images: int = Field(512, ge=1, description="Images that may wait in each lane; beyond that: 429.")
+    queue_bytes: int = Field(256 * MiB, ge=MiB, description="Bytes that may wait in each lane; beyond that: 429.")
+    decode_threads: int = Field(0, ge=0, le=256, description="Threads that decode images; 0: as many as cores.")
+    request_timeout: float = Field(30.0, gt=0, le=3600, description="Seconds until a request's deadline (504).")
+    body_timeout: float = Field(20.0, gt=0, le=3600, description="Seconds that a request body may take (408).")
+    drain_seconds: float = Field(20.0, ge=0, le=3600, description="Seconds that accepted work may take after SIGTERM.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least important log line.")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return tuple(key for part in value.split(",") if (key := part.strip())) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for name in ("max_images", "max_generate"):
+            if getattr(self, name) > self.queue_images:
+                raise ValueError(f"{name} {getattr(self, name)} is more than queue_images {self.queue_images} can take")
+        return self
+
+    @property
+    def device_threads(self) -> int:
+        """Threads of a CPU device."""
+        return self.threads or _cores()
+
+    @property
+    def image_threads(self) -> int:
+        """Threads that decode and encode images."""
+        return self.decode_threads or _cores()

@@ -1,0 +1,84 @@
+"""Token ids of a request, from JSON or from packed bits, checked before anything else sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.codes import CodeError, CodeFormat
+from service.problems import InvalidRequest, ProblemDetail
+from service.schemas import DecodeRequest
+
+__all__ = ["tokens_from_bytes", "tokens_from_code", "tokens_from_json"]
+
+Ids = npt.NDArray[np.int64]
+
+
+def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> tuple[Ids, bool]:
+    """Ids int64 [B, K], and whether the request asked for one image rather than for a list."""
+    given = [name for name in ("tokens", "code", "codes") if getattr(body, name) is not None]
+    if len(given) != 1:
+        raise InvalidRequest(
+            "The body has exactly one of 'tokens', 'code' and 'codes'.",
+            errors=[ProblemDetail(pointer="", detail="exactly one member is expected", value=", ".join(given) or None)],
+        )
+    if given == ["code"]:
+        return tokens_from_code(body.code, code_format, pointer="/code"), True
+    many = body.codes if given == ["codes"] else body.tokens
+    pointer = f"/{given[0]}"
+    if not isinstance(many, list) or not many:
+        raise _invalid(pointer, "a list with at least one entry is expected", many)
+    if given == ["codes"]:
+        return np.concatenate(
+            [tokens_from_code(t, code_format, pointer=f"{pointer}/{i}") for i, t in enumerate(many)]
+        ), False
+    if isinstance(many[0], list):
+        return np.stack([_row(row, code_format, f"{pointer}/{i}") for i, row in enumerate(many)]), False
+    return _row(many, code_format, pointer)[None], True
+
+
+def tokens_from_code(text: Any, code_format: CodeFormat, *, pointer: str) -> Ids:
+    """Ids int64 [1, K] of a code."""
+    if not isinstance(text, str):
+        raise _invalid(pointer, "a code is a string", text, f"{code_format.num_characters} characters")
+    try:
+        return code_format.from_text([text])
+    except CodeError as error:
+        raise _invalid(pointer, str(error), text[:80], f"{code_format.num_characters} characters") from None
+
+
+def tokens_from_bytes(data: bytes, code_format: CodeFormat) -> Ids:
+    """Ids int64 [B, K] of concatenated packed codes."""
+    try:
+        return code_format.from_bytes(data)
+    except CodeError as error:
+        raise _invalid("body", str(error), None, f"a multiple of {code_format.num_bytes} bytes") from None
+
+
+def _row(row: Any, code_format: CodeFormat, pointer: str) -> Ids:
+    if not isinstance(row, list):
+        raise _invalid(pointer, "a list of token ids is expected", row)
+    if len(row) != code_format.num_tokens:
+        raise _invalid(
+            pointer, f"an image has {code_format.num_tokens} token ids", len(row), f"{code_format.num_tokens} ids"
+        )
+    allowed = f"0..{code_format.codebook_size - 1}"
+    for position, value in enumerate(row):
+        # True is an int to Python, and no token id to anybody.
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _invalid(f"{pointer}/{position}", "a token id is a whole number", value, allowed)
+        if not 0 <= value < code_format.codebook_size:
+            raise _invalid(f"{pointer}/{position}", "token id out of range", value, allowed)
+    return np.array(row, np.int64)
+
+
+def _invalid(pointer: str, detail: str, value: Any, expected: str | None = None) -> InvalidRequest:
+    shown = value if isinstance(value, int | float | str | bool) else None
+    where = f" The offending value is {shown!r}." if shown is not None else ""
+    allowed = f" Expected: {expected}." if expected else ""
+    return InvalidRequest(
+        f"{pointer}: {detail}.{where}{allowed}",
+        errors=[ProblemDetail(pointer=pointer, detail=detail, value=shown, expected=expected)],
+    )

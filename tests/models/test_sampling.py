@@ -1,0 +1,189 @@
+"""Sampling belongs to the row: its seed, its schedule, and nobody else's."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from models.generation import Generator
+from models.generator import GeneratorConfig, build_generator
+from models.registry import DEFAULT_VARIANT, GENERATORS
+from models.sampling import MAX_STEPS, SamplingRow, SamplingSettings, StepNoise, guide, sample_step
+
+CONFIG = GeneratorConfig(
+    model_type="UViT",
+    image_seq_len=16,
+    codebook_size=64,
+    condition_num_classes=5,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+)
+DEMO = SamplingSettings(steps=6, guidance_scale=3.0, guidance_decay="linear", temperature=4.0)
+
+
+@pytest.fixture(scope="module", params=["UViT", "ViT"])
+def generator(request: pytest.FixtureRequest) -> Generator:
+    torch.manual_seed(0)
+    config = GeneratorConfig(**{**CONFIG.__dict__, "model_type": request.param})
+    network = build_generator(config)
+    for parameter in network.parameters():  # small random networks say the same of every position otherwise
+        torch.nn.init.normal_(parameter, std=0.3)
+    return Generator(
+        network,
+        variant=GENERATORS[DEFAULT_VARIANT],
+        names=[f"class {i}" for i in range(5)],
+        digest="0" * 64,
+        source="test",
+        device=torch.device("cpu"),
+        dtype="float32",
+    )
+
+
+def finish(generator: Generator, rows: list[SamplingRow]) -> torch.Tensor:
+    while unfinished := [row for row in rows if not row.finished]:
+        generator.step(unfinished)
+    return torch.stack([row.tokens for row in rows])
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(generator: Generator) -> None:
+    first, again, other = (generator.generate([2], seeds=[seed], preset="demo") for seed in (7, 7, 8))
+    assert (first == again).all()
+    assert (first != other).any()
+    assert ((first >= 0) & (first < 64)).all()
+
+
+def test_a_row_is_not_changed_by_rows_at_other_steps_with_other_settings(generator: Generator) -> None:
+    others = [
+        SamplingSettings(steps=3, guidance_scale=0.0, temperature=1.0),
+        SamplingSettings(steps=9, guidance_scale=5.0, guidance_decay="power-cosine", temperature=2.0),
+        SamplingSettings(steps=2, guidance_scale=1.0, temperature=0.0, softmax_annealing=True),
+    ]
+    alone = finish(generator, [generator.begin(3, 42, DEMO)])
+    row = generator.begin(3, 42, DEMO)
+    company = [
+        generator.begin(label, seed, settings) for seed, (label, settings) in enumerate(zip([None, 1, 4], others))
+    ]
+    generator.step(company)  # they are a step ahead when the row joins
+    generator.step([*company[:2], row])
+    assert (finish(generator, [row, *company])[0] == alone[0]).all()
+
+
+def test_no_class_is_the_null_class_by_none_and_by_minus_one(generator: Generator) -> None:
+    none, minus_one = (generator.generate([label], seeds=[5], preset="demo") for label in (None, -1))
+    assert (none == minus_one).all()
+
+
+def test_guidance_of_zero_is_the_conditional_network_alone(generator: Generator) -> None:
+    settings = SamplingSettings(steps=4, guidance_scale=0.0)
+    row = generator.begin(1, 0, settings)
+    assert not row.needs_unconditional
+    conditional = torch.randn(1, 16, 64)
+    assert torch.equal(guide([row], conditional, torch.full_like(conditional, 99.0)), conditional)
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "power-cosine"])
+def test_guidance_follows_the_published_formula_of_its_decay(decay: str) -> None:
+    settings = SamplingSettings(steps=8, guidance_scale=4.0, guidance_decay=decay)  # type: ignore[arg-type]
+    conditional, unconditional = torch.randn(2, 1, 4, 8)
+    row = SamplingRow(0, 0, settings, torch.zeros(4), step=5)
+    weight = settings.guidance_weight(5)
+    base = unconditional if decay == "power-cosine" else conditional
+    expected = base + weight * (conditional - unconditional)
+    assert torch.allclose(guide([row], conditional, unconditional), expected)
+
+
+def test_schedules_have_the_published_end_points() -> None:
+    linear, cosine = (
+        SamplingSettings(steps=8, guidance_scale=6.9, guidance_decay=d) for d in ("linear", "power-cosine")
+    )
+    assert linear.guidance_weight(0) == 0.0
+    assert not linear.needs_unconditional(0)
+    assert cosine.guidance_weight(0) == 1.0
+    assert cosine.needs_unconditional(0)
+    assert linear.masked_fraction(7) == 0.0
+    assert linear.noise_scale(7) == 0.0
+    annealed = SamplingSettings(steps=8, guidance_scale=1.0, softmax_annealing=True)
+    assert annealed.logit_divisor(0) == pytest.approx(1.2)
+    assert annealed.logit_divisor(7) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("steps", "num_tokens"), [(1, 8), (8, 32), (64, 8), (MAX_STEPS, 4), (3, 1)])
+def test_known_tokens_stay_and_every_row_ends_with_all_tokens_known(steps: int, num_tokens: int) -> None:
+    settings = SamplingSettings(steps=steps, guidance_scale=0.0, temperature=3.0)
+    row = SamplingRow(0, 1, settings, torch.full((num_tokens,), 16))
+    torch.manual_seed(1)
+    known = 0
+    for _ in range(steps):
+        noise = StepNoise.of_rows([row], num_tokens, 16, torch.device("cpu"))
+        before = row.tokens
+        after = sample_step([row], torch.randn(1, num_tokens, 16), before[None], noise, mask_token=16).tokens[0]
+        assert (after[before != 16] == before[before != 16]).all()
+        assert int((after != 16).sum()) >= known
+        known = int((after != 16).sum())
+        row.tokens, row.step = after, row.step + 1
+    assert row.finished
+    assert known == num_tokens
+
+
+def test_noise_is_uniform_and_differs_by_seed_step_and_stream() -> None:
+    rows = [SamplingRow(0, seed, DEMO, torch.zeros(1), step) for seed, step in itertools.product((1, 2), (0, 1))]
+    noise = StepNoise.of_rows(rows, 32, 4096, torch.device("cpu"))
+    assert 0.0 < noise.token.min()
+    assert noise.token.max() < 1.0
+    assert noise.token.mean().item() == pytest.approx(0.5, abs=2e-3)
+    assert noise.token.var().item() == pytest.approx(1 / 12, abs=1e-3)
+    deciles = torch.histc(noise.token, bins=10, min=0, max=1) / noise.token.numel()
+    assert (deciles - 0.1).abs().max() < 2e-3
+    flat = noise.token.flatten(1) - 0.5
+    correlation = (flat @ flat.T) / flat.shape[1] * 12
+    assert (correlation - torch.eye(4)).abs().max() < 0.02
+    neighbours = (flat[:, 1:] * flat[:, :-1]).mean() * 12
+    assert neighbours.abs() < 0.01
+
+
+def test_noise_never_changes_between_releases() -> None:
+    """The same seed, the same image, after an upgrade too."""
+    noise = StepNoise.of_rows([SamplingRow(0, 7, DEMO, torch.zeros(1), 2)], 2, 3, torch.device("cpu"))
+    expected = torch.tensor(NOISE_OF_SEED_7_STEP_2)
+    assert torch.equal(noise.token[0], expected)
+
+
+NOISE_OF_SEED_7_STEP_2 = [
+    [0.09075301885604858, 0.7039937376976013, 0.03909116983413696],
+    [0.5115835070610046, 0.21927422285079956, 0.3492886424064636],
+]
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("steps", 0),
+        ("steps", MAX_STEPS + 1),
+        ("guidance_scale", -0.1),
+        ("guidance_scale", float("nan")),
+        ("temperature", 101.0),
+        ("guidance_power", 0.0),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(member: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{member} .* is out of range"):
+        SamplingSettings(**{"steps": 8, "guidance_scale": 1.0, member: value})  # type: ignore[arg-type]
+
+
+def test_a_class_outside_the_table_is_refused(generator: Generator) -> None:
+    for label in (5, -2, 1000):
+        with pytest.raises(ValueError, match=r"out of range 0\.\.4"):
+            generator.generate([label], seeds=[0])
+
+
+def test_presets_and_settings_are_checked_by_name(generator: Generator) -> None:
+    with pytest.raises(ValueError, match="published, demo, fast"):
+        generator.generate([0], seeds=[0], preset="best")
+    with pytest.raises(ValueError, match="called magic"):
+        generator.generate([0], seeds=[0], magic=1)
+    with pytest.raises(ValueError, match="2 labels need as many seeds"):
+        generator.generate([0, 1], seeds=[0])
