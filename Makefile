@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Extra arguments of `titok serve`, for example: make run ARGS="--port 9000"
 ARGS ?=
 
-.PHONY: help run install test lint format bench gpu-check lock clean
+.PHONY: help run install test lint format docs bench gpu-check lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -26,6 +26,9 @@ lint: $(VENV)/.dev ## ruff and strict mypy
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## write the pages that are made from code
+	$(BIN)/python -m service.settings_table > docs/configuration.md
 
 bench: $(VENV)/.dev ## print throughput tables (nothing timed decides a test)
 	$(BIN)/python -m tests.benchmarks.models

@@ -54,7 +54,7 @@ class HubFile:
     def parse(cls, text: str) -> HubFile | None:
         """``org/repo``, ``org/repo@revision`` or ``org/repo@revision:file``; None if it is none of these."""
         match = _HUB_ID.fullmatch(text)
-        if match is None:
+        if match is None or match["repo"].endswith((".safetensors", ".bin")):  # a file that is not there
             return None
         return cls(repo=match["repo"], revision=match["revision"] or "main", filename=match["file"] or WEIGHT_FILES[0])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated
@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from service.cache import CodeCache, MemoryCache, NoCache
 from service.context import ServiceContext
-from service.device import ModelDevice, open_device
+from service.device import ServedDevice, open_device
 from service.engine import EngineStopped, InlineEngine, LaneLimits
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext, problem_response
@@ -51,12 +51,12 @@ Errors are problem documents (RFC 9457): `application/problem+json` with what wa
 _bearer = HTTPBearer(auto_error=False, description="One of the keys in TITOK_API_KEYS, where keys are set.")
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The public API. Its lifespan loads the models and stops the engine in good order."""
+def create_app(settings: Settings, *, open_device: Callable[[Settings], ServedDevice] = open_device) -> FastAPI:
+    """The public API. Its lifespan opens the device, and stops the engine in good order."""
     metrics = Metrics()
     context: ServiceContext
 
-    def open_and_tell() -> ModelDevice:
+    def open_and_tell() -> ServedDevice:
         device = open_device(settings)
         context.loaded = device.facts
         return device

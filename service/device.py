@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,10 @@ from models.checkpoints import CheckpointError
 from models.codes import CodeFormat
 from models.registry import GENERATORS
 from models.sampling import SamplingRow, SamplingSettings
+from service.engine import Device
 from service.settings import Settings
 
-__all__ = ["DeviceRow", "GeneratorFacts", "ModelDevice", "ModelFacts", "open_device"]
+__all__ = ["DeviceRow", "GeneratorFacts", "ModelDevice", "ModelFacts", "ServedDevice", "open_device"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,14 @@ class ModelFacts:
     precision: Mapping[str, str]
     source: str
     generator: GeneratorFacts | None
+
+
+class ServedDevice(Device, Protocol):
+    """A device that says what it serves."""
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The models on it."""
 
 
 class DeviceRow:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -18,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
-from service.problems import PROBLEM_MEDIA_TYPE, ContentTooLarge, InternalError, Problem, ProblemDetail
+from service.problems import PROBLEM_MEDIA_TYPE, ContentTooLarge, InternalError, Problem, ProblemDetail, Unavailable
 from service.stages import Stages
 
 __all__ = ["BodyLimit", "RequestContext", "problem_response"]
@@ -77,6 +78,12 @@ class RequestContext:
         self._metrics.in_progress.inc()
         try:
             await self._app(scope, receive, send_with_context)
+        except asyncio.CancelledError:
+            # The server gives up on a request only when the time to drain is over.
+            if not status:
+                late = Unavailable("The service is shutting down, and this request took too long.", retry_after=2.0)
+                await problem_response(late, instance=request_id)(scope, receive, send_with_context)
+            raise
         except Exception:
             log.exception("request %s failed", request_id)
             if status:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -38,6 +39,9 @@ def serve(settings: Settings) -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     changed = [f"TITOK_{name.upper()}={getattr(settings, name)}" for name in sorted(settings.model_fields_set)]
+    for name in sorted(os.environ):
+        if name.startswith("TITOK_") and name.removeprefix("TITOK_").lower() not in Settings.model_fields:
+            log.warning("%s is no setting of this version, and does nothing (docs/configuration.md)", name)
     log.info("titok-service %s, %s", VERSION, ", ".join(changed) if changed else "every setting at its default")
     with uvloop_runner() as runner:
         return runner.run(_serve(settings))

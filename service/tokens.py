@@ -16,8 +16,8 @@ __all__ = ["tokens_from_bytes", "tokens_from_code", "tokens_from_json"]
 Ids = npt.NDArray[np.int64]
 
 
-def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> tuple[Ids, bool]:
-    """Ids int64 [B, K], and whether the request asked for one image rather than for a list."""
+def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> Ids:
+    """Ids int64 [B, K] of a request's one member that holds any."""
     given = [name for name in ("tokens", "code", "codes") if getattr(body, name) is not None]
     if len(given) != 1:
         raise InvalidRequest(
@@ -25,18 +25,17 @@ def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> tuple[Ids,
             errors=[ProblemDetail(pointer="", detail="exactly one member is expected", value=", ".join(given) or None)],
         )
     if given == ["code"]:
-        return tokens_from_code(body.code, code_format, pointer="/code"), True
+        return tokens_from_code(body.code, code_format, pointer="/code")
     many = body.codes if given == ["codes"] else body.tokens
     pointer = f"/{given[0]}"
     if not isinstance(many, list) or not many:
         raise _invalid(pointer, "a list with at least one entry is expected", many)
     if given == ["codes"]:
-        return np.concatenate(
-            [tokens_from_code(t, code_format, pointer=f"{pointer}/{i}") for i, t in enumerate(many)]
-        ), False
+        rows = [tokens_from_code(text, code_format, pointer=f"{pointer}/{i}") for i, text in enumerate(many)]
+        return np.concatenate(rows)
     if isinstance(many[0], list):
-        return np.stack([_row(row, code_format, f"{pointer}/{i}") for i, row in enumerate(many)]), False
-    return _row(many, code_format, pointer)[None], True
+        return np.stack([_row(row, code_format, f"{pointer}/{i}") for i, row in enumerate(many)])
+    return _row(many, code_format, pointer)[None]
 
 
 def tokens_from_code(text: Any, code_format: CodeFormat, *, pointer: str) -> Ids:

@@ -42,7 +42,9 @@ def golden_manifest() -> Callable[[str], Manifest]:
 @pytest.fixture(scope="session")
 def golden_weights(golden_manifest: Callable[[str], Manifest]) -> Callable[[str], dict[str, torch.Tensor]]:
     """The synthetic weights (seed 0) that the golden cases were computed with."""
-    return lambda name: {key: torch.from_numpy(value) for key, value in filler.state_dict(golden_manifest(name)).items()}
+    return lambda name: {
+        key: torch.from_numpy(value) for key, value in filler.state_dict(golden_manifest(name)).items()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -104,7 +105,9 @@ class InlineEngine:
         return self._state
 
     def start(self) -> None:
-        """See ``Engine``."""
+        """See ``Engine``. Raises ``RuntimeError`` if it has been started or stopped before."""
+        if self._loop is not None or self._state.name != "starting":
+            raise RuntimeError(f"an engine is started once; this one is {self._state.name}")
         self._loop = asyncio.get_running_loop()
         self._opened = self._loop.create_future()
         self._state = EngineState(name="starting", reason="the models are being loaded")
@@ -166,21 +169,27 @@ class InlineEngine:
             future=asyncio.get_running_loop().create_future(),
             on_step=on_step,
         )
+        lane = self._lanes[name]
         with self._wake:
             if not self._state.is_ready:
                 self._observer.rejected(name, "stopped")
                 raise EngineStopped(self._why())
-            self._lanes[name].admit(work, payloads, num_bytes, wait=self._expected_wait)
+            lane.admit(work, payloads, num_bytes, wait=self._expected_wait)
             self._wake.notify_all()
         try:
             async with asyncio.timeout(deadline - now):
                 await work.future
         except TimeoutError:
-            raise DeadlineExceeded(lane=name, stage="device" if work.taken else "queue") from None
-        finally:
-            # Ended in any other way than with a result: whatever the device has not taken is dropped.
+            error = DeadlineExceeded(lane=name, stage="device" if work.taken else "queue")
             with self._wake:
-                work.abandoned = work.abandoned or not work.ended
+                work.fail(error)
+                lane.discard(work)
+            raise error from None
+        except asyncio.CancelledError:
+            with self._wake:
+                work.abandoned = True
+                lane.discard(work)
+            raise
         return work
 
     def _expected_wait(self) -> float:
@@ -195,7 +204,7 @@ class InlineEngine:
     def _run(self) -> None:
         try:
             device = self._device_factory()
-        except Exception as error:
+        except BaseException as error:
             log.exception("the device cannot be opened")
             self._end("failed", f"the device cannot be opened: {error}")
             return
@@ -212,8 +221,12 @@ class InlineEngine:
         except BaseException as error:
             log.exception("the device thread has died")
             self._end("failed", f"the device thread has died: {error!r}")
-            raise
-        self._end("stopped", "the service has shut down")
+            with self._wake:
+                self._batch, self._rows = [], []
+                for lane in self._turns:
+                    lane.active_images = 0
+        else:
+            self._end("stopped", "the service has shut down")
 
     def _next_turn(self) -> Lane | None:
         """Waits for work; the lane whose turn it is, or None when there is nothing left to drain."""
@@ -230,21 +243,21 @@ class InlineEngine:
 
     def _batch_turn(self, run: Callable[[Any], Any], lane: Lane) -> None:
         with self._wake:
-            items, settled = lane.take(lane.limits.max_batch_size, self._clock())
+            items, expired = lane.take(lane.limits.max_batch_size, self._clock())
             self._batch, lane.active_images = items, len(items)
+        self._settle(expired)
         if items:
             started = time.perf_counter()
             self._run_items(run, items, lane.name)
             self._account(lane, items, time.perf_counter() - started, ended=len(items))
-            settled += [item.work for item in items if item.work.ended]
         with self._wake:
             self._batch, lane.active_images = [], 0
-        self._settle(settled)
+        self._settle(item.work for item in items if item.work.ended)
 
     def _run_items(self, run: Callable[[Any], Any], items: Sequence[Item], lane: str) -> None:
         """Runs a batch; if the device refuses it, each image alone, so that one bad image fails its own request."""
         try:
-            results = run(np.stack([item.payload for item in items]))
+            results = list(zip(items, run(np.stack([item.payload for item in items])), strict=True))
         except Exception as error:
             if len(items) > 1:
                 log.warning("a %s batch of %d failed (%r); its images are run one by one", lane, len(items), error)
@@ -255,42 +268,47 @@ class InlineEngine:
             log.exception("the device failed on one image of lane %s", lane)
             items[0].work.fail(_failure(error))
             return
-        for item, result in zip(items, results, strict=True):
+        for item, result in results:
             if not item.work.ended:
                 item.work.put(item.index, result)
 
     def _sampling_turn(self, device: Device, lane: Lane) -> None:
         with self._wake:
             now = self._clock()
-            settled: list[Work] = []
-            self._rows = [active for active in self._rows if lane.is_wanted(active.item, now, settled)]
-            joining, expired = lane.take(lane.limits.max_batch_size - len(self._rows), now)
-            settled += expired
-        for item in joining:
+            expired: list[Work] = []
+            self._rows = [active for active in self._rows if lane.is_wanted(active.item, now, expired)]
+            self._batch, late = lane.take(lane.limits.max_batch_size - len(self._rows), now)
+            lane.active_images = len(self._rows) + len(self._batch)
+        self._settle(expired + late)
+        self._begin(device, self._batch)
+        rows = self._rows
+        if rows:
+            started = time.perf_counter()
+            self._step(device, rows)
+            seconds = time.perf_counter() - started
+            leaving = [active for active in rows if active.row.finished or active.item.work.failed]
+            for active in leaving:
+                if not active.item.work.ended:
+                    active.item.work.put(active.item.index, active.row.tokens)
+            self._account(lane, [active.item for active in rows], seconds, ended=len(leaving))
+            self._report_steps(rows)
+        ended = [item.work for item in (*self._batch, *(active.item for active in rows)) if item.work.ended]
+        with self._wake:
+            self._rows = [active for active in rows if not (active.row.finished or active.item.work.failed)]
+            self._batch, lane.active_images = [], len(self._rows)
+        self._settle(ended)
+
+    def _begin(self, device: Device, items: Sequence[Item]) -> None:
+        for item in items:
+            if item.work.ended:
+                continue
             try:
                 row = device.begin(item.payload.label, item.payload.seed, item.payload.settings)
             except Exception as error:
                 log.exception("the device cannot begin an image")
                 item.work.fail(_failure(error))
-                settled.append(item.work)
             else:
                 self._rows.append(_ActiveRow(item, row))
-        lane.active_images = len(self._rows)
-        if self._rows:
-            started = time.perf_counter()
-            self._step(device, self._rows)
-            finished = [active for active in self._rows if active.row.finished]
-            self._account(
-                lane, [active.item for active in self._rows], time.perf_counter() - started, ended=len(finished)
-            )
-            for active in finished:
-                if not active.item.work.ended:
-                    active.item.work.put(active.item.index, active.row.tokens)
-            settled += [active.item.work for active in self._rows if active.item.work.ended]
-            self._report_steps(self._rows)
-            self._rows = [active for active in self._rows if not (active.row.finished or active.item.work.ended)]
-            lane.active_images = len(self._rows)
-        self._settle(settled)
 
     def _step(self, device: Device, rows: Sequence[_ActiveRow]) -> None:
         """One step of all rows; if the device refuses, of each alone, so that one bad row fails its own request."""
@@ -310,8 +328,7 @@ class InlineEngine:
             work.note_batch(len(items), seconds)
         self._observer.batch(lane.name, len(items), seconds)
         with self._wake:
-            # A sampling step is a part of an image's cost; the images that end share what the step took of all.
-            lane.note_cost(ended or len(items), seconds)
+            lane.note_cost(ended, seconds)
 
     def _report_steps(self, rows: Sequence[_ActiveRow]) -> None:
         for active in rows:
@@ -333,8 +350,10 @@ class InlineEngine:
             self._in_loop(settle)
 
     def _in_loop(self, function: Callable[..., object], *args: Any) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, *args)
+        # A loop that was closed before a held device came back has no waiters left.
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(function, *args)
 
     def _tell_opened(self) -> None:
         def tell() -> None:
@@ -343,11 +362,11 @@ class InlineEngine:
 
         self._in_loop(tell)
 
-    def _end(self, name: str, reason: str) -> None:
+    def _end(self, name: Literal["stopped", "failed"], reason: str) -> None:
         """Nothing will run any more: every waiter is told."""
         with self._wake:
             if self._state.name not in ("stopped", "failed"):
-                self._state = EngineState(name="failed" if name == "failed" else "stopped", reason=reason)
+                self._state = EngineState(name=name, reason=reason)
             left = [work for lane in self._turns for work in lane.drain()]
             left += [item.work for item in self._batch] + [active.item.work for active in self._rows]
             for work in left:

@@ -54,6 +54,11 @@ class Work:
         return self._remaining == 0 or self.error is not None or self.abandoned
 
     @property
+    def failed(self) -> bool:
+        """Whether it ended with an error other than its deadline."""
+        return self.error is not None and not isinstance(self.error, DeadlineExceeded)
+
+    @property
     def taken(self) -> bool:
         """Whether the device has begun with it."""
         return self._taken is not None
@@ -115,6 +120,7 @@ class Lane:
         self.limits = limits
         self.active_images = 0
         self.seconds_per_image = 0.0
+        self._unshared_seconds = 0.0
         self._observer = observer
         self._items: deque[Item] = deque()
         self._bytes = 0
@@ -159,14 +165,24 @@ class Lane:
     def is_wanted(self, item: Item, now: float, expired: list[Work]) -> bool:
         """Whether somebody still waits for an image in time; a request found too late ends, and joins ``expired``."""
         if item.work.ended:
-            self._observer.abandoned(self.name, "cancelled")
+            self._note_abandoned(item.work)
             return False
         if now >= item.work.deadline:
-            self._observer.abandoned(self.name, "expired")
             item.work.fail(DeadlineExceeded(lane=self.name, stage="device" if item.work.taken else "queue"))
+            self._note_abandoned(item.work)
             expired.append(item.work)
             return False
         return True
+
+    def discard(self, work: Work) -> None:
+        """Drops what waits of a request that has ended, so that its room is free at once."""
+        queued, self._items = self._items, deque()
+        for item in queued:
+            if item.work is work:
+                self._bytes -= item.num_bytes
+                self._note_abandoned(work)
+            else:
+                self._items.append(item)
 
     def drain(self) -> Iterator[Work]:
         """Empties the queue, giving the requests that were in it."""
@@ -175,10 +191,18 @@ class Lane:
             self._bytes -= item.num_bytes
             yield item.work
 
-    def note_cost(self, images: int, seconds: float) -> None:
-        """Learns what an image costs, from a batch; recent ones count most."""
-        cost = seconds / images
+    def note_cost(self, ended: int, seconds: float) -> None:
+        """Learns what an image costs; recent ones count most. Images that end share the time since others ended,
+        because a sampling step is only a part of an image's cost.
+        """
+        self._unshared_seconds += seconds
+        if not ended:
+            return
+        cost, self._unshared_seconds = self._unshared_seconds / ended, 0.0
         self.seconds_per_image += (cost - self.seconds_per_image) * (0.2 if self.seconds_per_image else 1.0)
+
+    def _note_abandoned(self, work: Work) -> None:
+        self._observer.abandoned(self.name, "expired" if isinstance(work.error, DeadlineExceeded) else "cancelled")
 
     def snapshot(self) -> LaneSnapshot:
         """What it holds."""

@@ -149,7 +149,7 @@ class Row(Protocol):
 
     @property
     def tokens(self) -> Ids:
-        """Ids int64 [K] so far."""
+        """Ids int64 [K] so far; a later step makes a new array."""
 
     @property
     def step(self) -> int:
@@ -177,7 +177,9 @@ class Device(Protocol):
 
 
 class EngineObserver(Protocol):
-    """Told of the engine's work, from its device thread and from the event loop; must be quick and thread-safe."""
+    """Told of the engine's work, from its device thread and from the event loop; must be quick, thread-safe and never
+    raise.
+    """
 
     def batch(self, lane: str, images: int, seconds: float) -> None:
         """The device has run a batch (of generate: one step)."""
@@ -189,4 +191,4 @@ class EngineObserver(Protocol):
         """A request was refused at admission: ``images``, ``bytes``, ``too_large`` or ``stopped``."""
 
     def abandoned(self, lane: str, stage: str) -> None:
-        """An image was dropped before the device: ``expired``, or ``cancelled`` because nobody waits."""
+        """An image was dropped unfinished: ``expired``, or ``cancelled`` because nobody waits."""

@@ -60,18 +60,17 @@ async def decode(request: Request) -> Response:
     """
     context, stages = ServiceContext.of(request), request.state.stages
     facts, deadline = context.facts, context.deadline(request)
-    body, one = DecodeRequest(), False
+    body = DecodeRequest()
     content_type = media_type_of(request.headers.get("content-type"))
     with stages.measure("read"):
         data = await read_body(request, seconds=context.settings.body_timeout)
     if content_type == OCTETS:
         context.check_model(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
         tokens = tokens_from_bytes(data, facts.code_format)
-        one = len(tokens) == 1
     elif content_type == "application/json":
         body = parse_body(DecodeRequest, data)
         context.check_model(body.model, body.revision)
-        tokens, one = tokens_from_json(body, facts.code_format)
+        tokens = tokens_from_json(body, facts.code_format)
     else:
         raise UnsupportedMediaType(
             f"Content-Type is {content_type or 'absent'}. Send application/json, or packed codes as {OCTETS}.",
@@ -85,7 +84,7 @@ async def decode(request: Request) -> Response:
             ],
         )
     context.check_count(len(tokens), context.settings.max_images, "body")
-    answer = choose_image_answer(request, many=not one)
+    answer = choose_image_answer(request, many=len(tokens) > 1)
     media_type = image_media_type(body.format) if answer in ("application/json", MULTIPART) else answer
     rendered = await context.while_connected(
         request, render(context, tokens, media_type, body.quality, deadline=deadline, stages=stages)

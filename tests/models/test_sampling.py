@@ -65,7 +65,8 @@ def test_a_row_is_not_changed_by_rows_at_other_steps_with_other_settings(generat
     alone = finish(generator, [generator.begin(3, 42, DEMO)])
     row = generator.begin(3, 42, DEMO)
     company = [
-        generator.begin(label, seed, settings) for seed, (label, settings) in enumerate(zip([None, 1, 4], others))
+        generator.begin(label, seed, settings)
+        for seed, (label, settings) in enumerate(zip([None, 1, 4], others, strict=True))
     ]
     generator.step(company)  # they are a step ahead when the row joins
     generator.step([*company[:2], row])
@@ -132,7 +133,7 @@ def test_known_tokens_stay_and_every_row_ends_with_all_tokens_known(steps: int, 
 def test_noise_is_uniform_and_differs_by_seed_step_and_stream() -> None:
     rows = [SamplingRow(0, seed, DEMO, torch.zeros(1), step) for seed, step in itertools.product((1, 2), (0, 1))]
     noise = StepNoise.of_rows(rows, 32, 4096, torch.device("cpu"))
-    assert 0.0 < noise.token.min()
+    assert noise.token.min() > 0.0
     assert noise.token.max() < 1.0
     assert noise.token.mean().item() == pytest.approx(0.5, abs=2e-3)
     assert noise.token.var().item() == pytest.approx(1 / 12, abs=1e-3)

@@ -1,0 +1,154 @@
+"""Start, refuse, drain, stop: the service as those who run it see it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.settings import Settings
+
+PNG = {"Content-Type": "image/png"}
+
+
+def test_sigterm_drains_and_exits_with_0(serve: Callable[..., Any], jpeg: bytes) -> None:
+    server = serve()
+    server.wait_until_ready()
+    with httpx.Client(base_url=server.url, timeout=60.0) as client:
+        assert client.post("/v1/encode", content=jpeg, headers={"Content-Type": "image/jpeg"}).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=60) == 0
+
+
+def test_a_request_in_flight_at_sigterm_is_answered(serve: Callable[..., Any]) -> None:
+    server = serve()
+    server.wait_until_ready()
+
+    async def run() -> httpx.Response:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60.0) as client:
+            body = {"class": 0, "n": 2, "steps": 32, "seed": 1}
+            request = asyncio.create_task(client.post("/v1/generate", json=body))
+            while (await client.get("/healthz")).json()["lanes"]["generate"]["active_images"] == 0:
+                assert not request.done()
+            server.process.send_signal(signal.SIGTERM)
+            return await request
+
+    answer = asyncio.run(run())
+    assert answer.status_code == 200
+    assert len(answer.json()["data"]) == 2
+    assert server.process.wait(timeout=60) == 0
+
+
+def test_a_client_that_leaves_costs_no_more_device_time(serve: Callable[..., Any]) -> None:
+    server = serve()
+    server.wait_until_ready()
+
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60.0) as client:
+            body = {"class": 0, "n": 2, "steps": 256, "seed": 1}
+            request = asyncio.create_task(client.post("/v1/generate", json=body))
+            while (await client.get("/healthz")).json()["lanes"]["generate"]["active_images"] == 0:
+                assert not request.done()
+            request.cancel()
+            while (await client.get("/healthz")).json()["lanes"]["generate"]["active_images"] > 0:
+                pass
+            metrics = (await client.get(f"{server.admin_url}/metrics")).text
+            assert 'titok_abandoned_total{op="generate",stage="cancelled"} 2.0' in metrics
+
+    asyncio.run(run())
+
+
+def test_a_body_that_does_not_arrive_is_answered_with_408(serve: Callable[..., Any]) -> None:
+    server = serve(body_timeout="0.2")
+    server.wait_until_ready()
+    port = httpx.URL(server.url).port
+    assert port is not None
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(
+            b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 100\r\n\r\nabc"
+        )
+        assert connection.recv(12) == b"HTTP/1.1 408"
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_that_is_too_long_is_refused_by_its_header_or_on_the_way(
+    serve: Callable[..., Any], announced: bool
+) -> None:
+    server = serve(max_body_bytes="2048")
+    server.wait_until_ready()
+    body = b"x" * 100_000
+    content = body if announced else iter([body[:50_000], body[50_000:]])
+    answer = httpx.post(f"{server.url}/v1/encode", content=content, headers=PNG)
+    assert answer.status_code == 413
+    assert answer.json()["errors"][0]["expected"] == "at most 2048 bytes"
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_keys_are_asked_for_where_keys_are_set(serve: Callable[..., Any]) -> None:
+    server = serve(api_keys="first, second")
+    server.wait_until_ready()
+    address = f"{server.url}/v1/models"
+    for headers in ({}, {"Authorization": "Bearer third"}, {"X-API-Key": "firs"}):
+        refused = httpx.get(address, headers=headers)
+        assert refused.status_code == 401
+        assert refused.json()["type"] == "urn:titok:problem:unauthorized"
+        assert refused.headers["www-authenticate"] == "Bearer"
+    for headers in ({"Authorization": "Bearer second"}, {"X-API-Key": "first"}):
+        assert httpx.get(address, headers=headers).status_code == 200
+    assert not any("first" in line or "second" in line for line in server.log)
+
+
+def test_a_port_that_is_taken_is_named(titok: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = subprocess.run([titok, "serve", "--port", str(port)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert f"127.0.0.1:{port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--port", "70000"], "port: Input should be less than or equal to 65535"),
+        (["--dtype", "int4"], "dtype: Input should be 'auto', 'float32' or 'bfloat16'"),
+        (["--cache", "redis"], "cache: Input should be 'auto', 'memory' or 'off'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_not_a_traceback(titok: Path, flags: list[str], message: str) -> None:
+    ended = subprocess.run([titok, "serve", *flags], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert message in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_tokenizer_that_cannot_be_loaded_leaves_the_service_alive_but_not_ready(serve: Callable[..., Any]) -> None:
+    server = serve(tokenizer="titok-unknown")
+    while (answer := httpx.get(f"{server.url}/healthz")).json()["status"] != "failed":
+        assert answer.status_code == 503
+    assert "titok-unknown" in answer.json()["reason"]
+    assert httpx.get(f"{server.url}/livez").status_code == 200
+    refused = httpx.post(f"{server.url}/v1/encode", content=b"x", headers=PNG)
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_every_flag_of_serve_is_a_setting_of_the_same_name(titok: Path) -> None:
+    usage = subprocess.run([titok, "serve", "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+    flags = {word.strip("-").replace("-", "_") for word in usage.split() if word.startswith("--")} - {"help"}
+    assert flags <= set(Settings.model_fields)
+    assert {"port", "admin_port", "tokenizer", "tokenizer_weights", "generator", "devices", "dtype", "cache"} <= flags
+
+
+def test_the_process_names_itself(serve: Callable[..., Any]) -> None:
+    server = serve()
+    assert Path(f"/proc/{server.process.pid}/cmdline").read_bytes().rstrip(b"\0") == b"titok: front end 0"

@@ -1,0 +1,142 @@
+"""The tokenizer as its users call it: uint8 images, ids, and the promise that company changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import Tokenizer, load_tokenizer
+from models.codes import CodeError
+from models.preprocess import eval_crop
+from models.titok import TiTok, TiTokConfig, TransformerSize
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer("titok-mini-32")
+
+
+@pytest.fixture(scope="module")
+def images(photographs: list[Image.Image]) -> np.ndarray:
+    """Crops of photographs at many places, uint8 [64, 128, 128, 3]."""
+    rng = np.random.default_rng(0)
+    crops = []
+    for index in range(64):
+        photograph = photographs[index % len(photographs)]
+        left, top = rng.integers(0, photograph.width - 130), rng.integers(0, photograph.height - 130)
+        side = int(rng.integers(100, 130))
+        crops.append(eval_crop(photograph.crop((left, top, left + side, top + side)), 128))
+    return np.stack(crops)
+
+
+def test_ids_do_not_depend_on_company(tokenizer: Tokenizer, images: np.ndarray) -> None:
+    alone = torch.cat([tokenizer.encode(image[None]) for image in images])
+    assert (tokenizer.encode(images) == alone).all()
+    order = np.random.default_rng(1).permutation(len(images))
+    for size in (2, 3, 8, 31):
+        company = torch.cat([tokenizer.encode(images[order[i : i + size]]) for i in range(0, len(images), size)])
+        assert (company == alone[order]).all()
+
+
+def test_a_close_decision_is_made_by_the_image_alone(tokenizer: Tokenizer, images: np.ndarray) -> None:
+    """Whatever a batch says of an image whose codes are nearly tied, its own encoding decides."""
+    network = tokenizer._network
+    encode_alone = [tokenizer.encode(image[None])[0] for image in images[:2]]
+    assign = network.quantize.assign
+
+    def swayed(latents: torch.Tensor) -> object:
+        assignment = assign(latents)
+        if len(latents) > 1:
+            assignment.ids[1, 5] = (assignment.ids[1, 5] + 1) % tokenizer.codebook_size
+            assignment.margin[1, 5] = 1e-6
+        return assignment
+
+    try:
+        network.quantize.assign = swayed  # type: ignore[method-assign, assignment]
+        together = tokenizer.encode(images[:2])
+    finally:
+        del network.quantize.assign
+    assert (together == torch.stack(encode_alone)).all()
+
+
+def test_encode_and_decode_take_arrays_and_tensors_and_give_the_promised_types(
+    tokenizer: Tokenizer, images: np.ndarray
+) -> None:
+    for batch in (images[:2], torch.from_numpy(images[:2])):
+        ids = tokenizer.encode(batch)
+        assert (ids.dtype, tuple(ids.shape)) == (torch.int64, (2, 32))
+        for tokens in (ids, ids.numpy(), ids.to(torch.int32)):
+            decoded = tokenizer.decode(tokens)
+            assert (decoded.dtype, tuple(decoded.shape)) == (torch.uint8, (2, 128, 128, 3))
+    latents = tokenizer.latents(images[:2])
+    assert (latents.dtype, tuple(latents.shape)) == (torch.float32, (2, 32, 12))
+
+
+def test_no_images_are_no_ids(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode(np.empty((0, 128, 128, 3), np.uint8)).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 64, 64, 3), np.uint8),
+        np.zeros((128, 128, 3), np.uint8),
+        np.zeros((1, 3, 128, 128), np.uint8),
+        np.zeros((1, 128, 128, 3), np.float32),
+    ],
+)
+def test_images_of_another_shape_or_dtype_are_refused(tokenizer: Tokenizer, images: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"expected images uint8 \[B, 128, 128, 3\]"):
+        tokenizer.encode(images)
+
+
+def test_ids_out_of_range_never_reach_the_device(tokenizer: Tokenizer) -> None:
+    for wrong in (4096, -1):
+        with pytest.raises(CodeError, match=r"out of range 0\.\.4095"):
+            tokenizer.decode(torch.full((1, 32), wrong))
+    with pytest.raises(CodeError, match="32 token ids, not 31"):
+        tokenizer.decode(torch.zeros((1, 31), dtype=torch.int64))
+
+
+def test_the_revision_tells_precision_apart(tokenizer: Tokenizer) -> None:
+    low = load_tokenizer("titok-mini-32", dtype="bfloat16")
+    assert low.revision == f"{tokenizer.revision}-bf16"
+    assert load_tokenizer("titok-mini-32", dtype="auto").revision == tokenizer.revision
+    with pytest.raises(ValueError, match="float32, bfloat16, auto"):
+        load_tokenizer("titok-mini-32", dtype="int8")
+
+
+def test_lower_precision_stays_close(tokenizer: Tokenizer, images: np.ndarray) -> None:
+    low = load_tokenizer("titok-mini-32", dtype="bfloat16")
+    ids = tokenizer.encode(images[:8])
+    assert (low.encode(images[:8]) == ids).float().mean() > 0.7
+    difference = low.decode(ids).int() - tokenizer.decode(ids).int()
+    assert difference.abs().float().mean() < 2.0
+
+
+def test_a_vae_gives_vectors_and_refuses_ids() -> None:
+    size = TransformerSize(width=32, layers=2, heads=2)
+    config = TiTokConfig(
+        num_latent_tokens=4,
+        encoder=size,
+        decoder=size,
+        image_size=32,
+        token_size=5,
+        quantize_mode="vae",
+        is_legacy=False,
+        finetune_decoder=False,
+    )
+    vae = Tokenizer(
+        TiTok(config), name="v", digest="0" * 64, source="test", device=torch.device("cpu"), dtype="float32"
+    )
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    latents = vae.latents(pixels)
+    posterior = vae.posterior(pixels)
+    assert torch.equal(latents, posterior.mean)
+    assert posterior.std.shape == latents.shape == (2, 4, 5)
+    assert posterior.kl().shape == (2, 4)
+    assert vae.decode(latents).shape == (2, 32, 32, 3)
+    with pytest.raises(TypeError, match="is a VAE"):
+        vae.encode(pixels)
