@@ -90,7 +90,7 @@ def open_checkpoint(weights: str | Path | HubFile) -> Checkpoint:
     if path.is_file():
         return Checkpoint(tensors=_read_tensors(path), config=_read_config(path.parent), source=str(path))
     hub = HubFile.parse(str(weights))
-    if hub is None or path.suffix in (".safetensors", ".bin"):
+    if hub is None:
         raise CheckpointError(f"no weights at {weights}: expected a .safetensors or .bin file, a folder, or a hub id")
     return _download(hub)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from service.problems import PROBLEM_MEDIA_TYPE
 
-__all__ = ["image_answers", "problems"]
+__all__ = ["answers"]
 
 _PROBLEM_SCHEMA = {
     "type": "object",
@@ -50,28 +51,27 @@ _WHEN = {
 }
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The entries of ``responses=`` for problem documents."""
-    return {
-        status: {
-            "description": _WHEN[status],
-            "content": {
-                PROBLEM_MEDIA_TYPE: {
-                    "schema": _PROBLEM_SCHEMA,
-                    "example": {
-                        "type": "urn:titok:problem:...",
-                        "title": HTTPStatus(status).phrase,
-                        "status": status,
-                        "detail": _WHEN[status],
-                    },
-                }
-            },
-        }
-        for status in (*statuses, 401)
+def answers(
+    *problems: int, example: Any = None, binary: Sequence[str] = (), description: str | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """What a route's ``responses=`` say: an example of its JSON, the binary types it may give, and its problems."""
+    content: dict[str, Any] = {"application/json": {"example": example}} if example is not None else {}
+    content |= {name: {"schema": {"type": "string", "format": "binary"}} for name in binary}
+    success: dict[str, Any] = {"content": content}
+    if description is not None:
+        success["description"] = description
+    documented: dict[int | str, dict[str, Any]] = {HTTPStatus.OK.value: success}
+    return documented | {status: _problem(status) for status in (*problems, 401)}
+
+
+def _problem(status: int) -> dict[str, Any]:
+    example = {
+        "type": "urn:titok:problem:...",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": _WHEN[status],
     }
-
-
-def image_answers(*media_types: str) -> dict[int | str, dict[str, Any]]:
-    """The entry of ``responses=`` for a picture."""
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    return {200: {"description": "The image.", "content": dict.fromkeys(media_types, binary)}}
+    return {
+        "description": _WHEN[status],
+        "content": {PROBLEM_MEDIA_TYPE: {"schema": _PROBLEM_SCHEMA, "example": example}},
+    }

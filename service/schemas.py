@@ -11,6 +11,8 @@ from models.sampling import MAX_STEPS
 from service.problems import InvalidRequest, MalformedBody, ProblemDetail
 
 __all__ = [
+    "EXAMPLE_CODE",
+    "EXAMPLE_TOKENS",
     "Base64Images",
     "ClassEntry",
     "ClassList",

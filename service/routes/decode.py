@@ -6,12 +6,13 @@ import hashlib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParameter
 from starlette.responses import Response
 
 from service.context import ServiceContext
 from service.media import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
 from service.negotiation import media_type_of
-from service.openapi import image_answers, problems
+from service.openapi import answers
 from service.problems import NotFound, ProblemDetail, UnsupportedMediaType
 from service.rendering import (
     MULTIPART,
@@ -23,7 +24,7 @@ from service.rendering import (
     multipart_response,
     render,
 )
-from service.schemas import DecodedItem, DecodeRequest, DecodeResponse, parse_body
+from service.schemas import EXAMPLE_CODE, DecodedItem, DecodeRequest, DecodeResponse, parse_body
 from service.tokens import tokens_from_bytes, tokens_from_code, tokens_from_json
 from service.uploads import read_body
 
@@ -35,10 +36,15 @@ _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": DecodeRequest.model_json_schema()},
+            "application/json": {"schema": DecodeRequest.model_json_schema(), "example": {"code": EXAMPLE_CODE}},
             OCTETS: {"schema": {"type": "string", "format": "binary"}},
         },
     }
+}
+_EXAMPLE = {
+    "model": "titok-mini-32",
+    "revision": "dd4bf3ebf77f-p1",
+    "data": [{"index": 0, "b64": "/9j/4AAQSkZJRgABAQAAAQABAAD...", "content_type": "image/jpeg"}],
 }
 _EXTENSIONS = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()}
 _DAY = 24 * 60 * 60
@@ -48,8 +54,11 @@ _DAY = 24 * 60 * 60
     "/v1/decode",
     summary="Turn token ids into images",
     response_model=DecodeResponse,
-    responses=problems(400, 404, 406, 408, 409, 413, 415, 422, 429, 503, 504)
-    | image_answers("application/json", *OUTPUT_MEDIA_TYPES, MULTIPART),
+    responses=answers(
+        *(400, 404, 406, 408, 409, 413, 415, 422, 429, 503, 504),
+        example=_EXAMPLE,
+        binary=[*OUTPUT_MEDIA_TYPES, MULTIPART],
+    ),
     openapi_extra=_BODY,
 )
 async def decode(request: Request) -> Response:
@@ -106,13 +115,13 @@ async def decode(request: Request) -> Response:
     methods=["GET", "HEAD"],
     summary="The image whose address is its code",
     response_class=Response,
-    responses=problems(404, 409, 422, 429, 503, 504) | image_answers(*OUTPUT_EXTENSIONS),
+    responses=answers(404, 409, 422, 429, 503, 504, binary=list(OUTPUT_EXTENSIONS), description="The image."),
 )
 async def image(
     request: Request,
-    tokenizer: str,
-    code: str,
-    extension: str,
+    tokenizer: Annotated[str, PathParameter(examples=["titok-mini-32"])],
+    code: Annotated[str, PathParameter(examples=[EXAMPLE_CODE])],
+    extension: Annotated[str, PathParameter(examples=["jpg"])],
     quality: Annotated[int | None, Query(ge=1, le=100, description="Of JPEG and WebP.")] = None,
 ) -> Response:
     """For an `<img src>`: `/v1/images/titok-mini-32/{code}.jpg`.

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from service.context import ServiceContext
 from service.media import ACCEPTED_FORMATS
 from service.negotiation import choose_media_type
-from service.openapi import problems
+from service.openapi import answers
 from service.rendering import OCTETS
-from service.schemas import Base64Images, EncodedItem, EncodeResponse, Size
+from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, Base64Images, EncodedItem, EncodeResponse, Size
 from service.tokenization import TokenizedImage, tokenize
 from service.uploads import read_uploads
 
@@ -37,13 +37,28 @@ IMAGE_BODY: dict[str, Any] = {
     }
 }
 
+_EXAMPLE = {
+    "model": "titok-mini-32",
+    "revision": "dd4bf3ebf77f-p1",
+    "num_tokens": 32,
+    "codebook_size": 4096,
+    "data": [
+        {
+            "index": 0,
+            "tokens": EXAMPLE_TOKENS,
+            "code": EXAMPLE_CODE,
+            "original_size": {"width": 600, "height": 400},
+            "cached": False,
+        }
+    ],
+}
+
 
 @router.post(
     "/v1/encode",
     summary="Turn images into token ids",
     response_model=EncodeResponse,
-    responses=problems(400, 406, 408, 413, 415, 422, 429, 503, 504)
-    | {200: {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}}}},
+    responses=answers(400, 406, 408, 413, 415, 422, 429, 503, 504, example=_EXAMPLE, binary=[OCTETS]),
     openapi_extra=IMAGE_BODY,
 )
 async def encode(request: Request) -> Response:

@@ -16,10 +16,10 @@ from service.context import ServiceContext
 from service.engine import GenerateItem
 from service.media import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
 from service.negotiation import choose_media_type, media_type_of
-from service.openapi import image_answers, problems
+from service.openapi import answers
 from service.problems import InvalidRequest, ProblemDetail, UnsupportedMediaType
 from service.rendering import Rendered, as_base64, image_media_type, image_response, render
-from service.schemas import GeneratedItem, GenerateRequest, GenerateResponse, parse_body
+from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, GeneratedItem, GenerateRequest, GenerateResponse, parse_body
 from service.uploads import read_body
 
 __all__ = ["router"]
@@ -39,13 +39,33 @@ _BODY: dict[str, Any] = {
     }
 }
 
+_EXAMPLE = {
+    "model": "titok-mini-32",
+    "revision": "dd4bf3ebf77f-p1",
+    "generator_revision": "725af993850d",
+    "class_id": 10,
+    "class_name": "cat",
+    "settings": {"steps": 12, "guidance_scale": 4.5, "guidance_decay": "constant", "temperature": 1.0},
+    "data": [
+        {
+            "index": 0,
+            "tokens": EXAMPLE_TOKENS,
+            "code": EXAMPLE_CODE,
+            "seed": 7,
+            "image": "/9j/4AAQSkZJRgABAQAAAQABAAD...",
+            "content_type": "image/jpeg",
+        }
+    ],
+}
+
 
 @router.post(
     "/v1/generate",
     summary="Make new images of a class",
     response_model=GenerateResponse,
-    responses=problems(400, 404, 406, 408, 413, 415, 422, 429, 503, 504)
-    | image_answers("application/json", *OUTPUT_EXTENSIONS),
+    responses=answers(
+        *(400, 404, 406, 408, 413, 415, 422, 429, 503, 504), example=_EXAMPLE, binary=list(OUTPUT_EXTENSIONS)
+    ),
     openapi_extra=_BODY,
 )
 async def generate(request: Request) -> Response:

@@ -7,10 +7,25 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from service.context import ServiceContext
-from service.openapi import problems
+from service.openapi import answers
 from service.schemas import ClassEntry, ClassList, GeneratorEntry, Limits, ModelEntry, ModelList, SamplingValues
 
 __all__ = ["router"]
+
+_EXAMPLE = {
+    "id": "titok-mini-32",
+    "revision": "dd4bf3ebf77f-p1",
+    "image_size": 128,
+    "num_tokens": 32,
+    "codebook_size": 4096,
+    "bits_per_token": 12,
+    "code_bytes": 48,
+    "code_characters": 64,
+    "precision": {"encoder": "float32", "decoder": "bfloat16", "generator": "float32"},
+    "generator": {"revision": "725af993850d", "num_classes": 43, "presets": {}},
+    "limits": {"max_body_bytes": 33554432, "max_pixels": 40000000, "max_images": 64, "max_generate": 16},
+}
+_CLASSES = {"model": "titok-mini-32", "data": [{"id": 10, "name": "cat", "names": ["cat"]}]}
 
 router = APIRouter(tags=["models"])
 
@@ -44,13 +59,13 @@ def _entry(context: ServiceContext) -> ModelEntry:
     )
 
 
-@router.get("/v1/models", summary="What is served", responses=problems(503))
+@router.get("/v1/models", summary="What is served", responses=answers(503, example={"data": [_EXAMPLE]}))
 async def list_models(request: Request) -> ModelList:
     """The tokenizer served, with its generator if it has one."""
     return ModelList(data=[_entry(ServiceContext.of(request))])
 
 
-@router.get("/v1/models/{model}", summary="One model", responses=problems(404, 503))
+@router.get("/v1/models/{model}", summary="One model", responses=answers(404, 503, example=_EXAMPLE))
 async def show_model(request: Request, model: str) -> ModelEntry:
     """Facts, revision and limits."""
     context = ServiceContext.of(request)
@@ -58,7 +73,11 @@ async def show_model(request: Request, model: str) -> ModelEntry:
     return _entry(context)
 
 
-@router.get("/v1/models/{model}/classes", summary="The classes a generator knows", responses=problems(404, 422, 503))
+@router.get(
+    "/v1/models/{model}/classes",
+    summary="The classes a generator knows",
+    responses=answers(404, 422, 503, example=_CLASSES),
+)
 async def list_classes(
     request: Request,
     model: str,

@@ -15,14 +15,22 @@ __all__ = ["health_router", "metrics_router"]
 health_router = APIRouter(tags=["operations"])
 metrics_router = APIRouter(tags=["operations"])
 
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready; the body says why."}}
 
-@health_router.get("/livez", summary="Does the process answer?")
+
+def _example(document: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {"application/json": {"example": document}}}}
+
+
+@health_router.get("/livez", summary="Does the process answer?", responses=_example({"status": "alive"}))
 async def livez() -> dict[str, str]:
     """200 while the event loop turns. Restart the process when this fails, and only then."""
     return {"status": "alive"}
 
 
-@health_router.get("/readyz", summary="Can a real batch run now?", responses={503: {"description": "Not ready."}})
+@health_router.get(
+    "/readyz", summary="Can a real batch run now?", responses=_NOT_READY | _example({"status": "ready", "reason": None})
+)
 async def readyz(request: Request) -> Response:
     """200 only while models are loaded, the device takes work, and the service is not draining."""
     context = ServiceContext.of(request)
@@ -31,7 +39,9 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": state.name, "reason": state.reason}, 200 if ready else 503)
 
 
-@health_router.get("/healthz", summary="The state of every part", responses={503: {"description": "Not ready."}})
+@health_router.get(
+    "/healthz", summary="The state of every part", responses=_NOT_READY | _example({"status": "ready", "lanes": {}})
+)
 async def healthz(request: Request) -> Response:
     """What is loaded, what waits, and what is being worked on; the status is that of ``/readyz``."""
     context = ServiceContext.of(request)

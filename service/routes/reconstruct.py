@@ -11,10 +11,10 @@ from models.evaluation.similarity import psnr, ssim
 from service.context import ServiceContext
 from service.media import OUTPUT_EXTENSIONS
 from service.negotiation import choose_media_type
-from service.openapi import image_answers, problems
+from service.openapi import answers
 from service.rendering import Rendered, as_base64, image_media_type, image_response, render
 from service.routes.encode import IMAGE_BODY
-from service.schemas import Quality, ReconstructResponse, Size
+from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, Quality, ReconstructResponse, Size
 from service.stages import Stages
 from service.tokenization import Preprocessed, TokenizedImage, preprocess, tokenize
 from service.uploads import Upload, read_uploads
@@ -23,13 +23,24 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["images"])
 
+_EXAMPLE = {
+    "model": "titok-mini-32",
+    "revision": "dd4bf3ebf77f-p1",
+    "tokens": EXAMPLE_TOKENS,
+    "code": EXAMPLE_CODE,
+    "code_bytes": 48,
+    "original_size": {"width": 600, "height": 400},
+    "quality": {"psnr": 19.5, "ssim": 0.45},
+    "image": "/9j/4AAQSkZJRgABAQAAAQABAAD...",
+    "content_type": "image/jpeg",
+}
+
 
 @router.post(
     "/v1/reconstruct",
     summary="See what an image's tokens keep of it",
     response_model=ReconstructResponse,
-    responses=problems(400, 406, 408, 413, 415, 422, 429, 503, 504)
-    | image_answers("application/json", *OUTPUT_EXTENSIONS),
+    responses=answers(*(400, 406, 408, 413, 415, 422, 429, 503, 504), example=_EXAMPLE, binary=list(OUTPUT_EXTENSIONS)),
     openapi_extra=IMAGE_BODY,
 )
 async def reconstruct(request: Request) -> Response:

@@ -1,0 +1,272 @@
+"""How many images a second the bare models do: ``make bench``.
+
+Encode, decode and generate for the shipped checkpoint and for published shapes with synthetic weights, at batch 1 and 8,
+in float32 and bfloat16, and how many token ids the two precisions share. ``plain`` is what the networks cost without
+this project's savings: every position of the last blocks, attention written out, contiguous convolutions, float32.
+
+A machine that is doing something else gives other figures: run it alone. Each figure is the best of several runs, within
+a time budget; the table names the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from skimage import data
+
+from models import Generator, Tokenizer, load_generator, load_tokenizer
+from models.attention import attend
+from models.checkpoints import Checkpoint
+from models.generator import GeneratorConfig, build_generator
+from models.preprocess import eval_crop
+from models.registry import DEFAULT_VARIANT, GENERATORS, TOKENIZERS
+from models.titok import Block, TiTok, TiTokConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+OUTPUT = Path(__file__).parents[2] / "docs" / "benchmarks"
+MANIFESTS = {"titok-s-128": "titok_s128", "titok-b-64": "titok_b64", "titok-l-32": "titok_l32"}
+BATCHES = (1, 8)
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: images a second."""
+
+    model: str
+    operation: str
+    dtype: str
+    batch: int
+    images_per_second: float
+
+
+def images_of(size: int, count: int) -> np.ndarray:
+    """Crops of photographs, uint8 [count, size, size, 3]."""
+    from PIL import Image
+
+    photographs = [Image.fromarray(image()) for image in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
+    crops = []
+    for index in range(count):
+        photograph = photographs[index % 4]
+        shift = 17 * (index // 4)
+        crops.append(
+            eval_crop(photograph.crop((shift, shift, photograph.width - shift, photograph.height - shift)), size)
+        )
+    return np.stack(crops)
+
+
+def tokenizer(name: str, dtype: str, device: str) -> Tokenizer:
+    if name == DEFAULT_VARIANT:
+        return load_tokenizer(name, device=device, dtype=dtype)
+    config = TOKENIZERS[name].config
+    assert isinstance(config, TiTokConfig)
+    with torch.device("meta"):
+        network = TiTok(config)
+    _fill(network, MANIFESTS[name])
+    return Tokenizer(network, name=name, digest="0" * 12, source="synthetic", device=torch.device(device), dtype=dtype)
+
+
+def generator(name: str, dtype: str, device: str) -> Generator:
+    if name == DEFAULT_VARIANT:
+        return load_generator(name, device=device, dtype=dtype)
+    variant = GENERATORS[name]
+    assert isinstance(variant.config, GeneratorConfig)
+    with torch.device("meta"):
+        network = build_generator(variant.config)
+    _fill(network, f"generator_{MANIFESTS[name]}")
+    return Generator(
+        network,
+        variant=variant,
+        names=(),
+        digest="0" * 12,
+        source="synthetic",
+        device=torch.device(device),
+        dtype=dtype,
+    )
+
+
+def _fill(network: torch.nn.Module, manifest: str) -> None:
+    from models.checkpoints import load_strictly
+
+    sys.path.insert(0, str(GOLDEN))
+    import weights
+
+    content = json.loads((GOLDEN / "manifests" / f"{manifest}.json").read_text())
+    tensors = {key: torch.from_numpy(value) for key, value in weights.state_dict(content).items()}
+    load_strictly(network, Checkpoint(tensors=tensors, config=None, source="synthetic"))
+
+
+@contextmanager
+def plain_networks() -> Iterator[None]:
+    """Undoes this project's savings, to compare with."""
+
+    def whole_block(block: Block, x: torch.Tensor, keep: slice = slice(None)) -> torch.Tensor:
+        x = x + block.attn(block.ln_1(x), slice(None))
+        x = x + block.mlp(block.ln_2(x))
+        return x[:, keep]
+
+    def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, fused: bool) -> torch.Tensor:
+        return attend(q, k, v, fused=False)
+
+    with (
+        mock.patch.object(Block, "forward", whole_block),
+        mock.patch("models.titok.attend", written_out),
+        mock.patch("models.titok.to_channels_last", return_value=None),
+    ):
+        yield
+
+
+def rate(run: Callable[[], object], images: int, budget: float) -> float:
+    """Images a second, the best of two runs or more within ``budget`` seconds, after one to warm up."""
+    run()
+    best, started = float("inf"), time.perf_counter()
+    for count in range(20):
+        begun = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+        if count >= 1 and time.perf_counter() - started > budget:
+            break
+    return images / best
+
+
+def measure(names: Sequence[str], device: str, budget: float) -> tuple[list[Row], dict[str, float]]:
+    """All rows, and by model the share of ids that bfloat16 and float32 have in common."""
+    rows: list[Row] = []
+    agreement: dict[str, float] = {}
+
+    def note(*row: Any) -> None:
+        rows.append(Row(*row))
+        print(
+            f"  {rows[-1].operation:<16} {rows[-1].dtype:<9} batch {rows[-1].batch}: "
+            f"{rows[-1].images_per_second:8.2f} images/s",
+            flush=True,
+        )
+
+    for name in names:
+        print(name, flush=True)
+        ids: dict[str, torch.Tensor] = {}
+        for dtype in DTYPES:
+            loaded = tokenizer(name, dtype, device)
+            images = images_of(loaded.image_size, 32 if name == DEFAULT_VARIANT else 8)
+            ids[dtype] = loaded.encode(images)
+            for batch in BATCHES:
+                tokens = ids["float32"][:batch]
+                note(
+                    name,
+                    "encode",
+                    dtype,
+                    batch,
+                    rate(lambda b=batch, t=loaded, i=images: t.encode(i[:b]), batch, budget),
+                )
+                note(name, "decode", dtype, batch, rate(lambda k=tokens, t=loaded: t.decode(k), batch, budget))
+            del loaded
+        agreement[name] = float((ids["float32"] == ids["bfloat16"]).float().mean())
+        if name == "titok-s-128":
+            with plain_networks():
+                loaded = tokenizer(name, "float32", device)
+                images = images_of(loaded.image_size, 8)
+                tokens = loaded.encode(images)
+                note(name, "encode (plain)", "float32", 8, rate(lambda t=loaded, i=images: t.encode(i), 8, budget))
+                note(name, "decode (plain)", "float32", 8, rate(lambda t=loaded, k=tokens: t.decode(k), 8, budget))
+        for dtype in DTYPES:
+            made = generator(name, dtype, device)
+            for batch in BATCHES:
+                labels, seeds = list(range(batch)), list(range(batch))
+                steps = 8
+                note(
+                    name,
+                    f"generate, {steps} steps",
+                    dtype,
+                    batch,
+                    rate(
+                        lambda g=made, a=labels, s=seeds, n=steps: g.generate(a, seeds=s, preset="published", steps=n),
+                        batch,
+                        budget,
+                    ),
+                )
+            del made
+    return rows, agreement
+
+
+def processor() -> str:
+    """The processor's name, and what it has for bfloat16."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    model = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    flags = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f" {flag}" in text]
+    return f"{model or platform.processor()} ({', '.join(flags[:2])}), {torch.get_num_threads()} threads"
+
+
+def table(rows: Sequence[Row], agreement: dict[str, float]) -> str:
+    """The figures in Markdown."""
+    lines = [
+        "| model | operation | float32, 1 | float32, 8 | bfloat16, 1 | bfloat16, 8 | bfloat16 / float32 at 8 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, operation in dict.fromkeys((row.model, row.operation) for row in rows):
+        cells = {
+            (row.dtype, row.batch): row.images_per_second
+            for row in rows
+            if (row.model, row.operation) == (model, operation)
+        }
+        shown = [
+            f"{cells[key]:.2f}" if (key := (dtype, batch)) in cells else "" for dtype in DTYPES for batch in BATCHES
+        ]
+        low, high = cells.get(("bfloat16", 8)), cells.get(("float32", 8))
+        shown.append(f"{low / high:.2f}" if low and high else "")
+        lines.append(f"| {model} | {operation} | {' | '.join(shown)} |")
+    lines += [
+        "",
+        "Token ids equal in bfloat16 and float32: "
+        + ", ".join(f"{name} {100 * share:.1f} %" for name, share in agreement.items())
+        + ".",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the table and writes it, with JSON, to docs/benchmarks."""
+    parser = argparse.ArgumentParser(description="Throughput of the bare models.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", nargs="+", default=[DEFAULT_VARIANT, "titok-s-128", "titok-b-64", "titok-l-32"])
+    parser.add_argument("--budget", type=float, default=3.0, help="seconds for each figure")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        print("no CUDA device here: nothing to measure")
+        return
+    started = time.perf_counter()
+    rows, agreement = measure(arguments.models, arguments.device, arguments.budget)
+    text = table(rows, agreement)
+    head = f"Images a second on {processor()}, torch {torch.__version__}."
+    print(f"\n{head}\n\n{text}\n\n{time.perf_counter() - started:.0f} s")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    kind = arguments.device.partition(":")[0]
+    document = {
+        "processor": processor(),
+        "torch": torch.__version__,
+        "rows": [asdict(row) for row in rows],
+        "ids_equal_in_bfloat16_and_float32": agreement,
+    }
+    (arguments.output / f"models-{kind}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (arguments.output / f"models-{kind}.md").write_text(f"{head}\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()
