@@ -22,8 +22,9 @@ DEFAULT_VARIANT = "titok-mini-32"
 SHIPPED = Path(__file__).parent / "weights"
 PRESETS = ("published", "demo", "fast")
 
-# The release's files have not changed since they were published; a commit can be pinned as org/repo@commit.
-_PUBLISHED_REVISION = "main"
+# Commits of the published repositories, where they are known; the others follow their only branch. Whichever it is, the
+# commit that was downloaded is part of a tokenizer's ``source``, and its ``revision`` is a digest of the weights.
+_COMMITS = {"tokenizer_titok_l32_imagenet": "1c9a2084c59112fd415b7ed97d4c200e864a95de"}
 
 
 class UnknownVariantError(LookupError):
@@ -52,7 +53,8 @@ class GeneratorVariant:
 
 
 def _hub(kind: str, name: str) -> HubFile:
-    return HubFile(repo=f"yucornetto/{kind}_{name}_imagenet", revision=_PUBLISHED_REVISION)
+    repository = f"{kind}_{name}_imagenet"
+    return HubFile(repo=f"yucornetto/{repository}", revision=_COMMITS.get(repository, "main"))
 
 
 def _two_stage(size: str, tokens: int, rfid: float) -> TokenizerVariant:
@@ -100,11 +102,7 @@ TOKENIZERS: Mapping[str, TokenizerVariant] = {
         TokenizerVariant(
             name="maskgit-vqgan-f16",
             config=MaskGITVQGANConfig(),
-            weights=HubFile(
-                repo="fun-research/TiTok",
-                filename="maskgit-vqgan-imagenet-f16-256.bin",
-                revision=_PUBLISHED_REVISION,
-            ),
+            weights=HubFile(repo="fun-research/TiTok", filename="maskgit-vqgan-imagenet-f16-256.bin"),
             rfid=2.28,
         ),
     )
