@@ -19,11 +19,15 @@ class EngineError(Exception):
 
 
 class QueueFull(EngineError):
-    """A lane takes no more. ``retry_after`` is in seconds; None says that the request would never fit."""
+    """A lane takes no more than ``limit`` images, or bytes as the message says.
 
-    def __init__(self, message: str, *, lane: str, retry_after: float | None) -> None:
+    ``retry_after`` is in seconds; None says that the request would never fit.
+    """
+
+    def __init__(self, message: str, *, lane: str, limit: int, retry_after: float | None) -> None:
         super().__init__(message)
         self.lane = lane
+        self.limit = limit
         self.retry_after = retry_after
 
 

@@ -19,12 +19,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from service.engine.errors import DeadlineExceeded, DeviceFailed, EngineStopped
 from service.engine.lanes import Item, Lane, LaneLimits, Work
@@ -38,30 +40,16 @@ from service.engine.protocol import (
     Generated,
     GenerateItem,
     Ids,
+    LaneName,
+    NullObserver,
     Pixels,
     Row,
     StepCallback,
 )
 
-__all__ = ["InlineEngine", "NullObserver"]
+__all__ = ["InlineEngine"]
 
 log = logging.getLogger(__name__)
-
-
-class NullObserver:
-    """Listens to nothing."""
-
-    def batch(self, lane: str, images: int, seconds: float) -> None:
-        """See ``EngineObserver``."""
-
-    def queue_wait(self, lane: str, seconds: float) -> None:
-        """See ``EngineObserver``."""
-
-    def rejected(self, lane: str, reason: str) -> None:
-        """See ``EngineObserver``."""
-
-    def abandoned(self, lane: str, stage: str) -> None:
-        """See ``EngineObserver``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +61,24 @@ class _ActiveRow:
 
 
 class InlineEngine:
-    """See ``service.engine.Engine``. ``device_factory`` is called in the device thread."""
+    """See ``service.engine.Engine``. ``device_factory`` is called in the device thread; ``limits`` are those of every
+    lane, or one for each.
+    """
 
     def __init__(
         self,
         device_factory: Callable[[], Device],
         *,
-        limits: LaneLimits | None = None,
+        limits: LaneLimits | Mapping[LaneName, LaneLimits] | None = None,
         observer: EngineObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._device_factory = device_factory
         self._observer = observer or NullObserver()
         self._clock = clock
-        self._limits = limits or LaneLimits()
-        self._lanes = {name: Lane(name, self._limits, self._observer) for name in ("encode", "decode", "generate")}
+        names: tuple[LaneName, ...] = get_args(LaneName)
+        by_lane = limits if isinstance(limits, Mapping) else dict.fromkeys(names, limits or LaneLimits())
+        self._lanes = {name: Lane(name, by_lane[name], self._observer) for name in names}
         self._turns = list(self._lanes.values())
         self._batch: list[Item] = []
         self._rows: list[_ActiveRow] = []
@@ -126,9 +117,11 @@ class InlineEngine:
             if self._state.name in ("starting", "ready"):
                 self._state = EngineState(name="draining", reason="the service is shutting down")
             self._wake.notify_all()
-        if self._thread.ident is not None:
-            await asyncio.to_thread(self._thread.join, drain_seconds)
-        self._end("stopped", "the service has shut down")
+        try:
+            if self._thread.ident is not None:
+                await asyncio.to_thread(self._thread.join, drain_seconds)
+        finally:
+            self._end("stopped", "the service has shut down")
         # What the thread told the loop before it ended is still on its way to the waiters.
         await asyncio.sleep(0)
 
@@ -139,11 +132,13 @@ class InlineEngine:
 
     async def encode(self, images: Pixels, *, deadline: float) -> Encoded:
         """See ``Engine``."""
+        _check(images, "images", dtype=np.uint8, ndim=4)
         work = await self._submit("encode", list(images), images[:1].nbytes, deadline)
         return Encoded(tokens=_results(work), timing=work.timing)
 
     async def decode(self, tokens: Ids, *, deadline: float) -> Decoded:
         """See ``Engine``."""
+        _check(tokens, "tokens", dtype=np.int64, ndim=2)
         work = await self._submit("decode", list(tokens), tokens[:1].nbytes, deadline)
         return Decoded(images=_results(work), timing=work.timing)
 
@@ -155,12 +150,18 @@ class InlineEngine:
         return Generated(tokens=_results(work), timing=work.timing)
 
     async def _submit(
-        self, name: str, payloads: Sequence[Any], num_bytes: int, deadline: float, on_step: StepCallback | None = None
+        self,
+        name: LaneName,
+        payloads: Sequence[Any],
+        num_bytes: int,
+        deadline: float,
+        on_step: StepCallback | None = None,
     ) -> Work:
         if not payloads:
             raise ValueError("a request has at least one image")
         now = self._clock()
         if now >= deadline:
+            self._observer.rejected(name, "deadline")
             raise DeadlineExceeded(lane=name, stage="admission")
         work = Work(
             size=len(payloads),
@@ -180,17 +181,22 @@ class InlineEngine:
             async with asyncio.timeout(deadline - now):
                 await work.future
         except TimeoutError:
-            error = DeadlineExceeded(lane=name, stage="device" if work.taken else "queue")
+            stage = "device" if work.taken else "queue"
             with self._wake:
-                work.fail(error)
+                work.fail(DeadlineExceeded(lane=name, stage=stage))
                 lane.discard(work)
-            raise error from None
+            raise DeadlineExceeded(lane=name, stage=stage) from None
         except asyncio.CancelledError:
             with self._wake:
                 work.abandoned = True
                 lane.discard(work)
             raise
-        return work
+        else:
+            return work
+        finally:
+            # The request's error holds this frame, and the request its error: uncut, its images would stay until the
+            # garbage collector comes.
+            del work
 
     def _expected_wait(self) -> float:
         """Seconds until the device has done what waits now, at the pace of its recent batches."""
@@ -291,12 +297,11 @@ class InlineEngine:
                 if not active.item.work.ended:
                     active.item.work.put(active.item.index, active.row.tokens)
             self._account(lane, [active.item for active in rows], seconds, ended=len(leaving))
-            self._report_steps(rows)
         ended = [item.work for item in (*self._batch, *(active.item for active in rows)) if item.work.ended]
         with self._wake:
             self._rows = [active for active in rows if not (active.row.finished or active.item.work.failed)]
             self._batch, lane.active_images = [], len(self._rows)
-        self._settle(ended)
+        self._settle(ended, reports=_step_reports(rows))
 
     def _begin(self, device: Device, items: Sequence[Item]) -> None:
         for item in items:
@@ -330,30 +335,26 @@ class InlineEngine:
         with self._wake:
             lane.note_cost(ended, seconds)
 
-    def _report_steps(self, rows: Sequence[_ActiveRow]) -> None:
-        for active in rows:
-            callback = active.item.work.on_step
-            if callback is not None and not active.item.work.abandoned and active.item.work.error is None:
-                self._in_loop(callback, active.item.index, active.row.step, active.row.tokens)
-
     # --- where the two meet ------------------------------------------------------------------------------------------
 
-    def _settle(self, works: Iterable[Work]) -> None:
-        """Wakes waiters, with one call for all of them."""
+    def _settle(self, works: Iterable[Work], *, reports: Sequence[Callable[[], None]] = ()) -> None:
+        """Reports sampling steps, then wakes waiters, with one call for all of them."""
         ended = list({id(work): work for work in works}.values())
 
         def settle() -> None:
+            for report in reports:
+                report()
             for work in ended:
                 work.settle()
 
-        if ended:
+        if ended or reports:
             self._in_loop(settle)
 
-    def _in_loop(self, function: Callable[..., object], *args: Any) -> None:
+    def _in_loop(self, function: Callable[[], None]) -> None:
         # A loop that was closed before a held device came back has no waiters left.
         if self._loop is not None:
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(function, *args)
+                self._loop.call_soon_threadsafe(function)
 
     def _tell_opened(self) -> None:
         def tell() -> None:
@@ -374,6 +375,21 @@ class InlineEngine:
             self._wake.notify_all()
         self._settle(left)
         self._tell_opened()
+
+
+def _check(array: npt.NDArray[Any], name: str, *, dtype: npt.DTypeLike, ndim: int) -> None:
+    if array.dtype != dtype or array.ndim != ndim:
+        raise ValueError(
+            f"{name} are {array.dtype} {list(array.shape)}; {np.dtype(dtype)} of {ndim} dimensions expected"
+        )
+
+
+def _step_reports(rows: Sequence[_ActiveRow]) -> list[Callable[[], None]]:
+    return [
+        partial(active.item.work.report_step, active.item.index, active.row.step, active.row.tokens)
+        for active in rows
+        if active.item.work.on_step is not None and active.item.work.error is None
+    ]
 
 
 def _results(work: Work) -> Any:

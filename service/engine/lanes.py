@@ -22,11 +22,16 @@ __all__ = ["Item", "Lane", "LaneLimits", "Work"]
 
 @dataclass(frozen=True, kw_only=True)
 class LaneLimits:
-    """Images of a batch, and images and bytes that may wait."""
+    """Images of a batch, and images and bytes that may wait. Each is at least 1."""
 
     max_batch_size: int = 32
     max_images: int = 512
     max_bytes: int = 256 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_images", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is expected")
 
 
 class Work:
@@ -68,6 +73,15 @@ class Work:
         if self._taken is None:
             self._taken = now
         return now - self._admitted
+
+    def report_step(self, index: int, step: int, tokens: npt.NDArray[np.int64]) -> None:
+        """Tells the waiter of a sampling step, if it still waits. Called in the event loop."""
+        if self.on_step is None or self.future.done():
+            return
+        try:
+            self.on_step(index, step, tokens)
+        except Exception as error:
+            self.future.get_loop().call_exception_handler({"message": "a step callback failed", "exception": error})
 
     def note_batch(self, images: int, seconds: float) -> None:
         """Notes a batch that held images of it."""
@@ -131,21 +145,28 @@ class Lane:
     def admit(self, work: Work, payloads: Sequence[Any], num_bytes: int, *, wait: Callable[[], float]) -> None:
         """Queues all images of a request, or none. Raises ``QueueFull``; ``wait`` estimates the seconds until room."""
         count, total = len(payloads), num_bytes * len(payloads)
-        for reason, asked, held, limit in (
+        bounds = (
             ("images", count, len(self._items), self.limits.max_images),
             ("bytes", total, self._bytes, self.limits.max_bytes),
-        ):
+        )
+        # Both bounds, before either queue is looked at: what never fits is not told to come again.
+        for reason, asked, _, limit in bounds:
             if asked > limit:
                 self._observer.rejected(self.name, "too_large")
                 raise QueueFull(
                     f"The request has {asked} {reason}; the {self.name} queue holds {limit}",
                     lane=self.name,
+                    limit=limit,
                     retry_after=None,
                 )
+        for reason, asked, held, limit in bounds:
             if held + asked > limit:
                 self._observer.rejected(self.name, reason)
                 raise QueueFull(
-                    f"The {self.name} queue is full ({held} of {limit} {reason})", lane=self.name, retry_after=wait()
+                    f"The {self.name} queue is full ({held} of {limit} {reason})",
+                    lane=self.name,
+                    limit=limit,
+                    retry_after=wait(),
                 )
         self._items.extend(Item(work, index, payload, num_bytes) for index, payload in enumerate(payloads))
         self._bytes += total

@@ -19,7 +19,9 @@ __all__ = [
     "EngineState",
     "GenerateItem",
     "Generated",
+    "LaneName",
     "LaneSnapshot",
+    "NullObserver",
     "Row",
     "StepCallback",
     "Timing",
@@ -27,6 +29,7 @@ __all__ = [
 
 Ids = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
+LaneName = Literal["encode", "decode", "generate"]
 StepCallback = Callable[[int, int, Ids], None]
 
 
@@ -59,7 +62,10 @@ class Decoded:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateItem:
-    """One image to make: a class id or None, a seed, and settings that only the device understands."""
+    """One image to make: a class id or None, a seed, and settings that only the device understands.
+
+    The settings are a plain value that can be pickled, so that the device may be in another process.
+    """
 
     label: int | None
     seed: int
@@ -112,8 +118,8 @@ class EngineSnapshot:
 class Engine(Protocol):
     """Turns requests into device batches and back. ``deadline`` is a time of the engine's clock (monotonic).
 
-    The three calls raise ``QueueFull``, ``DeadlineExceeded``, ``EngineStopped`` or ``DeviceFailed``. Cancelling one
-    abandons what the device has not taken yet.
+    The three calls raise ``QueueFull``, ``DeadlineExceeded``, ``EngineStopped`` or ``DeviceFailed``, and ``ValueError``
+    for an array of another shape or type. Cancelling one abandons what the device has not taken yet.
     """
 
     @property
@@ -188,7 +194,23 @@ class EngineObserver(Protocol):
         """An image was taken by the device."""
 
     def rejected(self, lane: str, reason: str) -> None:
-        """A request was refused at admission: ``images``, ``bytes``, ``too_large`` or ``stopped``."""
+        """A request was refused at admission: ``images``, ``bytes``, ``too_large``, ``deadline`` or ``stopped``."""
 
     def abandoned(self, lane: str, stage: str) -> None:
         """An image was dropped unfinished: ``expired``, or ``cancelled`` because nobody waits."""
+
+
+class NullObserver:
+    """Listens to nothing."""
+
+    def batch(self, lane: str, images: int, seconds: float) -> None:
+        """See ``EngineObserver``."""
+
+    def queue_wait(self, lane: str, seconds: float) -> None:
+        """See ``EngineObserver``."""
+
+    def rejected(self, lane: str, reason: str) -> None:
+        """See ``EngineObserver``."""
+
+    def abandoned(self, lane: str, stage: str) -> None:
+        """See ``EngineObserver``."""

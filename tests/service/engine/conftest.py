@@ -1,0 +1,114 @@
+"""Engines on a fake device. Every test ends with empty queues, no thread left, and nothing told to nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from service.engine import Device, InlineEngine, LaneLimits
+from tests.service.engine.fakes import (
+    AT_REST,
+    PATIENCE,
+    Build,
+    Busy,
+    FakeClock,
+    FakeDevice,
+    FakeObserver,
+    Start,
+    Submit,
+    images,
+)
+
+
+@pytest.fixture
+def device() -> FakeDevice:
+    return FakeDevice()
+
+
+@pytest.fixture
+def observer() -> FakeObserver:
+    return FakeObserver()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def soon(clock: FakeClock) -> float:
+    """A deadline that a test does not reach unless it moves the clock."""
+    return clock.now + 3600
+
+
+@pytest.fixture(autouse=True)
+def no_device_thread_is_left() -> Iterator[None]:
+    yield
+    assert [thread for thread in threading.enumerate() if thread.name == "device"] == []
+
+
+@pytest.fixture
+async def build(device: FakeDevice, observer: FakeObserver, clock: FakeClock) -> AsyncIterator[Build]:
+    """Builds engines that are not started."""
+    untold: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: untold.append(context))
+    engines: list[InlineEngine] = []
+
+    def build(factory: Callable[[], Device] = lambda: device, **limits: int) -> InlineEngine:
+        engines.append(InlineEngine(factory, limits=LaneLimits(**limits), observer=observer, clock=clock))
+        return engines[-1]
+
+    yield build
+    device.release()
+    for engine in engines:
+        await engine.stop(PATIENCE)
+        assert engine.snapshot() == AT_REST
+    gc.collect(1)
+    await asyncio.sleep(0)
+    loop.set_exception_handler(handler)
+    assert untold == []
+
+
+@pytest.fixture
+def start(build: Build) -> Start:
+    """Starts an engine and waits until it is ready."""
+
+    async def start(**limits: int) -> InlineEngine:
+        engine = build(**limits)
+        engine.start()
+        await engine.ready()
+        return engine
+
+    return start
+
+
+@pytest.fixture
+def submit() -> Submit:
+    """Starts requests, in order, and returns when all of them have been admitted or refused."""
+
+    async def submit(*requests: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
+        tasks = [asyncio.create_task(request) for request in requests]
+        await asyncio.sleep(0)
+        return tasks
+
+    return submit
+
+
+@pytest.fixture
+def busy(device: FakeDevice, soon: float, submit: Submit) -> Busy:
+    """Holds the device on a request for image 0, so that what a test submits next gathers in the queues."""
+
+    async def busy(engine: InlineEngine) -> asyncio.Task[Any]:
+        device.hold()
+        [task] = await submit(engine.encode(images(0), deadline=soon))
+        device.wait_for_calls(1)
+        return task
+
+    return busy

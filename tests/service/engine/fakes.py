@@ -1,0 +1,221 @@
+"""A device, an observer and a clock that tests can look into and hold still."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine import EngineSnapshot, GenerateItem, InlineEngine, LaneSnapshot
+
+Ids = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+# The fixtures of conftest.py that are functions.
+Build = Callable[..., InlineEngine]
+Start = Callable[..., Awaitable[InlineEngine]]
+Submit = Callable[..., Awaitable[list[asyncio.Task[Any]]]]
+Busy = Callable[[InlineEngine], Awaitable[asyncio.Task[Any]]]
+
+PATIENCE = 20.0  # seconds until a test gives up on a thread; never a verdict on speed
+NUM_TOKENS = 4
+
+AT_REST = EngineSnapshot(
+    **{
+        lane: LaneSnapshot(queued_images=0, queued_bytes=0, active_images=0)
+        for lane in ("encode", "decode", "generate")
+    }
+)
+
+
+def images(*values: int) -> Pixels:
+    """One 2x2 image for each value below 65536."""
+    batch = np.zeros((len(values), 2, 2, 3), np.uint8)
+    batch[:, 0, 0, 0], batch[:, 0, 0, 1] = np.array(values) // 256, np.array(values) % 256
+    return batch
+
+
+def tokens(*values: int) -> Ids:
+    """The ids that the device makes of those images."""
+    return np.array(values, np.int64)[:, None] * 10 + np.arange(NUM_TOKENS)
+
+
+def values_of_images(batch: Pixels) -> tuple[int, ...]:
+    return tuple((batch[:, 0, 0, 0].astype(int) * 256 + batch[:, 0, 0, 1]).tolist())
+
+
+def values_of_tokens(batch: Ids) -> tuple[int, ...]:
+    return tuple((batch[:, 0] // 10).tolist())
+
+
+def items(*seeds: int, steps: int = 3, label: int | None = None) -> list[GenerateItem]:
+    """Images to make; the settings of this device are the number of steps."""
+    return [GenerateItem(label=label, seed=seed, settings=steps) for seed in seeds]
+
+
+def generated(*seeds: int, steps: int = 3, label: int | None = None) -> Ids:
+    """The ids that the device makes of those items."""
+    return np.array([_row_tokens(label, seed, steps) for seed in seeds])
+
+
+def _row_tokens(label: int | None, seed: int, step: int) -> Ids:
+    return np.array([seed, step, -1 if label is None else label, seed * 1000 + step], np.int64)
+
+
+@dataclass
+class FakeRow:
+    label: int | None
+    seed: int
+    steps: int
+    step: int = 0
+
+    @property
+    def tokens(self) -> Ids:
+        return _row_tokens(self.label, self.seed, self.step)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.steps
+
+
+class DeviceLost(BaseException):
+    """What no ``except Exception`` catches, as when a native library panics."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the device was asked: the values of its rows, and for ``step`` (seed, step) of each."""
+
+    name: str
+    rows: tuple[Any, ...]
+
+
+@dataclass
+class FakeDevice:
+    """Computes pure functions that a test can check. While it is held, each call waits to be let through.
+
+    A value in ``poison`` makes the calls fail that bear it; one in ``fatal`` kills the thread.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    poison: set[int] = field(default_factory=set)
+    fatal: set[int] = field(default_factory=set)
+    hold_begin: bool = False
+    threads: set[int] = field(default_factory=set)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _open: bool = True
+    _permits: int = 0
+    _waiting: bool = False
+
+    def hold(self) -> None:
+        with self._changed:
+            self._open = False
+
+    def let_through(self, calls: int) -> None:
+        with self._changed:
+            self._permits += calls
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a call waits, and nothing lets it through."""
+        with self._changed:
+            return self._waiting and not self._permits and not self._open
+
+    def wait_for_calls(self, count: int) -> None:
+        """Blocks until so many calls have come, the last of which may be held."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.calls) >= count, PATIENCE), self.calls
+
+    def rows_of(self, name: str) -> list[tuple[Any, ...]]:
+        return [call.rows for call in self.calls if call.name == name]
+
+    @property
+    def names(self) -> list[str]:
+        return [call.name for call in self.calls]
+
+    def encode(self, images: Pixels) -> Ids:
+        values = values_of_images(images)
+        self._enter("encode", values, values)
+        return tokens(*values)
+
+    def decode(self, tokens: Ids) -> Pixels:
+        values = values_of_tokens(tokens)
+        self._enter("decode", values, values)
+        return images(*values)
+
+    def begin(self, label: int | None, seed: int, settings: object) -> FakeRow:
+        if self.hold_begin:
+            self._enter("begin", (seed,), (seed,))
+        assert isinstance(settings, int)
+        if settings < 1:
+            raise ValueError("no steps")
+        return FakeRow(label, seed, settings)
+
+    def step(self, rows: Sequence[FakeRow]) -> None:
+        self._enter("step", tuple((row.seed, row.step) for row in rows), tuple(row.seed for row in rows))
+        for row in rows:
+            row.step += 1
+
+    def _enter(self, name: str, rows: tuple[Any, ...], values: tuple[int, ...]) -> None:
+        with self._changed:
+            self.threads.add(threading.get_ident())
+            self.calls.append(Call(name, rows))
+            self._waiting = True
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._open or self._permits > 0, PATIENCE), "never let through"
+            self._waiting = False
+            if not self._open:
+                self._permits -= 1
+        if self.fatal & set(values):
+            raise DeviceLost("the device fell off the bus")
+        if bad := self.poison & set(values):
+            raise ValueError(f"cannot compute {sorted(bad)}")
+
+
+class FakeObserver:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, int]] = []
+        self.batch_seconds: list[float] = []
+        self.waits: list[tuple[str, float]] = []
+        self.rejections: Counter[tuple[str, str]] = Counter()
+        self.abandonments: Counter[tuple[str, str]] = Counter()
+
+    def batch(self, lane: str, images: int, seconds: float) -> None:
+        self.batches.append((lane, images))
+        self.batch_seconds.append(seconds)
+
+    def queue_wait(self, lane: str, seconds: float) -> None:
+        self.waits.append((lane, seconds))
+
+    def rejected(self, lane: str, reason: str) -> None:
+        self.rejections[lane, reason] += 1
+
+    def abandoned(self, lane: str, stage: str) -> None:
+        self.abandonments[lane, stage] += 1
+
+
+class FakeClock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds

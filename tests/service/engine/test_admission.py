@@ -1,0 +1,143 @@
+"""What a lane takes, and how it refuses the rest."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from service.engine import EngineStopped, QueueFull
+from tests.service.engine.fakes import Build, Busy, FakeDevice, FakeObserver, Start, Submit, images, items, tokens
+
+pytestmark = pytest.mark.anyio
+
+IMAGE_BYTES = images(0).nbytes
+
+
+async def test_a_queue_takes_as_many_images_as_its_limit_and_refuses_the_next(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
+) -> None:
+    engine = await start(max_images=3)
+    first = await busy(engine)
+    others = await submit(engine.encode(images(1, 2), deadline=soon), engine.encode(images(3), deadline=soon))
+    with pytest.raises(QueueFull, match="encode queue is full") as refused:
+        await engine.encode(images(4), deadline=soon)
+    assert refused.value.lane == "encode"
+    assert refused.value.retry_after is not None
+    assert observer.rejections == {("encode", "images"): 1}
+    device.release()
+    await asyncio.gather(first, *others)
+
+
+async def test_a_queue_takes_as_many_bytes_as_its_limit_and_refuses_the_next(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
+) -> None:
+    engine = await start(max_bytes=3 * IMAGE_BYTES)
+    first = await busy(engine)
+    others = await submit(engine.encode(images(1, 2, 3), deadline=soon))
+    with pytest.raises(QueueFull, match="bytes"):
+        await engine.encode(images(4), deadline=soon)
+    assert observer.rejections == {("encode", "bytes"): 1}
+    device.release()
+    await asyncio.gather(first, *others)
+
+
+async def test_lanes_have_their_own_limits(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = await start(max_images=2)
+    first = await busy(engine)
+    others = await submit(
+        engine.encode(images(1, 2), deadline=soon),
+        engine.decode(tokens(1, 2), deadline=soon),
+        engine.generate(items(1, 2), deadline=soon),
+    )
+    with pytest.raises(QueueFull):
+        await engine.generate(items(3), deadline=soon)
+    device.release()
+    await asyncio.gather(first, *others)
+
+
+@pytest.mark.parametrize("limits", [{"max_images": 2}, {"max_bytes": 3 * IMAGE_BYTES - 1}])
+async def test_a_request_larger_than_the_queue_is_told_never_to_come_again(
+    start: Start, observer: FakeObserver, soon: float, limits: dict[str, int]
+) -> None:
+    engine = await start(**limits)
+    with pytest.raises(QueueFull, match="the encode queue holds") as refused:
+        await engine.encode(images(1, 2, 3), deadline=soon)
+    assert refused.value.retry_after is None
+    assert observer.rejections == {("encode", "too_large"): 1}
+
+
+async def test_a_refusal_says_when_to_come_again_once_a_batch_has_been_measured(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
+) -> None:
+    engine = await start(max_images=4)
+    await engine.encode(images(1, 2), deadline=soon)
+    device.calls.clear()
+    first = await busy(engine)
+    others = await submit(engine.encode(images(1, 2, 3), deadline=soon))
+    with pytest.raises(QueueFull) as refused:
+        await engine.encode(images(4, 5), deadline=soon)
+    assert refused.value.retry_after == pytest.approx(3 * observer.batch_seconds[0] / 2)
+    device.release()
+    await asyncio.gather(first, *others)
+
+
+async def test_an_image_to_generate_costs_all_of_its_steps(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
+) -> None:
+    engine = await start(max_images=2)
+    await engine.generate(items(1, 2, steps=5), deadline=soon)
+    device.calls.clear()
+    first = await busy(engine)
+    others = await submit(engine.generate(items(3), deadline=soon))
+    with pytest.raises(QueueFull) as refused:
+        await engine.generate(items(4, 5), deadline=soon)
+    assert refused.value.retry_after == pytest.approx(sum(observer.batch_seconds) / 2)
+    device.release()
+    await asyncio.gather(first, *others)
+
+
+async def test_a_refused_request_leaves_nothing_in_the_queue(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = await start(max_images=3)
+    first = await busy(engine)
+    others = await submit(engine.encode(images(1, 2), deadline=soon))
+    before = engine.snapshot()
+    with pytest.raises(QueueFull):
+        await engine.encode(images(3, 4), deadline=soon)
+    assert engine.snapshot() == before
+    others += await submit(engine.encode(images(5), deadline=soon))
+    device.release()
+    await asyncio.gather(first, *others)
+    assert device.rows_of("encode") == [(0,), (1, 2, 5)]
+
+
+async def test_there_is_room_again_when_the_device_has_taken_a_batch(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = await start(max_images=2)
+    first = await busy(engine)
+    others = await submit(engine.encode(images(1, 2), deadline=soon))
+    device.let_through(1)
+    device.wait_for_calls(2)
+    others += await submit(engine.encode(images(3, 4), deadline=soon))
+    device.release()
+    await asyncio.gather(first, *others)
+
+
+async def test_a_request_without_an_image_is_a_mistake_of_the_caller(start: Start, soon: float) -> None:
+    engine = await start()
+    with pytest.raises(ValueError, match="at least one image"):
+        await engine.encode(images(), deadline=soon)
+    with pytest.raises(ValueError, match="at least one image"):
+        await engine.generate([], deadline=soon)
+
+
+async def test_an_engine_that_is_not_started_takes_nothing(build: Build, observer: FakeObserver, soon: float) -> None:
+    engine = build()
+    with pytest.raises(EngineStopped, match="not started"):
+        await engine.encode(images(1), deadline=soon)
+    assert observer.rejections == {("encode", "stopped"): 1}

@@ -1,0 +1,149 @@
+"""What the engine promises its callers beyond results: shapes, limits, one call into the loop, nothing kept."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.engine import DeadlineExceeded, EngineStopped, InlineEngine, LaneLimits, QueueFull
+from tests.service.engine.fakes import (
+    PATIENCE,
+    Busy,
+    FakeClock,
+    FakeDevice,
+    FakeObserver,
+    Start,
+    Submit,
+    images,
+    items,
+    tokens,
+)
+
+pytestmark = pytest.mark.anyio
+
+IMAGE_BYTES = images(0).nbytes
+
+
+@pytest.mark.parametrize("name", ["max_batch_size", "max_images", "max_bytes"])
+def test_a_limit_is_at_least_one(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0"):
+        LaneLimits(**{name: 0})
+
+
+async def test_each_lane_can_have_limits_of_its_own(device: FakeDevice, clock: FakeClock, soon: float) -> None:
+    limits = {"encode": LaneLimits(max_batch_size=2), "decode": LaneLimits(max_batch_size=3), "generate": LaneLimits()}
+    engine = InlineEngine(lambda: device, limits=limits, clock=clock)
+    engine.start()
+    await engine.ready()
+    encoded = await engine.encode(images(*range(6)), deadline=soon)
+    decoded = await engine.decode(tokens(*range(6)), deadline=soon)
+    assert (encoded.timing.batch_images, decoded.timing.batch_images) == (2, 3)
+    await engine.stop(PATIENCE)
+
+
+async def test_a_request_that_never_fits_is_told_so_even_while_the_queue_is_full(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = await start(max_images=4, max_bytes=3 * IMAGE_BYTES)
+    await busy(engine)
+    [waiting] = await submit(engine.encode(images(1), deadline=soon))
+    with pytest.raises(QueueFull) as refused:
+        await engine.encode(images(1, 2, 3, 4), deadline=soon)
+    assert (refused.value.limit, refused.value.retry_after) == (3 * IMAGE_BYTES, None)
+    device.release()
+    await waiting
+
+
+async def test_a_request_that_comes_after_its_deadline_is_counted(
+    start: Start, observer: FakeObserver, clock: FakeClock
+) -> None:
+    engine = await start()
+    with pytest.raises(DeadlineExceeded):
+        await engine.encode(images(1), deadline=clock.now)
+    assert observer.rejections == {("encode", "deadline"): 1}
+
+
+@pytest.mark.parametrize("batch", [np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3))])
+async def test_images_of_another_shape_or_type_are_refused(start: Start, soon: float, batch: Any) -> None:
+    engine = await start()
+    with pytest.raises(ValueError, match=r"images are .* uint8 of 4 dimensions expected"):
+        await engine.encode(batch, deadline=soon)
+
+
+@pytest.mark.parametrize("batch", [np.zeros(8, np.int64), np.zeros((1, 8), np.int32)])
+async def test_tokens_of_another_shape_or_type_are_refused(start: Start, soon: float, batch: Any) -> None:
+    engine = await start()
+    with pytest.raises(ValueError, match=r"tokens are .* int64 of 2 dimensions expected"):
+        await engine.decode(batch, deadline=soon)
+
+
+async def test_steps_and_results_of_a_batch_come_to_the_event_loop_in_one_call(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    told: list[tuple[int, int]] = []
+    waiters = [await busy(engine)]
+    waiters += await submit(
+        *(engine.encode(images(value), deadline=soon) for value in range(1, 9)),
+        engine.generate(items(1, 2, steps=2), deadline=soon, on_step=lambda index, step, _: told.append((index, step))),
+    )
+    loop, calls = asyncio.get_running_loop(), []
+    call_soon_threadsafe = loop.call_soon_threadsafe
+
+    def counted(callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.Handle:
+        if threading.current_thread().name == "device":
+            calls.append(callback)
+        return call_soon_threadsafe(callback, *args, **options)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    device.release()
+    await asyncio.gather(*waiters)
+    assert device.names == ["encode", "step", "encode", "step"]
+    assert len(calls) == 4
+    assert told == [(0, 1), (1, 1), (0, 2), (1, 2)]
+
+
+async def test_a_stop_that_is_cancelled_tells_every_waiter(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice
+) -> None:
+    engine = await start()
+    waiter = await busy(engine)
+    [stopping] = await submit(engine.stop(PATIENCE))
+    stopping.cancel()
+    with pytest.raises(EngineStopped):
+        await waiter
+    assert device.is_held
+    device.release()
+
+
+async def test_images_of_a_request_that_expired_are_freed_without_the_garbage_collector(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, clock: FakeClock, soon: float
+) -> None:
+    engine = await start()
+    first = await busy(engine)
+    batch = images(1, 2)
+    freed = weakref.ref(batch)
+
+    async def expire(request: Any) -> None:
+        with pytest.raises(DeadlineExceeded):
+            await request
+
+    gc.disable()
+    try:
+        [late] = await submit(expire(engine.encode(batch, deadline=clock.now + 50)))
+        del batch
+        clock.advance(50)
+        device.release()
+        await asyncio.gather(first, late)
+        del late
+        await engine.decode(tokens(1), deadline=soon)
+        assert freed() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,209 @@
+"""Whatever happens in whatever order: every request ends exactly once, and rightly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine import DeadlineExceeded, DeviceFailed, EngineStopped, InlineEngine, LaneLimits, QueueFull
+from tests.service.engine.fakes import (
+    AT_REST,
+    PATIENCE,
+    FakeClock,
+    FakeDevice,
+    FakeObserver,
+    generated,
+    images,
+    items,
+    tokens,
+)
+
+LIMITS = LaneLimits(max_batch_size=3, max_images=8, max_bytes=7 * images(0).nbytes)
+STEPS = 2
+
+Ending = Literal["drain", "stop", "die"]
+
+
+@dataclass(frozen=True)
+class Submit:
+    lane: Literal["encode", "decode", "generate"]
+    size: int
+    patience: int
+    poisoned: bool
+
+
+@dataclass(frozen=True)
+class Cancel:
+    request: int
+
+
+@dataclass(frozen=True)
+class LetThrough:
+    calls: int
+
+
+@dataclass(frozen=True)
+class Advance:
+    seconds: int
+
+
+Action = Submit | Cancel | LetThrough | Advance
+
+ACTIONS: st.SearchStrategy[Action] = st.one_of(
+    st.builds(
+        Submit,
+        lane=st.sampled_from(["encode", "decode", "generate"]),
+        size=st.integers(1, 9),
+        patience=st.sampled_from([100, 200, 1000]),
+        poisoned=st.sampled_from([False, False, False, True]),
+    ),
+    st.builds(Cancel, request=st.integers(0, 9)),
+    st.builds(LetThrough, calls=st.integers(1, 3)),
+    st.builds(Advance, seconds=st.sampled_from([50, 100])),
+)
+
+
+class Request:
+    """A request, and what it must not end with."""
+
+    def __init__(self, engine: InlineEngine, action: Submit, values: tuple[int, ...], now: float) -> None:
+        self.values = values
+        self.poisoned = action.poisoned
+        self.deadline = now + action.patience
+        self.cancelled = False
+        self.endings = 0
+        self.expected: Any
+        if action.lane == "encode":
+            call, self.expected = engine.encode(images(*values), deadline=self.deadline), tokens(*values)
+        elif action.lane == "decode":
+            call, self.expected = engine.decode(tokens(*values), deadline=self.deadline), images(*values)
+        else:
+            call = engine.generate(items(*values, steps=STEPS), deadline=self.deadline)
+            self.expected = generated(*values, steps=STEPS)
+        self.task = asyncio.create_task(call)
+        self.task.add_done_callback(self._note_ending)
+
+    def _note_ending(self, _: asyncio.Task[Any]) -> None:
+        self.endings += 1
+
+    def check(self, now: float, ending: Ending) -> None:
+        assert self.endings == 1
+        if self.task.cancelled():
+            assert self.cancelled
+            return
+        error = self.task.exception()
+        if error is None:
+            result = self.task.result()
+            np.testing.assert_array_equal(getattr(result, "tokens", getattr(result, "images", None)), self.expected)
+            assert not self.poisoned
+        elif isinstance(error, DeviceFailed):
+            assert self.poisoned
+        elif isinstance(error, DeadlineExceeded):
+            assert now >= self.deadline
+        else:
+            assert isinstance(error, QueueFull) or (isinstance(error, EngineStopped) and ending != "drain")
+
+
+class Schedule:
+    """Plays actions on an engine whose device is held, one after the other."""
+
+    def __init__(self) -> None:
+        self.device = FakeDevice()
+        self.clock = FakeClock()
+        self.observer = FakeObserver()
+        self.engine = InlineEngine(lambda: self.device, limits=LIMITS, observer=self.observer, clock=self.clock)
+        self.requests: list[Request] = []
+        self.values = iter(range(1, 60_000))
+
+    async def play(self, actions: list[Action], ending: Ending) -> None:
+        untold: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: untold.append(context))
+        self.engine.start()
+        await self.engine.ready()
+        self.device.hold()
+        for action in actions:
+            await self._act(action)
+            await self._until_still()
+            self._check_bounds()
+        await self._finish(ending)
+        await asyncio.wait_for(
+            asyncio.gather(*(request.task for request in self.requests), return_exceptions=True), PATIENCE
+        )
+        await asyncio.sleep(0)
+        for request in self.requests:
+            request.check(self.clock.now, ending)
+        self._check_every_image_is_accounted_for()
+        assert self.engine.snapshot() == AT_REST
+        assert untold == []
+
+    async def _act(self, action: Action) -> None:
+        match action:
+            case Submit():
+                await self._submit(action)
+            case Cancel():
+                if self.requests:
+                    request = self.requests[action.request % len(self.requests)]
+                    request.cancelled = request.task.cancel() or request.cancelled
+            case LetThrough():
+                self.device.let_through(action.calls)
+            case Advance():
+                self.clock.advance(action.seconds)
+
+    async def _submit(self, action: Submit) -> None:
+        held = getattr(self.engine.snapshot(), action.lane)
+        values = tuple(next(self.values) for _ in range(action.size))
+        if action.poisoned:
+            self.device.poison.add(values[-1])
+        image_bytes = {"encode": images(0).nbytes, "decode": tokens(0).nbytes, "generate": 0}[action.lane]
+        fits = (
+            held.queued_images + action.size <= LIMITS.max_images
+            and held.queued_bytes + action.size * image_bytes <= LIMITS.max_bytes
+        )
+        request = Request(self.engine, action, values, self.clock.now)
+        self.requests.append(request)
+        await asyncio.sleep(0)
+        refused = request.task.done() and isinstance(request.task.exception(), QueueFull)
+        assert refused != fits
+
+    async def _until_still(self) -> None:
+        """The device thread is held in a call, or has nothing left to do."""
+        while not (self.device.is_held or self.engine.snapshot() == AT_REST):  # noqa: ASYNC110  a thread's doing
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async def _finish(self, ending: Ending) -> None:
+        if ending == "stop":
+            await self.engine.stop(0)
+        elif ending == "die":
+            self.device.fatal = set(range(60_000))
+        self.device.release()
+        await self.engine.stop(PATIENCE)
+
+    def _check_bounds(self) -> None:
+        snapshot = self.engine.snapshot()
+        for lane in (snapshot.encode, snapshot.decode, snapshot.generate):
+            assert 0 <= lane.queued_images <= LIMITS.max_images
+            assert 0 <= lane.queued_bytes <= LIMITS.max_bytes
+            assert 0 <= lane.active_images <= LIMITS.max_batch_size
+        assert all(1 <= len(call.rows) <= LIMITS.max_batch_size for call in self.device.calls)
+
+    def _check_every_image_is_accounted_for(self) -> None:
+        """The device began with every image at most once, but for the second try that follows a failure."""
+        tries = Counter(value for call in self.device.calls if call.name != "step" for value in call.rows) + Counter(
+            seed for call in self.device.calls if call.name == "step" for seed, step in call.rows if step == 0
+        )
+        assert all(count <= 2 for count in tries.values())
+        if not self.device.poison:
+            assert all(count == 1 for count in tries.values())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ACTIONS, max_size=25), st.sampled_from(["drain", "drain", "stop", "die"]))
+def test_every_request_of_any_schedule_ends_once_and_rightly(actions: list[Action], ending: Ending) -> None:
+    asyncio.run(Schedule().play(actions, ending))
