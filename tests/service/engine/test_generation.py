@@ -31,9 +31,10 @@ async def test_rows_wait_for_room_and_join_as_others_finish(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_batch_size=2)
-    made = await engine.generate([*items(1, steps=1), *items(2, steps=3), *items(3, steps=2)], deadline=soon)
-    assert device.rows_of("step") == [((1, 0), (2, 0)), ((2, 1), (3, 0)), ((2, 2), (3, 1))]
-    np.testing.assert_array_equal(made.tokens[:, :2], [[1, 1], [2, 3], [3, 2]])
+    requested = [*items(1, steps=1), *items(2, steps=3), *items(3, steps=2), *items(4, steps=1)]
+    made = await engine.generate(requested, deadline=soon)
+    assert device.rows_of("step") == [((1, 0), (2, 0)), ((2, 1), (3, 0)), ((2, 2), (3, 1)), ((4, 0),)]
+    np.testing.assert_array_equal(made.tokens[:, :2], [[1, 1], [2, 3], [3, 2], [4, 1]])
     assert made.timing.batch_images == 2
 
 
