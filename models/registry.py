@@ -126,8 +126,9 @@ GENERATORS: Mapping[str, GeneratorVariant] = {
             config=None,
             weights=SHIPPED / f"{DEFAULT_VARIANT}-generator",
             presets=_presets(
-                SamplingSettings(steps=8, guidance_scale=3.0, guidance_decay="linear", temperature=4.5),
-                demo=SamplingSettings(steps=12, guidance_scale=4.5, guidance_decay="constant", temperature=1.0),
+                # Chosen by eye: with constant guidance this small network repeats one code over half the image.
+                SamplingSettings(steps=8, guidance_scale=4.5, guidance_decay="linear", temperature=4.0),
+                demo=SamplingSettings(steps=20, guidance_scale=6.0, guidance_decay="linear", temperature=2.5),
                 fast_steps=4,
             ),
         ),

@@ -45,7 +45,7 @@ _EXAMPLE = {
     "generator_revision": "725af993850d",
     "class_id": 10,
     "class_name": "cat",
-    "settings": {"steps": 12, "guidance_scale": 4.5, "guidance_decay": "constant", "temperature": 1.0},
+    "settings": {"steps": 20, "guidance_scale": 6.0, "guidance_decay": "linear", "temperature": 2.5},
     "data": [
         {
             "index": 0,

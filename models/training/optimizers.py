@@ -1,0 +1,107 @@
+"""Muon for the matrices of transformer blocks, AdamW for everything else.
+
+Muon moves a matrix by its momentum made orthogonal: all directions advance alike, not only the few that dominate the
+gradient. It is torch.optim.Muon (Keller Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024;
+learning rates on AdamW's scale after arXiv 2502.16982, section 2.2) with two differences: packed projections are moved
+as the separate matrices they are, and matrices of one shape are made orthogonal together, which is faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+__all__ = ["Muon", "build_optimizers", "orthogonalised"]
+
+BLOCKS = {"transformer", "in_blocks", "mid_block", "out_blocks"}
+PACKED = ("in_proj_weight", "qkv.weight")
+
+
+def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices [N, R, C] -> float32 [N, R, C] with about the same singular vectors and singular values near 1.
+
+    Five Newton-Schulz steps in ``dtype``; singular values end between 0.7 and 1.2, which is near enough.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).to(dtype)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return (x.mT if tall else x).float()
+
+
+class Muon(Optimizer):
+    """Momentum with Nesterov's correction, made orthogonal; decoupled weight decay.
+
+    A group's ``parts`` says into how many matrices its parameters are cut along the rows (3: packed q, k, v).
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.dtype = dtype
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Moves every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, float]]] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
+                ahead = parameter.grad.lerp(state["momentum"], group["momentum"])
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                for matrix, update in zip(parameter.chunk(group["parts"]), ahead.chunk(group["parts"]), strict=True):
+                    by_shape.setdefault(matrix.shape, []).append((matrix, update, group["lr"]))
+        for shape, moves in by_shape.items():
+            directions = orthogonalised(torch.stack([update for _, update, _ in moves]), self.dtype)
+            # An orthogonal matrix has entries of mean square 1/max(shape); 0.2 is what AdamW's updates come to.
+            scale = 0.2 * math.sqrt(max(shape))
+            for (matrix, _, lr), direction in zip(moves, directions, strict=True):
+                matrix.add_(direction, alpha=-lr * scale)
+
+
+def build_optimizers(
+    network: nn.Module,
+    *,
+    muon_lr: float,
+    adamw_lr: float,
+    adamw_betas: tuple[float, float],
+    weight_decay: float,
+    dtype: torch.dtype,
+) -> list[Optimizer]:
+    """Muon for the matrices of the blocks, AdamW (no weight decay) for the rest; ``dtype`` is of Muon's inner steps."""
+    whole: list[nn.Parameter] = []
+    packed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if parameter.ndim != 2 or not BLOCKS.intersection(name.split(".")):
+            rest.append(parameter)
+        elif name.endswith(PACKED):
+            packed.append(parameter)
+        else:
+            whole.append(parameter)
+    groups: list[dict[str, Any]] = [{"params": whole}, {"params": packed, "parts": 3}]
+    return [
+        Muon(groups, lr=muon_lr, weight_decay=weight_decay, dtype=dtype),
+        AdamW(rest, lr=adamw_lr, betas=adamw_betas, weight_decay=0.0, fused=True),
+    ]

@@ -1,0 +1,34 @@
+"""What is random in training, made a function of (seed, step): nothing to save, and nothing lost in a kill."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["rows_of_step", "seeded"]
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A random generator that depends on all of ``numbers``."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number) % 2**63
+    return torch.Generator().manual_seed(seed)
+
+
+def rows_of_step(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """Rows of batch ``step`` in an endless walk through ``count`` samples, each epoch in an order of its own.
+
+    int64 [B]; the few samples left over at the end of an epoch have their turn in another.
+    """
+    batch_size = min(batch_size, count)
+    epoch, place = divmod(step, count // batch_size)
+    return _epoch(count, seed, epoch)[place * batch_size : (place + 1) * batch_size]
+
+
+@lru_cache(maxsize=2)
+def _epoch(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return torch.randperm(count, generator=seeded(seed, -1, epoch)).numpy()

@@ -1,0 +1,111 @@
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.training.data import DataError, Photographs, class_names, load_photographs, random_views
+
+
+def load(folder: Path) -> Photographs:
+    return load_photographs(folder, "train", size=16, cache=folder.parent / "cache")
+
+
+AddShard = Callable[[dict[str, bytes]], None]
+
+
+@pytest.fixture
+def add_shard(shards: Path, add_member: Callable[[tarfile.TarFile, str, bytes], None]) -> AddShard:
+    """Adds a third shard to the two."""
+
+    def add(members: dict[str, bytes]) -> None:
+        with tarfile.open(shards / "train-0002.tar", "w") as shard:
+            for name, content in members.items():
+                add_member(shard, name, content)
+
+    return add
+
+
+def test_shards_become_one_array_in_their_order(shards: Path) -> None:
+    photographs = load(shards)
+    assert photographs.images.shape == (300, 16, 16, 3)
+    assert photographs.labels.tolist() == [index % 2 for index in range(300)]
+    assert class_names(shards) == ["pets/cat", "pets/dog"]
+
+
+def test_a_batch_is_rgb_from_zero_to_one(shards: Path) -> None:
+    photographs = load(shards)
+    batch = photographs.batch(np.array([7, 3]))
+    assert batch.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(batch[1].permute(1, 2, 0) * 255, torch.tensor(photographs.images[3]).float())
+
+
+def test_the_second_call_reads_no_shard(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(shards)
+    monkeypatch.setattr("models.training.data._decode", None)
+    assert np.array_equal(load(shards).images, first.images)
+
+
+def test_a_changed_shard_is_decoded_again(
+    shards: Path, add_shard: AddShard, encoded_image: Callable[..., bytes]
+) -> None:
+    assert len(load(shards)) == 300
+    add_shard({"x.png": encoded_image(1), "x.cls": b"0"})
+    assert len(load(shards)) == 301
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda _: {"bad.png": b"not an image", "bad.cls": b"0"}, "cannot identify"),
+        (lambda image: {"bad.png": image(0)[:200], "bad.cls": b"0"}, "truncated"),
+        (lambda image: {"bad.png": image(0), "bad.cls": b"cat"}, "invalid literal"),
+        (lambda image: {"bad.png": image(0), "bad.cls": b"2"}, "class 2 is not in classes.json"),
+        (lambda image: {"bad.png": image(0)}, "not an image with its class"),
+        (lambda image: {"bad.png": image(0, 8), "bad.cls": b"0"}, "image is 8x8, not 16x16"),
+    ],
+    ids=["no image", "half an image", "no number", "unknown class", "no class", "another size"],
+)
+def test_a_corrupt_member_is_named_and_left_out(
+    shards: Path,
+    add_shard: AddShard,
+    encoded_image: Callable[..., bytes],
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Callable[..., bytes]], dict[str, bytes]],
+    named: str,
+) -> None:
+    add_shard(damage(encoded_image))
+    assert len(load(shards)) == 300
+    assert "train-0002.tar/bad: " in caplog.text
+    assert named in caplog.text
+
+
+def test_a_shard_that_ends_early_is_named_and_the_others_are_read(
+    shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = (shards / "train-0000.tar.gz").read_bytes()
+    (shards / "train-0002.tar.gz").write_bytes(whole[: len(whole) // 2])
+    assert 340 < len(load(shards)) < 450
+    assert "train-0002.tar.gz" in caplog.text
+
+
+def test_more_than_one_faulty_member_in_a_hundred_stops(shards: Path, add_shard: AddShard) -> None:
+    add_shard({f"bad{i}.png": b"" for i in range(4)})
+    with pytest.raises(DataError, match=r"4 of 304 members can not be used; first: train-0002.tar/bad0"):
+        load(shards)
+
+
+def test_a_folder_without_shards_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no train-\*\.tar or train-\*\.tar\.gz in"):
+        load_photographs(tmp_path, "train", size=16, cache=tmp_path)
+
+
+def test_views_are_shifted_and_half_of_them_mirrored() -> None:
+    image = torch.arange(16.0).expand(1, 3, 16, 16)
+    views = random_views(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0), max_shift=2)
+    falling = (views[:, 0, 8].diff(dim=1) < 0).any(dim=1)
+    assert 70 < int(falling.sum()) < 130
+    centres = views[~falling, 0, 8, 8]
+    assert set(centres.tolist()) == {6.0, 7.0, 8.0, 9.0, 10.0}

@@ -1,0 +1,134 @@
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models import load_tokenizer
+from models.training.config import ScheduleConfig, TokenizerRun
+from models.training.data import Photographs
+from models.training.loop import Diverged, Step, learning_rate, train
+from models.training.tokenizer import TokenizerTask
+
+Report = Callable[[int, float, dict[str, float]], None]
+
+
+class Killed(BaseException):
+    pass
+
+
+def fit(
+    run: TokenizerRun,
+    photographs: Photographs,
+    output: Path,
+    *,
+    report: Report | None = None,
+    max_minutes: float | None = None,
+    clock: Callable[[], float] = lambda: 0.0,
+    resume: bool = False,
+) -> dict[str, float]:
+    task = TokenizerTask(run, photographs, photographs)
+    return train(
+        task,
+        run.schedule,
+        run.optimizer,
+        output,
+        max_minutes=max_minutes,
+        resume=resume,
+        clock=clock,
+        report=report,
+    )
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+) -> None:
+    losses: dict[int, float] = {}
+    fit(tokenizer_run, tiny_photographs, tmp_path / "whole", report=lambda step, _, f: losses.update({step: f["loss"]}))
+    again: dict[int, float] = {}
+
+    def killed_at_26(step: int, _: float, figures: dict[str, float]) -> None:
+        if step == 26:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(tokenizer_run, tiny_photographs, tmp_path / "killed", report=killed_at_26)
+    fit(
+        tokenizer_run,
+        tiny_photographs,
+        tmp_path / "killed",
+        report=lambda step, _, f: again.update({step: f["loss"]}),
+        resume=True,
+    )
+    assert sorted(again) == list(range(21, 31))
+    for step, loss in again.items():
+        assert loss == pytest.approx(losses[step], abs=1e-6)
+    whole, resumed = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("whole", "killed"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-3)
+    logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "killed")]
+    assert [row["step"] for row in csv.DictReader(logs[1].splitlines())] == ["10", "20", "30"]
+    assert logs[0] == logs[1]
+
+
+def test_training_learns_and_ends_in_a_checkpoint_that_loads(
+    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+) -> None:
+    untrained = TokenizerTask(tokenizer_run, tiny_photographs, tiny_photographs)
+    before = untrained.evaluate(untrained.network.eval())["validation_psnr"]
+    schedule = dataclasses.replace(tokenizer_run.schedule, steps=100, ema_decay=0.9)
+    figures = fit(dataclasses.replace(tokenizer_run, schedule=schedule), tiny_photographs, tmp_path)
+    assert figures["validation_psnr"] > before + 0.3
+    assert figures["images"] == 100 * 8
+    tokenizer = load_tokenizer("mine", weights=tmp_path / "checkpoint")
+    ids = tokenizer.encode(tiny_photographs.images[:3])
+    assert ids.shape == (3, 4)
+    assert tokenizer.decode(ids).shape == (3, 16, 16, 3)
+    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    assert config["model"]["vq_model"]["pixel_head"] == "conv"
+
+
+def test_the_clock_can_end_a_run_early(
+    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+) -> None:
+    now = iter(range(0, 10_000, 3))
+    figures = fit(tokenizer_run, tiny_photographs, tmp_path, max_minutes=0.5, clock=lambda: float(next(now)))
+    assert figures["step"] == 10  # of three seconds each
+    assert (tmp_path / "checkpoint" / "model.safetensors").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = TokenizerTask.losses
+
+    def diverging(task: TokenizerTask, step: Step) -> dict[str, Tensor]:
+        found = losses(task, step)
+        return {name: loss * math.nan for name, loss in found.items()} if step.number == 12 else found
+
+    monkeypatch.setattr(TokenizerTask, "losses", diverging)
+    with pytest.raises(Diverged, match="the loss is nan at step 12"):
+        fit(tokenizer_run, tiny_photographs, tmp_path)
+    assert (tmp_path / "state.pt").exists()
+
+
+def test_another_schedule_is_noticed_on_resuming(
+    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tokenizer_run, tiny_photographs, tmp_path)
+    longer = dataclasses.replace(tokenizer_run.schedule, steps=40)
+    fit(dataclasses.replace(tokenizer_run, schedule=longer), tiny_photographs, tmp_path, resume=True)
+    assert "the schedule is not the one this run began with" in caplog.text
+
+
+def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
+    schedule = ScheduleConfig(steps=100, batch_size=1, warmup_steps=10, final_lr=0.02)
+    assert learning_rate(schedule, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate(schedule, 50, 0.5) == pytest.approx(0.51)
+    assert learning_rate(schedule, 99, 1.0) == pytest.approx(0.02)

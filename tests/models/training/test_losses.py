@@ -1,0 +1,78 @@
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import torch
+
+from models.registry import TOKENIZERS
+from models.titok import TiTok, TiTokConfig
+from models.training.losses import masked_token_loss, pixel_loss, proxy_code_loss, random_masks
+from models.training.measures import entropy_bits, psnr, seam_ratio
+
+Golden = Mapping[str, np.ndarray]
+
+
+@pytest.fixture
+def golden(golden_case: Callable[[str], Golden]) -> Golden:
+    return golden_case("training_losses")
+
+
+def test_the_masked_token_loss_is_the_published_one(golden: Golden) -> None:
+    loss = masked_token_loss(
+        torch.from_numpy(golden["mlm_logits"]),
+        torch.from_numpy(golden["mlm_targets"]).long(),
+        torch.from_numpy(golden["mlm_mask"]),
+        label_smoothing=0.1,
+        visible_weight=0.1,
+    )
+    assert loss.item() == pytest.approx(golden["mlm_loss"].item(), rel=1e-6)
+
+
+def test_the_pixel_loss_adds_absolute_errors() -> None:
+    outputs, images = torch.tensor([[0.5, 1.0]]), torch.tensor([[0.0, 1.0]])
+    assert pixel_loss(outputs, images, l1_weight=0.1).item() == pytest.approx(0.25 / 2 + 0.1 * 0.5 / 2)
+
+
+def test_masks_follow_the_arccos_schedule() -> None:
+    masks = random_masks(4000, 32, torch.Generator().manual_seed(0))
+    counts = masks.sum(dim=1)
+    assert int(counts.min()) >= 1
+    # The mean of arccos(u) / (pi / 2) over u in 0..1 is 2 / pi.
+    assert counts.float().mean().item() / 32 == pytest.approx(2 / np.pi, abs=0.01)
+    assert torch.allclose(masks.float().mean(dim=0), torch.tensor(2 / np.pi), atol=0.04)
+
+
+def test_psnr_of_a_tenth_is_twenty_decibels() -> None:
+    images = torch.full((2, 3, 8, 8), 0.5)
+    torch.testing.assert_close(psnr(images + 0.1, images), torch.tensor([20.0, 20.0]), rtol=1e-5, atol=0)
+
+
+def test_a_grid_of_flat_patches_has_seams_and_noise_has_none() -> None:
+    noise = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert seam_ratio(noise, 16) == pytest.approx(1.0, abs=0.02)
+    patches = noise[..., :4, :4].repeat_interleave(16, 2).repeat_interleave(16, 3)
+    assert seam_ratio(patches + 0.01 * noise, 16) > 10
+
+
+def test_entropy_of_equally_used_codes_is_their_number_of_bits() -> None:
+    assert entropy_bits(torch.tensor([5, 5, 0, 5, 5])) == pytest.approx(2.0)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_stage_1_losses_are_the_published_ones(
+    golden: Golden,
+    golden_case: Callable[[str], Golden],
+    golden_weights: Callable[[str], dict[str, torch.Tensor]],
+) -> None:
+    config = TOKENIZERS["titok-s-128"].config
+    assert isinstance(config, TiTokConfig)
+    with torch.device("meta"):
+        network = TiTok(config)
+    network.load_state_dict(golden_weights("titok_s128"), assign=True)
+    images = torch.from_numpy(golden_case("titok_s128")["images"]).permute(0, 3, 1, 2) / 255.0
+    codes, _, quantizer = network.eval().quantize(network.latents(images))
+    loss = proxy_code_loss(network.decoder(codes), torch.from_numpy(golden["stage1_proxy_codes"]).long())
+    assert loss.item() == pytest.approx(golden["stage1_reconstruction_loss"].item(), rel=1e-4)
+    assert quantizer.commitment.item() == pytest.approx(golden["stage1_commitment_loss"].item(), rel=1e-4)
+    assert quantizer.codebook.item() == pytest.approx(golden["stage1_codebook_loss"].item(), rel=1e-4)

@@ -1,0 +1,58 @@
+import torch
+from torch import nn
+
+from models.titok import TiTok
+from models.training.config import TokenizerRun
+from models.training.optimizers import Muon, build_optimizers, orthogonalised
+
+
+def test_orthogonalised_matrices_keep_directions_and_lose_sizes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 24, 40), (3, 40, 24)):
+        matrices = torch.randn(shape, generator=generator) @ torch.diag(torch.logspace(0, -1, shape[2]))
+        result = orthogonalised(matrices, torch.float32)
+        sizes = torch.linalg.svdvals(result)
+        assert sizes.min() > 0.5
+        assert sizes.max() < 1.3
+        assert ((result * matrices).sum((1, 2)) > 0).all()
+
+
+def test_a_step_is_that_of_torch_where_nothing_is_packed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = nn.Parameter(torch.randn(24, 40, generator=generator))
+    theirs = nn.Parameter(ours.detach().clone())
+    muon = Muon([{"params": [ours]}], lr=1e-2, weight_decay=0.01)
+    reference = torch.optim.Muon([theirs], lr=1e-2, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        ours.grad = torch.randn(24, 40, generator=generator)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        reference.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-4)  # bfloat16 inside, steps of 2e-3
+
+
+def test_packed_projections_move_as_separate_matrices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = torch.randn(2, 24, 8, generator=generator)
+    packed = nn.Parameter(start.clone())
+    parts = [nn.Parameter(part.clone()) for part in start.chunk(3)]
+    for parameters, muon in (
+        ([packed], Muon([{"params": [packed], "parts": 3}], lr=1e-2)),
+        (parts, Muon([{"params": parts}], lr=1e-2)),
+    ):
+        for parameter, part in zip(parameters, gradient.chunk(len(parameters)), strict=True):
+            parameter.grad = part.clone()
+        muon.step()
+    torch.testing.assert_close(packed.detach(), torch.cat([part.detach() for part in parts]))
+
+
+def test_every_parameter_belongs_to_one_optimizer(tokenizer_run: TokenizerRun) -> None:
+    network = TiTok(tokenizer_run.network)
+    muon, adamw = build_optimizers(
+        network, muon_lr=1.0, adamw_lr=1.0, adamw_betas=(0.9, 0.98), weight_decay=0.0, dtype=torch.float32
+    )
+    by_id = {id(parameter): name for name, parameter in network.named_parameters()}
+    moved = [by_id[id(p)] for each in (muon, adamw) for group in each.param_groups for p in group["params"]]
+    assert sorted(moved) == sorted(by_id.values())
+    assert {by_id[id(p)].rsplit(".", 2)[-2] for p in muon.param_groups[0]["params"]} == {"out_proj", "c_fc", "c_proj"}
+    assert {by_id[id(p)].rsplit(".", 1)[-1] for p in muon.param_groups[1]["params"]} == {"in_proj_weight"}
