@@ -141,13 +141,14 @@ _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64
 
 def _uniform(keys: Sequence[int], count: int, device: torch.device) -> Tensor:
     """Float32 [R, count] on the 2**23 midpoints of (0, 1)."""
-    counters = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _INCREMENT
-    x = torch.tensor(keys, dtype=torch.int64, device=device)[:, None] + counters
+    x = torch.arange(1, count + 1, dtype=torch.int64, device=device).mul_(_INCREMENT)
+    x = torch.tensor(keys, dtype=torch.int64, device=device)[:, None] + x
     for shift, factor in _MIX:
         # An arithmetic shift of a signed number, with the copies of its sign bit cleared, is the unsigned shift.
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    bits = ((x >> 41) ^ (x >> 18)) & ((1 << 23) - 1)
-    return (bits.to(torch.float32) + 0.5) * 2.0**-23
+        x ^= (x >> shift).bitwise_and_((1 << (64 - shift)) - 1)
+        x *= factor
+    bits = ((x >> 41) ^ (x >> 18)).bitwise_and_((1 << 23) - 1)
+    return bits.to(torch.float32).add_(0.5).mul_(2.0**-23)
 
 
 def _gumbel(uniform: Tensor) -> Tensor:

@@ -139,6 +139,8 @@ class Tokenizer:
 
     def _pixels(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
         """Uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1] on the device."""
+        if isinstance(images, np.ndarray) and not images.flags.writeable:
+            images = images.copy()  # torch warns of arrays that it could not write to
         tensor = torch.as_tensor(images)
         shape = (self.image_size, self.image_size, 3)
         if tensor.dtype is not torch.uint8 or tensor.ndim != 4 or tensor.shape[1:] != shape:

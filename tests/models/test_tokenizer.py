@@ -64,7 +64,9 @@ def test_a_close_decision_is_made_by_the_image_alone(tokenizer: Tokenizer, image
 def test_encode_and_decode_take_arrays_and_tensors_and_give_the_promised_types(
     tokenizer: Tokenizer, images: np.ndarray
 ) -> None:
-    for batch in (images[:2], torch.from_numpy(images[:2])):
+    read_only = images[:2].copy()
+    read_only.flags.writeable = False
+    for batch in (images[:2], torch.from_numpy(images[:2]), read_only):
         ids = tokenizer.encode(batch)
         assert (ids.dtype, tuple(ids.shape)) == (torch.int64, (2, 32))
         for tokens in (ids, ids.numpy(), ids.to(torch.int32)):
