@@ -85,7 +85,8 @@ class Generator:
         if label is not None and not -1 <= label < self.num_classes:
             raise ValueError(f"class {label} is out of range 0..{self.num_classes - 1}")
         tokens = torch.full((self.num_tokens,), self._mask_token, dtype=torch.int64, device=self.device)
-        return SamplingRow(label if label is not None and label >= 0 else None, seed, settings, tokens)
+        # Plain numbers, so that a NumPy or torch integer is the same seed as its value.
+        return SamplingRow(int(label) if label is not None and label >= 0 else None, int(seed), settings, tokens)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[SamplingRow]) -> None:

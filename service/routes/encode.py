@@ -39,7 +39,7 @@ IMAGE_BODY: dict[str, Any] = {
 
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "dd4bf3ebf77f-p1",
+    "revision": "a2ca87d18f63-p1",
     "num_tokens": 32,
     "codebook_size": 4096,
     "data": [

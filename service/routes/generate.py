@@ -41,8 +41,8 @@ _BODY: dict[str, Any] = {
 
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "dd4bf3ebf77f-p1",
-    "generator_revision": "725af993850d",
+    "revision": "a2ca87d18f63-p1",
+    "generator_revision": "dc6b540e3b9e",
     "class_id": 10,
     "class_name": "cat",
     "settings": {"steps": 20, "guidance_scale": 6.0, "guidance_decay": "linear", "temperature": 2.5},

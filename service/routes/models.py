@@ -14,7 +14,7 @@ __all__ = ["router"]
 
 _EXAMPLE = {
     "id": "titok-mini-32",
-    "revision": "dd4bf3ebf77f-p1",
+    "revision": "a2ca87d18f63-p1",
     "image_size": 128,
     "num_tokens": 32,
     "codebook_size": 4096,
@@ -22,7 +22,7 @@ _EXAMPLE = {
     "code_bytes": 48,
     "code_characters": 64,
     "precision": {"encoder": "float32", "decoder": "bfloat16", "generator": "float32"},
-    "generator": {"revision": "725af993850d", "num_classes": 43, "presets": {}},
+    "generator": {"revision": "dc6b540e3b9e", "num_classes": 43, "presets": {}},
     "limits": {"max_body_bytes": 33554432, "max_pixels": 40000000, "max_images": 64, "max_generate": 16},
 }
 _CLASSES = {"model": "titok-mini-32", "data": [{"id": 10, "name": "cat", "names": ["cat"]}]}

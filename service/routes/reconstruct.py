@@ -25,7 +25,7 @@ router = APIRouter(tags=["images"])
 
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "dd4bf3ebf77f-p1",
+    "revision": "a2ca87d18f63-p1",
     "tokens": EXAMPLE_TOKENS,
     "code": EXAMPLE_CODE,
     "code_bytes": 48,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,8 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(generator: 
     assert (first == again).all()
     assert (first != other).any()
     assert ((first >= 0) & (first < 64)).all()
+    as_arrays = generator.generate(torch.tensor([2]), seeds=np.array([7]), preset="demo")  # type: ignore[arg-type]
+    assert (as_arrays == first).all()
 
 
 def test_a_row_is_not_changed_by_rows_at_other_steps_with_other_settings(generator: Generator) -> None:
