@@ -59,9 +59,9 @@ class ServiceContext:
 
     @property
     def facts(self) -> ModelFacts:
-        """The models served. Raises ``Unavailable`` while they are being loaded."""
+        """The models served. Raises ``Unavailable`` while there are none, saying why."""
         if self.loaded is None:
-            raise Unavailable("The models are being loaded.", retry_after=2.0)
+            raise Unavailable(f"No models yet: {self.engine.state.reason}.", retry_after=2.0)
         return self.loaded
 
     @property
