@@ -362,7 +362,7 @@ class TiTok(nn.Module):
         mixture = logits.softmax(dim=-1).to(weights.dtype) @ weights  # [B, G*G, 256]
         mixture = mixture.view(-1, grid, grid, mixture.shape[2]).permute(0, 3, 1, 2)  # channels last in memory
         # On a CPU one image at a time: the activations of several fall out of its caches (1.4 times slower).
-        parts = mixture.split(1 if mixture.device.type == "cpu" else len(mixture))
+        parts = torch.split(mixture, 1 if mixture.device.type == "cpu" else len(mixture))
         return torch.cat([self.pixel_decoder(part) for part in parts]).float()
 
     def set_compute_dtype(self, *, encoder: torch.dtype, decoder: torch.dtype) -> None:
