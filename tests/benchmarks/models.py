@@ -2,7 +2,8 @@
 
 Encode, decode and generate for the shipped checkpoint and for published shapes with synthetic weights, at batch 1 and 8,
 in float32 and bfloat16, and how many token ids the two precisions share. ``plain`` is what the networks cost without
-this project's savings: every position of the last blocks, attention written out, contiguous convolutions, float32.
+this project's savings: every position of the last blocks, attention written out, convolutions over the whole batch,
+contiguous, float32.
 
 A machine that is doing something else gives other figures: run it alone. Each figure is the best of the runs that fit a
 time budget; the table names the processor.
@@ -120,7 +121,13 @@ def plain_networks() -> Iterator[None]:
     def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, fused: bool) -> torch.Tensor:
         return attend(q, k, v, fused=False)
 
+    def whole_batch(network: TiTok, logits: torch.Tensor) -> torch.Tensor:
+        weights, grid = network.pixel_quantize.embedding.weight, network.decoder.grid
+        mixture = (logits.softmax(dim=-1) @ weights).transpose(1, 2)
+        return network.pixel_decoder(mixture.reshape(len(logits), -1, grid, grid).contiguous())
+
     with (
+        mock.patch.object(TiTok, "mix", whole_batch),
         mock.patch.object(Block, "forward", whole_block),
         mock.patch("models.titok.attend", written_out),
         mock.patch("models.titok.to_channels_last", return_value=None),
