@@ -79,7 +79,7 @@ def _one_stage(sizes: str, tokens: int, rfid: float, *, vae: bool = False) -> To
     )
     suffix, published = ("vae", "vae_c16") if vae else ("vq8k", "vq8k")
     return TokenizerVariant(
-        name=f"titok-{sizes}-{tokens}-{suffix}" if not vae else f"titok-{sizes}-{tokens}-vae",
+        name=f"titok-{sizes}-{tokens}-{suffix}",
         config=config,
         weights=_hub("tokenizer", f"titok_{sizes}{tokens}_{published}"),
         rfid=rfid,

@@ -95,9 +95,7 @@ def multipart_response(images: Sequence[bytes], media_type: str, headers: Mappin
     return Response(body, media_type=f"{MULTIPART}; boundary={boundary}", headers=dict(headers))
 
 
-def choose_image_answer(request: Request, *, many: bool, json_first: bool = False) -> str:
+def choose_image_answer(request: Request, *, many: bool) -> str:
     """The media type of an answer that holds images: one as itself, or any number as JSON or multipart."""
     offers = ["application/json", MULTIPART] if many else [*OUTPUT_MEDIA_TYPES, "application/json", MULTIPART]
-    if json_first:
-        offers = list(dict.fromkeys(["application/json", *offers]))
     return choose_media_type(request.headers.get("accept"), offers)

@@ -29,11 +29,12 @@ class Preprocessed:
 
 @dataclass(frozen=True)
 class TokenizedImage:
-    """Ids int64 [K] of an upload, and whether the cache knew them."""
+    """Ids int64 [K] of an upload, and whether the cache knew them; if not, the ``pixels`` they were made from."""
 
     tokens: npt.NDArray[np.int64]
     original_size: tuple[int, int]
     cached: bool
+    pixels: npt.NDArray[np.uint8] | None = None
 
 
 def _preprocess(upload: Upload, limits: MediaLimits, size: int) -> tuple[Preprocessed, DecodedImage]:
@@ -71,7 +72,7 @@ async def tokenize(
             encoded = await context.engine.encode(np.stack([image.pixels for image in images]), deadline=deadline)
         context.note_timing(stages, encoded.timing)
         for index, image, ids in zip(missing, images, encoded.tokens, strict=True):
-            results[index] = TokenizedImage(ids, image.original_size, cached=False)
+            results[index] = TokenizedImage(ids, image.original_size, cached=False, pixels=image.pixels)
         packed = facts.code_format.pack(encoded.tokens)
         await context.cache.put_many(
             [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -16,7 +18,7 @@ from service.rendering import Rendered, as_base64, image_media_type, image_respo
 from service.routes.encode import IMAGE_BODY
 from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, Quality, ReconstructResponse, Size
 from service.stages import Stages
-from service.tokenization import Preprocessed, TokenizedImage, preprocess, tokenize
+from service.tokenization import TokenizedImage, preprocess, tokenize
 from service.uploads import Upload, read_uploads
 
 __all__ = ["router"]
@@ -87,17 +89,18 @@ async def reconstruct(request: Request) -> Response:
 
 async def _reconstruct(
     context: ServiceContext, upload: Upload, media_type: str, *, deadline: float, stages: Stages
-) -> tuple[TokenizedImage, Preprocessed, Rendered]:
+) -> tuple[TokenizedImage, npt.NDArray[np.uint8], Rendered]:
     image = (await tokenize(context, [upload], deadline=deadline, stages=stages))[0]
-    # Decoded once more, for the comparison: a code from the cache comes without pixels.
-    original = (await preprocess(context, [upload], stages))[0]
+    original = image.pixels
+    if original is None:  # a code from the cache comes without pixels to compare with
+        original = (await preprocess(context, [upload], stages))[0].pixels
     rendered = await render(context, image.tokens[None], media_type, None, deadline=deadline, stages=stages)
     return image, original, rendered
 
 
-def _quality(original: Preprocessed, rendered: Rendered) -> Quality:
-    decibels = psnr(rendered.pixels[0], original.pixels)
+def _quality(original: npt.NDArray[np.uint8], rendered: Rendered) -> Quality:
+    decibels = psnr(rendered.pixels[0], original)
     return Quality(
         psnr=None if math.isinf(decibels) else round(decibels, 2),
-        ssim=round(ssim(rendered.pixels[0], original.pixels), 4),
+        ssim=round(ssim(rendered.pixels[0], original), 4),
     )
