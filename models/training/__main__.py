@@ -12,8 +12,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from models.checkpoints import CheckpointError
+from models.data.photographs import DataError, Photographs, class_names, load_photographs
 from models.training.config import ConfigError, GeneratorRun, OptimizerConfig, ScheduleConfig, TokenizerRun, read_config
-from models.training.data import DataError, Photographs, class_names, load_photographs
 from models.training.generator import GeneratorTask, load_frozen_tokenizer, tokenize
 from models.training.loop import Diverged, N, Task, train
 from models.training.tokenizer import TokenizerTask

@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 from models.checkpoints import load_strictly, open_checkpoint
 from models.configuration import tokenizer_config
+from models.data.photographs import Photographs
 from models.generator import UViT
 from models.titok import TiTok, TiTokConfig
 from models.training.config import ConfigError, GeneratorRun
-from models.training.data import Photographs
 from models.training.initialisation import initialise
 from models.training.loop import Step
 from models.training.losses import masked_token_loss, random_masks

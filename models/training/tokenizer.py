@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from models.data.photographs import Photographs
 from models.titok import TiTok, TiTokConfig
+from models.training.augmentation import random_views
 from models.training.config import TokenizerRun
-from models.training.data import Photographs, random_views
 from models.training.initialisation import initialise, plane_waves
 from models.training.loop import Step
 from models.training.losses import pixel_loss

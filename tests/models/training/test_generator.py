@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models import load_generator
+from models.data.photographs import Photographs
 from models.generator import GeneratorConfig
 from models.training.config import (
     ConfigError,
@@ -15,7 +16,6 @@ from models.training.config import (
     ScheduleConfig,
     TokenizerRun,
 )
-from models.training.data import Photographs
 from models.training.generator import FrozenTokenizer, GeneratorTask, TokenSet, load_frozen_tokenizer, tokenize
 from models.training.loop import train
 from models.training.tokenizer import TokenizerTask

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models import load_tokenizer
+from models.data.photographs import Photographs
 from models.training.config import ScheduleConfig, TokenizerRun
-from models.training.data import Photographs
 from models.training.loop import Diverged, Step, learning_rate, train
 from models.training.tokenizer import TokenizerTask
 

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
+from models.data.photographs import Photographs
 from models.training.config import TokenizerRun
-from models.training.data import Photographs
 from models.training.loop import Step
 from models.training.optimizers import build_optimizers
 from models.training.order import rows_of_step, seeded

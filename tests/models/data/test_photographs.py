@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.training.data import DataError, Photographs, class_names, load_photographs, random_views
+from models.data.photographs import DataError, Photographs, class_names, load_photographs
 
 
 def load(folder: Path) -> Photographs:
@@ -44,7 +44,7 @@ def test_a_batch_is_rgb_from_zero_to_one(shards: Path) -> None:
 
 def test_the_second_call_reads_no_shard(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(shards)
-    monkeypatch.setattr("models.training.data._decode", None)
+    monkeypatch.setattr("models.data.photographs._decode", None)
     assert np.array_equal(load(shards).images, first.images)
 
 
@@ -100,12 +100,3 @@ def test_more_than_one_faulty_member_in_a_hundred_stops(shards: Path, add_shard:
 def test_a_folder_without_shards_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no train-\*\.tar or train-\*\.tar\.gz in"):
         load_photographs(tmp_path, "train", size=16, cache=tmp_path)
-
-
-def test_views_are_shifted_and_half_of_them_mirrored() -> None:
-    image = torch.arange(16.0).expand(1, 3, 16, 16)
-    views = random_views(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0), max_shift=2)
-    falling = (views[:, 0, 8].diff(dim=1) < 0).any(dim=1)
-    assert 70 < int(falling.sum()) < 130
-    centres = views[~falling, 0, 8, 8]
-    assert set(centres.tolist()) == {6.0, 7.0, 8.0, 9.0, 10.0}

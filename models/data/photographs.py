@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from webdataset import tariterators
 
-__all__ = ["DataError", "Photographs", "class_names", "load_photographs", "random_views"]
+__all__ = ["DataError", "Photographs", "class_names", "load_photographs"]
 
 log = logging.getLogger(__name__)
 
@@ -131,15 +131,3 @@ def _decode_sample(sample: dict[str, bytes], classes: int, size: int) -> tuple[b
         if image.size != (size, size):
             raise ValueError(f"image is {image.width}x{image.height}, not {size}x{size}")
         return image.convert("RGB").tobytes(), label
-
-
-def random_views(images: Tensor, generator: torch.Generator, *, max_shift: int) -> Tensor:
-    """Mirrors half of the images [B, 3, S, S], and moves each by up to ``max_shift`` pixels, repeating the border."""
-    batch, _, size, _ = images.shape
-    mirrored = torch.rand(batch, generator=generator) < 0.5
-    moves = torch.randint(-max_shift, max_shift + 1, (2, batch, 1), generator=generator)
-    rows, columns = (torch.arange(size) + moves).clamp_(0, size - 1)  # [B, S] each
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    which = torch.arange(batch)[:, None, None, None]
-    channels = torch.arange(3)[None, :, None, None]
-    return images[which, channels, rows[:, None, :, None], columns[:, None, None, :]]

