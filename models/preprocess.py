@@ -3,6 +3,7 @@
 ::
 
     any PIL image ── to_rgb ──> RGB ──┬── eval_crop ──> [S, S, 3]         encode, evaluation
+                                      ├── crop_at ────> [S, S, 3]         training
                                       ├── adm_crop ───> [S, S, 3]         the ADM crop
                                       └── ten_crop ───> [10, S, S, 3]     pre-tokenization of a training set
 
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-__all__ = ["PREPROCESSING_VERSION", "adm_crop", "eval_crop", "ten_crop", "to_rgb"]
+__all__ = ["PREPROCESSING_VERSION", "adm_crop", "crop_at", "eval_crop", "ten_crop", "to_rgb"]
 
 PREPROCESSING_VERSION: str = "1"
 """Part of every cache key. Raise it with any change after which some image may give other pixels than before."""
@@ -156,6 +157,29 @@ def eval_crop(image: Image.Image, size: int) -> Pixels:
     # Integer arithmetic: the truncation must not depend on how a quotient was rounded.
     resized = (size * width // short, size * height // short)
     return _resize_crop(image, resized, _centre_half_even(resized, size), size)
+
+
+def crop_at(image: Image.Image, size: int, place: tuple[float, float]) -> Pixels:
+    """The published training's view of an image: shorter side to ``size`` as in :func:`eval_crop`, then any square.
+
+    Args:
+        image: mode RGB, any size from 1 x 1.
+        size: S, in pixels.
+        place: where the square lies (x, y), each in [0, 1): equal parts of it stand for each offset there is.
+
+    Returns:
+        uint8 ``[S, S, 3]``, 0..255.
+
+    Raises:
+        ValueError: ``image`` is not RGB, ``size`` is not positive, or ``place`` is outside.
+    """
+    _check(image, size)
+    if not all(0.0 <= part < 1.0 for part in place):
+        raise ValueError(f"place is {place}; two numbers from 0 to below 1 are expected")
+    short = min(image.size)
+    resized = (size * image.width // short, size * image.height // short)
+    offset = (int(place[0] * (resized[0] - size + 1)), int(place[1] * (resized[1] - size + 1)))
+    return _resize_crop(image, resized, offset, size)
 
 
 def adm_crop(image: Image.Image, size: int) -> Pixels:

@@ -1,133 +1,175 @@
-"""Photographs for training: WebDataset shards, decoded once into one array of bytes that is then mapped, not read.
+"""Photographs to train on and to measure with: from folders of classes or WebDataset shards, held or streamed.
 
 ::
 
-    data/train-0000.tar.gz ...   000017.webp  000017.cls     ->   cache/train-<fingerprint>.images   uint8 [N, S, S, 3]
-    data/val-0000.tar.gz ...                                       cache/train-<fingerprint>.labels.npy  int64 [N]
-    data/classes.json            {"0": "group/name", ...}
-
-A small set decodes in a minute and trains for hours, so decoding inside the loop would only cost.
+    DIR/train/CLASS/*.jpg, DIR/val/...  ─┐                    ┌─ fits ──> Photographs           one array of bytes,
+    DIR/CLASS/*.jpg                     ─┼─> open_photographs ┤                                 on the device if it fits
+    DIR/train-*.tar[.gz], DIR/val-*.tar ─┘                    └─ else ──> StreamedPhotographs   decoded as needed
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from webdataset import tariterators
 
-__all__ = ["DataError", "Photographs", "class_names", "load_photographs"]
+from models.data.decoded import Progress, decoded_once
+from models.data.faults import DataError, Faults
+from models.data.folders import ClassFolders
+from models.data.shards import Shards, find_shards, read_class_names
+from models.data.sources import Source, Split
+from models.data.streamed import StreamedPhotographs
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "DataError",
+    "PhotographSet",
+    "Photographs",
+    "StreamedPhotographs",
+    "class_names",
+    "load_photographs",
+    "open_photographs",
+]
 
-MAX_FAULTY = 0.01
-IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
+ROWS_AT_ONCE = 4096
 
 
-class DataError(Exception):
-    """The data can not be used: no shards, classes that do not match, or too many members that can not be read."""
+class PhotographSet(Protocol):
+    """Photographs with their classes, by rows 0 to N - 1."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Positions in ``names``, int64 [N]."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each class."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: NDArray[np.int64], generator: torch.Generator | None = None) -> Tensor:
+        """The images of ``rows`` int64 [B] as float32 [B, 3, S, S] in [0, 1].
+
+        ``generator`` allows another square than the centre one, at random, where the set has the whole photograph.
+        """
+
+    def prefetch(self, rows: NDArray[np.int64], generator: torch.Generator | None = None) -> None:
+        """Says which batch will be asked for next; ``generator`` in the state in which that will find its own."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same photographs with batches on ``device``."""
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """``images`` uint8 [N, S, S, 3] RGB, ``labels`` int64 [N]: positions in ``classes.json``."""
+    """``images`` uint8 [N, S, S, 3] RGB, centre squares; ``labels`` int64 [N], positions in ``names``.
+
+    ``resident`` is a copy of the images on ``device``, or None.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    names: tuple[str, ...] = ()
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    resident: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, rows: NDArray[np.int64]) -> Tensor:
-        """The images of ``rows`` as float32 [B, 3, S, S] in [0, 1]."""
-        return torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2).float().div_(255.0)
+    def batch(self, rows: NDArray[np.int64], generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
+        """The images of ``rows`` int64 [B] as float32 [B, 3, S, S] in [0, 1], on the device."""
+        if self.resident is not None:
+            images = self.resident[torch.from_numpy(rows).to(self.device)]
+        else:
+            images = torch.from_numpy(self.images[rows]).to(self.device)
+        return images.permute(0, 3, 1, 2).float().div_(255.0)
+
+    def prefetch(self, rows: NDArray[np.int64], generator: torch.Generator | None = None) -> None:
+        """Nothing to do: the images are there."""
+
+    def to(self, device: torch.device | str) -> Photographs:
+        """Batches on ``device``; a CUDA device holds all images itself if they fit into half of its free memory."""
+        device = torch.device(device)
+        resident = None
+        if device.type == "cuda" and self.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+            resident = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+            for start in range(0, len(self), ROWS_AT_ONCE):
+                part = slice(start, start + ROWS_AT_ONCE)
+                resident[part] = torch.from_numpy(np.array(self.images[part])).to(device)
+        return replace(self, device=device, resident=resident)
+
+
+def open_photographs(
+    folder: Path,
+    split: Split,
+    *,
+    size: int,
+    cache: Path,
+    memory_limit_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Photographs | StreamedPhotographs:
+    """The photographs of one split at S = ``size``, decoded into ``cache`` once if they fit into the limit.
+
+    ``folder`` holds WebDataset shards (see :mod:`models.data.shards`) or else folders of classes (see
+    :mod:`models.data.folders`). The limit is half of the machine's memory by default; above it photographs are
+    decoded as batches ask for them. Images of any size are brought to S x S by :func:`models.preprocess.eval_crop`.
+    ``progress`` hears of each photograph that is decoded into the cache.
+
+    Raises :class:`DataError`: nothing there, classes that do not match, more than 1 % that can not be read, compressed
+    shards above the limit, no room in ``cache``.
+    """
+    limit = _half_of_memory() if memory_limit_bytes is None else memory_limit_bytes
+    most = limit // (size * size * 3)
+    source, faults = _source(folder, split), Faults()
+    arrays = decoded_once(source, split, size=size, cache=cache, faults=faults, most=most, progress=progress)
+    if arrays is None:
+        return StreamedPhotographs(source.members(cache, faults), size)
+    return _held(source, *arrays)
+
+
+def load_photographs(folder: Path, split: Split, *, size: int, cache: Path) -> Photographs:
+    """As :func:`open_photographs`, but however many they are, as an array that is mapped from ``cache``."""
+    source = _source(folder, split)
+    arrays = decoded_once(source, split, size=size, cache=cache, faults=Faults())
+    assert arrays is not None  # noqa: S101 - nothing was said to be too much
+    return _held(source, *arrays)
 
 
 def class_names(folder: Path) -> list[str]:
-    """Names of the classes, ``group/name``, in the order of their numbers."""
-    names: dict[str, str] = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
-    return [names[str(number)] for number in range(len(names))]
+    """Names of the classes, ``group/name``, in the order of their numbers; :class:`DataError` if nothing names them."""
+    names = read_class_names(folder)
+    if names is None:
+        names = _source(folder, "train").names
+    if names is None:
+        raise DataError(f"no classes.json in {folder}")
+    return list(names)
 
 
-def load_photographs(folder: Path, split: Literal["train", "val"], *, size: int, cache: Path) -> Photographs:
-    """Decodes the shards of one split at S = ``size``, or maps what an earlier call decoded.
-
-    Members that can not be read are counted, named in the log, and left out; :class:`DataError` above 1 %.
-    """
-    shards = sorted([*folder.glob(f"{split}-*.tar"), *folder.glob(f"{split}-*.tar.gz")])
-    if not shards:
-        raise DataError(f"no {split}-*.tar or {split}-*.tar.gz in {folder}")
-    described = [(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
-    fingerprint = hashlib.sha256(json.dumps([size, described]).encode()).hexdigest()[:12]
-    image_file = cache / f"{split}-{fingerprint}.images"
-    label_file = cache / f"{split}-{fingerprint}.labels.npy"
-    # The labels are renamed into place last, so their presence says that both are whole.
-    if not label_file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        _decode(shards, len(class_names(folder)), size, image_file, label_file)
-    labels = np.load(label_file)
-    images = np.memmap(image_file, dtype=np.uint8, mode="r", shape=(len(labels), size, size, 3))
-    return Photographs(images, labels)
+def _has_shards(folder: Path) -> bool:
+    return bool(find_shards(folder, "train") or find_shards(folder, "val"))
 
 
-def _decode(shards: list[Path], classes: int, size: int, image_file: Path, label_file: Path) -> None:
-    faults: list[str] = []
-    labels: list[int] = []
-    with (partial := image_file.with_suffix(".partial")).open("wb") as sink:
-        for name, sample in _samples(shards, faults):
-            try:
-                pixels, label = _decode_sample(sample, classes, size)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                faults.append(f"{name}: {error}")
-                continue
-            sink.write(pixels)
-            labels.append(label)
-    for fault in faults:
-        log.warning("left out %s", fault)
-    if len(faults) > MAX_FAULTY * (len(faults) + len(labels)):
-        partial.unlink()
-        raise DataError(f"{len(faults)} of {len(faults) + len(labels)} members can not be used; first: {faults[0]}")
-    partial.replace(image_file)
-    with (partial := label_file.with_suffix(".partial")).open("wb") as sink:
-        np.save(sink, np.array(labels, dtype=np.int64))
-    partial.replace(label_file)
-    log.info("decoded %d images from %d shards, left out %d", len(labels), len(shards), len(faults))
+def _source(folder: Path, split: Split) -> Source:
+    if _has_shards(folder):
+        return Shards(folder, split)
+    source = ClassFolders(folder, split)
+    if not source.names:
+        raise DataError(
+            f"no {split}-*.tar or {split}-*.tar.gz in {folder}, and no folders of classes with images either"
+        )
+    return source
 
 
-def _samples(shards: list[Path], faults: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Every sample with its name, ``shard/key``; a shard that ends early is one fault."""
-
-    def broken(error: Exception) -> bool:
-        faults.append(str(error))
-        return True
-
-    for shard in shards:
-        # webdataset opens shards by itself too, but leaves them open.
-        with shard.open("rb") as stream:
-            members = tariterators.tar_file_expander([{"url": shard.name, "stream": stream}], handler=broken)
-            for sample in tariterators.group_by_keys(members, handler=broken):
-                yield f"{shard.name}/{sample['__key__']}", sample
+def _held(source: Source, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Photographs:
+    # Without a list of classes their numbers are their names.
+    numbers = range(int(labels.max()) + 1)
+    return Photographs(images, labels, tuple(map(str, numbers)) if source.names is None else source.names)
 
 
-def _decode_sample(sample: dict[str, bytes], classes: int, size: int) -> tuple[bytes, int]:
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in sample), None)
-    if suffix is None or "cls" not in sample:
-        raise ValueError("not an image with its class")
-    label = int(sample["cls"])
-    if not 0 <= label < classes:
-        raise ValueError(f"class {label} is not in classes.json, which has 0 to {classes - 1}")
-    with Image.open(io.BytesIO(sample[suffix])) as image:
-        if image.size != (size, size):
-            raise ValueError(f"image is {image.width}x{image.height}, not {size}x{size}")
-        return image.convert("RGB").tobytes(), label
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

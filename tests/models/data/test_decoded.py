@@ -1,0 +1,146 @@
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from models.data import decoded
+from models.data.photographs import DataError, Photographs, StreamedPhotographs, load_photographs, open_photographs
+from models.data.sources import Sample
+
+
+def load(folder: Path, cache: Path) -> Photographs:
+    return load_photographs(folder, "train", size=16, cache=cache)
+
+
+def kept(cache: Path) -> set[str]:
+    return {file.suffix for file in cache.iterdir()} - {".lock"}
+
+
+def test_progress_hears_of_every_photograph_once(plain_shards: Path, tmp_path: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    for _ in range(2):
+        open_photographs(
+            plain_shards, "train", size=16, cache=tmp_path / "cache", progress=lambda *args: heard.append(args)
+        )
+    assert heard == [(done, 300) for done in range(1, 301)]
+
+
+def test_of_two_that_want_the_same_array_one_decodes_and_the_other_waits(plain_shards: Path, tmp_path: Path) -> None:
+    heard: list[tuple[int, int]] = []
+
+    def opened(_: int) -> Photographs | StreamedPhotographs:
+        return open_photographs(
+            plain_shards, "train", size=16, cache=tmp_path / "cache", progress=lambda *args: heard.append(args)
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [len(photographs) for photographs in pool.map(opened, range(2))] == [300, 300]
+    assert len(heard) == 300
+
+
+def test_only_whole_files_stay(plain_shards: Path, tmp_path: Path) -> None:
+    load(plain_shards, tmp_path / "cache")
+    assert kept(tmp_path / "cache") == {".images", ".npy"}
+
+
+def test_a_decode_that_was_killed_starts_again(plain_shards: Path, tmp_path: Path) -> None:
+    script = (
+        "import os, signal; from pathlib import Path; from models.data.photographs import open_photographs\n"
+        "die = lambda done, _: os.kill(os.getpid(), signal.SIGKILL) if done == 200 else None\n"
+        f"open_photographs(Path({str(plain_shards)!r}), 'train', size=16, cache=Path('cache'), progress=die)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    killed = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert kept(tmp_path / "cache") == {".partial"}
+    photographs = load(plain_shards, tmp_path / "cache")
+    assert np.array_equal(photographs.images, load(plain_shards, tmp_path / "another").images)
+    assert kept(tmp_path / "cache") == {".images", ".npy"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_said_and_leaves_nothing_behind(plain_shards: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    load(plain_shards, cache)
+    images = next(cache.glob("*.images"))
+    shutil.rmtree(cache)
+    cache.mkdir()
+    (cache / images.with_suffix(".partial").name).symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"cannot keep 0.0 GB .* in .*cache: No space left on device; name another"):
+        load(plain_shards, cache)
+    assert kept(cache) == set()
+
+
+def test_images_without_their_labels_do_not_stay(
+    plain_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("numpy.save", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        load(plain_shards, tmp_path / "cache")
+    assert kept(tmp_path / "cache") == set()
+
+
+def test_too_little_room_is_said_before_anything_is_decoded(
+    plain_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=300 * 16 * 16 * 3))
+    with pytest.raises(DataError, match=r"0.0 GB are free; name another cache folder"):
+        load(plain_shards, tmp_path / "cache")
+    assert kept(tmp_path / "cache") == set()
+
+
+def test_too_many_faults_stop_before_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "folders" / "train" / "cat"
+    folder.mkdir(parents=True)
+    (tmp_path / "folders" / "val").mkdir()
+    for number in range(1000):
+        (folder / f"{number:04d}.jpg").write_bytes(b"no image")
+    done: list[int] = []
+    with pytest.raises(DataError, match=r"11 of 1000 members can not be used; first: cat/0000.jpg: cannot identify"):
+        open_photographs(
+            tmp_path / "folders", "train", size=16, cache=tmp_path / "cache", progress=lambda now, _: done.append(now)
+        )
+    assert len(done) == 10
+    assert kept(tmp_path / "cache") == set()
+
+
+@pytest.mark.parametrize("size", [8, 16, 24])
+def test_each_size_has_an_array_of_its_own(plain_shards: Path, tmp_path: Path, size: int) -> None:
+    for each in (16, size):
+        photographs = load_photographs(plain_shards, "train", size=each, cache=tmp_path / "cache")
+        assert photographs.images.shape == (300, each, each, 3)
+
+
+def test_a_limit_of_exactly_their_size_holds_them(
+    plain_shards: Path, tmp_path: Path, encoded_image: Callable[..., bytes]
+) -> None:
+    needed = 300 * 16 * 16 * 3
+    for limit, held in ((needed, True), (needed - 1, False), (needed, True)):
+        opened = open_photographs(plain_shards, "train", size=16, cache=tmp_path / "cache", memory_limit_bytes=limit)
+        assert isinstance(opened, Photographs) is held
+
+
+def test_only_a_few_photographs_are_read_ahead(encoded_image: Callable[..., bytes]) -> None:
+    read = 0
+
+    def samples() -> Iterator[Sample]:
+        nonlocal read
+        for read in range(1, 10_000):  # noqa: B007
+            yield Sample("", 0, lambda: encoded_image(0))
+
+    results = decoded._in_order(samples(), 16)
+    next(results)
+    assert read <= 4 * decoded.THREADS + 1
+    results.close()
