@@ -41,7 +41,7 @@ gpu-check: $(VENV)/.dev ## the tests and the benchmark that need a CUDA device
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements/constraints.txt
 lock: $(VENV)/.dev ## resolve the locked versions anew
 	$(LOCK) pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements/run.lock
-	$(LOCK) pyproject.toml --extra train --group dev | grep -vE '^(nvidia-|cuda-|triton)' > requirements/dev.lock
+	$(LOCK) pyproject.toml --extra train --extra evaluate --group dev | grep -vE '^(nvidia-|cuda-|triton)' > requirements/dev.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["Checkpoint", "CheckpointError", "HubFile", "load_strictly", "open_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointError", "HubFile", "UnreadableCheckpoint", "load_strictly", "open_checkpoint"]
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIG_FILE = "config.json"
@@ -40,6 +40,14 @@ _IGNORED = re.compile(r"(^|\.)position_ids$")
 
 class CheckpointError(Exception):
     """Weights that cannot be found, read or fitted to the network; the message says what to do."""
+
+
+class UnreadableCheckpoint(CheckpointError):
+    """A ``file`` that is there and holds no weights, or not all of them."""
+
+    def __init__(self, file: Path, reason: object) -> None:
+        super().__init__(f"{file} cannot be read as weights: {reason}")
+        self.file = file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any] | None
     source: str
+    file: Path | None = None
 
     def digest(self) -> str:
         """SHA-256, hexadecimal, of names, shapes, dtypes and values: the same weights in any file have the same one."""
@@ -88,7 +97,7 @@ def open_checkpoint(weights: str | Path | HubFile) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path)
     if path.is_file():
-        return Checkpoint(tensors=_read_tensors(path), config=_read_config(path.parent), source=str(path))
+        return _open_file(path)
     hub = HubFile.parse(str(weights))
     if hub is None:
         raise CheckpointError(f"no weights at {weights}: expected a .safetensors or .bin file, a folder, or a hub id")
@@ -98,10 +107,12 @@ def open_checkpoint(weights: str | Path | HubFile) -> Checkpoint:
 def _open_folder(folder: Path) -> Checkpoint:
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
-            return Checkpoint(
-                tensors=_read_tensors(folder / name), config=_read_config(folder), source=str(folder / name)
-            )
+            return _open_file(folder / name)
     raise CheckpointError(f"no {' or '.join(WEIGHT_FILES)} in the folder {folder}")
+
+
+def _open_file(path: Path) -> Checkpoint:
+    return Checkpoint(tensors=_read_tensors(path), config=_read_config(path.parent), source=str(path), file=path)
 
 
 def _read_config(folder: Path) -> Mapping[str, Any] | None:
@@ -121,7 +132,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else _read_bin(path)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read as weights: {error}") from None
+        raise UnreadableCheckpoint(path, error) from None
     return {name: tensor for name, tensor in tensors.items() if not _IGNORED.search(name)}
 
 
@@ -150,7 +161,7 @@ def _download(hub: HubFile) -> Checkpoint:
         except (EntryNotFoundError, LocalEntryNotFoundError):
             config = None  # the variant's own configuration holds
     # The cache folder is named after the commit, whatever branch or tag was asked for.
-    return Checkpoint(tensors=_read_tensors(path), config=config, source=f"{hub.repo}@{path.parent.name}")
+    return Checkpoint(tensors=_read_tensors(path), config=config, source=f"{hub.repo}@{path.parent.name}", file=path)
 
 
 def load_strictly(network: nn.Module, checkpoint: Checkpoint) -> None:

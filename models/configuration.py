@@ -15,7 +15,7 @@ from typing import Any, Literal
 from models.generator import GeneratorConfig
 from models.titok import SIZES, TiTokConfig, TransformerSize
 
-__all__ = ["ConfigError", "class_names", "generator_config", "tokenizer_config"]
+__all__ = ["ConfigError", "class_names", "class_sources", "generator_config", "tokenizer_config"]
 
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
@@ -87,6 +87,7 @@ def tokenizer_config(root: Mapping[str, Any]) -> TiTokConfig:
             pixel_head=switch("pixel_head", "linear"),
             pixel_head_channels=_number(root, f"{model}.pixel_head_channels", 64),
             pixel_head_blocks=_number(root, f"{model}.pixel_head_blocks", 1),
+            pixel_head_noise=_number(root, f"{model}.pixel_head_noise", 0),
         )
     except ConfigError:
         raise
@@ -120,4 +121,10 @@ def generator_config(root: Mapping[str, Any], *, model_type: Literal["ViT", "UVi
 def class_names(root: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The names of a generator's classes, by id, where its ``config.json`` holds them."""
     names = _lookup(root, "model.generator.classes")
+    return tuple(str(name) for name in names) if isinstance(names, list) else None
+
+
+def class_sources(root: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What the training data calls each class of a generator, by id, where its ``config.json`` says so."""
+    names = _lookup(root, "model.generator.sources")
     return tuple(str(name) for name in names) if isinstance(names, list) else None

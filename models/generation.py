@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import Checkpoint, CheckpointError, HubFile, load_strictly, open_checkpoint
-from models.configuration import class_names, generator_config
+from models.configuration import class_names, class_sources, generator_config
 from models.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
 from models.imagenet import IMAGENET_CLASSES
 from models.precision import Precision
@@ -35,8 +35,9 @@ _NEAR_TIE = 1e-3
 class Generator:
     """A network with its weights on a device.
 
-    Attributes: ``name``, ``revision``, ``num_tokens`` K, ``codebook_size`` V, ``num_classes``, ``class_names`` by id,
-    ``presets`` by name, ``source`` of the weights.
+    Attributes: ``name``, ``revision``, ``num_tokens`` K, ``codebook_size`` V, ``num_classes``, ``class_names`` by id and
+    ``class_sources``, what the training data calls them (None where that is not known), ``presets`` by name, ``source``
+    of the weights.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Generator:
         *,
         variant: GeneratorVariant,
         names: Sequence[str],
+        sources: Sequence[str] | None = None,
         digest: str,
         source: str,
         device: torch.device,
@@ -54,6 +56,7 @@ class Generator:
         self.name = variant.name
         self.presets = variant.presets
         self.class_names = tuple(names)
+        self.class_sources = None if sources is None else tuple(sources)
         self.source = source
         self.device = device
         self.num_tokens, self.codebook_size = config.image_seq_len, config.codebook_size
@@ -169,6 +172,7 @@ def load_generator(
         network,
         variant=variant,
         names=_names(checkpoint, config),
+        sources=None if checkpoint.config is None else class_sources(checkpoint.config),
         digest=checkpoint.digest(),
         source=checkpoint.source,
         device=torch.device(device),

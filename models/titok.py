@@ -69,6 +69,7 @@ class TiTokConfig:
     pixel_head: Literal["linear", "conv"] = "linear"
     pixel_head_channels: int = 64
     pixel_head_blocks: int = 1
+    pixel_head_noise: int = 0
 
     def __post_init__(self) -> None:
         for name in ("encoder_patch_size", "decoder_patch_size"):
@@ -200,7 +201,12 @@ class ConvPixelHead(nn.Module):
     """Patch vectors to pixels through 3x3 convolutions on a 4-pixel and a 2-pixel grid, which see across patch borders.
 
     A linear map from each patch to its pixels, the published one-stage head, leaves a visible grid on a small model.
+    ``pixel_head_noise`` fixed maps of noise, the same for every image, give it something to draw texture from that does
+    not repeat from patch to patch (after the noise inputs of StyleGAN, arXiv 1812.04948).
     """
+
+    noise_coarse: Tensor
+    noise_fine: Tensor
 
     def __init__(self, config: TiTokConfig) -> None:
         super().__init__()
@@ -211,6 +217,14 @@ class ConvPixelHead(nn.Module):
         self.up = nn.Conv2d(channels, 2 * channels, 3, padding=1)
         self.fine = nn.ModuleList(self._pair(channels // 2) for _ in range(config.pixel_head_blocks))
         self.out = nn.Conv2d(channels // 2, 12, 3, padding=1)
+        self.maps = config.pixel_head_noise
+        if self.maps:
+            generator = torch.Generator().manual_seed(0)
+            for name, side in (("noise_coarse", config.image_size // 4), ("noise_fine", config.image_size // 2)):
+                noise = torch.randn(1, self.maps, side, side, generator=generator, device="cpu")
+                self.register_buffer(name, noise.to(self.embed.weight.device))
+            self.inject_coarse = nn.Conv2d(self.maps, channels, 1)
+            self.inject_fine = nn.Conv2d(self.maps, channels // 2, 1)
 
     @staticmethod
     def _pair(channels: int) -> nn.Sequential:
@@ -222,9 +236,13 @@ class ConvPixelHead(nn.Module):
         """Patches [B, G*G, D] -> images [B, 3, S, S], not clamped."""
         x = self.embed(x).transpose(1, 2).unflatten(2, (grid, grid))  # [B, cells*cells*channels, G, G]
         x = F.pixel_shuffle(x, self.cells)
+        if self.maps:
+            x = x + self.inject_coarse(self.noise_coarse)
         for pair in self.coarse:
             x = x + pair(F.gelu(x))
         x = F.pixel_shuffle(self.up(F.gelu(x)), 2)
+        if self.maps:
+            x = x + self.inject_fine(self.noise_fine)
         for pair in self.fine:
             x = x + pair(F.gelu(x))
         return F.pixel_shuffle(self.out(F.gelu(x)), 2)

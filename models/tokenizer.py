@@ -26,7 +26,7 @@ from models.preprocess import PREPROCESSING_VERSION
 from models.registry import TOKENIZERS, UnknownVariantError
 from models.titok import Posterior, TiTok, TiTokConfig
 
-__all__ = ["Tokenizer", "load_tokenizer"]
+__all__ = ["Tokenizer", "build_tokenizer", "load_tokenizer"]
 
 # Rounding moves squared distances between batch sizes by 1e-5 of the latents' scale at most (float32, measured on the
 # published shapes); ids decided by less than ten times that are decided by the image alone.
@@ -37,7 +37,8 @@ class Tokenizer:
     """A network with its weights on a device.
 
     Attributes: ``name``; ``revision``, which changes whenever ids may; ``image_size`` S; ``num_tokens`` K;
-    ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C; ``source`` of the weights.
+    ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C; ``patch_size``, the side of
+    the decoder's patches in pixels; ``source`` of the weights.
     """
 
     def __init__(
@@ -52,10 +53,12 @@ class Tokenizer:
         if isinstance(network, TiTok):
             self.is_discrete = network.config.quantize_mode == "vq"
             self.num_tokens, self.token_size = network.config.num_latent_tokens, network.config.token_size
+            self.patch_size = network.config.decoder_patch_size
             self._unit_latents = network.config.use_l2_norm
         else:
             self.is_discrete = True
             self.num_tokens, self.token_size = network.config.grid_size**2, network.config.latent_channels
+            self.patch_size = network.config.downsampling
             self._unit_latents = False
         self.codebook_size = network.config.codebook_size if self.is_discrete else 0
         self.image_size = network.config.image_size
@@ -102,6 +105,17 @@ class Tokenizer:
     def latents(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
         """Images uint8 [B, S, S, 3] -> float32 [B, K, C] before quantization; of a VAE the posterior's mean."""
         return self._network.latents(self._pixels(images)).cpu()
+
+    @torch.inference_mode()
+    def distances(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Images uint8 [B, S, S, 3] -> float32 [B, K, V]: squared distances to every code, of which the ids are the least.
+
+        On the unit sphere, 0 to 4, where the variant normalises its codes. Raises ``TypeError`` for a VAE variant.
+        """
+        self._need_codes()
+        latents: Tensor = self._network.latents(self._pixels(images))
+        distances: Tensor = self._network.quantize.distances(latents.flatten(0, 1))
+        return distances.view(*latents.shape[:2], -1).cpu()
 
     @torch.inference_mode()
     def posterior(self, images: Tensor | npt.NDArray[np.uint8]) -> Posterior:
@@ -165,7 +179,12 @@ def load_tokenizer(
         if variant is None:
             raise UnknownVariantError(f"no tokenizer is called {name!r}; there are {', '.join(TOKENIZERS)}")
         weights = variant.weights
-    checkpoint = open_checkpoint(weights)
+    return build_tokenizer(name, open_checkpoint(weights), device=device, dtype=dtype)
+
+
+def build_tokenizer(name: str, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> Tokenizer:
+    """What :func:`load_tokenizer` gives, of weights that are read already."""
+    variant = TOKENIZERS.get(name)
     with torch.device("meta"):
         network = _network(name, variant.config if variant is not None else None, checkpoint)
     load_strictly(network, checkpoint)

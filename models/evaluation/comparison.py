@@ -1,0 +1,22 @@
+"""A figure of generated images beside the same figure of photographs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["Compared"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A figure of generated images, the same of real photographs, and the first divided by the second."""
+
+    generated: float
+    real: float
+    ratio: float
+
+    @classmethod
+    def of(cls, generated: float, real: float) -> Compared:
+        """The pair with its ratio, which is not a number beside a zero."""
+        return cls(generated=generated, real=real, ratio=generated / real if real else math.nan)

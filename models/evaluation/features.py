@@ -1,0 +1,92 @@
+"""Lite0 features of many images: in batches, at a size the network takes, kept on disk for the next time.
+
+::
+
+    images uint8 [N, S, S, 3] -> [0, 1], S to the nearest multiple of 32 -> blocks 0, 2, 4, 10, 14 (perceptual distance)
+                                                                         -> 1280 pooled (distributions, neighbours)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.evaluation.lite0 import Lite0
+from models.evaluation.progress import Track, silently
+from models.training.state import write_whole
+
+__all__ = ["BATCH_SIZE", "Features", "as_tensor", "batches", "embed_all", "extract"]
+
+Pixels = NDArray[np.uint8]
+
+BATCH_SIZE = 32
+_STRIDE = 32
+_FINGERPRINT_IMAGES = 256
+
+
+class Features(NamedTuple):
+    """``blocks`` float32 [B, C, H, W] each, of ``FEATURE_BLOCKS``; ``pooled`` float32 [B, 1280]."""
+
+    blocks: tuple[Tensor, ...]
+    pooled: Tensor
+
+
+def as_tensor(images: Pixels) -> Tensor:
+    """Uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1]."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(255.0)
+
+
+def batches(count: int) -> list[slice]:
+    """The slices that ``count`` images are worked through in."""
+    return [slice(start, min(start + BATCH_SIZE, count)) for start in range(0, count, BATCH_SIZE)]
+
+
+@torch.inference_mode()
+def extract(network: Lite0, images: Tensor) -> Features:
+    """Both kinds of features of images [B, 3, S, S] in [0, 1], in one pass."""
+    blocks = network.features(_resized(images))
+    return Features(blocks, F.relu6(network.head(network.blocks[-1](blocks[-1]))).mean((2, 3)))
+
+
+def embed_all(network: Lite0, images: Pixels, *, cache: Path, description: str, track: Track = silently) -> Tensor:
+    """Pooled features float32 [N, 1280] of uint8 [N, S, S, 3]; a later call with the same images reads them.
+
+    The file has float16, which moves a cosine by about 1e-4. It is named by a digest of the network's weights and of
+    256 of the images.
+    """
+    file = cache / f"lite0-{_fingerprint(network, images)}.npy"
+    if not file.exists():
+        found = [_embed(network, images[part]) for part in track(batches(len(images)), description)]
+        rows = np.concatenate(found) if found else np.empty((0, network.head.out_channels), np.float16)
+        write_whole(file, lambda sink: np.save(sink, rows))
+    return torch.from_numpy(np.load(file).astype(np.float32))
+
+
+@torch.inference_mode()
+def _embed(network: Lite0, images: Pixels) -> NDArray[np.float16]:
+    return network.embed(_resized(as_tensor(images))).numpy().astype(np.float16)
+
+
+def _resized(images: Tensor) -> Tensor:
+    size = images.shape[-1]
+    wanted = max(round(size / _STRIDE), 1) * _STRIDE
+    if wanted == size:
+        return images
+    return F.interpolate(images, (wanted, wanted), mode="bilinear", antialias=True)
+
+
+def _fingerprint(network: Lite0, images: Pixels) -> str:
+    digest = hashlib.sha256(str(images.shape).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    for row in np.linspace(0, len(images) - 1, min(len(images), _FINGERPRINT_IMAGES)).astype(int):
+        digest.update(np.ascontiguousarray(images[row]).data)
+    return digest.hexdigest()[:12]

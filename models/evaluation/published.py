@@ -1,0 +1,110 @@
+"""The published protocol: rFID, gFID, Inception Score, precision and recall, for comparison with papers.
+
+The Inception network is torch-fidelity's (its weights are a file that the caller has: ``weights-inception-2015-12-05-
+6726825d.pth``; nothing here downloads). Its FID agrees with the original TensorFlow implementation; the ADM evaluator
+(openai/guided-diffusion, evaluations/evaluator.py), which the published gFID come from, reads what :func:`write_npz`
+writes. Published figures are of 50,000 images; fewer give larger distances.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from models.training.state import write_whole
+
+__all__ = ["InceptionFigures", "PublishedProtocolError", "check_inception", "inception_figures", "write_npz"]
+
+Pixels = NDArray[np.uint8]
+
+
+class PublishedProtocolError(Exception):
+    """The protocol can not run: a package or the weights are missing; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionFigures:
+    """Of ``images``: FID to the reference images, Inception Score in one split, and precision and recall at k = 3."""
+
+    images: int
+    fid: float
+    inception_score: float
+    precision: float
+    recall: float
+
+
+def check_inception(weights: Path) -> None:
+    """Raises :class:`PublishedProtocolError` where :func:`inception_figures` would, long before it is called."""
+    _torch_fidelity()
+    try:
+        # torch-fidelity reads this file as a pickle without restraint, so it must have proved to be tensors only.
+        torch.load(weights, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no file of tensors"
+        raise PublishedProtocolError(
+            f"cannot read the Inception weights {weights}: {reason}; torch-fidelity's release v0.2.0 has the file "
+            f"weights-inception-2015-12-05-6726825d.pth"
+        ) from error
+
+
+def inception_figures(images: Pixels, references: Pixels, weights: Path) -> InceptionFigures:
+    """Compares uint8 [N, S, S, 3] with ``references`` uint8 [M, S, S, 3]; raises :class:`PublishedProtocolError`."""
+    check_inception(weights)
+    found: dict[str, float] = _torch_fidelity().calculate_metrics(
+        input1=_Images(images),
+        input2=_Images(references),
+        fid=True,
+        isc=True,
+        prc=True,
+        isc_splits=1,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(weights),
+        cuda=torch.cuda.is_available(),
+        cache=False,
+        verbose=False,
+    )
+    return InceptionFigures(
+        images=len(images),
+        fid=found["frechet_inception_distance"],
+        inception_score=found["inception_score_mean"],
+        precision=found["precision"],
+        recall=found["recall"],
+    )
+
+
+def write_npz(path: Path, images: Pixels) -> None:
+    """Writes uint8 [N, S, S, 3] as ``arr_0``, as the ADM evaluator reads samples and references."""
+    write_whole(path, lambda sink: np.savez(sink, arr_0=images))
+
+
+class _Images(Dataset[Tensor]):
+    def __init__(self, images: Pixels) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, row: int) -> Tensor:
+        """Uint8 [3, S, S]."""
+        return torch.from_numpy(np.array(self._images[row])).permute(2, 0, 1)
+
+
+def _torch_fidelity() -> ModuleType:
+    try:
+        import torch_fidelity
+    except ImportError as error:
+        raise PublishedProtocolError(
+            f"the extra 'published' has the package {error.name}: pip install 'titok-service[published]'"
+        ) from error
+    except RuntimeError as error:  # torchvision's kernels are built for one build of torch
+        raise PublishedProtocolError(f"torchvision does not fit torch {torch.__version__}: {error}") from error
+    module: ModuleType = torch_fidelity
+    return module

@@ -1,0 +1,51 @@
+"""Neighbours are those of a search through everything."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import torch
+from scipy.spatial.distance import cdist
+
+from models.evaluation import neighbours
+from models.evaluation.neighbours import ReferenceSet
+
+
+def features(rows: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_nearest_are_those_of_least_cosine_distance() -> None:
+    asked, known = features(300, 0), features(500, 1)
+    assert len(asked) > neighbours._CHUNK
+    found = ReferenceSet(known, torch.zeros(500, dtype=torch.int64)).nearest(asked, 4)
+    distances = cdist(asked.numpy(), known.numpy(), "cosine")
+    rows = np.argsort(distances, axis=1)[:, :4]
+    assert found.rows.tolist() == rows.tolist()
+    np.testing.assert_allclose(found.distances, np.take_along_axis(distances, rows, axis=1), atol=1e-5)
+
+
+def test_the_class_is_that_of_most_of_five_neighbours_and_of_the_nearest_of_those_that_tie() -> None:
+    asked, known = features(200, 2), features(400, 3)
+    labels = torch.randint(4, (400,), generator=torch.Generator().manual_seed(4))
+    votes = labels[torch.from_numpy(np.argsort(cdist(asked.numpy(), known.numpy(), "cosine"), axis=1)[:, :5].copy())]
+    ties = 0
+    expected = []
+    for row in votes.tolist():
+        counts = Counter(row)
+        leaders = [label for label in counts if counts[label] == max(counts.values())]
+        ties += len(leaders) > 1
+        expected.append(next(label for label in row if label in leaders))
+    assert ties > 20
+    assert ReferenceSet(known, labels).classify(asked).tolist() == expected
+
+
+def test_a_class_that_is_left_out_is_never_found() -> None:
+    labels = torch.arange(400) % 4
+    found = ReferenceSet(features(400, 1), labels).of_classes(torch.tensor([1, 3])).classify(features(50, 0))
+    assert set(found.tolist()) == {1, 3}
+
+
+def test_fewer_references_than_asked_for_are_all_there_are() -> None:
+    assert ReferenceSet(features(3, 0), torch.arange(3)).nearest(features(2, 1), 5).rows.shape == (2, 3)
