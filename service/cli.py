@@ -19,14 +19,20 @@ from models.configuration import ConfigError
 from models.preprocess import eval_crop
 from models.registry import GENERATORS, TOKENIZERS, UnknownVariantError
 from service.classes import ClassIndex
+from service.evaluation_command import evaluate
 from service.media import OUTPUT_EXTENSIONS, MediaLimits, decode_image, encode_image
 from service.problems import Problem
 from service.settings import Settings
+from service.train_command import train
+from service.verify_command import verify
 from service.version import VERSION
 
 __all__ = ["main"]
 
 app = typer.Typer(name="titok", help="Images to tokens and back.", no_args_is_help=True, add_completion=False)
+app.command()(verify)
+app.command()(evaluate)
+app.add_typer(train, name="train")
 console = Console(stderr=True)
 
 _MEDIA_TYPES = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()} | {"jpeg": "image/jpeg"}
@@ -46,7 +52,7 @@ def main() -> None:
     try:
         app()
     except (CommandError, CheckpointError, ConfigError, UnknownVariantError, CodeError, Problem, ValueError) as error:
-        console.print(f"titok: {error}", style="red", markup=False, highlight=False)
+        console.print(f"titok: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

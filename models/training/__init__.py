@@ -1,1 +1,1 @@
-"""Trains tokenizers and generators. ``python -m models.training --help`` says how; needs the ``train`` extra."""
+"""Trains tokenizers and generators; ``titok train`` is its command. Needs the ``train`` extra."""

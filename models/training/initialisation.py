@@ -1,17 +1,26 @@
 """Weights to start from.
 
-With the published 0.02 for every matrix a narrow network stays at the mean image for a thousand steps. Here each matrix
-keeps the variance of its input (normal, 1/sqrt(fan-in)), and the last layer begins near its own constant answer.
+``published`` is how the published recipes begin. It takes a wide network: with its 0.02 for every matrix a narrow one
+stays at the mean image for a thousand steps. With ``fan-in`` each matrix keeps the variance of its input (normal,
+1/sqrt(fan-in)), and the last layer begins near its own constant answer.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["initialise", "plane_waves"]
+from models.checkpoints import CheckpointError
+from models.titok import TiTok
+
+__all__ = ["adopt", "initialise", "initialise_as_published", "initialise_tokenizer", "plane_waves"]
+
+MIDDLE_GREY = 0.45
+PUBLISHED_STD = 0.02
 
 
 @torch.no_grad()
@@ -25,6 +34,46 @@ def initialise(network: nn.Module, *, last: nn.Linear | nn.Conv2d, last_std: flo
     last.weight.normal_(0.0, last_std)
 
 
+@torch.no_grad()
+def initialise_as_published(network: nn.Module) -> None:
+    """Linear layers, convolutions and embeddings: normal with 0.02, cut at two deviations; biases zero.
+
+    Single vectors and codebooks keep what the network gave them, which is the published choice already. Source:
+    1d-tokenizer, commit 942a96f.
+    """
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias") and parameter.ndim == 1:
+            parameter.zero_()
+        elif name.endswith("weight") and parameter.ndim >= 2 and "quantize" not in name:
+            nn.init.trunc_normal_(parameter, std=PUBLISHED_STD, a=-2.0 * PUBLISHED_STD, b=2.0 * PUBLISHED_STD)
+
+
+@torch.no_grad()
+def initialise_tokenizer(network: TiTok, scheme: Literal["fan-in", "published"]) -> None:
+    """Begins a tokenizer of either family."""
+    config = network.config
+    if scheme == "published":
+        initialise_as_published(network)
+        return
+    encoder, decoder = network.encoder, network.decoder
+    conv_head = config.pixel_head == "conv" and not config.is_legacy
+    last = cast(nn.Conv2d, decoder.head.out if conv_head else decoder.ffn[-1])
+    initialise(network, last=last, last_std=0.01)
+    # Middle grey is where a picture begins, in and out. Were the input not centred, a patch's embedding would be its
+    # brightness times one direction, and the norm that follows takes brightness away: such a network stays at the mean
+    # image.
+    cast(Tensor, encoder.patch_embed.bias).copy_(-MIDDLE_GREY * encoder.patch_embed.weight.flatten(1).sum(1))
+    cast(Tensor, last.bias).fill_(0.0 if config.is_legacy else MIDDLE_GREY)
+    # Where a token is must be as plain as what it holds (patches about 0.25, codes about 0.3).
+    for part in (encoder, decoder):
+        grid = math.isqrt(len(part.positional_embedding) - 1)
+        part.positional_embedding[1:] = 0.3 * plane_waves(grid, part.positional_embedding.shape[1])
+        part.latent_token_positional_embedding.normal_(0.0, 0.3)
+    if conv_head:
+        # Convolutions are several times faster with channels last in memory.
+        decoder.head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def plane_waves(grid: int, width: int) -> Tensor:
     """Positional embeddings float32 [G*G, D] of mean square 1 in which neighbours are alike.
 
@@ -35,3 +84,31 @@ def plane_waves(grid: int, width: int) -> Tensor:
     line = torch.cat([angles.sin(), angles.cos()], dim=1)[:, : width // 2]  # [G, D/2]
     rows, columns = line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)
     return math.sqrt(2.0) * torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+@torch.no_grad()
+def adopt(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[str]:
+    """Copies a trained network's ``tensors`` into one of the same shape, or a wider or deeper one.
+
+    A larger tensor takes the old one as its leading corner; what would carry new features into old outputs is zero, so
+    that the wider network computes what the narrow one did (Net2Net, arXiv 1511.05641). Returns the names of tensors
+    that are new altogether; the last layer of each new residual pair is zero, for the same reason.
+
+    Raises :class:`CheckpointError` where a tensor is not known or has shrunk.
+    """
+    own = network.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own:
+            raise CheckpointError(f"{source} has {name}, which the network to be trained does not have")
+        target = own[name]
+        if tensor.ndim != target.ndim or any(a > b for a, b in zip(tensor.shape, target.shape, strict=True)):
+            raise CheckpointError(f"{source} has {name} {list(tensor.shape)}, which does not fit {list(target.shape)}")
+        if target.ndim >= 2:
+            target[:, tensor.shape[1] :] = 0.0
+        target[tuple(slice(size) for size in tensor.shape)] = tensor.to(target.dtype)
+    new = [name for name in own if name not in tensors]
+    for name in new:
+        last_of_pair = (".coarse." in name or ".fine." in name) and name.split(".")[-2] == "2"
+        if last_of_pair or ".inject_" in name:
+            own[name].zero_()
+    return new

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from models.training.config import OptimizerConfig
+
 __all__ = ["Muon", "build_optimizers", "orthogonalised"]
 
-BLOCKS = {"transformer", "in_blocks", "mid_block", "out_blocks"}
+BLOCKS = {"transformer", "layer", "in_blocks", "mid_block", "out_blocks"}
 PACKED = ("in_proj_weight", "qkv.weight")
+UNDECAYED = ("ln", "bias", "latent_tokens", "mask_token", "embedding", "norm", "gamma", "embed")
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -80,28 +83,34 @@ class Muon(Optimizer):
                 matrix.add_(direction, alpha=-lr * scale)
 
 
-def build_optimizers(
-    network: nn.Module,
-    *,
-    muon_lr: float,
-    adamw_lr: float,
-    adamw_betas: tuple[float, float],
-    weight_decay: float,
-    dtype: torch.dtype,
-) -> list[Optimizer]:
-    """Muon for the matrices of the blocks, AdamW (no weight decay) for the rest; ``dtype`` is of Muon's inner steps."""
-    whole: list[nn.Parameter] = []
-    packed: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        if parameter.ndim != 2 or not BLOCKS.intersection(name.split(".")):
-            rest.append(parameter)
-        elif name.endswith(PACKED):
-            packed.append(parameter)
-        else:
-            whole.append(parameter)
-    groups: list[dict[str, Any]] = [{"params": whole}, {"params": packed, "parts": 3}]
+def build_optimizers(network: nn.Module, config: OptimizerConfig, dtype: torch.dtype) -> list[Optimizer]:
+    """The optimizers of the parameters that require gradients; ``dtype`` is of Muon's inner steps.
+
+    With a ``muon_lr``: Muon for the matrices of the blocks, AdamW without weight decay for the rest. Without: AdamW, in
+    the groups of the published recipe.
+    """
+    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    if config.muon_lr is None:
+        decayed = [parameter for name, parameter in named if _is_decayed(name, parameter)]
+        spared = [parameter for name, parameter in named if not _is_decayed(name, parameter)]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+        return [_adamw(groups, config)]
+    matrices = [(name, p) for name, p in named if p.ndim == 2 and BLOCKS.intersection(name.split("."))]
+    packed = [parameter for name, parameter in matrices if name.endswith(PACKED)]
+    whole = [parameter for name, parameter in matrices if not name.endswith(PACKED)]
+    moved = {id(parameter) for _, parameter in matrices}
+    rest = [parameter for _, parameter in named if id(parameter) not in moved]
+    muon_groups: list[dict[str, Any]] = [{"params": whole}, {"params": packed, "parts": 3}]
     return [
-        Muon(groups, lr=muon_lr, weight_decay=weight_decay, dtype=dtype),
-        AdamW(rest, lr=adamw_lr, betas=adamw_betas, weight_decay=0.0, fused=True),
+        Muon(muon_groups, lr=config.muon_lr, weight_decay=config.weight_decay, dtype=dtype),
+        _adamw([{"params": rest, "weight_decay": 0.0}], config),
     ]
+
+
+def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether the published recipe lets weight decay act on a tensor (1d-tokenizer, commit 942a96f)."""
+    return parameter.ndim >= 2 and not any(part in name for part in UNDECAYED)
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> AdamW:
+    return AdamW(groups, lr=config.adamw_lr, betas=config.adamw_betas, fused=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -33,8 +34,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Saves everything a run needs to go on."""
-    write_whole(path, lambda file: torch.save(state, file))
+    """Saves everything a run needs to go on. Raises ``OSError``."""
+    try:
+        write_whole(path, lambda file: torch.save(state, file))
+    except RuntimeError as error:  # torch says no more of a write that failed
+        raise OSError(errno.EIO, "could not be written, perhaps for want of room", str(path)) from error
 
 
 def load_state(path: Path) -> dict[str, Any]:

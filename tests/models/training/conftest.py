@@ -3,7 +3,7 @@
 import pytest
 
 from models.titok import TiTokConfig, TransformerSize
-from models.training.config import OptimizerConfig, ScheduleConfig, TokenizerRun, TokenizerTraining
+from models.training.config import CodebookConfig, DataConfig, LossConfig, OptimizerConfig, ScheduleConfig, TokenizerRun
 
 
 @pytest.fixture
@@ -26,6 +26,8 @@ def tokenizer_run() -> TokenizerRun:
             pixel_head_channels=8,
         ),
         schedule=ScheduleConfig(steps=30, batch_size=8, warmup_steps=5, evaluate_every=10),
-        optimizer=OptimizerConfig(muon_lr=3e-3, adamw_lr=3e-3),
-        training=TokenizerTraining(quantizer_start=6, dead_after=5, max_shift=2, validation_images=16),
+        optimizer=OptimizerConfig(muon_lr=3e-3, adamw_lr=3e-3, precision="float32"),
+        losses=LossConfig(l1_weight=0.1),
+        codebook=CodebookConfig(quantizer_start=6, dead_after=5),
+        data=DataConfig(max_shift=2, validation_images=16),
     )

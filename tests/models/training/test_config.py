@@ -1,8 +1,15 @@
+import dataclasses
+import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+from models.registry import GENERATORS, TOKENIZERS
+from models.titok import TiTok, TiTokConfig
 from models.training.config import ConfigError, GeneratorRun, TokenizerRun, read_config
+from models.training.run import find_config
 
 CONFIGS = Path(__file__).parents[3] / "models" / "training" / "configs"
 
@@ -15,14 +22,54 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
     return path
 
 
-def test_the_projects_own_configs_are_valid() -> None:
-    tokenizer = read_config(CONFIGS / "titok-mini-32.toml", TokenizerRun)
-    generator = read_config(CONFIGS / "titok-mini-32-generator.toml", GeneratorRun)
-    assert tokenizer.network.num_latent_tokens == generator.network.image_seq_len
-    assert tokenizer.network.codebook_size == generator.network.codebook_size
-    names = list(generator.training.classes.values())
-    assert len(set(names)) == len(names) == generator.network.condition_num_classes == 43
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_config_of_the_projects_own_is_valid(path: Path) -> None:
+    if path.stem.endswith("generator"):
+        assert read_config(path, GeneratorRun).schedule.steps
+        return
+    run = read_config(path, TokenizerRun)
+    with torch.device("meta"):
+        TiTok(run.network)
+    name = path.stem.removesuffix("-stage-1").removesuffix("-stage-2").removesuffix("-decoder")
+    published = TOKENIZERS[name].config
+    if isinstance(published, TiTokConfig):
+        expected = dataclasses.replace(published, finetune_decoder=run.network.finetune_decoder)
+        if published.quantize_mode == "vae":  # a VAE has no codebook
+            expected = dataclasses.replace(expected, codebook_size=run.network.codebook_size)
+        assert run.network == expected
+
+
+def test_every_published_tokenizer_and_generator_has_its_recipe() -> None:
+    names = {path.stem for path in CONFIGS.glob("*.toml")}
+    for name, variant in TOKENIZERS.items():
+        if isinstance(variant.config, TiTokConfig):
+            stages = ["-stage-1", "-stage-2"] if variant.config.is_legacy else [""]
+            assert {name + stage for stage in stages} <= names
+    for name, generator in GENERATORS.items():
+        run = read_config(CONFIGS / f"{name}-generator.toml", GeneratorRun)
+        assert generator.config in (None, run.network)
+
+
+def test_the_shipped_generators_classes_are_named_once_in_small_letters() -> None:
+    run = read_config(CONFIGS / "titok-mini-32-generator.toml", GeneratorRun)
+    names = list(run.training.classes.values())
+    assert len(set(names)) == len(names) == run.network.condition_num_classes == 43
     assert all(name == name.lower() for name in names)
+    assert "caltech101/faces" not in run.training.classes
+
+
+def test_yaml_says_the_same_as_toml(tmp_path: Path) -> None:
+    table = tomllib.loads((CONFIGS / "titok-mini-32.toml").read_text())
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(table).replace("0.006", "6e-3"))
+    expected = read_config(CONFIGS / "titok-mini-32.toml", TokenizerRun)
+    assert read_config(tmp_path / "run.yaml", TokenizerRun) == expected
+
+
+def test_a_config_is_found_by_its_name_or_its_path(tmp_path: Path) -> None:
+    assert find_config("titok-mini-32") == CONFIGS / "titok-mini-32.toml"
+    assert find_config(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
+    with pytest.raises(ConfigError, match=r"titok-maxi is no .toml or .yaml file, .*: titok-b-64-generator, "):
+        find_config("titok-maxi")
 
 
 @pytest.mark.parametrize(
@@ -30,9 +77,11 @@ def test_the_projects_own_configs_are_valid() -> None:
     [
         ("warmup_steps", "warm_up_steps", "unknown key schedule.warm_up_steps; known here: batch_size"),
         ("width = 192, layers = 4", "widht = 192, layers = 4", "unknown key network.encoder.widht"),
-        ("muon_lr = 6e-3", "", "missing key optimizer.muon_lr"),
+        ("adamw_lr = 3e-3", "", "missing key optimizer.adamw_lr"),
         ("batch_size = 64", 'batch_size = "64"', "schedule.batch_size must be int, not '64'"),
-        ('precision = "bfloat16"', 'precision = "fp8"', "optimizer.precision must be one of 'float32', 'bfloat16'"),
+        ('precision = "auto"', 'precision = "fp8"', "optimizer.precision must be one of 'auto', 'float32', 'bfloat16'"),
+        ("[data]", '[data]\nshards = "x"', "unknown key data.shards; known here: max_shift, validation_images"),
+        ("pixel_head_blocks = 1", 'pixel_head_blocks = "two"', "network.pixel_head_blocks must be int"),
         ("adamw_betas = [0.9, 0.98]", "adamw_betas = [0.9]", "optimizer.adamw_betas must be"),
         ("image_size = 128", "image_size = 120", "network: image_size 120 is not a multiple"),
         ("[schedule]", "[schedule", "run.toml: "),

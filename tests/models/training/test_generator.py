@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -16,16 +17,19 @@ from models.training.config import (
     ScheduleConfig,
     TokenizerRun,
 )
-from models.training.generator import FrozenTokenizer, GeneratorTask, TokenSet, load_frozen_tokenizer, tokenize
+from models.training.generator import GeneratorTask, TokenSet, generator_classes, tokenize
 from models.training.loop import train
-from models.training.tokenizer import TokenizerTask
+from models.training.pixels import PixelTask
+from models.training.starting_points import FrozenTokenizer, load_frozen_tokenizer
+
+CLASSES = {"pets/dog": "dog", "pets/cat": "cat"}
 
 
 @pytest.fixture
 def tokenizer(tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path) -> FrozenTokenizer:
-    task = TokenizerTask(tokenizer_run, tiny_photographs, tiny_photographs)
+    task = PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
     task.export(task.network, tmp_path / "tokenizer")
-    return load_frozen_tokenizer(tmp_path / "tokenizer")
+    return load_frozen_tokenizer(str(tmp_path / "tokenizer"))
 
 
 @pytest.fixture
@@ -42,65 +46,94 @@ def run() -> GeneratorRun:
             intermediate_size=64,
         ),
         schedule=ScheduleConfig(steps=100, batch_size=16, warmup_steps=5, evaluate_every=20, ema_decay=0.9),
-        optimizer=OptimizerConfig(muon_lr=3e-3, adamw_lr=3e-3),
-        training=GeneratorTraining(tokenizer="unused", classes={"pets/dog": "dog", "pets/cat": "cat"}),
+        optimizer=OptimizerConfig(muon_lr=3e-3, adamw_lr=3e-3, precision="float32"),
+        training=GeneratorTraining(tokenizer="unused", classes=CLASSES),
     )
 
 
+@pytest.fixture
+def named(tiny_photographs: Photographs) -> Photographs:
+    return dataclasses.replace(tiny_photographs, names=("pets/cat", "pets/dog"))
+
+
 def test_tokens_are_of_the_asked_classes_upright_and_mirrored(
-    tokenizer: FrozenTokenizer, tiny_photographs: Photographs, tmp_path: Path
+    tokenizer: FrozenTokenizer, named: Photographs, tmp_path: Path
 ) -> None:
-    names = ["pets/cat", "pets/dog"]
-    dogs = tokenize(tiny_photographs, names, ["pets/dog"], tokenizer, cache=tmp_path)
-    assert dogs.ids.shape == (int((tiny_photographs.labels == 1).sum()), 2, 4)
+    dogs = tokenize(named, {"pets/dog": "dog"}, tokenizer, cache=tmp_path)
+    assert dogs.ids.shape == (int((named.labels == 1).sum()), 2, 4)
     assert dogs.labels.unique().tolist() == [0]
-    image = torch.from_numpy(tiny_photographs.images[tiny_photographs.labels == 1][0]).permute(2, 0, 1)[None] / 255.0
+    image = torch.from_numpy(named.images[named.labels == 1][0]).permute(2, 0, 1)[None] / 255.0
     assert torch.equal(dogs.ids[0, 0], tokenizer.network.encode(image).ids[0])
     assert torch.equal(dogs.ids[0, 1], tokenizer.network.encode(image.flip(3)).ids[0])
 
 
-def test_tokens_are_made_once_for_a_tokenizer(
-    tokenizer: FrozenTokenizer, tiny_photographs: Photographs, tmp_path: Path
+def test_tokens_are_made_once_for_a_tokenizer_and_its_photographs(
+    tokenizer: FrozenTokenizer, named: Photographs, tmp_path: Path
 ) -> None:
-    names = ["pets/cat", "pets/dog"]
-    first = tokenize(tiny_photographs, names, names, tokenizer, cache=tmp_path)
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("tokens-*.npy")}
-    assert torch.equal(tokenize(tiny_photographs, names, names, tokenizer, cache=tmp_path).ids, first.ids)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("tokens-*.npy")} == written
-    tokenize(tiny_photographs, names, names, FrozenTokenizer(tokenizer.network, "another"), cache=tmp_path)
-    assert len(list(tmp_path.glob("tokens-*.npy"))) == 2
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("tokens-*.npy")}
+
+    heard: list[tuple[int, int]] = []
+    first = tokenize(named, CLASSES, tokenizer, cache=tmp_path, progress=lambda done, of: heard.append((done, of)))
+    assert heard[-1] == (40, 40)
+    written = files()
+    assert torch.equal(tokenize(named, CLASSES, tokenizer, cache=tmp_path).ids, first.ids)
+    assert files() == written
+    tokenize(named, CLASSES, FrozenTokenizer(tokenizer.network, "another"), cache=tmp_path)
+    tokenize(dataclasses.replace(named, images=named.images[::-1].copy()), CLASSES, tokenizer, cache=tmp_path)
+    assert len(files()) == 3
 
 
-def test_a_class_that_the_data_lacks_is_named(
-    tokenizer: FrozenTokenizer, tiny_photographs: Photographs, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=r"names pets/fox, which is not in classes.json"):
-        tokenize(tiny_photographs, ["pets/cat"], ["pets/fox"], tokenizer, cache=tmp_path)
+def test_without_classes_of_its_own_a_generator_has_those_of_the_data(run: GeneratorRun) -> None:
+    assert generator_classes(run, ("pets/cat", "pets/dog")) == CLASSES
+    bare = dataclasses.replace(run, training=GeneratorTraining(tokenizer="unused"))
+    assert generator_classes(bare, ("cat", "dog")) == {"cat": "cat", "dog": "dog"}
 
 
+def test_a_class_that_the_data_lacks_is_named(run: GeneratorRun) -> None:
+    with pytest.raises(ConfigError, match=r"names pets/cat, which is not among the classes of the data"):
+        generator_classes(run, ("pets/dog", "pets/fox"))
+
+
+@pytest.mark.parametrize("kind", ["UViT", "ViT"])
 def test_a_generator_learns_what_its_class_looks_like_and_loads(
-    run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path
+    run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path, kind: Literal["UViT", "ViT"]
 ) -> None:
+    run = dataclasses.replace(
+        run,
+        network=dataclasses.replace(run.network, model_type=kind, dropout=0.0),
+        schedule=dataclasses.replace(run.schedule, steps=200, evaluate_every=200),
+    )
     labels = torch.arange(64) % 2
     ids = (10 + labels[:, None] * 20 + torch.arange(4))[:, None].expand(-1, 2, -1)
-    task = GeneratorTask(run, TokenSet(ids, labels), TokenSet(ids[:8], labels[:8]), tokenizer)
+    task = GeneratorTask(run, CLASSES, TokenSet(ids, labels), TokenSet(ids[:8], labels[:8]), tokenizer)
     before = task.evaluate(task.network.eval())["validation_loss"]
     figures = train(task, run.schedule, run.optimizer, tmp_path)
     assert figures["validation_loss"] < 0.7 * before
     config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
     assert config["model"]["generator"]["classes"] == ["dog", "cat"]
+    assert config["model"]["generator"]["sources"] == ["pets/dog", "pets/cat"]
     generator = load_generator("titok-mini-32", weights=tmp_path / "checkpoint")
     assert generator.class_names == ("dog", "cat")
     tokens = generator.generate([0, 1], seeds=[1, 2], temperature=0.0)
     assert tokens.tolist() == [[10, 11, 12, 13], [30, 31, 32, 33]]
 
 
+def test_a_generator_can_go_on_from_another(run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path) -> None:
+    tokens = TokenSet(torch.zeros(1, 2, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    first = GeneratorTask(run, CLASSES, tokens, tokens, tokenizer)
+    torch.nn.init.constant_(first.network.lm_head.bias, 0.5)  # type: ignore[arg-type, union-attr]
+    first.export(first.network, tmp_path / "first")
+    training = dataclasses.replace(run.training, initial=str(tmp_path / "first"))
+    second = GeneratorTask(dataclasses.replace(run, training=training), CLASSES, tokens, tokens, tokenizer)
+    assert second.network.lm_head.bias.unique().tolist() == [0.5]  # type: ignore[operator, union-attr]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"condition_num_classes": 3}, "training.classes has 2 entries, network.condition_num_classes is 3"),
+        ({"condition_num_classes": 3}, "there are 2 classes, and network.condition_num_classes is 3"),
         ({"image_seq_len": 5}, "must be the tokenizer's"),
-        ({"model_type": "ViT"}, "network.model_type must be 'UViT'"),
     ],
 )
 def test_a_generator_that_does_not_fit_is_refused(
@@ -109,7 +142,7 @@ def test_a_generator_that_does_not_fit_is_refused(
     tokens = TokenSet(torch.zeros(1, 2, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     wrong = dataclasses.replace(run, network=dataclasses.replace(run.network, **change))
     with pytest.raises(ConfigError, match=message):
-        GeneratorTask(wrong, tokens, tokens, tokenizer)
+        GeneratorTask(wrong, CLASSES, tokens, tokens, tokenizer)
 
 
 def test_codes_that_are_alike_begin_with_embeddings_that_are(run: GeneratorRun, tokenizer: FrozenTokenizer) -> None:
@@ -117,6 +150,6 @@ def test_codes_that_are_alike_begin_with_embeddings_that_are(run: GeneratorRun, 
     torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
     weight[1] = weight[0] + 0.01
     tokens = TokenSet(torch.zeros(1, 2, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    network = GeneratorTask(run, tokens, tokens, tokenizer).network
+    network = GeneratorTask(run, CLASSES, tokens, tokens, tokenizer).network
     for rows in (network.embeddings.weight[:64], network.lm_head.weight):
         assert (rows[0] - rows[1]).norm() < 0.1 * (rows[0] - rows[2]).norm()

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import load_tokenizer
+from models.checkpoints import CheckpointError
 from models.data.photographs import Photographs
 from models.training.config import ScheduleConfig, TokenizerRun
-from models.training.loop import Diverged, Step, learning_rate, train
-from models.training.tokenizer import TokenizerTask
+from models.training.loop import Diverged, learning_rate, train
+from models.training.pixels import PixelTask
 
 Report = Callable[[int, float, dict[str, float]], None]
 
@@ -33,7 +34,7 @@ def fit(
     clock: Callable[[], float] = lambda: 0.0,
     resume: bool = False,
 ) -> dict[str, float]:
-    task = TokenizerTask(run, photographs, photographs)
+    task = PixelTask(run, photographs, photographs)
     return train(
         task,
         run.schedule,
@@ -80,7 +81,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 def test_training_learns_and_ends_in_a_checkpoint_that_loads(
     tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
 ) -> None:
-    untrained = TokenizerTask(tokenizer_run, tiny_photographs, tiny_photographs)
+    untrained = PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
     before = untrained.evaluate(untrained.network.eval())["validation_psnr"]
     schedule = dataclasses.replace(tokenizer_run.schedule, steps=100, ema_decay=0.9)
     figures = fit(dataclasses.replace(tokenizer_run, schedule=schedule), tiny_photographs, tmp_path)
@@ -103,19 +104,66 @@ def test_the_clock_can_end_a_run_early(
     assert (tmp_path / "checkpoint" / "model.safetensors").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(
+def spoiled(monkeypatch: pytest.MonkeyPatch, factor: Callable[[int], float]) -> None:
+    """Multiplies the losses of each step."""
+    losses = PixelTask.losses
+    monkeypatch.setattr(
+        PixelTask,
+        "losses",
+        lambda task, step: {name: loss * factor(step.number) for name, loss in losses(task, step).items()},
+    )
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_moves_the_weights(
     tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = TokenizerTask.losses
-
-    def diverging(task: TokenizerTask, step: Step) -> dict[str, Tensor]:
-        found = losses(task, step)
-        return {name: loss * math.nan for name, loss in found.items()} if step.number == 12 else found
-
-    monkeypatch.setattr(TokenizerTask, "losses", diverging)
-    with pytest.raises(Diverged, match="the loss is nan at step 12"):
+    spoiled(monkeypatch, lambda step: math.nan if step == 12 else 1.0)
+    with pytest.raises(Diverged, match="the loss is nan at step 12; the last saved state is sound"):
         fit(tokenizer_run, tiny_photographs, tmp_path)
-    assert (tmp_path / "state.pt").exists()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["done"] == 10
+    assert all(tensor.isfinite().all() for tensor in state["network"].values())
+
+
+def test_a_loss_that_has_left_its_range_stops_the_run(
+    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled(monkeypatch, lambda step: 100.0 if step >= 20 else 1.0)
+    longer = dataclasses.replace(tokenizer_run, schedule=dataclasses.replace(tokenizer_run.schedule, steps=100))
+    with pytest.raises(Diverged, match=r"over 4 times its best, .* before step 69: lower the learning rate"):
+        fit(longer, tiny_photographs, tmp_path)
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(
+    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+) -> None:
+    task = PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
+    asked = iter([False] * 13 + [True])
+    figures = train(task, tokenizer_run.schedule, tokenizer_run.optimizer, tmp_path, stopping=lambda: next(asked))
+    assert figures["step"] == 14
+    assert load_tokenizer("mine", weights=tmp_path / "checkpoint").num_tokens == 4
+    assert fit(tokenizer_run, tiny_photographs, tmp_path, resume=True)["step"] == 30
+
+
+def test_a_state_of_another_network_is_refused(
+    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+) -> None:
+    fit(tokenizer_run, tiny_photographs, tmp_path)
+    wider = dataclasses.replace(tokenizer_run.network, pixel_head_channels=16)
+    with pytest.raises(CheckpointError, match=r"state\.pt is not a state of this run"):
+        fit(dataclasses.replace(tokenizer_run, network=wider), tiny_photographs, tmp_path, resume=True)
+
+
+def test_figures_and_pictures_are_left_to_look_at(
+    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+) -> None:
+    fit(tokenizer_run, tiny_photographs, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["000010.png", "000020.png", "000030.png"]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("validation_psnr")] == [10, 20, 30]
+    logged = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert float(logged[-1]["validation_psnr"]) == pytest.approx(events.Scalars("validation_psnr")[-1].value, rel=1e-4)
+    assert {"codes_used", "entropy_bits", "seam_ratio", "quantizer", "gradient_norm"} <= set(logged[-1])
 
 
 def test_another_schedule_is_noticed_on_resuming(

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from models.evaluation.measures import entropy_bits, psnr, seam_ratio
 from models.registry import TOKENIZERS
 from models.titok import TiTok, TiTokConfig
-from models.training.losses import masked_token_loss, pixel_loss, proxy_code_loss, random_masks
-from models.training.measures import entropy_bits, psnr, seam_ratio
+from models.training.losses import grid_loss, masked_token_loss, pixel_loss, proxy_code_loss, random_masks
 
 Golden = Mapping[str, np.ndarray]
 
@@ -31,6 +31,19 @@ def test_the_masked_token_loss_is_the_published_one(golden: Golden) -> None:
 def test_the_pixel_loss_adds_absolute_errors() -> None:
     outputs, images = torch.tensor([[0.5, 1.0]]), torch.tensor([[0.0, 1.0]])
     assert pixel_loss(outputs, images, l1_weight=0.1).item() == pytest.approx(0.25 / 2 + 0.1 * 0.5 / 2)
+
+
+def test_a_grid_costs_and_blur_does_not() -> None:
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(64, 3, 32, 32, generator=random)
+    seamless = grid_loss(0.5 * images + 0.2, images, 8).item()
+    assert seamless == pytest.approx(0.0, abs=1e-4)
+    dots = torch.zeros(8, 8)
+    dots[3, 3] = 0.2
+    assert grid_loss(images + dots.repeat(4, 4), images, 8).item() > seamless + 3e-4
+    seams = images.clone()
+    seams[..., 8::8] += 0.6 * (torch.rand(64, 1, 32, 3, generator=random) < 0.5)
+    assert grid_loss(seams, images, 8).item() > seamless + 1e-3
 
 
 def test_masks_follow_the_arccos_schedule() -> None:

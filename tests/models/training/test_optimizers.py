@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from models.titok import TiTok
-from models.training.config import TokenizerRun
+from models.training.config import OptimizerConfig, TokenizerRun
 from models.training.optimizers import Muon, build_optimizers, orthogonalised
 
 
@@ -48,11 +48,29 @@ def test_packed_projections_move_as_separate_matrices() -> None:
 
 def test_every_parameter_belongs_to_one_optimizer(tokenizer_run: TokenizerRun) -> None:
     network = TiTok(tokenizer_run.network)
-    muon, adamw = build_optimizers(
-        network, muon_lr=1.0, adamw_lr=1.0, adamw_betas=(0.9, 0.98), weight_decay=0.0, dtype=torch.float32
-    )
+    muon, adamw = build_optimizers(network, OptimizerConfig(muon_lr=1.0, adamw_lr=1.0), torch.float32)
     by_id = {id(parameter): name for name, parameter in network.named_parameters()}
     moved = [by_id[id(p)] for each in (muon, adamw) for group in each.param_groups for p in group["params"]]
     assert sorted(moved) == sorted(by_id.values())
     assert {by_id[id(p)].rsplit(".", 2)[-2] for p in muon.param_groups[0]["params"]} == {"out_proj", "c_fc", "c_proj"}
     assert {by_id[id(p)].rsplit(".", 1)[-1] for p in muon.param_groups[1]["params"]} == {"in_proj_weight"}
+
+
+def test_without_muon_the_published_tensors_are_not_decayed(tokenizer_run: TokenizerRun) -> None:
+    network = TiTok(tokenizer_run.network)
+    (adamw,) = build_optimizers(network, OptimizerConfig(adamw_lr=1.0, weight_decay=0.5), torch.float32)
+    by_id = {id(parameter): name for name, parameter in network.named_parameters()}
+    decayed, spared = ({by_id[id(p)] for p in group["params"]} for group in adamw.param_groups)
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.5, 0.0]
+    assert decayed | spared == set(by_id.values())
+    assert {"encoder.transformer.0.attn.in_proj_weight", "decoder.head.out.weight"} <= decayed
+    assert {"latent_tokens", "encoder.patch_embed.weight", "quantize.embedding.weight"} <= spared
+    assert not any(name.endswith("bias") for name in decayed)
+
+
+def test_frozen_parameters_are_left_out(tokenizer_run: TokenizerRun) -> None:
+    network = TiTok(tokenizer_run.network)
+    network.encoder.requires_grad_(False)
+    muon, adamw = build_optimizers(network, OptimizerConfig(muon_lr=1.0, adamw_lr=1.0), torch.float32)
+    moved = {id(p) for each in (muon, adamw) for group in each.param_groups for p in group["params"]}
+    assert not moved & {id(p) for p in network.encoder.parameters()}

@@ -1,0 +1,68 @@
+"""TiTok's first stage: a tokenizer learns to predict the codes that a frozen MaskGIT-VQGAN gives the same image.
+
+Source: arXiv 2406.07550, section 3.3 (proxy codes); the loss is cross-entropy over the 2-D codes plus the quantizer's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.data.photographs import PhotographSet
+from models.maskgit_vqgan import MaskGITVQGAN
+from models.titok import TiTok
+from models.training.config import ConfigError, TokenizerRun
+from models.training.initialisation import adopt, initialise_tokenizer
+from models.training.loop import Step
+from models.training.losses import proxy_code_loss
+from models.training.starting_points import load_tokenizer_weights
+from models.training.tokenizer import Restored, TokenizerTask
+
+__all__ = ["ProxyCodeTask"]
+
+
+class ProxyCodeTask(TokenizerTask):
+    """The recipe ``stage-1``; ``vqgan`` is the frozen network whose codes are the targets."""
+
+    def __init__(
+        self,
+        run: TokenizerRun,
+        train: PhotographSet,
+        validation: PhotographSet,
+        vqgan: MaskGITVQGAN,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not run.network.is_legacy or run.network.finetune_decoder:
+            raise ConfigError("recipe stage-1 needs network.is_legacy = true and network.finetune_decoder = false")
+        torch.manual_seed(run.schedule.seed)
+        network = TiTok(run.network)
+        initialise_tokenizer(network, run.initial.weights)
+        if run.initial.checkpoint is not None:
+            weights = load_tokenizer_weights(run.initial.checkpoint)
+            adopt(network, weights.tensors, weights.source)
+        super().__init__(run, network, train, validation, torch.device(device))
+        self.vqgan = vqgan.to(self.device)
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Cross-entropy of the proxy codes, and the quantizer's losses."""
+        images = self.batch(step)
+        with torch.no_grad():
+            targets = self.vqgan.encode(images).ids
+        self.network.train()
+        codes, parts = self.codes(images, step)
+        with self.autocast():
+            logits = self.network.decoder(codes)
+        proxy = proxy_code_loss(logits, targets)
+        return {"loss": proxy + self.bottleneck(parts), "proxy": proxy, **parts}
+
+    def restore(self, network: TiTok, images: Tensor) -> Restored:
+        """Through the likeliest 2-D codes and the frozen VQGAN's decoder, clamped to [0, 1]."""
+        ids = network.encode(images).ids
+        likeliest = network.decoder(network.quantize.lookup(ids)).argmax(dim=-1)
+        return Restored(self.vqgan.decode(likeliest).clamp(0.0, 1.0), ids)
+
+    def measure(self, network: TiTok, images: Tensor, restored: Restored) -> dict[str, Tensor]:
+        """How often the likeliest code is the VQGAN's."""
+        assert restored.ids is not None  # noqa: S101  (a stage-1 network has codes)
+        likeliest = network.decoder(network.quantize.lookup(restored.ids)).argmax(dim=-1)
+        return {"proxy_accuracy": (likeliest == self.vqgan.encode(images).ids).float().mean(dim=1)}

@@ -1,0 +1,75 @@
+"""The perceptual losses of the published recipes; their networks come from torchvision, which downloads the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.checkpoints import CheckpointError
+
+__all__ = ["load_published_perceptual", "logit_distance"]
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SIZE = 224
+# lpips + 0.1 * convnext is what the published mean, weighted 1.0 and 0.1, times its weight of 1.1 comes to.
+_LOGIT_WEIGHT = 0.1
+
+
+def load_published_perceptual(name: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss ``convnext-small`` or ``lpips+convnext-small``: images [B, 3, S, S] in [0, 1] -> a scalar.
+
+    Raises ``CheckpointError`` where packages or weights can not be had.
+    """
+    convnext = _frozen(_load_convnext, device)
+    if name == "convnext-small":
+        return lambda outputs, images: logit_distance(convnext, outputs, images)
+    lpips = _frozen(_load_lpips, device)
+
+    def both(outputs: Tensor, images: Tensor) -> Tensor:
+        near: Tensor = lpips(outputs, images, normalize=True).mean()
+        return near + _LOGIT_WEIGHT * logit_distance(convnext, outputs, images)
+
+    return both
+
+
+def logit_distance(classifier: nn.Module, outputs: Tensor, images: Tensor) -> Tensor:
+    """Mean squared difference of an ImageNet classifier's logits (TiTok's second stage, 1d-tokenizer, 942a96f).
+
+    Images [B, 3, S, S] in [0, 1] are resized to 224 pixels, bilinear with antialiasing, and normalised for ImageNet.
+    """
+
+    def logits(pictures: Tensor) -> Tensor:
+        resized = F.interpolate(pictures, size=_SIZE, mode="bilinear", align_corners=False, antialias=True)
+        mean, std = (torch.tensor(each, device=pictures.device)[:, None, None] for each in (_MEAN, _STD))
+        out: Tensor = classifier((resized - mean) / std)
+        return out
+
+    with torch.no_grad():
+        target = logits(images)
+    return F.mse_loss(logits(outputs), target)
+
+
+def _frozen(load: Callable[[], Any], device: torch.device) -> Any:
+    try:
+        return load().eval().requires_grad_(False).to(device)
+    except (ImportError, OSError) as error:
+        raise CheckpointError(
+            f"the published perceptual loss needs the extra 'published' and, once, a network ({error}); "
+            f'losses.perceptual = "lite0" needs neither'
+        ) from error
+
+
+def _load_convnext() -> Any:
+    from torchvision.models import ConvNeXt_Small_Weights, convnext_small
+
+    return convnext_small(weights=ConvNeXt_Small_Weights.IMAGENET1K_V1)
+
+
+def _load_lpips() -> Any:
+    from lpips import LPIPS
+
+    return LPIPS(net="vgg", verbose=False)

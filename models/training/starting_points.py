@@ -1,0 +1,70 @@
+"""Trained networks that a run begins with or learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from models.checkpoints import Checkpoint, CheckpointError, HubFile, load_strictly, open_checkpoint
+from models.configuration import tokenizer_config
+from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from models.registry import TOKENIZERS
+from models.titok import TiTok, TiTokConfig
+
+N = TypeVar("N", bound=nn.Module)
+
+__all__ = ["FrozenTokenizer", "load_frozen_tokenizer", "load_tokenizer_weights", "load_vqgan"]
+
+
+@dataclass(frozen=True)
+class FrozenTokenizer:
+    """A trained tokenizer, and the ``digest`` of its weights."""
+
+    network: TiTok
+    digest: str
+
+    @property
+    def config(self) -> TiTokConfig:
+        """The shape of the network."""
+        return self.network.config
+
+
+def load_tokenizer_weights(source: str) -> Checkpoint:
+    """The tensors of a variant by its name, or of a file, a folder, a hub id. Raises ``CheckpointError``."""
+    variant = TOKENIZERS.get(source)
+    return open_checkpoint(source if variant is None else variant.weights)
+
+
+def load_frozen_tokenizer(source: str, device: torch.device | str = "cpu") -> FrozenTokenizer:
+    """The tokenizer of a variant, or in a file, a folder, a hub id. Raises ``CheckpointError``."""
+    checkpoint, variant = load_tokenizer_weights(source), TOKENIZERS.get(source)
+    config = tokenizer_config(checkpoint.config) if checkpoint.config is not None else None
+    if config is None and variant is not None and isinstance(variant.config, TiTokConfig):
+        config = variant.config
+    if config is None or config.quantize_mode != "vq":
+        raise CheckpointError(f"{source} has no config.json of a tokenizer with codes")
+    with torch.device("meta"):
+        network = TiTok(config)
+    load_strictly(network, checkpoint)
+    return FrozenTokenizer(_frozen(network, device), checkpoint.digest())
+
+
+def load_vqgan(source: str, device: torch.device | str = "cpu") -> MaskGITVQGAN:
+    """MaskGIT-VQGAN, frozen, from a variant's name, a file or a hub id. Raises ``CheckpointError``."""
+    variant = TOKENIZERS.get(source)
+    weights: HubFile | str = source if variant is None else variant.weights  # type: ignore[assignment]
+    checkpoint = open_checkpoint(weights)
+    config = variant.config if variant is not None else MaskGITVQGANConfig()
+    if not isinstance(config, MaskGITVQGANConfig):
+        raise CheckpointError(f"{source} is not a MaskGIT-VQGAN")
+    with torch.device("meta"):
+        network = MaskGITVQGAN(config)
+    load_strictly(network, checkpoint)
+    return _frozen(network, device)
+
+
+def _frozen(network: N, device: torch.device | str) -> N:
+    return network.eval().requires_grad_(False).to(device)

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from models.data.photographs import Photographs
+from models.training.codebook import Codebook
+from models.training.config import OptimizerConfig, TokenizerRun
+from models.training.loop import Step
+from models.training.optimizers import build_optimizers
+from models.training.order import seeded
+from models.training.pixels import PixelTask
+
+
+def step_at(number: int, progress: float = 0.0) -> Step:
+    return Step(number, progress, seeded(42, number))
+
+
+@pytest.fixture
+def task(tokenizer_run: TokenizerRun, tiny_photographs: Photographs) -> PixelTask:
+    return PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
+
+
+@pytest.fixture
+def codebook(task: PixelTask) -> Codebook:
+    assert task.codebook is not None
+    return task.codebook
+
+
+def test_the_codebook_is_seeded_from_latents(task: PixelTask) -> None:
+    before = task.losses(step_at(6))["quantizer"].item()
+    task.losses(step_at(5))
+    task.after_step(step_at(5), [])
+    assert task.losses(step_at(6))["quantizer"].item() < 0.1 * before
+    codes = task.network.quantize.embedding.weight
+    assert len(torch.unique(codes, dim=0)) == len(codes)
+
+
+def test_codes_out_of_use_are_revived_and_their_moments_forgotten(task: PixelTask, codebook: Codebook) -> None:
+    optimizers = build_optimizers(task.network, OptimizerConfig(muon_lr=0.0, adamw_lr=0.0), torch.float32)
+    codes = task.network.quantize.embedding.weight
+    torch.nn.init.constant_(codes, 1.0)
+    for number in range(6, 12):
+        task.losses(step_at(number))["loss"].backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert int((codebook.idle >= 5).sum()) == 63  # where all codes are the same the first one wins
+    task.after_step(step_at(11), optimizers)
+    assert int(codebook.idle.max()) == 0
+    assert len(torch.unique(codes.round(decimals=4), dim=0)) == 64
+    moments = optimizers[1].state[codes]
+    assert moments["exp_avg"][1:].abs().max() == 0
+    assert moments["exp_avg"][0].abs().max() > 0
+
+
+def test_no_code_is_revived_near_the_end(task: PixelTask, codebook: Codebook) -> None:
+    task.losses(step_at(20))
+    codebook.idle[:] = 1000
+    before = task.network.quantize.embedding.weight.clone()
+    task.after_step(step_at(20, progress=0.9), [])
+    assert torch.equal(task.network.quantize.embedding.weight, before)
