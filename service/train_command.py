@@ -97,11 +97,13 @@ def _run(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    on = _device(device)
+    if on.type == "cuda":
+        torch.cuda.set_device(on)
+        torch.set_float32_matmul_precision("high")  # TF32, as published
     console = Console(stderr=True, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
-    places = Places(
-        data=data, output=output, cache=cache, device=_device(device), max_minutes=max_minutes, resume=resume
-    )
+    places = Places(data=data, output=output, cache=cache, device=on, max_minutes=max_minutes, resume=resume)
     try:
         with _Bars(console) as bars, _finishing(bars):
             figures = work(find_config(config), places, bars)

@@ -52,7 +52,7 @@ def batches(count: int) -> list[slice]:
 def extract(network: Lite0, images: Tensor) -> Features:
     """Both kinds of features of images [B, 3, S, S] in [0, 1], in one pass."""
     blocks = network.features(_resized(images))
-    return Features(blocks, F.relu6(network.head(network.blocks[-1](blocks[-1]))).mean((2, 3)))
+    return Features(blocks, network.pool(blocks[-1]))
 
 
 def embed_all(network: Lite0, images: Pixels, *, cache: Path, description: str, track: Track = silently) -> Tensor:

@@ -108,9 +108,13 @@ class Lite0(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """The pooled features before the classifier, float32 [B, 1280]."""
         x = self._stem(images)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        return F.relu6(self.head(x)).mean(dim=(2, 3))
+        return self.pool(x)
+
+    def pool(self, last: Tensor) -> Tensor:
+        """What :meth:`embed` gives, from the last of :meth:`features`."""
+        return F.relu6(self.head(self.blocks[-1](last))).mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [B, 1000] of the ImageNet classes."""

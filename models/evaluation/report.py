@@ -133,7 +133,7 @@ def neighbours_sheet(figures: Generation, class_names: Sequence[str], training_i
 
 def _reconstruction_table(figures: Reconstruction) -> str:
     header = (
-        *("", "bytes", "PSNR, dB", "SSIM", "perceptual distance", "Fréchet distance", "1000 kernel distances"),
+        *("", "bytes", "PSNR, dB", "SSIM", "perceptual distance", "Fréchet distance", "KID x 1000"),
         *("class agreement", "of the originals'", "seams"),
     )
     rows = [

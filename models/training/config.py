@@ -78,13 +78,15 @@ class LossConfig:
     """Weights of what is minimised. ``adversarial_start`` and the discriminator's warm-up are steps.
 
     ``perceptual`` names the network whose features are compared: ``lite0`` (a package), ``convnext-small`` (logits, the
-    published second stage) or ``lpips+convnext-small`` (the published one-stage recipe).
+    published second stage) or ``lpips+convnext-small`` (the published one-stage recipe). ``semantic_weight`` is of the
+    cosine distance between Lite0's pooled features: what is in the picture, wherever it is.
     """
 
     l2_weight: float = 1.0
     l1_weight: float = 0.0
     perceptual: Literal["lite0", "convnext-small", "lpips+convnext-small"] = "lite0"
     perceptual_weight: float = 0.0
+    semantic_weight: float = 0.0
     grid_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0

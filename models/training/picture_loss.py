@@ -43,11 +43,11 @@ class PictureLoss:
         self._patch = patch
         adversarial = losses.adversarial_weight > 0
         by_features = adversarial and discriminator.kind == "features"
-        by_lite0 = losses.perceptual_weight > 0 and losses.perceptual == "lite0"
+        by_lite0 = losses.semantic_weight > 0 or (losses.perceptual_weight > 0 and losses.perceptual == "lite0")
         self._lite0 = load_lite0(device) if by_lite0 or by_features else None
         self._published = (
             load_published_perceptual(losses.perceptual, device)
-            if losses.perceptual_weight > 0 and not by_lite0
+            if losses.perceptual_weight > 0 and losses.perceptual != "lite0"
             else None
         )
         self.discriminator: FeatureDiscriminator | PatchDiscriminator | None = None
@@ -91,6 +91,10 @@ class PictureLoss:
             else:
                 parts["perceptual"] = perceptual_distance(features, targets).mean()
             total = total + config.perceptual_weight * parts["perceptual"]
+        if config.semantic_weight > 0 and self._lite0 is not None:
+            near = F.cosine_similarity(self._lite0.pool(features[-1]), self._lite0.pool(targets[-1]), dim=1)
+            parts["semantic"] = 1.0 - near.mean()
+            total = total + config.semantic_weight * parts["semantic"]
         self._seen = None
         if self.discriminator is not None and step.number >= config.adversarial_start:
             self.discriminator.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""PSNR and SSIM agree with scikit-image's."""
+"""PSNR and SSIM agree with scikit-image's; seams and entropy with what they must be."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from models.evaluation.measures import patch_steps, psnr, ssim
+from models.evaluation.measures import entropy_bits, patch_steps, psnr, seam_ratio, ssim
 
 
 @pytest.fixture
@@ -55,3 +55,19 @@ def test_steps_are_counted_on_borders_and_inside_of_each_image() -> None:
     across, inside = patch_steps(torch.cat([stripes, flat]), 4).T
     assert across.tolist() == [0.5, 0.0]  # the stripes are upright: no step from row to row
     assert inside.tolist() == [0.0, 0.0]
+
+
+def test_psnr_of_a_tenth_is_twenty_decibels() -> None:
+    images = torch.full((2, 3, 8, 8), 0.5)
+    torch.testing.assert_close(psnr(images + 0.1, images), torch.tensor([20.0, 20.0]), rtol=1e-5, atol=0)
+
+
+def test_a_grid_of_flat_patches_has_seams_and_noise_has_none() -> None:
+    noise = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert seam_ratio(noise, 16) == pytest.approx(1.0, abs=0.02)
+    patches = noise[..., :4, :4].repeat_interleave(16, 2).repeat_interleave(16, 3)
+    assert seam_ratio(patches + 0.01 * noise, 16) > 10
+
+
+def test_entropy_of_equally_used_codes_is_their_number_of_bits() -> None:
+    assert entropy_bits(torch.tensor([5, 5, 0, 5, 5])) == pytest.approx(2.0)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from models.evaluation.measures import entropy_bits, psnr, seam_ratio
 from models.registry import TOKENIZERS
 from models.titok import TiTok, TiTokConfig
 from models.training.losses import grid_loss, masked_token_loss, pixel_loss, proxy_code_loss, random_masks
@@ -53,22 +52,6 @@ def test_masks_follow_the_arccos_schedule() -> None:
     # The mean of arccos(u) / (pi / 2) over u in 0..1 is 2 / pi.
     assert counts.float().mean().item() / 32 == pytest.approx(2 / np.pi, abs=0.01)
     assert torch.allclose(masks.float().mean(dim=0), torch.tensor(2 / np.pi), atol=0.04)
-
-
-def test_psnr_of_a_tenth_is_twenty_decibels() -> None:
-    images = torch.full((2, 3, 8, 8), 0.5)
-    torch.testing.assert_close(psnr(images + 0.1, images), torch.tensor([20.0, 20.0]), rtol=1e-5, atol=0)
-
-
-def test_a_grid_of_flat_patches_has_seams_and_noise_has_none() -> None:
-    noise = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert seam_ratio(noise, 16) == pytest.approx(1.0, abs=0.02)
-    patches = noise[..., :4, :4].repeat_interleave(16, 2).repeat_interleave(16, 3)
-    assert seam_ratio(patches + 0.01 * noise, 16) > 10
-
-
-def test_entropy_of_equally_used_codes_is_their_number_of_bits() -> None:
-    assert entropy_bits(torch.tensor([5, 5, 0, 5, 5])) == pytest.approx(2.0)
 
 
 @pytest.mark.slow

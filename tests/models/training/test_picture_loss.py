@@ -62,6 +62,14 @@ def test_the_tokenizers_step_leaves_the_discriminator_alone(pictures: tuple[Tens
     assert all(parameter.grad is None for parameter in loss.discriminator.parameters())
 
 
+def test_the_semantic_distance_is_between_what_is_in_the_pictures(pictures: tuple[Tensor, Tensor]) -> None:
+    loss = PictureLoss(LossConfig(semantic_weight=0.5), FEATURES, CPU)
+    parts = loss(*pictures, step_at(0))
+    assert 0.0 < parts["semantic"].item() < 2.0
+    assert parts["picture"].item() == pytest.approx(parts["pixels"].item() + 0.5 * parts["semantic"].item(), rel=1e-5)
+    assert loss(pictures[1], pictures[1], step_at(0))["semantic"].item() == pytest.approx(0.0, abs=1e-5)
+
+
 def test_a_saved_discriminator_goes_on_where_it_was(pictures: tuple[Tensor, Tensor]) -> None:
     config = LossConfig(adversarial_weight=0.1)
     whole, resumed = PictureLoss(config, FEATURES, CPU), PictureLoss(config, FEATURES, CPU)
