@@ -33,10 +33,12 @@ def grid_loss(outputs: Tensor, images: Tensor, patch: int) -> Tensor:
 
     Photographs [B, 3, S, S] know nothing of patches: their mean, and the mean size of the step to the next pixel, are
     the same at every position modulo ``patch``. A decoder that draws patch by patch leaves a pattern in either. The
-    squared difference of both is summed; steps are taken relative to their mean, so that blur itself costs nothing.
+    squared differences of both are added up, the means' in units of the photographs' mean step, the steps' in units of
+    their own mean, so that blur itself costs nothing.
     """
     difference = F.pixel_unshuffle(outputs.float() - images, patch).mean(dim=(0, 2, 3)).view(3, -1)
-    loss = (difference - difference.mean(dim=1, keepdim=True)).square().mean()
+    pattern = (difference - difference.mean(dim=1, keepdim=True)).square().mean()
+    loss = pattern / torch.stack([images.diff(dim=axis).abs().mean() for axis in (2, 3)]).mean().square()
     for axis in (2, 3):
         loss = loss + (_steps(outputs.float(), patch, axis) - _steps(images, patch, axis)).square().mean()
     return loss

@@ -36,10 +36,10 @@ def test_a_grid_costs_and_blur_does_not() -> None:
     random = torch.Generator().manual_seed(0)
     images = torch.rand(64, 3, 32, 32, generator=random)
     seamless = grid_loss(0.5 * images + 0.2, images, 8).item()
-    assert seamless == pytest.approx(0.0, abs=1e-4)
+    assert seamless == pytest.approx(0.0, abs=1e-3)
     dots = torch.zeros(8, 8)
     dots[3, 3] = 0.2
-    assert grid_loss(images + dots.repeat(4, 4), images, 8).item() > seamless + 3e-4
+    assert grid_loss(images + dots.repeat(4, 4), images, 8).item() > seamless + 3e-3
     seams = images.clone()
     seams[..., 8::8] += 0.6 * (torch.rand(64, 1, 32, 3, generator=random) < 0.5)
     assert grid_loss(seams, images, 8).item() > seamless + 1e-3
