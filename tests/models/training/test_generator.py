@@ -119,6 +119,29 @@ def test_a_generator_learns_what_its_class_looks_like_and_loads(
     assert tokens.tolist() == [[10, 11, 12, 13], [30, 31, 32, 33]]
 
 
+def test_dropout_is_the_same_after_a_kill(run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path) -> None:
+    network = dataclasses.replace(run.network, model_type="ViT", dropout=0.5)
+    labels = torch.arange(64) % 2
+    tokens = TokenSet((labels[:, None] * 20 + torch.arange(4))[:, None].expand(-1, 2, -1), labels)
+    losses: list[dict[int, float]] = [{}, {}]
+    for steps, heard in ((20, losses[0]), (10, {}), (20, losses[1])):
+        output = tmp_path / ("whole" if heard is losses[0] else "resumed")
+        schedule = dataclasses.replace(run.schedule, steps=steps, warmup_steps=0, final_lr=1.0, evaluate_every=10)
+        task = GeneratorTask(dataclasses.replace(run, network=network), CLASSES, tokens, tokens, tokenizer)
+        torch.rand(steps)  # another process is somewhere else in its own random numbers
+        train(
+            task,
+            schedule,
+            run.optimizer,
+            output,
+            resume=True,
+            report=lambda step, _, figures, heard=heard: heard.update({step: figures["loss"]}),
+        )
+    assert list(losses[1]) == list(range(11, 21))
+    for step, loss in losses[1].items():
+        assert loss == pytest.approx(losses[0][step], abs=1e-6)
+
+
 def test_a_generator_can_go_on_from_another(run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path) -> None:
     tokens = TokenSet(torch.zeros(1, 2, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     first = GeneratorTask(run, CLASSES, tokens, tokens, tokenizer)

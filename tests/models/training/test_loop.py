@@ -50,16 +50,18 @@ def fit(
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
 ) -> None:
+    schedule = dataclasses.replace(tokenizer_run.schedule, steps=40, evaluate_every=20)
+    tokenizer_run = dataclasses.replace(tokenizer_run, schedule=schedule)
     losses: dict[int, float] = {}
     fit(tokenizer_run, tiny_photographs, tmp_path / "whole", report=lambda step, _, f: losses.update({step: f["loss"]}))
     again: dict[int, float] = {}
 
-    def killed_at_26(step: int, _: float, figures: dict[str, float]) -> None:
-        if step == 26:
+    def killed_at_36(step: int, _: float, figures: dict[str, float]) -> None:
+        if step == 36:
             raise Killed
 
     with pytest.raises(Killed):
-        fit(tokenizer_run, tiny_photographs, tmp_path / "killed", report=killed_at_26)
+        fit(tokenizer_run, tiny_photographs, tmp_path / "killed", report=killed_at_36)
     fit(
         tokenizer_run,
         tiny_photographs,
@@ -67,14 +69,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         report=lambda step, _, f: again.update({step: f["loss"]}),
         resume=True,
     )
-    assert sorted(again) == list(range(21, 31))
+    assert sorted(again) == list(range(21, 41))
     for step, loss in again.items():
         assert loss == pytest.approx(losses[step], abs=1e-6)
     whole, resumed = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("whole", "killed"))
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-3)
     logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "killed")]
-    assert [row["step"] for row in csv.DictReader(logs[1].splitlines())] == ["10", "20", "30"]
+    assert [row["step"] for row in csv.DictReader(logs[1].splitlines())] == ["10", "20", "30", "40"]
     assert logs[0] == logs[1]
 
 

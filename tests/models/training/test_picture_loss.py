@@ -53,6 +53,7 @@ def test_the_discriminator_waits_for_its_step_and_then_learns(pictures: tuple[Te
         loss(*pictures, step_at(number))["picture"].backward()
         hinges.append(loss.after_step(step_at(number))["discriminator"].item())
     assert hinges[-1] < 0.9 * hinges[0]
+    assert loss.lecam.real.item() != loss.lecam.fake.item()
 
 
 def test_the_tokenizers_step_leaves_the_discriminator_alone(pictures: tuple[Tensor, Tensor]) -> None:
