@@ -126,9 +126,10 @@ GENERATORS: Mapping[str, GeneratorVariant] = {
             config=None,
             weights=SHIPPED / f"{DEFAULT_VARIANT}-generator",
             presets=_presets(
-                # Chosen by eye: with constant guidance this small network repeats one code over half the image.
-                SamplingSettings(steps=8, guidance_scale=4.5, guidance_decay="linear", temperature=4.0),
-                demo=SamplingSettings(steps=20, guidance_scale=6.0, guidance_decay="linear", temperature=2.5),
+                # Of six settings tried, the one that is recognised more often than guidance 4.5 at hardly less variety,
+                # and the one that is recognised most often.
+                SamplingSettings(steps=8, guidance_scale=8.0, guidance_decay="linear", temperature=4.0),
+                demo=SamplingSettings(steps=12, guidance_scale=8.0, guidance_decay="linear", temperature=3.0),
                 fast_steps=4,
             ),
         ),
