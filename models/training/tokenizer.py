@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,11 @@ from models.training.state import save_checkpoint
 
 __all__ = ["Restored", "TokenizerTask"]
 
+log = logging.getLogger(__name__)
+
 PICTURED = 16
+# A share of the codes that a sound run is above soon after its start.
+COLLAPSED = 0.05
 MEASURED_AT_ONCE = 64
 
 
@@ -113,7 +118,10 @@ class TokenizerTask(ABC):
         means = {f"validation_{name}": float(torch.cat(values).mean()) for name, values in figures.items()}
         means["seam_ratio"] = seam_ratio(torch.cat(outputs), self.run.network.decoder_patch_size)
         if self.codebook is not None:
-            means |= {"codes_used": int((counts > 0).sum()), "entropy_bits": entropy_bits(counts)}
+            used = int((counts > 0).sum())
+            means |= {"codes_used": used, "entropy_bits": entropy_bits(counts)}
+            if used < COLLAPSED * min(len(counts), int(counts.sum())):
+                log.warning("%d of %d codes are in use: the codebook is collapsing", used, len(counts))
         return means
 
     @torch.no_grad()

@@ -61,3 +61,9 @@ def test_no_code_is_revived_near_the_end(task: PixelTask, codebook: Codebook) ->
     before = task.network.quantize.embedding.weight.clone()
     task.after_step(step_at(20, progress=0.9), [])
     assert torch.equal(task.network.quantize.embedding.weight, before)
+
+
+def test_a_collapsing_codebook_is_warned_of(task: PixelTask, caplog: pytest.LogCaptureFixture) -> None:
+    torch.nn.init.constant_(task.network.quantize.embedding.weight, 1.0)
+    assert task.evaluate(task.network.eval())["codes_used"] == 1
+    assert "1 of 64 codes are in use: the codebook is collapsing" in caplog.text
