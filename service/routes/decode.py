@@ -43,7 +43,7 @@ _BODY: dict[str, Any] = {
 }
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "a2ca87d18f63-p1",
+    "revision": "594725129161-p1",
     "data": [{"index": 0, "b64": "/9j/4AAQSkZJRgABAQAAAQABAAD...", "content_type": "image/jpeg"}],
 }
 _EXTENSIONS = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()}

@@ -39,7 +39,7 @@ IMAGE_BODY: dict[str, Any] = {
 
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "a2ca87d18f63-p1",
+    "revision": "594725129161-p1",
     "num_tokens": 32,
     "codebook_size": 4096,
     "data": [

@@ -41,7 +41,7 @@ _BODY: dict[str, Any] = {
 
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "a2ca87d18f63-p1",
+    "revision": "594725129161-p1",
     "generator_revision": "dc6b540e3b9e",
     "class_id": 10,
     "class_name": "cat",

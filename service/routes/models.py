@@ -14,7 +14,7 @@ __all__ = ["router"]
 
 _EXAMPLE = {
     "id": "titok-mini-32",
-    "revision": "a2ca87d18f63-p1",
+    "revision": "594725129161-p1",
     "image_size": 128,
     "num_tokens": 32,
     "codebook_size": 4096,

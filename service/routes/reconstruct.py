@@ -28,7 +28,7 @@ router = APIRouter(tags=["images"])
 
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "a2ca87d18f63-p1",
+    "revision": "594725129161-p1",
     "tokens": EXAMPLE_TOKENS,
     "code": EXAMPLE_CODE,
     "code_bytes": 48,
