@@ -18,5 +18,5 @@ class Compared:
 
     @classmethod
     def of(cls, generated: float, real: float) -> Compared:
-        """The pair with its ratio, which is not a number beside a zero."""
-        return cls(generated=generated, real=real, ratio=generated / real if real else math.nan)
+        """The pair with its ratio; beside nothing, or less (an unbiased estimate may be), it is not a number."""
+        return cls(generated=generated, real=real, ratio=generated / real if real > 0 else math.nan)
