@@ -126,7 +126,7 @@ GENERATORS: Mapping[str, GeneratorVariant] = {
             config=None,
             weights=SHIPPED / f"{DEFAULT_VARIANT}-generator",
             presets=_presets(
-                # Of six settings tried, the one that is recognised more often than guidance 4.5 at hardly less variety,
+                # Of five settings tried, the one that is recognised more often than guidance 4.5 at hardly less variety,
                 # and the one that is recognised most often.
                 SamplingSettings(steps=8, guidance_scale=8.0, guidance_decay="linear", temperature=4.0),
                 demo=SamplingSettings(steps=12, guidance_scale=8.0, guidance_decay="linear", temperature=3.0),
