@@ -47,10 +47,6 @@ class Codebook:
         elif step.number >= self.config.quantizer_start and step.progress < self.config.revive_until:
             self._seed(torch.nonzero(self.idle >= self.config.dead_after).flatten(), step, optimizers)
 
-    def alive(self) -> int:
-        """Codes that were in use not long ago."""
-        return int((self.idle < 10 * self.config.dead_after).sum())
-
     @torch.no_grad()
     def _seed(self, codes: Tensor, step: Step, optimizers: list[Optimizer]) -> None:
         """Moves ``codes`` onto latents of this batch, each with a little noise so that no two are the same."""

@@ -172,13 +172,11 @@ class _Run(Generic[N]):
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """The average forgets faster at the beginning; what is not trained is copied."""
+        """The average forgets faster at the beginning; it began as a copy, so what is not trained needs nothing."""
         decay = min(self.schedule.ema_decay, (1 + self.done) / (10 + self.done))
         for average, current in zip(self.average.parameters(), self.task.network.parameters(), strict=True):
             if current.requires_grad:
                 average.lerp_(current, 1.0 - decay)
-            elif self.done == 0:
-                average.copy_(current)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""

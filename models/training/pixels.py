@@ -11,10 +11,9 @@ from torch.optim import Optimizer
 from models.data.photographs import PhotographSet
 from models.titok import TiTok
 from models.training.config import ConfigError, TokenizerRun
-from models.training.initialisation import adopt, initialise_tokenizer
 from models.training.loop import Step
 from models.training.picture_loss import PictureLoss
-from models.training.starting_points import load_tokenizer_weights, load_vqgan
+from models.training.starting_points import begin_tokenizer, load_vqgan
 from models.training.tokenizer import Restored, TokenizerTask
 
 __all__ = ["PixelTask", "freeze_encoder"]
@@ -31,10 +30,11 @@ class PixelTask(TokenizerTask):
         self, run: TokenizerRun, train: PhotographSet, validation: PhotographSet, device: torch.device | str = "cpu"
     ) -> None:
         _check(run)
-        torch.manual_seed(run.schedule.seed)
-        network = TiTok(run.network)
-        initialise_tokenizer(network, run.initial.weights)
-        _start(network, run)
+        network = begin_tokenizer(run)
+        if run.initial.vqgan is not None and run.network.finetune_decoder:
+            vqgan = load_vqgan(run.initial.vqgan)
+            network.pixel_decoder.load_state_dict(vqgan.decoder.state_dict())
+            network.pixel_quantize.load_state_dict(vqgan.quantize.state_dict())
         self.frozen = run.recipe == "stage-2"
         if self.frozen:
             freeze_encoder(network)
@@ -94,17 +94,6 @@ def freeze_encoder(network: TiTok) -> None:
     if network.config.finetune_decoder:
         network.pixel_quantize.requires_grad_(True)
         network.pixel_decoder.requires_grad_(True)
-
-
-def _start(network: TiTok, run: TokenizerRun) -> None:
-    """Puts trained weights in, where the run begins with some."""
-    if run.initial.checkpoint is not None:
-        weights = load_tokenizer_weights(run.initial.checkpoint)
-        adopt(network, weights.tensors, weights.source)
-    if run.initial.vqgan is not None and run.network.finetune_decoder:
-        vqgan = load_vqgan(run.initial.vqgan)
-        network.pixel_decoder.load_state_dict(vqgan.decoder.state_dict())
-        network.pixel_quantize.load_state_dict(vqgan.quantize.state_dict())
 
 
 def _check(run: TokenizerRun) -> None:

@@ -12,10 +12,9 @@ from models.data.photographs import PhotographSet
 from models.maskgit_vqgan import MaskGITVQGAN
 from models.titok import TiTok
 from models.training.config import ConfigError, TokenizerRun
-from models.training.initialisation import adopt, initialise_tokenizer
 from models.training.loop import Step
 from models.training.losses import proxy_code_loss
-from models.training.starting_points import load_tokenizer_weights
+from models.training.starting_points import begin_tokenizer
 from models.training.tokenizer import Restored, TokenizerTask
 
 __all__ = ["ProxyCodeTask"]
@@ -34,13 +33,7 @@ class ProxyCodeTask(TokenizerTask):
     ) -> None:
         if not run.network.is_legacy or run.network.finetune_decoder:
             raise ConfigError("recipe stage-1 needs network.is_legacy = true and network.finetune_decoder = false")
-        torch.manual_seed(run.schedule.seed)
-        network = TiTok(run.network)
-        initialise_tokenizer(network, run.initial.weights)
-        if run.initial.checkpoint is not None:
-            weights = load_tokenizer_weights(run.initial.checkpoint)
-            adopt(network, weights.tensors, weights.source)
-        super().__init__(run, network, train, validation, torch.device(device))
+        super().__init__(run, begin_tokenizer(run), train, validation, torch.device(device))
         self.vqgan = vqgan.to(self.device)
 
     def losses(self, step: Step) -> dict[str, Tensor]:

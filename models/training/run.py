@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 import torch
 
 from models.data.photographs import Photographs, StreamedPhotographs, open_photographs
-from models.registry import DEFAULT_VARIANT
 from models.training.config import (
     ConfigError,
     GeneratorRun,
@@ -90,7 +89,7 @@ def train_generator(config: Path, places: Places, watcher: Watcher) -> dict[str,
     """Trains what a :class:`GeneratorRun` file describes; returns the last figures. Raises what the other does."""
     run = read_config(config, GeneratorRun)
     with process_group(places.device):
-        tokenizer = load_frozen_tokenizer(run.training.tokenizer or DEFAULT_VARIANT, places.device)
+        tokenizer = load_frozen_tokenizer(run.training.tokenizer, places.device)
         size = tokenizer.config.image_size
         splits = _photographs(places, "train", size, watcher), _photographs(places, "val", size, watcher)
         classes = generator_classes(run, splits[0].names)

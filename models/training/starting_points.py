@@ -13,10 +13,12 @@ from models.configuration import tokenizer_config
 from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.registry import TOKENIZERS
 from models.titok import TiTok, TiTokConfig
+from models.training.config import TokenizerRun
+from models.training.initialisation import adopt, initialise_tokenizer
 
 N = TypeVar("N", bound=nn.Module)
 
-__all__ = ["FrozenTokenizer", "load_frozen_tokenizer", "load_tokenizer_weights", "load_vqgan"]
+__all__ = ["FrozenTokenizer", "begin_tokenizer", "load_frozen_tokenizer", "load_tokenizer_weights", "load_vqgan"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,20 @@ class FrozenTokenizer:
     def config(self) -> TiTokConfig:
         """The shape of the network."""
         return self.network.config
+
+
+def begin_tokenizer(run: TokenizerRun) -> TiTok:
+    """The network of a run before its first step: its own start, or the weights it goes on from.
+
+    Raises ``CheckpointError`` for weights that do not fit.
+    """
+    torch.manual_seed(run.schedule.seed)
+    network = TiTok(run.network)
+    initialise_tokenizer(network, run.initial.weights)
+    if run.initial.checkpoint is not None:
+        weights = load_tokenizer_weights(run.initial.checkpoint)
+        adopt(network, weights.tensors, weights.source)
+    return network
 
 
 def load_tokenizer_weights(source: str) -> Checkpoint:
