@@ -22,6 +22,8 @@ __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 2048  # connections not yet accepted, as uvicorn's own default
+
 
 class _Server(uvicorn.Server):
     """A server that leaves signals to ``serve``, which owns two of them."""
@@ -58,7 +60,7 @@ def uvloop_runner() -> asyncio.Runner:
 
 async def _serve(settings: Settings) -> int:
     try:
-        public, admin = _bind(settings.host, settings.port), _bind(settings.host, settings.admin_port)
+        public, admin = _listen(settings.host, settings.port), _listen(settings.host, settings.admin_port)
     except OSError as error:
         log.error("cannot listen: %s", error)  # noqa: TRY400  the message is all there is to say
         return 1
@@ -81,12 +83,14 @@ async def _serve(settings: Settings) -> int:
     return 0
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that already listens, so that whoever reads the printed address can connect at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise OSError(f"{host}:{port}: {error.strerror}") from None
