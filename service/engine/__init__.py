@@ -15,7 +15,9 @@ from service.engine.protocol import (
     GenerateItem,
     LaneSnapshot,
     Row,
+    RowState,
     StepCallback,
+    Stepped,
     Timing,
 )
 
@@ -38,6 +40,8 @@ __all__ = [
     "LaneSnapshot",
     "QueueFull",
     "Row",
+    "RowState",
     "StepCallback",
+    "Stepped",
     "Timing",
 ]

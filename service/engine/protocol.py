@@ -23,7 +23,9 @@ __all__ = [
     "LaneSnapshot",
     "NullObserver",
     "Row",
+    "RowState",
     "StepCallback",
+    "Stepped",
     "Timing",
 ]
 
@@ -70,6 +72,30 @@ class GenerateItem:
     label: int | None
     seed: int
     settings: object
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowState:
+    """An image between two sampling steps, as a plain value: a step is a pure function of it, so any worker can do it,
+    and do it again. ``tokens`` int64 [K], or None before the first step; ``step`` counts the steps done.
+    """
+
+    label: int | None
+    seed: int
+    settings: object
+    step: int
+    tokens: Ids | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """Rows after a step: ``tokens`` int64 [n, K], the mask id where unknown; ``sampled`` int64 [n, K], the device's
+    guess of every token; ``finished`` bool [n].
+    """
+
+    tokens: Ids
+    sampled: Ids
+    finished: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
