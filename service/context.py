@@ -19,6 +19,7 @@ from service.classes import ClassIndex
 from service.device import GeneratorFacts, ModelFacts
 from service.engine import DeadlineExceeded as EngineDeadlineExceeded
 from service.engine import DeviceFailed, Engine, EngineStopped, QueueFull, Timing
+from service.engine import WorkerCrashed as EngineWorkerCrashed
 from service.metrics import Metrics
 from service.problems import (
     ContentTooLarge,
@@ -31,6 +32,7 @@ from service.problems import (
     TooManyRequests,
     Unavailable,
     UnknownModel,
+    WorkerCrashed,
 )
 from service.settings import Settings
 from service.stages import Stages
@@ -171,6 +173,8 @@ class ServiceContext:
             ) from None
         except EngineStopped as error:
             raise Unavailable(f"{error}.", retry_after=2.0) from None
+        except EngineWorkerCrashed as error:
+            raise WorkerCrashed(f"{error}. It is not tried again.") from None
         except DeviceFailed as error:
             raise InternalError("The device failed on this request; the request id finds it in the log.") from error
 

@@ -16,10 +16,10 @@ from models.checkpoints import CheckpointError
 from models.codes import CodeFormat
 from models.registry import GENERATORS
 from models.sampling import SamplingRow, SamplingSettings
-from service.engine import Device
+from service.engine import Device, RowState, Stepped
 from service.settings import Settings
 
-__all__ = ["DeviceRow", "GeneratorFacts", "ModelDevice", "ModelFacts", "ServedDevice", "open_device"]
+__all__ = ["GeneratorFacts", "ModelDevice", "ModelFacts", "ServedDevice", "open_device"]
 
 log = logging.getLogger(__name__)
 
@@ -55,28 +55,6 @@ class ServedDevice(Device, Protocol):
         """The models on it."""
 
 
-class DeviceRow:
-    """An image being sampled, with its tokens as an array."""
-
-    def __init__(self, row: SamplingRow) -> None:
-        self.row = row
-
-    @property
-    def tokens(self) -> npt.NDArray[np.int64]:
-        """Ids int64 [K]; the mask id (V) where a token is not known yet."""
-        return cast("npt.NDArray[np.int64]", self.row.tokens.cpu().numpy())
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return self.row.step
-
-    @property
-    def finished(self) -> bool:
-        """Whether every token is known."""
-        return self.row.finished
-
-
 class ModelDevice:
     """A tokenizer, and its generator if there is one."""
 
@@ -110,24 +88,29 @@ class ModelDevice:
         """Ids int64 [b, K] -> images uint8 [b, S, S, 3]."""
         return cast("npt.NDArray[np.uint8]", self._tokenizer.decode(tokens).numpy())
 
-    def begin(self, label: int | None, seed: int, settings: object) -> DeviceRow:
-        """A row with every token masked; ``settings`` are ``SamplingSettings``."""
-        if self._generator is None or not isinstance(settings, SamplingSettings):
-            raise TypeError("no generator is loaded, or the settings are none of its own")
-        return DeviceRow(self._generator.begin(label, seed, settings))
-
-    def step(self, rows: Sequence[DeviceRow]) -> None:
-        """Advances every row by one sampling step, in one forward pass."""
+    def step(self, rows: Sequence[RowState]) -> Stepped:
+        """Rows after one sampling step more of each, in one forward pass; ``settings`` are ``SamplingSettings``."""
         if self._generator is None:
             raise TypeError("no generator is loaded")
-        self._generator.step([row.row for row in rows])
+        states: list[SamplingRow] = []
+        for row in rows:
+            if not isinstance(row.settings, SamplingSettings):
+                raise TypeError(f"sampling settings are expected, not {type(row.settings).__name__}")
+            states.append(self._generator.begin(row.label, row.seed, row.settings))
+            states[-1].step = row.step
+            if row.tokens is not None:
+                states[-1].tokens = torch.as_tensor(row.tokens, device=self._tokenizer.device)
+        self._generator.step(states)
+        tokens = np.stack([state.tokens.cpu().numpy() for state in states])
+        return Stepped(tokens=tokens, sampled=tokens, finished=np.array([state.finished for state in states]))
 
     def warm_up(self) -> None:
         """Runs every operation once, so that the first request does not pay for what happens once."""
         size = self._tokenizer.image_size
         self.decode(self.encode(np.zeros((1, size, size, 3), np.uint8)))
         if self._generator is not None:
-            self.step([self.begin(None, 0, self._generator.settings("fast"))])
+            settings = self._generator.settings("fast")
+            self.step([RowState(label=None, seed=0, settings=settings, step=0, tokens=None)])
 
 
 def open_device(settings: Settings) -> ModelDevice:

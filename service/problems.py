@@ -215,6 +215,12 @@ class Unavailable(Problem):
         super().__init__(detail, headers=_retry_after(retry_after), **extensions)
 
 
+class WorkerCrashed(Problem):
+    """The request ended two workers. There is no Retry-After: the same request would do it again."""
+
+    status, slug, title = HTTPStatus.SERVICE_UNAVAILABLE, "worker-crashed", "The request ends the workers that run it"
+
+
 class DeadlineExceeded(Problem):
     """The answer would have come too late."""
 

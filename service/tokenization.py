@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,49 +12,45 @@ from models.codes import CodeError
 from models.preprocess import eval_crop
 from service.cache import CachedCode, cache_key
 from service.context import ServiceContext
-from service.media import DecodedImage, MediaLimits, decode_image
+from service.media import MediaLimits, decode_image
 from service.stages import Stages
 from service.uploads import Upload
 
-__all__ = ["Preprocessed", "TokenizedImage", "preprocess", "tokenize"]
-
-
-@dataclass(frozen=True)
-class Preprocessed:
-    """An upload as the tokenizer sees it: ``pixels`` uint8 [S, S, 3]."""
-
-    pixels: npt.NDArray[np.uint8]
-    original_size: tuple[int, int]
+__all__ = ["TokenizedImage", "preprocess", "tokenize"]
 
 
 @dataclass(frozen=True)
 class TokenizedImage:
-    """Ids int64 [K] of an upload, and whether the cache knew them; if not, the ``pixels`` they were made from."""
+    """Ids int64 [K] of an upload, and whether the cache knew them."""
 
     tokens: npt.NDArray[np.int64]
     original_size: tuple[int, int]
     cached: bool
-    pixels: npt.NDArray[np.uint8] | None = None
 
 
-def _preprocess(upload: Upload, limits: MediaLimits, size: int) -> tuple[Preprocessed, DecodedImage]:
-    decoded = decode_image(upload.data, limits=limits, pointer=upload.pointer, declared=upload.declared)
-    return Preprocessed(eval_crop(decoded.image, size), decoded.original_size), decoded
-
-
-async def preprocess(context: ServiceContext, uploads: Sequence[Upload], stages: Stages) -> list[Preprocessed]:
-    """Decodes, resizes and crops uploads in threads. Raises the problem of the first bad one."""
+async def preprocess(
+    context: ServiceContext,
+    uploads: Sequence[Upload],
+    stages: Stages,
+    *,
+    use: Callable[[int, npt.NDArray[np.uint8]], None],
+) -> list[tuple[int, int]]:
+    """Decodes, resizes and crops uploads in threads, where ``use`` is given the index and the pixels uint8 [S, S, 3] of
+    each; gives their original sizes. Raises the problem of the first bad one.
+    """
     limits = MediaLimits(max_pixels=context.settings.max_pixels)
     size = context.facts.image_size
 
-    def work(upload: Upload) -> Preprocessed:
+    def work(index: int, upload: Upload) -> tuple[int, int]:
         watch = Stages()
-        result, decoded = _preprocess(upload, limits, size)
+        decoded = decode_image(upload.data, limits=limits, pointer=upload.pointer, declared=upload.declared)
+        pixels = eval_crop(decoded.image, size)
         context.metrics.preprocess.labels(decoded.format).observe(watch.total)
-        return result
+        use(index, pixels)
+        return decoded.original_size
 
     with stages.measure("preprocess"):
-        return await context.map_in_threads(work, [(upload,) for upload in uploads])
+        return await context.map_in_threads(work, list(enumerate(uploads)))
 
 
 async def tokenize(
@@ -67,17 +63,21 @@ async def tokenize(
         results = [_from_cache(context, entry) for entry in await context.cache.get_many(keys)]
     missing = [index for index, result in enumerate(results) if result is None]
     if missing:
-        images = await preprocess(context, [uploads[index] for index in missing], stages)
-        with context.engine_call():
-            encoded = await context.engine.encode(np.stack([image.pixels for image in images]), deadline=deadline)
+        # Room first: a full queue is told at once, before any work is done, and decoded images have a place to go.
+        with (
+            context.engine_call(),
+            context.engine.open_encode(len(missing), image_size=facts.image_size, deadline=deadline) as ticket,
+        ):
+            sizes = await preprocess(context, [uploads[index] for index in missing], stages, use=ticket.put)
+            encoded = await ticket.result()
         context.note_timing(stages, encoded.timing)
-        for index, image, ids in zip(missing, images, encoded.tokens, strict=True):
-            results[index] = TokenizedImage(ids, image.original_size, cached=False, pixels=image.pixels)
+        for index, size, ids in zip(missing, sizes, encoded.tokens, strict=True):
+            results[index] = TokenizedImage(ids, size, cached=False)
         packed = facts.code_format.pack(encoded.tokens)
         await context.cache.put_many(
             [
-                (keys[index], CachedCode(row.tobytes(), image.original_size))
-                for index, image, row in zip(missing, images, packed, strict=True)
+                (keys[index], CachedCode(row.tobytes(), size))
+                for index, size, row in zip(missing, sizes, packed, strict=True)
             ]
         )
     return [result for result in results if result is not None]

@@ -1,12 +1,13 @@
 """The engine: requests to device batches and back. It knows nothing of HTTP, nor of which networks run."""
 
-from service.engine.errors import DeadlineExceeded, DeviceFailed, EngineError, EngineStopped, QueueFull
+from service.engine.errors import DeadlineExceeded, DeviceFailed, EngineError, EngineStopped, QueueFull, WorkerCrashed
 from service.engine.inline import InlineEngine
 from service.engine.lanes import LaneLimits
 from service.engine.protocol import (
     Decoded,
     Device,
     Encoded,
+    EncodeTicket,
     Engine,
     EngineObserver,
     EngineSnapshot,
@@ -14,7 +15,6 @@ from service.engine.protocol import (
     Generated,
     GenerateItem,
     LaneSnapshot,
-    Row,
     RowState,
     StepCallback,
     Stepped,
@@ -26,6 +26,7 @@ __all__ = [
     "Decoded",
     "Device",
     "DeviceFailed",
+    "EncodeTicket",
     "Encoded",
     "Engine",
     "EngineError",
@@ -39,9 +40,9 @@ __all__ = [
     "LaneLimits",
     "LaneSnapshot",
     "QueueFull",
-    "Row",
     "RowState",
     "StepCallback",
     "Stepped",
     "Timing",
+    "WorkerCrashed",
 ]

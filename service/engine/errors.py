@@ -5,13 +5,14 @@
     EngineError
     ├── QueueFull          refused at admission; ``retry_after`` says when there may be room
     ├── DeadlineExceeded   the request's time was up before its result was there
-    ├── EngineStopped      not started, draining, stopped, or its device thread has died
-    └── DeviceFailed       the device raised for an image of this request
+    ├── EngineStopped      not started, without a worker, draining, or stopped
+    ├── DeviceFailed       the device raised for an image of this request
+    └── WorkerCrashed      an image of this request ended its worker twice
 """
 
 from __future__ import annotations
 
-__all__ = ["DeadlineExceeded", "DeviceFailed", "EngineError", "EngineStopped", "QueueFull"]
+__all__ = ["DeadlineExceeded", "DeviceFailed", "EngineError", "EngineStopped", "QueueFull", "WorkerCrashed"]
 
 
 class EngineError(Exception):
@@ -45,4 +46,8 @@ class EngineStopped(EngineError):
 
 
 class DeviceFailed(EngineError):
-    """The device raised; its exception is the cause."""
+    """The device raised; its exception, or its text from another process, is the cause."""
+
+
+class WorkerCrashed(EngineError):
+    """A worker died over the image, and so did the one that ran it again, alone. It is not tried a third time."""

@@ -1,153 +1,112 @@
-"""A lane: one operation's queue of images, its bounds, and how a batch is formed from it.
+"""One operation's queue: what it admits, what it gives to a device, and what it drops on the way.
 
-Plain data, without threads or a clock of its own: the engine calls it under its lock.
+::
+
+    admit ─> queued ─> take ─> active ─> finish            each image is counted in exactly one place
+               │  ^               │
+               │  └── put_back ───┤   its worker died before it began
+               └─> dropped        └─> retry_alone   its batch failed, or its worker died over it
+
+A lane has no lock of its own: the engine's guards all of them.
 """
 
 from __future__ import annotations
 
-import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from service.engine.errors import DeadlineExceeded, EngineError, QueueFull
-from service.engine.protocol import EngineObserver, LaneSnapshot, StepCallback, Timing
+from service.engine.blocks import Block
+from service.engine.errors import DeadlineExceeded, QueueFull
+from service.engine.jobs import Job
+from service.engine.protocol import EngineObserver, LaneName, LaneSnapshot, RowState
+from service.engine.work import Item, Work
 
-__all__ = ["Item", "Lane", "LaneLimits", "Work"]
+__all__ = ["Batch", "Lane", "LaneLimits"]
+
+_DEFAULT_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaneLimits:
-    """Images of a batch, and images and bytes that may wait. Each is at least 1."""
+    """Images of a batch (None: what the workers found good), images and bytes that may wait, and the seconds that an
+    image may wait for company (0: a free worker takes what there is). The first three are at least 1.
+    """
 
-    max_batch_size: int = 32
+    max_batch_size: int | None = None
     max_images: int = 512
     max_bytes: int = 256 * 1024 * 1024
+    max_wait: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_images", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is expected")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; at least 1 is expected")
 
 
-class Work:
-    """A request in the engine: its waiter, its deadline, and the results of its images as they come."""
+@dataclass(slots=True)
+class Batch:
+    """Images that a worker takes together; those of encode lie in a ``block``, from row ``first`` on. ``alone``: one
+    image, whose last batch failed.
+    """
 
-    def __init__(
-        self, *, size: int, deadline: float, admitted: float, future: asyncio.Future[None], on_step: StepCallback | None
-    ) -> None:
-        self.deadline = deadline
-        self.future = future
-        self.on_step = on_step
-        self.error: EngineError | None = None
-        self.abandoned = False
-        self.results: npt.NDArray[Any] | None = None
-        self._size = size
-        self._remaining = size
-        self._admitted = admitted
-        self._taken: float | None = None
-        self._device_seconds = 0.0
-        self._batch_images = 0
+    lane: Lane
+    items: list[Item]
+    block: Block | None = None
+    first: int = 0
+    alone: bool = False
 
-    @property
-    def ended(self) -> bool:
-        """Whether there is a result or an error, or nobody to have it."""
-        return self._remaining == 0 or self.error is not None or self.abandoned
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended with an error other than its deadline."""
-        return self.error is not None and not isinstance(self.error, DeadlineExceeded)
-
-    @property
-    def taken(self) -> bool:
-        """Whether the device has begun with it."""
-        return self._taken is not None
-
-    def take(self, now: float) -> float:
-        """Notes that the device takes an image of it; gives the seconds since admission."""
-        if self._taken is None:
-            self._taken = now
-        return now - self._admitted
-
-    def report_step(self, index: int, step: int, tokens: npt.NDArray[np.int64]) -> None:
-        """Tells the waiter of a sampling step, if it still waits. Called in the event loop."""
-        if self.on_step is None or self.future.done():
-            return
-        try:
-            self.on_step(index, step, tokens)
-        except Exception as error:
-            self.future.get_loop().call_exception_handler({"message": "a step callback failed", "exception": error})
-
-    def note_batch(self, images: int, seconds: float) -> None:
-        """Notes a batch that held images of it."""
-        self._device_seconds += seconds
-        self._batch_images = max(self._batch_images, images)
-
-    def put(self, index: int, result: npt.NDArray[Any]) -> None:
-        """Keeps the result of one image."""
-        if self.results is None:
-            self.results = np.empty((self._size, *result.shape), result.dtype)
-        self.results[index] = result
-        self._remaining -= 1
-
-    def fail(self, error: EngineError) -> None:
-        """Ends it with an error, unless it has ended."""
-        if not self.ended:
-            self.error = error
-
-    def settle(self) -> None:
-        """Wakes the waiter. Called in the event loop."""
-        if self.future.done():
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(None)
-
-    @property
-    def timing(self) -> Timing:
-        """What it cost."""
-        queued = 0.0 if self._taken is None else self._taken - self._admitted
-        return Timing(queue_seconds=queued, device_seconds=self._device_seconds, batch_images=self._batch_images)
+    def job(self) -> Job:
+        """What the worker is told."""
+        name, items = self.lane.name, self.items
+        deadline = max(item.work.deadline for item in items)
+        if name == "encode":
+            return Job(lane=name, count=len(items), deadline=deadline, block=self.block, first=self.first)
+        if name == "decode":
+            return Job(
+                lane=name, count=len(items), deadline=deadline, tokens=np.stack([item.payload for item in items])
+            )
+        rows = [
+            RowState(
+                label=item.payload.label,
+                seed=item.payload.seed,
+                settings=item.payload.settings,
+                step=item.step,
+                tokens=item.tokens,
+            )
+            for item in items
+        ]
+        return Job(lane=name, count=len(items), deadline=deadline, rows=rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image of a request: its place in it, and what the device needs."""
-
-    work: Work
-    index: int
-    payload: Any
-    num_bytes: int
-
-
-class Lane:
+class Lane(ABC):
     """First in, first out, within the limits."""
 
-    def __init__(self, name: str, limits: LaneLimits, observer: EngineObserver) -> None:
+    def __init__(self, name: LaneName, limits: LaneLimits, observer: EngineObserver) -> None:
         self.name = name
         self.limits = limits
+        self.batch_size = limits.max_batch_size or _DEFAULT_BATCH
+        self.queued_images = 0
+        self.queued_bytes = 0
         self.active_images = 0
         self.seconds_per_image = 0.0
         self._unshared_seconds = 0.0
         self._observer = observer
-        self._items: deque[Item] = deque()
-        self._bytes = 0
+        self._alone: deque[Item] = deque()
 
-    def __len__(self) -> int:
-        return len(self._items)
+    # --- admission ---------------------------------------------------------------------------------------------------
 
     def admit(self, work: Work, payloads: Sequence[Any], num_bytes: int, *, wait: Callable[[], float]) -> None:
         """Queues all images of a request, or none. Raises ``QueueFull``; ``wait`` estimates the seconds until room."""
         count, total = len(payloads), num_bytes * len(payloads)
         bounds = (
-            ("images", count, len(self._items), self.limits.max_images),
-            ("bytes", total, self._bytes, self.limits.max_bytes),
+            ("images", count, self.queued_images, self.limits.max_images),
+            ("bytes", total, self.queued_bytes, self.limits.max_bytes),
         )
         # Both bounds, before either queue is looked at: what never fits is not told to come again.
         for reason, asked, _, limit in bounds:
@@ -168,49 +127,117 @@ class Lane:
                     limit=limit,
                     retry_after=wait(),
                 )
-        self._items.extend(Item(work, index, payload, num_bytes) for index, payload in enumerate(payloads))
-        self._bytes += total
+        work.items = [Item(work, index, payload, num_bytes) for index, payload in enumerate(payloads)]
+        self.queued_images += count
+        self.queued_bytes += total
+        self._enqueue(work.items)
 
-    def take(self, room: int, now: float) -> tuple[list[Item], list[Work]]:
-        """Up to ``room`` images for the device, and the requests found too late on the way, which have now ended."""
-        taken: list[Item] = []
-        expired: list[Work] = []
-        while self._items and len(taken) < room:
-            item = self._items.popleft()
-            self._bytes -= item.num_bytes
-            if self.is_wanted(item, now, expired):
-                self._observer.queue_wait(self.name, item.work.take(now))
-                taken.append(item)
-        return taken, expired
+    @abstractmethod
+    def _enqueue(self, items: Sequence[Item]) -> None: ...
 
-    def is_wanted(self, item: Item, now: float, expired: list[Work]) -> bool:
+    # --- batches -----------------------------------------------------------------------------------------------------
+
+    def seconds_until_due(self, now: float, *, only_full: bool) -> float | None:
+        """When there is a batch to take: at 0 there is one now, at None there is nothing. ``only_full``: for a worker
+        that is still busy, which gains nothing from taking a batch that can grow.
+        """
+        if only_full:
+            return 0.0 if not self._alone and self._has_full_batch() else None
+        if self._alone or self._has_full_batch():
+            return 0.0
+        oldest = self._oldest()
+        return None if oldest is None else max(0.0, oldest + self.limits.max_wait - now)
+
+    def take(self, now: float, expired: list[Work]) -> Batch:
+        """The next images for a worker, perhaps none; requests found too late on the way join ``expired``. A batch
+        with a block and without images is still being written: ``EncodeLane.fill`` completes it.
+        """
+        while self._alone:
+            item = self._alone.popleft()
+            if self._is_wanted(item, now, expired):
+                return Batch(self, [item], item.block, item.row, alone=True)
+            self.finish(item)
+        return self._take(now, expired)
+
+    @abstractmethod
+    def _take(self, now: float, expired: list[Work]) -> Batch: ...
+
+    @abstractmethod
+    def _has_full_batch(self) -> bool: ...
+
+    @abstractmethod
+    def _oldest(self) -> float | None:
+        """When the first image of what could be taken now came; None if there is none."""
+
+    def put_back(self, batch: Batch) -> None:
+        """Images that no worker has begun wait again, before all others."""
+        if batch.alone:
+            self._alone.extendleft(batch.items)
+        else:
+            self._put_back(batch)
+
+    @abstractmethod
+    def _put_back(self, batch: Batch) -> None: ...
+
+    def retry_alone(self, item: Item) -> None:
+        """An image whose batch failed is run again without company, before all others."""
+        self._alone.append(item)
+
+    def finish(self, item: Item) -> None:  # noqa: ARG002  encode gives back its row
+        """An active image has its result, or is not wanted any more."""
+        self.active_images -= 1
+
+    def _activate(self, items: Iterable[Item], now: float) -> None:
+        for item in items:
+            self._leave_queue(item)
+            self.active_images += 1
+            self._observer.queue_wait(self.name, item.work.take(now))
+
+    def _leave_queue(self, item: Item) -> None:
+        item.queued = False
+        self.queued_images -= 1
+        self.queued_bytes -= item.num_bytes
+
+    def _queue_again(self, item: Item) -> None:
+        item.queued = True
+        self.active_images -= 1
+        self.queued_images += 1
+        self.queued_bytes += item.num_bytes
+
+    # --- what is not wanted ------------------------------------------------------------------------------------------
+
+    def _is_wanted(self, item: Item, now: float, expired: list[Work]) -> bool:
         """Whether somebody still waits for an image in time; a request found too late ends, and joins ``expired``."""
-        if item.work.ended:
-            self._note_abandoned(item.work)
-            return False
-        if now >= item.work.deadline:
-            item.work.fail(DeadlineExceeded(lane=self.name, stage="device" if item.work.taken else "queue"))
-            self._note_abandoned(item.work)
-            expired.append(item.work)
-            return False
-        return True
+        work = item.work
+        if not work.ended and now >= work.deadline:
+            work.fail(DeadlineExceeded(lane=self.name, stage="device" if work.taken else "queue"))
+            expired.append(work)
+        if work.ended:
+            self.note_abandoned(work)
+        return not work.ended
 
     def discard(self, work: Work) -> None:
         """Drops what waits of a request that has ended, so that its room is free at once."""
-        queued, self._items = self._items, deque()
-        for item in queued:
-            if item.work is work:
-                self._bytes -= item.num_bytes
-                self._note_abandoned(work)
-            else:
-                self._items.append(item)
+        for item in work.items:
+            if item.queued:
+                self._leave_queue(item)
+                if self._forget(item):
+                    self.note_abandoned(work)
 
-    def drain(self) -> Iterator[Work]:
-        """Empties the queue, giving the requests that were in it."""
-        while self._items:
-            item = self._items.popleft()
-            self._bytes -= item.num_bytes
-            yield item.work
+    @abstractmethod
+    def _forget(self, item: Item) -> bool:
+        """Frees the place of an image that waited; False if it never came, because it could not be decoded."""
+
+    def note_abandoned(self, work: Work) -> None:
+        """Counts an image that is dropped unfinished."""
+        self._observer.abandoned(self.name, "expired" if work.was_late else "cancelled")
+
+    def clear(self) -> None:
+        """Empties it; the requests in it have been told."""
+        self._alone.clear()
+        self.queued_images = self.queued_bytes = self.active_images = 0
+
+    # --- figures -----------------------------------------------------------------------------------------------------
 
     def note_cost(self, ended: int, seconds: float) -> None:
         """Learns what an image costs; recent ones count most. Images that end share the time since others ended,
@@ -222,9 +249,8 @@ class Lane:
         cost, self._unshared_seconds = self._unshared_seconds / ended, 0.0
         self.seconds_per_image += (cost - self.seconds_per_image) * (0.2 if self.seconds_per_image else 1.0)
 
-    def _note_abandoned(self, work: Work) -> None:
-        self._observer.abandoned(self.name, "expired" if isinstance(work.error, DeadlineExceeded) else "cancelled")
-
     def snapshot(self) -> LaneSnapshot:
         """What it holds."""
-        return LaneSnapshot(queued_images=len(self._items), queued_bytes=self._bytes, active_images=self.active_images)
+        return LaneSnapshot(
+            queued_images=self.queued_images, queued_bytes=self.queued_bytes, active_images=self.active_images
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 __all__ = [
     "Decoded",
     "Device",
+    "EncodeTicket",
     "Encoded",
     "Engine",
     "EngineObserver",
@@ -22,7 +23,6 @@ __all__ = [
     "LaneName",
     "LaneSnapshot",
     "NullObserver",
-    "Row",
     "RowState",
     "StepCallback",
     "Stepped",
@@ -32,7 +32,7 @@ __all__ = [
 Ids = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 LaneName = Literal["encode", "decode", "generate"]
-StepCallback = Callable[[int, int, Ids], None]
+StepCallback = Callable[[int, int, Ids, Ids], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +141,29 @@ class EngineSnapshot:
         return asdict(self)
 
 
+class EncodeTicket(Protocol):
+    """Room for the images of one request, which decoding threads fill. Used as a context: leaving it abandons what has
+    no result yet.
+    """
+
+    def put(self, index: int, pixels: Pixels) -> None:
+        """Copies image ``index``, uint8 [S, S, 3], into the batch that is being filled. Called once for each image, in
+        any thread. Raises ``ValueError`` for another shape or type.
+        """
+
+    async def result(self) -> Encoded:
+        """Waits for the ids of all images. Raises as ``Engine.encode`` does."""
+
+    def __enter__(self) -> EncodeTicket: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class Engine(Protocol):
     """Turns requests into device batches and back. ``deadline`` is a time of the engine's clock (monotonic).
 
-    The three calls raise ``QueueFull``, ``DeadlineExceeded``, ``EngineStopped`` or ``DeviceFailed``, and ``ValueError``
-    for an array of another shape or type. Cancelling one abandons what the device has not taken yet.
+    The calls raise ``QueueFull``, ``DeadlineExceeded``, ``EngineStopped``, ``DeviceFailed`` or ``WorkerCrashed``, and
+    ``ValueError`` for an array of another shape or type. Cancelling one abandons what the device has not taken yet.
     """
 
     @property
@@ -164,6 +182,9 @@ class Engine(Protocol):
     def snapshot(self) -> EngineSnapshot:
         """What waits and what is being worked on."""
 
+    def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
+        """Room for ``count`` images of S x S pixels, before they are decoded; refused when there is none."""
+
     async def encode(self, images: Pixels, *, deadline: float) -> Encoded:
         """Images uint8 [n, S, S, 3], n >= 1."""
 
@@ -173,23 +194,9 @@ class Engine(Protocol):
     async def generate(
         self, items: Sequence[GenerateItem], *, deadline: float, on_step: StepCallback | None = None
     ) -> Generated:
-        """``on_step(index, step, tokens [K])`` is called in the event loop after every sampling step of an item."""
-
-
-class Row(Protocol):
-    """An image being sampled."""
-
-    @property
-    def tokens(self) -> Ids:
-        """Ids int64 [K] so far; a later step makes a new array."""
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether every token is known."""
+        """``on_step(index, step, tokens, sampled)`` is called in the event loop after every sampling step of an item,
+        with its ids int64 [K] so far and the device's guess of all of them.
+        """
 
 
 class Device(Protocol):
@@ -201,11 +208,8 @@ class Device(Protocol):
     def decode(self, tokens: Ids) -> Pixels:
         """Int64 [b, K] -> uint8 [b, S, S, 3]."""
 
-    def begin(self, label: int | None, seed: int, settings: object) -> Row:
-        """A row before its first step."""
-
-    def step(self, rows: Sequence[Any]) -> None:
-        """Advances rows of ``begin``, at any steps, by one step each; on an exception none has moved."""
+    def step(self, rows: Sequence[RowState]) -> Stepped:
+        """Rows, at any steps, after one step more of each."""
 
 
 class EngineObserver(Protocol):

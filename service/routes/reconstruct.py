@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import numpy as np
@@ -92,11 +93,12 @@ async def _reconstruct(
     context: ServiceContext, upload: Upload, media_type: str, *, deadline: float, stages: Stages
 ) -> tuple[TokenizedImage, npt.NDArray[np.uint8], Rendered]:
     image = (await tokenize(context, [upload], deadline=deadline, stages=stages))[0]
-    original = image.pixels
-    if original is None:  # a code from the cache comes without pixels to compare with
-        original = (await preprocess(context, [upload], stages))[0].pixels
-    rendered = await render(context, image.tokens[None], media_type, None, deadline=deadline, stages=stages)
-    return image, original, rendered
+    originals: list[npt.NDArray[np.uint8]] = []
+    rendered, _ = await asyncio.gather(
+        render(context, image.tokens[None], media_type, None, deadline=deadline, stages=stages),
+        preprocess(context, [upload], stages, use=lambda _, pixels: originals.append(pixels)),
+    )
+    return image, originals[0], rendered
 
 
 def _quality(original: npt.NDArray[np.uint8], rendered: Rendered) -> Quality:

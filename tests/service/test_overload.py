@@ -53,9 +53,6 @@ class HeldDevice:
         self.release.wait()
         return np.broadcast_to(tokens[:, :1, None, None], (len(tokens), 8, 8, 3)).astype(np.uint8)
 
-    def begin(self, label: int | None, seed: int, settings: object) -> Any:
-        raise NotImplementedError
-
     def step(self, rows: Sequence[Any]) -> None:
         raise NotImplementedError
 

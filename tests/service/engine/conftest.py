@@ -6,11 +6,13 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.engine import Device, InlineEngine, LaneLimits
+from service.engine import Device, Engine, InlineEngine, LaneLimits
+from service.engine.remote import RemoteEngine
 from tests.service.engine.fakes import (
     AT_REST,
     PATIENCE,
@@ -19,6 +21,7 @@ from tests.service.engine.fakes import (
     FakeClock,
     FakeDevice,
     FakeObserver,
+    FakeWorker,
     Start,
     Submit,
     images,
@@ -52,24 +55,41 @@ def no_device_thread_is_left() -> Iterator[None]:
     assert [thread for thread in threading.enumerate() if thread.name == "device"] == []
 
 
+@pytest.fixture(params=["inline", "remote"])
+def form(request: pytest.FixtureRequest) -> str:
+    """Where the device is: in a thread of the engine, or behind the socket that worker processes use."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def build(device: FakeDevice, observer: FakeObserver, clock: FakeClock) -> AsyncIterator[Build]:
+async def build(
+    device: FakeDevice, observer: FakeObserver, clock: FakeClock, form: str, tmp_path: Path
+) -> AsyncIterator[Build]:
     """Builds engines that are not started."""
     untold: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: untold.append(context))
-    engines: list[InlineEngine] = []
+    engines: list[Engine] = []
+    workers: list[FakeWorker] = []
 
-    def build(factory: Callable[[], Device] = lambda: device, **limits: int) -> InlineEngine:
-        engines.append(InlineEngine(factory, limits=LaneLimits(**limits), observer=observer, clock=clock))
-        return engines[-1]
+    def build(factory: Callable[[], Device] = lambda: device, *, depth: int = 1, **limits: int) -> Engine:
+        if form == "inline":
+            engine: Engine = InlineEngine(factory, limits=LaneLimits(**limits), observer=observer, clock=clock)
+        else:
+            workers.append(FakeWorker(tmp_path / f"{len(workers)}", factory, clock))
+            addresses = {"fake": str(workers[-1].address)}
+            engine = RemoteEngine(addresses, limits=LaneLimits(**limits), observer=observer, clock=clock, depth=depth)
+        engines.append(engine)
+        return engine
 
     yield build
     device.release()
     for engine in engines:
         await engine.stop(PATIENCE)
         assert engine.snapshot() == AT_REST
+    for worker in workers:
+        worker.stop()
     gc.collect(1)
     await asyncio.sleep(0)
     loop.set_exception_handler(handler)
@@ -80,7 +100,7 @@ async def build(device: FakeDevice, observer: FakeObserver, clock: FakeClock) ->
 def start(build: Build) -> Start:
     """Starts an engine and waits until it is ready."""
 
-    async def start(**limits: int) -> InlineEngine:
+    async def start(**limits: int) -> Engine:
         engine = build(**limits)
         engine.start()
         await engine.ready()
@@ -105,7 +125,7 @@ def submit() -> Submit:
 def busy(device: FakeDevice, soon: float, submit: Submit) -> Busy:
     """Holds the device on a request for image 0, so that what a test submits next gathers in the queues."""
 
-    async def busy(engine: InlineEngine) -> asyncio.Task[Any]:
+    async def busy(engine: Engine) -> asyncio.Task[Any]:
         device.hold()
         [task] = await submit(engine.encode(images(0), deadline=soon))
         device.wait_for_calls(1)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from service.engine import EngineSnapshot, GenerateItem, InlineEngine, LaneSnapshot
+from service.engine import Device, Engine, EngineSnapshot, GenerateItem, LaneSnapshot, RowState, Stepped
+from service.engine.worker import DeviceServer
 
 Ids = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
 # The fixtures of conftest.py that are functions.
-Build = Callable[..., InlineEngine]
-Start = Callable[..., Awaitable[InlineEngine]]
+Build = Callable[..., Engine]
+Start = Callable[..., Awaitable[Engine]]
 Submit = Callable[..., Awaitable[list[asyncio.Task[Any]]]]
-Busy = Callable[[InlineEngine], Awaitable[asyncio.Task[Any]]]
+Busy = Callable[[Engine], Awaitable[asyncio.Task[Any]]]
 
 PATIENCE = 20.0  # seconds until a test gives up on a thread; never a verdict on speed
 NUM_TOKENS = 4
@@ -68,22 +71,6 @@ def _row_tokens(label: int | None, seed: int, step: int) -> Ids:
     return np.array([seed, step, -1 if label is None else label, seed * 1000 + step], np.int64)
 
 
-@dataclass
-class FakeRow:
-    label: int | None
-    seed: int
-    steps: int
-    step: int = 0
-
-    @property
-    def tokens(self) -> Ids:
-        return _row_tokens(self.label, self.seed, self.step)
-
-    @property
-    def finished(self) -> bool:
-        return self.step >= self.steps
-
-
 class DeviceLost(BaseException):
     """What no ``except Exception`` catches, as when a native library panics."""
 
@@ -106,7 +93,6 @@ class FakeDevice:
     calls: list[Call] = field(default_factory=list)
     poison: set[int] = field(default_factory=set)
     fatal: set[int] = field(default_factory=set)
-    hold_begin: bool = False
     threads: set[int] = field(default_factory=set)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _open: bool = True
@@ -155,18 +141,17 @@ class FakeDevice:
         self._enter("decode", values, values)
         return images(*values)
 
-    def begin(self, label: int | None, seed: int, settings: object) -> FakeRow:
-        if self.hold_begin:
-            self._enter("begin", (seed,), (seed,))
-        assert isinstance(settings, int)
-        if settings < 1:
-            raise ValueError("no steps")
-        return FakeRow(label, seed, settings)
-
-    def step(self, rows: Sequence[FakeRow]) -> None:
+    def step(self, rows: Sequence[RowState]) -> Stepped:
         self._enter("step", tuple((row.seed, row.step) for row in rows), tuple(row.seed for row in rows))
-        for row in rows:
-            row.step += 1
+        steps = np.array([row.settings for row in rows], int)
+        if (steps < 1).any():
+            raise ValueError("no steps")
+        done = [row.step + 1 for row in rows]
+        for row in rows:  # what comes back is what went out
+            expected = None if row.step == 0 else _row_tokens(row.label, row.seed, row.step)
+            np.testing.assert_array_equal(row.tokens, expected)
+        made = np.array([_row_tokens(row.label, row.seed, step) for row, step in zip(rows, done, strict=True)])
+        return Stepped(tokens=made, sampled=made + 1, finished=np.array(done) >= steps)
 
     def _enter(self, name: str, rows: tuple[Any, ...], values: tuple[int, ...]) -> None:
         with self._changed:
@@ -182,6 +167,39 @@ class FakeDevice:
             raise DeviceLost("the device fell off the bus")
         if bad := self.poison & set(values):
             raise ValueError(f"cannot compute {sorted(bad)}")
+
+
+class FakeWorker:
+    """What a worker process does, in a thread: serves the device on a socket, and begins anew when it is lost."""
+
+    def __init__(self, address: Path, device_factory: Callable[[], Device], clock: Callable[[], float]) -> None:
+        self.address = address
+        self._device_factory = device_factory
+        self._clock = clock
+        self._is_stopping = False
+        self._listen()
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        self.address.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(self.address))
+        listener.listen()
+        self.server = DeviceServer(listener, self._device_factory, clock=self._clock)
+
+    def _run(self) -> None:
+        while not self._is_stopping:
+            try:
+                self.server.run()
+            except DeviceLost:
+                self._listen()
+
+    def stop(self) -> None:
+        self._is_stopping = True
+        self.server.stop()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
 
 
 class FakeObserver:

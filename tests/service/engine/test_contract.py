@@ -92,7 +92,9 @@ async def test_steps_and_results_of_a_batch_come_to_the_event_loop_in_one_call(
     waiters = [await busy(engine)]
     waiters += await submit(
         *(engine.encode(images(value), deadline=soon) for value in range(1, 9)),
-        engine.generate(items(1, 2, steps=2), deadline=soon, on_step=lambda index, step, _: told.append((index, step))),
+        engine.generate(
+            items(1, 2, steps=2), deadline=soon, on_step=lambda index, step, *_: told.append((index, step))
+        ),
     )
     loop, calls = asyncio.get_running_loop(), []
     call_soon_threadsafe = loop.call_soon_threadsafe

@@ -41,7 +41,7 @@ async def test_only_the_request_with_the_bad_image_fails(
     device.release()
     with pytest.raises(DeviceFailed, match="cannot compute") as failed:
         await bad
-    assert isinstance(failed.value.__cause__, ValueError)
+    assert "cannot compute" in str(failed.value.__cause__)
     await first
     np.testing.assert_array_equal((await good).tokens, tokens(1))
     np.testing.assert_array_equal((await other).tokens, tokens(5))
@@ -68,13 +68,13 @@ async def test_only_the_request_with_the_bad_row_fails(
     good, bad, other = await submit(*(engine.generate(items(seed), deadline=soon) for seed in (1, 2, 3)))
     with pytest.raises(DeviceFailed, match="cannot compute") as failed:
         await bad
-    assert isinstance(failed.value.__cause__, ValueError)
+    assert "cannot compute" in str(failed.value.__cause__)
     np.testing.assert_array_equal((await good).tokens, generated(1))
     np.testing.assert_array_equal((await other).tokens, generated(3))
     assert engine.state.is_ready
 
 
-async def test_a_row_that_cannot_begin_fails_its_request_and_no_other(
+async def test_a_row_with_settings_that_the_device_refuses_fails_its_request_and_no_other(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -84,7 +84,7 @@ async def test_a_row_that_cannot_begin_fails_its_request_and_no_other(
     with pytest.raises(DeviceFailed, match="no steps"):
         await bad
     np.testing.assert_array_equal((await good).tokens, generated(1))
-    assert device.rows_of("step") == [((1, 0),), ((1, 1),), ((1, 2),)]
+    assert device.rows_of("step") == [((1, 0), (2, 0), (3, 0)), ((1, 0),), ((2, 0),), ((1, 1),), ((1, 2),)]
 
 
 async def test_a_device_that_answers_with_too_few_rows_fails_the_request(
@@ -102,6 +102,7 @@ async def test_a_device_that_answers_with_too_few_rows_fails_the_request(
     np.testing.assert_array_equal((await engine.encode(images(3), deadline=soon)).tokens, tokens(3))
 
 
+@pytest.mark.parametrize("form", ["inline"], indirect=True)
 async def test_when_the_device_thread_dies_every_waiter_is_told(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
@@ -127,12 +128,11 @@ async def test_when_the_device_thread_dies_every_waiter_is_told(
         await engine.ready()
 
 
-@pytest.mark.parametrize("operation", ["begin", "step"])
+@pytest.mark.parametrize("form", ["inline"], indirect=True)
 async def test_when_the_device_thread_dies_sampling_every_row_is_told(
-    start: Start, submit: Submit, device: FakeDevice, soon: float, operation: str
+    start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
-    device.hold_begin = operation == "begin"
     device.hold()
     active = await submit(engine.generate(items(1, steps=9), deadline=soon))
     device.let_through(2)
@@ -144,20 +144,7 @@ async def test_when_the_device_thread_dies_sampling_every_row_is_told(
     assert [type(outcome) for outcome in outcomes] == [EngineStopped] * 3
 
 
-async def test_a_request_that_failed_before_the_thread_died_in_the_same_turn_is_told_its_own_error(
-    start: Start, submit: Submit, device: FakeDevice, soon: float
-) -> None:
-    engine = await start()
-    device.fatal = {2}
-    bad, lost = await submit(
-        engine.generate(items(1, steps=0), deadline=soon), engine.generate(items(2), deadline=soon)
-    )
-    with pytest.raises(DeviceFailed):
-        await bad
-    with pytest.raises(EngineStopped):
-        await lost
-
-
+@pytest.mark.parametrize("form", ["inline"], indirect=True)
 @pytest.mark.parametrize("error", [RuntimeError("no such device"), DeviceLost("no such device")])
 async def test_a_device_that_cannot_be_opened_fails_the_engine(build: Build, error: BaseException, soon: float) -> None:
     def factory() -> FakeDevice:
@@ -181,7 +168,7 @@ async def test_a_callback_that_raises_hurts_nobody(start: Start, soon: float) ->
     handler = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: heard.append(context["exception"]))
 
-    def on_step(index: int, step: int, tokens: Ids) -> None:
+    def on_step(index: int, step: int, tokens: Ids, sampled: Ids) -> None:
         raise KeyError(step)
 
     made = await engine.generate(items(1, steps=2), deadline=soon, on_step=on_step)
@@ -191,11 +178,11 @@ async def test_a_callback_that_raises_hurts_nobody(start: Start, soon: float) ->
     assert engine.state.is_ready
 
 
-async def test_a_batch_that_failed_counts_once_and_its_images_cost_what_they_took(
+async def test_every_try_of_a_batch_that_failed_is_counted(
     start: Start, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start()
     device.poison = {1}
     with pytest.raises(DeviceFailed):
-        await engine.encode(images(1, 2), deadline=soon)
-    assert observer.batches == [("encode", 2)]
+        await engine.encode(images(2, 1), deadline=soon)
+    assert observer.batches == [("encode", 2), ("encode", 1), ("encode", 1)]

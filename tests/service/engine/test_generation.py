@@ -52,7 +52,8 @@ async def test_every_step_is_told_in_order_in_the_event_loop_before_the_result(s
     told: list[tuple[int, int, list[int]]] = []
     threads: set[int] = set()
 
-    def on_step(index: int, step: int, tokens: Ids) -> None:
+    def on_step(index: int, step: int, tokens: Ids, sampled: Ids) -> None:
+        np.testing.assert_array_equal(sampled, tokens + 1)
         told.append((index, step, tokens.tolist()))
         threads.add(threading.get_ident())
 
@@ -72,7 +73,7 @@ async def test_a_cancelled_request_is_told_of_no_more_steps(
     device.hold()
     told: list[int] = []
     [gone] = await submit(
-        engine.generate(items(1, steps=5), deadline=soon, on_step=lambda _, step, __: told.append(step))
+        engine.generate(items(1, steps=5), deadline=soon, on_step=lambda _, step, *__: told.append(step))
     )
     device.wait_for_calls(1)
     gone.cancel()

@@ -81,12 +81,10 @@ async def test_what_outlives_the_drain_is_told_while_the_device_is_still_held(
     assert device.is_held
 
 
-@pytest.mark.parametrize("in_begin", [True, False])
 async def test_rows_that_outlive_the_drain_are_told_while_the_device_is_still_held(
-    start: Start, submit: Submit, device: FakeDevice, soon: float, in_begin: bool
+    start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
-    device.hold_begin = in_begin
     device.hold()
     waiters = await submit(*(engine.generate(items(seed), deadline=soon) for seed in (1, 2)))
     device.wait_for_calls(1)
