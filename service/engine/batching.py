@@ -123,6 +123,7 @@ class BatchingEngine:
         self._works: set[Work] = set()
         self._up: set[str] = set()
         self._down: dict[str, LinkDown] = {}
+        self._is_over = False  # nothing will run any more
         self._wake = threading.Condition()
         self._state = EngineState(name="starting", reason="not started")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -179,6 +180,17 @@ class BatchingEngine:
         """See ``Engine``."""
         with self._wake:
             return EngineSnapshot(**{name: lane.snapshot() for name, lane in self._lanes.items()})
+
+    @property
+    def workers_up(self) -> int:
+        """Workers that can be given work now."""
+        return len(self._up)
+
+    @property
+    def blocks_in_use(self) -> int:
+        """Blocks of memory that hold images; none at rest."""
+        with self._wake:
+            return self._encode.pool.in_use
 
     def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
         """See ``Engine``."""
@@ -351,8 +363,7 @@ class BatchingEngine:
                 outcome = link.receive()
                 self._complete(sent.popleft(), outcome)
         except LinkDown:
-            # Only the first has been begun.
-            if sent:
+            if sent and link.had_begun():
                 self._retry(sent.popleft())
             self._put_back(sent)
             raise
@@ -501,11 +512,6 @@ class BatchingEngine:
     # --- where the sides meet ----------------------------------------------------------------------------------------
 
     @property
-    def _is_over(self) -> bool:
-        """Whether nothing will run any more."""
-        return self._state.name == "stopped" or (self._state.name == "failed" and not self._down)
-
-    @property
     def _has_work(self) -> bool:
         return any(lane.queued_images or lane.active_images for lane in self._turns)
 
@@ -544,8 +550,10 @@ class BatchingEngine:
                 return
             reason = "; ".join(f"{name}: {why}" for name, why in self._down.items())
             broken = all(why.is_failure for why in self._down.values())
+            is_news = self._state.reason != reason
             self._state = EngineState(name="failed" if broken else "starting", reason=reason)
-        log.warning("no worker is left: %s", reason)
+        if is_news:
+            log.warning("no worker is left: %s", reason)
 
     def _settle(self, lane: Lane, works: Iterable[Work], reports: Sequence[Callable[[], None]] = ()) -> None:
         """Drops what still waits of requests that have ended, and tells their waiters."""
@@ -582,7 +590,7 @@ class BatchingEngine:
         with self._wake:
             if not self._is_over:
                 self._state = EngineState(name=name, reason=reason)
-            self._down.clear()
+            self._is_over = True
             for work in self._works:
                 work.fail(EngineStopped(reason))
             self._tell(set(self._works))

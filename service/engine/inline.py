@@ -46,6 +46,10 @@ class _LocalLink:
         job = self._jobs.popleft()
         return execute(self._device, job.lane, argument_of(job), job.count)
 
+    def had_begun(self) -> bool:
+        """See ``Link``."""
+        return True
+
     def give_up(self) -> None:
         """See ``Link``. A device cannot be interrupted; its thread ends with the process, or when it comes back."""
 

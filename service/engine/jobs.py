@@ -69,6 +69,9 @@ class Link(Protocol):
         but one.
         """
 
+    def had_begun(self) -> bool:
+        """Whether the worker, now gone, had begun with the oldest job."""
+
     def give_up(self) -> None:
         """Makes ``open`` and ``receive`` raise, from another thread."""
 

@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from service.engine.batching import BatchingEngine
 from service.engine.blocks import Rows, map_rows
 from service.engine.jobs import Job, LinkDown, Outcome
 from service.engine.lanes import LaneLimits
 from service.engine.protocol import EngineObserver, LaneName
-from service.engine.wire import Answer, Channel, Failure, Memory, Request
+from service.engine.wire import Answer, Channel, Failure, Memory, Request, Tally
 
 __all__ = ["RemoteDeviceError", "RemoteEngine"]
 
@@ -40,6 +43,8 @@ class _RemoteLink:
         self._answers: dict[int, Rows] = {}
         self._has_given_up = threading.Event()
         self._poll = select.poll()
+        self._tally = np.zeros(1, np.int64)
+        self._received = 0
 
     def open(self) -> Any:
         """See ``Link``."""
@@ -62,7 +67,13 @@ class _RemoteLink:
                 self._has_given_up.wait(_RETRY_SECONDS)
                 continue
             if isinstance(message, Failure):
+                self._has_given_up.wait(_RETRY_SECONDS)
                 raise LinkDown(message.reason, is_failure=True)
+            try:
+                self._tally = _send_tally(self._channel)
+            except OSError:
+                continue
+            self._received = 0
             self._poll = select.poll()
             self._poll.register(self._channel.fileno(), select.POLLIN)
             return message.facts
@@ -96,6 +107,7 @@ class _RemoteLink:
             answer, descriptors = self._connected.receive()
         except (EOFError, OSError) as error:
             raise LinkDown(f"the worker has gone: {error}") from None
+        self._received += 1
         result: Any = answer.result
         if answer.memory is not None:
             if answer.memory.is_new:
@@ -104,6 +116,10 @@ class _RemoteLink:
             result = self._answers[answer.memory.number][: answer.count]
         raised = RemoteDeviceError(answer.error) if answer.error is not None else None
         return Outcome(seconds=answer.seconds, result=result, error=raised)
+
+    def had_begun(self) -> bool:
+        """See ``Link``."""
+        return int(self._tally[0]) > self._received
 
     def give_up(self) -> None:
         """See ``Link``."""
@@ -127,6 +143,16 @@ class _RemoteLink:
         self._channel = None
         self._blocks.clear()
         self._answers.clear()
+
+
+def _send_tally(channel: Channel) -> npt.NDArray[np.int64]:
+    descriptor = os.memfd_create("titok-tally", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, np.dtype(np.int64).itemsize)
+        channel.send(Tally(), [descriptor])
+        return map_rows(descriptor, (np.dtype(np.int64).itemsize,)).view(np.int64)
+    finally:
+        os.close(descriptor)
 
 
 class RemoteEngine(BatchingEngine):

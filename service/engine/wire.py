@@ -17,7 +17,7 @@ from typing import Any
 
 from service.engine.protocol import Ids, LaneName, RowState, Stepped
 
-__all__ = ["Answer", "Channel", "Failure", "Hello", "Memory", "Request"]
+__all__ = ["Answer", "Channel", "Failure", "Hello", "Memory", "Request", "Tally"]
 
 _HEADER = struct.Struct("!I")
 _MAX_DESCRIPTORS = 1
@@ -45,6 +45,13 @@ class Failure:
     """The worker's device cannot be opened."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The front end's answer, with the descriptor of 8 bytes in which the worker counts the jobs that it has begun: they
+    outlive it, and tell a job that it died over from one that it never came to.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ class _FrontEnd:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_SECONDS, 0))
         self.channel = Channel(connection)
         self.is_gone = False
+        self.begun = np.zeros(1, np.int64)
         self._pin = pin
         self._blocks: dict[int, Rows] = {}
         # Two, used in turns: the front end reads one while the device writes the other.
@@ -167,6 +168,7 @@ class DeviceServer:
     def _run(self, device: Device, front_end: _FrontEnd, request: Request, argument: Any) -> None:
         if front_end.is_gone:
             return
+        front_end.begun[0] += 1
         seconds, result, error = 0.0, None, None
         if self._clock() < request.deadline:
             self._busy_since = time.monotonic()
@@ -191,7 +193,7 @@ class DeviceServer:
     def _serve(self, connection: socket.socket) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._device or self._reason or self._is_stopping)
-            device, reason = self._device, self._reason
+            device, reason = None if self._is_stopping else self._device, self._reason
             front_end = _FrontEnd(connection, getattr(device, "pin", None))
             self._front_ends.add(front_end)
         try:
@@ -199,6 +201,9 @@ class DeviceServer:
                 front_end.channel.send(Failure(reason or "the worker is stopping"))
                 return
             front_end.channel.send(Hello(getattr(device, "facts", None)))
+            _, [descriptor] = front_end.channel.receive()
+            front_end.begun = map_rows(descriptor, (np.dtype(np.int64).itemsize,)).view(np.int64)
+            os.close(descriptor)
             while True:
                 request, descriptors = front_end.channel.receive()
                 self._inbox.put((front_end, request, front_end.argument(request, descriptors)))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from service.engine import Device, Engine, InlineEngine, LaneLimits
+from service.engine.batching import BatchingEngine
 from service.engine.remote import RemoteEngine
 from tests.service.engine.fakes import (
     AT_REST,
@@ -70,12 +71,12 @@ async def build(
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: untold.append(context))
-    engines: list[Engine] = []
+    engines: list[BatchingEngine] = []
     workers: list[FakeWorker] = []
 
-    def build(factory: Callable[[], Device] = lambda: device, *, depth: int = 1, **limits: int) -> Engine:
+    def build(factory: Callable[[], Device] = lambda: device, *, depth: int = 1, **limits: int) -> BatchingEngine:
         if form == "inline":
-            engine: Engine = InlineEngine(factory, limits=LaneLimits(**limits), observer=observer, clock=clock)
+            engine: BatchingEngine = InlineEngine(factory, limits=LaneLimits(**limits), observer=observer, clock=clock)
         else:
             workers.append(FakeWorker(tmp_path / f"{len(workers)}", factory, clock))
             addresses = {"fake": str(workers[-1].address)}
@@ -83,9 +84,15 @@ async def build(
         engines.append(engine)
         return engine
 
+    build.workers = workers  # type: ignore[attr-defined]
     yield build
     device.release()
     for engine in engines:
+        if engine.state.is_ready:
+            async with asyncio.timeout(PATIENCE):
+                while engine.snapshot() != AT_REST:  # noqa: ASYNC110  a thread's doing
+                    await asyncio.sleep(0)
+            assert engine.blocks_in_use == 0
         await engine.stop(PATIENCE)
         assert engine.snapshot() == AT_REST
     for worker in workers:

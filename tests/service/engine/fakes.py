@@ -87,12 +87,16 @@ class Call:
 class FakeDevice:
     """Computes pure functions that a test can check. While it is held, each call waits to be let through.
 
-    A value in ``poison`` makes the calls fail that bear it; one in ``fatal`` kills the thread.
+    A value in ``poison`` makes the calls fail that bear it; one in ``fatal`` kills the thread, and one in
+    ``fatal_once`` does so the first time. ``lose_next`` kills it whatever the next call bears.
     """
 
     calls: list[Call] = field(default_factory=list)
     poison: set[int] = field(default_factory=set)
     fatal: set[int] = field(default_factory=set)
+    fatal_once: set[int] = field(default_factory=set)
+    lose_next: bool = False
+    lost: Counter[int] = field(default_factory=Counter)
     threads: set[int] = field(default_factory=set)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _open: bool = True
@@ -163,7 +167,10 @@ class FakeDevice:
             self._waiting = False
             if not self._open:
                 self._permits -= 1
-        if self.fatal & set(values):
+        if self.lose_next or (self.fatal | self.fatal_once) & set(values):
+            self.lose_next = False
+            self.lost.update(values)
+            self.fatal_once -= set(values)
             raise DeviceLost("the device fell off the bus")
         if bad := self.poison & set(values):
             raise ValueError(f"cannot compute {sorted(bad)}")

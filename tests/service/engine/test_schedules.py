@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine import DeadlineExceeded, DeviceFailed, EngineStopped, InlineEngine, LaneLimits, QueueFull
+from service.engine import (
+    DeadlineExceeded,
+    DeviceFailed,
+    EngineStopped,
+    InlineEngine,
+    LaneLimits,
+    QueueFull,
+    WorkerCrashed,
+)
+from service.engine.batching import BatchingEngine
+from service.engine.remote import RemoteEngine
 from tests.service.engine.fakes import (
     AT_REST,
     PATIENCE,
     FakeClock,
     FakeDevice,
     FakeObserver,
+    FakeWorker,
     generated,
     images,
     items,
@@ -53,7 +66,13 @@ class Advance:
     seconds: int
 
 
-Action = Submit | Cancel | LetThrough | Advance
+@dataclass(frozen=True)
+class Crash:
+    """The worker dies in the call that it is in, or in its next one."""
+
+
+Action = Submit | Cancel | LetThrough | Advance | Crash
+Form = Literal["inline", "remote"]
 
 ACTIONS: st.SearchStrategy[Action] = st.one_of(
     st.builds(
@@ -67,12 +86,13 @@ ACTIONS: st.SearchStrategy[Action] = st.one_of(
     st.builds(LetThrough, calls=st.integers(1, 3)),
     st.builds(Advance, seconds=st.sampled_from([50, 100])),
 )
+ACTIONS_AND_CRASHES = st.one_of(ACTIONS, st.builds(Crash))
 
 
 class Request:
     """A request, and what it must not end with."""
 
-    def __init__(self, engine: InlineEngine, action: Submit, values: tuple[int, ...], now: float) -> None:
+    def __init__(self, engine: BatchingEngine, action: Submit, values: tuple[int, ...], now: float) -> None:
         self.values = values
         self.poisoned = action.poisoned
         self.deadline = now + action.patience
@@ -92,7 +112,7 @@ class Request:
     def _note_ending(self, _: asyncio.Task[Any]) -> None:
         self.endings += 1
 
-    def check(self, now: float, ending: Ending) -> None:
+    def check(self, now: float, ending: Ending, lost: Counter[int]) -> None:
         assert self.endings == 1
         if self.task.cancelled():
             assert self.cancelled
@@ -104,6 +124,8 @@ class Request:
             assert not self.poisoned
         elif isinstance(error, DeviceFailed):
             assert self.poisoned
+        elif isinstance(error, WorkerCrashed):
+            assert any(lost[value] > 1 for value in self.values)
         elif isinstance(error, DeadlineExceeded):
             assert now >= self.deadline
         else:
@@ -113,11 +135,19 @@ class Request:
 class Schedule:
     """Plays actions on an engine whose device is held, one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, form: Form, folder: Path) -> None:
+        self.depth = 1 if form == "inline" else 2
         self.device = FakeDevice()
         self.clock = FakeClock()
         self.observer = FakeObserver()
-        self.engine = InlineEngine(lambda: self.device, limits=LIMITS, observer=self.observer, clock=self.clock)
+        self.worker: FakeWorker | None = None
+        self.engine: BatchingEngine
+        if form == "inline":
+            self.engine = InlineEngine(lambda: self.device, limits=LIMITS, observer=self.observer, clock=self.clock)
+        else:
+            self.worker = FakeWorker(folder / "worker", lambda: self.device, self.clock)
+            addresses = {"fake": str(self.worker.address)}
+            self.engine = RemoteEngine(addresses, limits=LIMITS, observer=self.observer, clock=self.clock)
         self.requests: list[Request] = []
         self.values = iter(range(1, 60_000))
 
@@ -130,16 +160,18 @@ class Schedule:
         for action in actions:
             await self._act(action)
             await self._until_still()
-            self._check_bounds()
+            self._check_bounds(crashes=self.device.lost.total())
         await self._finish(ending)
         await asyncio.wait_for(
             asyncio.gather(*(request.task for request in self.requests), return_exceptions=True), PATIENCE
         )
         await asyncio.sleep(0)
         for request in self.requests:
-            request.check(self.clock.now, ending)
+            request.check(self.clock.now, ending, self.device.lost)
         self._check_every_image_is_accounted_for()
         assert self.engine.snapshot() == AT_REST
+        if self.worker is not None:
+            self.worker.stop()
         assert untold == []
 
     async def _act(self, action: Action) -> None:
@@ -154,6 +186,9 @@ class Schedule:
                 self.device.let_through(action.calls)
             case Advance():
                 self.clock.advance(action.seconds)
+            case Crash():
+                self.device.lose_next = True
+                self.device.let_through(1)
 
     async def _submit(self, action: Submit) -> None:
         held = getattr(self.engine.snapshot(), action.lane)
@@ -172,9 +207,10 @@ class Schedule:
         assert refused != fits
 
     async def _until_still(self) -> None:
-        """The device thread is held in a call, or has nothing left to do."""
-        while not (self.device.is_held or self.engine.snapshot() == AT_REST):  # noqa: ASYNC110  a thread's doing
-            await asyncio.sleep(0)
+        """The device thread is held in a call, or has nothing left to do; and nothing is on its way to it."""
+        async with asyncio.timeout(PATIENCE):
+            while not (self.device.is_held or self.engine.snapshot() == AT_REST) or not self.engine.state.is_ready:  # noqa: ASYNC110  a thread's doing
+                await asyncio.sleep(0)
         await asyncio.sleep(0)
 
     async def _finish(self, ending: Ending) -> None:
@@ -185,25 +221,38 @@ class Schedule:
         self.device.release()
         await self.engine.stop(PATIENCE)
 
-    def _check_bounds(self) -> None:
+    def _check_bounds(self, *, crashes: int) -> None:
         snapshot = self.engine.snapshot()
         for lane in (snapshot.encode, snapshot.decode, snapshot.generate):
-            assert 0 <= lane.queued_images <= LIMITS.max_images
-            assert 0 <= lane.queued_bytes <= LIMITS.max_bytes
-            assert 0 <= lane.active_images <= LIMITS.max_batch_size
+            # What a worker had been handed and had not begun comes back to a queue that may be full again.
+            spare = LIMITS.max_batch_size if crashes else 0
+            assert 0 <= lane.queued_images <= LIMITS.max_images + spare
+            assert 0 <= lane.queued_bytes <= LIMITS.max_bytes + spare * images(0).nbytes
+            assert 0 <= lane.active_images <= self.depth * LIMITS.max_batch_size
         assert all(1 <= len(call.rows) <= LIMITS.max_batch_size for call in self.device.calls)
 
     def _check_every_image_is_accounted_for(self) -> None:
-        """The device began with every image at most once, but for the second try that follows a failure."""
+        """The device began with every image at most once, but for the second try that follows a failure or a death."""
         tries = Counter(value for call in self.device.calls if call.name != "step" for value in call.rows) + Counter(
             seed for call in self.device.calls if call.name == "step" for seed, step in call.rows if step == 0
         )
-        assert all(count <= 2 for count in tries.values())
+        assert all(count <= 2 + self.device.lost[value] for value, count in tries.items())
         if not self.device.poison:
-            assert all(count == 1 for count in tries.values())
+            assert all(count <= 1 + self.device.lost[value] for value, count in tries.items())
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(ACTIONS, max_size=25), st.sampled_from(["drain", "drain", "stop", "die"]))
 def test_every_request_of_any_schedule_ends_once_and_rightly(actions: list[Action], ending: Ending) -> None:
-    asyncio.run(Schedule().play(actions, ending))
+    play("inline", actions, ending)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ACTIONS_AND_CRASHES, max_size=25), st.sampled_from(["drain", "drain", "stop"]))
+def test_so_it_does_when_workers_die(actions: list[Action], ending: Ending) -> None:
+    play("remote", actions, ending)
+
+
+def play(form: Form, actions: list[Action], ending: Ending) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(Schedule(form, Path(folder)).play(actions, ending))

@@ -1,0 +1,319 @@
+"""Workers in other processes: found, lost, found again; what they were running is not lost with them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.engine import DeadlineExceeded, Engine, EngineStopped, LaneLimits, WorkerCrashed
+from service.engine.remote import RemoteEngine
+from tests.service.engine.fakes import (
+    PATIENCE,
+    Build,
+    Busy,
+    DeviceLost,
+    FakeClock,
+    FakeDevice,
+    FakeObserver,
+    FakeWorker,
+    Start,
+    Submit,
+    generated,
+    images,
+    items,
+    tokens,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("form", ["remote"], indirect=True)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the loop run until a thread has done its part."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110  a thread's doing
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def pool(
+    clock: FakeClock, observer: FakeObserver, tmp_path: Path, form: str
+) -> AsyncIterator[Callable[..., Awaitable[tuple[Engine, list[FakeDevice]]]]]:
+    """Starts an engine in front of several workers, each with a device of its own."""
+    assert form == "remote"
+    started: list[tuple[Engine, list[FakeWorker], list[FakeDevice]]] = []
+
+    async def pool(count: int, **limits: int) -> tuple[Engine, list[FakeDevice]]:
+        devices = [FakeDevice() for _ in range(count)]
+        workers = [
+            FakeWorker(tmp_path / f"worker-{index}", lambda device=device: device, clock)
+            for index, device in enumerate(devices)
+        ]
+        engine = RemoteEngine(
+            {worker.address.name: str(worker.address) for worker in workers},
+            limits=LaneLimits(**limits),
+            observer=observer,
+            clock=clock,
+            depth=1,
+        )
+        started.append((engine, workers, devices))
+        engine.start()
+        await engine.ready()
+        await until(lambda: engine.workers_up == count)
+        return engine, devices
+
+    yield pool
+    for engine, workers, devices in started:
+        for device in devices:
+            device.release()
+        await engine.stop(PATIENCE)
+        for worker in workers:
+            worker.stop()
+
+
+async def test_what_a_dead_worker_was_running_is_run_again_image_by_image(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = await start()
+    device.fatal_once = {2}
+    first = await busy(engine)
+    waiting = await submit(*(engine.encode(images(value), deadline=soon) for value in (1, 2, 3)))
+    device.release()
+    await first
+    for value, result in zip((1, 2, 3), await asyncio.gather(*waiting), strict=True):
+        np.testing.assert_array_equal(result.tokens, tokens(value))
+    assert device.rows_of("encode") == [(0,), (1, 2, 3), (1,), (2,), (3,)]
+
+
+async def test_an_image_that_ends_two_workers_is_refused_and_its_company_is_answered(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = await start()
+    device.fatal = {2}
+    first = await busy(engine)
+    good, poison, other = await submit(
+        engine.encode(images(1), deadline=soon),
+        engine.encode(images(2), deadline=soon),
+        engine.encode(images(3), deadline=soon),
+    )
+    device.release()
+    with pytest.raises(WorkerCrashed):
+        await poison
+    await first
+    np.testing.assert_array_equal((await good).tokens, tokens(1))
+    np.testing.assert_array_equal((await other).tokens, tokens(3))
+    assert sum(2 in rows for rows in device.rows_of("encode")) == 2
+
+
+@pytest.mark.parametrize("lane", ["decode", "generate"])
+async def test_ids_and_rows_are_run_again_too(start: Start, device: FakeDevice, soon: float, lane: str) -> None:
+    engine = await start()
+    device.fatal_once = {2}
+    if lane == "decode":
+        np.testing.assert_array_equal((await engine.decode(tokens(1, 2), deadline=soon)).images, images(1, 2))
+    else:
+        np.testing.assert_array_equal((await engine.generate(items(1, 2), deadline=soon)).tokens, generated(1, 2))
+
+
+async def test_a_row_goes_on_at_the_step_that_its_worker_died_in(
+    start: Start, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = await start()
+    device.hold()
+    [made] = await submit(engine.generate(items(5, steps=4), deadline=soon))
+    device.let_through(2)
+    device.wait_for_calls(3)
+    device.fatal_once = {5}
+    device.release()
+    np.testing.assert_array_equal((await made).tokens, generated(5, steps=4))
+    assert [rows[0][1] for rows in device.rows_of("step")] == [0, 1, 2, 2, 3]
+
+
+async def test_a_full_batch_is_handed_over_while_another_runs_and_a_partial_one_grows(
+    build: Build, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = build(depth=2, max_batch_size=2)
+    engine.start()
+    await engine.ready()
+    device.hold()
+    waiters = await submit(*(engine.encode(images(value, value), deadline=soon) for value in (1, 2, 3)))
+    device.wait_for_calls(1)
+    waiters += await submit(engine.encode(images(4), deadline=soon))
+    device.let_through(1)
+    device.wait_for_calls(2)
+    await until(lambda: engine.snapshot().encode.active_images == 4)
+    device.let_through(1)
+    device.wait_for_calls(3)
+    await waiters[1]
+    assert engine.snapshot().encode.queued_images == 1
+    waiters += await submit(engine.encode(images(5), deadline=soon))
+    device.release()
+    await asyncio.gather(*waiters)
+    assert device.rows_of("encode") == [(1, 1), (2, 2), (3, 3), (4, 5)]
+
+
+async def test_a_batch_that_its_dead_worker_had_not_begun_is_not_blamed(
+    build: Build, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = build(depth=2, max_batch_size=1)
+    engine.start()
+    await engine.ready()
+    device.hold()
+    device.fatal_once = {2, 4}
+    waiters = await submit(*(engine.encode(images(value), deadline=soon) for value in (1, 2, 3, 4, 5)))
+    device.wait_for_calls(1)
+    device.release()
+    for value, waiter in enumerate(waiters, start=1):
+        np.testing.assert_array_equal((await waiter).tokens, tokens(value))
+
+
+async def test_a_batch_that_expires_on_its_way_never_reaches_the_device(
+    build: Build, submit: Submit, device: FakeDevice, clock: FakeClock, observer: FakeObserver, soon: float
+) -> None:
+    engine = build(depth=2, max_batch_size=1)
+    engine.start()
+    await engine.ready()
+    device.hold()
+    first, second = await submit(*(engine.encode(images(value), deadline=soon) for value in (1, 2)))
+    late = (await submit(engine.encode(images(3), deadline=clock.now + 100)))[0]
+    device.wait_for_calls(1)
+    device.let_through(1)
+    await first
+    device.wait_for_calls(2)
+    await until(lambda: engine.snapshot().encode.active_images == 2)
+    clock.advance(100)
+    device.release()
+    await second
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert device.rows_of("encode") == [(1,), (2,)]
+    assert observer.abandonments == {("encode", "expired"): 1}
+
+
+async def test_without_a_worker_new_work_is_refused_and_accepted_work_waits_for_the_next(
+    build: Build, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    may_open = threading.Event()
+    may_open.set()
+
+    def factory() -> FakeDevice:
+        assert may_open.wait(PATIENCE)
+        return device
+
+    engine = build(factory)
+    engine.start()
+    await engine.ready()
+    device.hold()
+    [waiting] = await submit(engine.encode(images(1), deadline=soon))
+    device.wait_for_calls(1)
+    may_open.clear()
+    device.fatal_once = {1}
+    device.release()
+    await until(lambda: not engine.state.is_ready)
+    assert engine.state.name == "starting"
+    assert "the worker has gone" in str(engine.state.reason)
+    with pytest.raises(EngineStopped, match="the worker has gone"):
+        await engine.encode(images(2), deadline=soon)
+    may_open.set()
+    np.testing.assert_array_equal((await waiting).tokens, tokens(1))
+    assert engine.state.is_ready
+
+
+async def test_an_idle_worker_that_dies_is_noticed(build: Build, device: FakeDevice) -> None:
+    engine = build()
+    engine.start()
+    await engine.ready()
+    build.workers[0].stop()  # type: ignore[attr-defined]
+    await until(lambda: not engine.state.is_ready)
+
+
+async def test_a_worker_that_cannot_open_its_device_says_why_until_it_can(
+    build: Build, device: FakeDevice, soon: float
+) -> None:
+    works = threading.Event()
+
+    def factory() -> FakeDevice:
+        if not works.is_set():
+            raise DeviceLost("no such weights")
+        return device
+
+    engine = build(factory)
+    engine.start()
+    await until(lambda: engine.state.name == "failed")
+    assert "the device cannot be opened: no such weights" in str(engine.state.reason)
+    with pytest.raises(EngineStopped, match="no such weights"):
+        await engine.encode(images(1), deadline=soon)
+    works.set()
+    await until(lambda: engine.state.is_ready)
+    np.testing.assert_array_equal((await engine.encode(images(1), deadline=soon)).tokens, tokens(1))
+
+
+async def test_two_workers_share_the_queue(
+    pool: Callable[..., Awaitable[tuple[Engine, list[FakeDevice]]]], submit: Submit, soon: float
+) -> None:
+    engine, devices = await pool(2, max_batch_size=2)
+    for device in devices:
+        device.hold()
+    waiters = await submit(
+        engine.encode(images(1, 2, 3, 4), deadline=soon), engine.generate(items(5, 6), deadline=soon)
+    )
+    for device in devices:
+        device.wait_for_calls(1)
+    assert engine.snapshot().encode.active_images + engine.snapshot().generate.active_images == 4
+    for device in devices:
+        device.release()
+    encoded, made = await asyncio.gather(*waiters)
+    np.testing.assert_array_equal(encoded.tokens, tokens(1, 2, 3, 4))
+    np.testing.assert_array_equal(made.tokens, generated(5, 6))
+
+
+async def test_while_one_of_two_workers_is_left_the_engine_is_ready_and_answers(
+    pool: Callable[..., Awaitable[tuple[Engine, list[FakeDevice]]]], submit: Submit, soon: float
+) -> None:
+    engine, devices = await pool(2, max_batch_size=1)
+    for device in devices:
+        device.hold()
+    waiters = await submit(*(engine.encode(images(value), deadline=soon) for value in (1, 2, 3)))
+    for device in devices:
+        device.wait_for_calls(1)
+    lost, left = sorted(devices, key=lambda device: device.rows_of("encode") != [(1,)])
+    lost.fatal = {1}
+    lost.release()
+    await until(lambda: engine.workers_up == 1 and engine.snapshot().encode.active_images == 2)
+    assert engine.state.is_ready
+    lost.fatal = set()
+    left.release()
+    for value, waiter in enumerate(waiters, start=1):
+        np.testing.assert_array_equal((await waiter).tokens, tokens(value))
+
+
+async def test_two_front_ends_share_a_worker_and_one_that_leaves_takes_nothing_with_it(
+    build: Build, busy: Busy, submit: Submit, device: FakeDevice, clock: FakeClock, soon: float
+) -> None:
+    staying = build()
+    staying.start()
+    await staying.ready()
+    address = str(build.workers[0].address)  # type: ignore[attr-defined]
+    leaving = RemoteEngine({"fake": address}, clock=clock, depth=1)
+    leaving.start()
+    await leaving.ready()
+    first = await busy(staying)
+    [gone] = await submit(leaving.encode(images(1), deadline=soon))
+    await until(lambda: leaving.snapshot().encode.active_images == 1)
+    await leaving.stop(0)
+    with pytest.raises(EngineStopped):
+        await gone
+    device.release()
+    await first
+    np.testing.assert_array_equal((await staying.encode(images(2), deadline=soon)).tokens, tokens(2))
+
+
+async def test_answers_of_any_size_come_back_whole(start: Start, soon: float) -> None:
+    engine = await start(max_batch_size=64)
+    for count in (1, 3, 2, 40, 1, 64, 7):
+        values = tuple(range(count))
+        np.testing.assert_array_equal((await engine.decode(tokens(*values), deadline=soon)).images, images(*values))
