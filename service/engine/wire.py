@@ -94,7 +94,8 @@ class Channel:
         body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         data = memoryview(_HEADER.pack(len(body)) + body)
         sent = socket.send_fds(self._connection, [data], descriptors) if descriptors else 0
-        self._connection.sendall(data[sent:])
+        if sent < len(data):  # or a peer that has gone would be an error of a message that reached it
+            self._connection.sendall(data[sent:])
 
     def receive(self) -> tuple[Any, list[int]]:
         """The next message, and the descriptors that came with it. Raises ``EOFError`` or ``OSError``."""

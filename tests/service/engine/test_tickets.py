@@ -1,0 +1,140 @@
+"""Room for images before they are decoded: threads write each one straight into a row of the batch to come."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from service.engine import DeadlineExceeded, EngineStopped, LaneSnapshot, QueueFull
+from tests.service.engine.fakes import (
+    Build,
+    Busy,
+    FakeClock,
+    FakeDevice,
+    FakeObserver,
+    Start,
+    Submit,
+    images,
+    tokens,
+)
+
+pytestmark = pytest.mark.anyio
+
+IMAGE_BYTES = images(0).nbytes
+
+
+async def test_images_that_threads_write_in_any_order_come_back_in_that_of_the_request(
+    start: Start, soon: float
+) -> None:
+    engine = await start(max_batch_size=16)
+    values = list(range(200))
+    with engine.open_encode(len(values), image_size=2, deadline=soon) as ticket, ThreadPoolExecutor(4) as threads:
+        for value in reversed(values):
+            threads.submit(ticket.put, value, images(value)[0])
+        encoded = await ticket.result()
+    np.testing.assert_array_equal(encoded.tokens, tokens(*values))
+
+
+async def test_room_is_refused_before_anything_is_decoded(start: Start, observer: FakeObserver, soon: float) -> None:
+    engine = await start(max_images=3)
+    with engine.open_encode(2, image_size=2, deadline=soon):
+        with pytest.raises(QueueFull):
+            engine.open_encode(2, image_size=2, deadline=soon)
+        assert engine.snapshot().encode == LaneSnapshot(queued_images=2, queued_bytes=2 * IMAGE_BYTES, active_images=0)
+    assert engine.snapshot().encode.queued_images == 0
+    assert observer.rejections == {("encode", "images"): 1}
+
+
+async def test_an_image_that_cannot_be_decoded_costs_the_others_nothing(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
+) -> None:
+    engine = await start()
+    first = await busy(engine)
+    [other] = await submit(engine.encode(images(5), deadline=soon))
+    with engine.open_encode(3, image_size=2, deadline=soon) as ticket:
+        ticket.put(0, images(6)[0])  # and the second image is no image
+    ticket.put(2, images(7)[0])  # a thread that had not heard of it
+    device.release()
+    await first
+    np.testing.assert_array_equal((await other).tokens, tokens(5))
+    assert device.rows_of("encode") == [(0,), (5,)]
+    assert observer.abandonments == {("encode", "cancelled"): 1}
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((3, 2, 3), np.uint8), np.zeros((2, 2, 3), np.float32)])
+async def test_pixels_of_another_shape_or_type_are_a_mistake_of_the_caller(
+    start: Start, soon: float, pixels: np.ndarray
+) -> None:
+    engine = await start()
+    ticket = engine.open_encode(1, image_size=2, deadline=soon)
+    with ticket, pytest.raises(ValueError, match=r"uint8 \[2, 2, 3\] was announced"):
+        ticket.put(0, pixels)
+
+
+async def test_a_request_whose_images_do_not_come_in_time_expires(start: Start, clock: FakeClock) -> None:
+    engine = await start()
+    with engine.open_encode(2, image_size=2, deadline=clock.now + 0.001) as ticket:
+        ticket.put(0, images(1)[0])
+        with pytest.raises(DeadlineExceeded) as late:
+            await ticket.result()
+    assert late.value.lane == "encode"
+    assert engine.snapshot().encode.queued_images == 0
+
+
+async def test_a_drain_waits_for_images_that_are_still_being_decoded(start: Start, submit: Submit, soon: float) -> None:
+    engine = await start()
+    with engine.open_encode(1, image_size=2, deadline=soon) as ticket:
+        [stopping] = await submit(engine.stop(10))
+        ticket.put(0, images(3)[0])
+        np.testing.assert_array_equal((await ticket.result()).tokens, tokens(3))
+    await stopping
+    assert engine.state.name == "stopped"
+
+
+async def test_nobody_is_left_waiting_for_images_when_the_drain_is_over(start: Start, soon: float) -> None:
+    engine = await start()
+    with engine.open_encode(1, image_size=2, deadline=soon) as ticket:
+        await engine.stop(0)
+        ticket.put(0, images(3)[0])
+        with pytest.raises(EngineStopped):
+            await ticket.result()
+
+
+async def test_memory_for_images_is_bounded_whatever_is_cancelled(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = await start(max_batch_size=4, max_images=8)
+    first = await busy(engine)
+    for round_ in range(50):
+        waiting = await submit(*(engine.encode(images(round_, value), deadline=soon) for value in range(4)))
+        for request in waiting[round_ % 3 : 3]:
+            request.cancel()
+        await asyncio.sleep(0)
+        for request in waiting:
+            request.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    last = await submit(*(engine.encode(images(value), deadline=soon) for value in range(8)))
+    assert engine.blocks_made <= 2 + 1 + 1  # for the queue, for what is being filled, and at the device
+    device.release()
+    await first
+    for value, request in enumerate(last):
+        np.testing.assert_array_equal((await request).tokens, tokens(value))
+
+
+async def test_an_image_waits_for_company_no_longer_than_it_is_told_to(
+    build: Build, submit: Submit, device: FakeDevice, clock: FakeClock, soon: float
+) -> None:
+    engine = build(max_batch_size=3, max_wait=50.0)
+    engine.start()
+    await engine.ready()
+    waiting = await submit(engine.encode(images(1), deadline=soon))
+    clock.advance(30)
+    waiting += await submit(engine.encode(images(2), deadline=soon))
+    assert device.calls == []
+    clock.advance(20)  # the first has waited for fifty, the second for twenty
+    await asyncio.gather(*waiting)
+    await asyncio.gather(*(await submit(*(engine.encode(images(value), deadline=soon) for value in (3, 4, 5)))))
+    assert device.rows_of("encode") == [(1, 2), (3, 4, 5)]
