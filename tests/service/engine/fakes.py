@@ -184,6 +184,7 @@ class FakeWorker:
         self._device_factory = device_factory
         self._clock = clock
         self._is_stopping = False
+        self.stays_down = False
         self._listen()
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
         self._thread.start()
@@ -200,6 +201,8 @@ class FakeWorker:
             try:
                 self.server.run()
             except DeviceLost:
+                if self.stays_down:
+                    return
                 self._listen()
 
     def stop(self) -> None:
@@ -207,6 +210,7 @@ class FakeWorker:
         self.server.stop()
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
+        self.server.stop()  # it may have been replaced meanwhile
 
 
 class FakeObserver:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.engine import DeadlineExceeded, Engine, EngineStopped, LaneLimits, WorkerCrashed
+from service.engine import DeadlineExceeded, EngineStopped, LaneLimits, WorkerCrashed
 from service.engine.remote import RemoteEngine
 from tests.service.engine.fakes import (
     PATIENCE,
@@ -32,6 +32,9 @@ from tests.service.engine.fakes import (
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("form", ["remote"], indirect=True)]
 
 
+Pool = Callable[..., Awaitable[tuple[RemoteEngine, list[FakeDevice], list[FakeWorker]]]]
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Lets the loop run until a thread has done its part."""
     async with asyncio.timeout(PATIENCE):
@@ -40,14 +43,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-async def pool(
-    clock: FakeClock, observer: FakeObserver, tmp_path: Path, form: str
-) -> AsyncIterator[Callable[..., Awaitable[tuple[Engine, list[FakeDevice]]]]]:
+async def pool(clock: FakeClock, observer: FakeObserver, tmp_path: Path, form: str) -> AsyncIterator[Pool]:
     """Starts an engine in front of several workers, each with a device of its own."""
     assert form == "remote"
-    started: list[tuple[Engine, list[FakeWorker], list[FakeDevice]]] = []
+    started: list[tuple[RemoteEngine, list[FakeWorker], list[FakeDevice]]] = []
 
-    async def pool(count: int, **limits: int) -> tuple[Engine, list[FakeDevice]]:
+    async def pool(count: int, **limits: int) -> tuple[RemoteEngine, list[FakeDevice], list[FakeWorker]]:
         devices = [FakeDevice() for _ in range(count)]
         workers = [
             FakeWorker(tmp_path / f"worker-{index}", lambda device=device: device, clock)
@@ -64,7 +65,7 @@ async def pool(
         engine.start()
         await engine.ready()
         await until(lambda: engine.workers_up == count)
-        return engine, devices
+        return engine, devices, workers
 
     yield pool
     for engine, workers, devices in started:
@@ -252,10 +253,8 @@ async def test_a_worker_that_cannot_open_its_device_says_why_until_it_can(
     np.testing.assert_array_equal((await engine.encode(images(1), deadline=soon)).tokens, tokens(1))
 
 
-async def test_two_workers_share_the_queue(
-    pool: Callable[..., Awaitable[tuple[Engine, list[FakeDevice]]]], submit: Submit, soon: float
-) -> None:
-    engine, devices = await pool(2, max_batch_size=2)
+async def test_two_workers_share_the_queue(pool: Pool, submit: Submit, soon: float) -> None:
+    engine, devices, _ = await pool(2, max_batch_size=2)
     for device in devices:
         device.hold()
     waiters = await submit(
@@ -272,21 +271,20 @@ async def test_two_workers_share_the_queue(
 
 
 async def test_while_one_of_two_workers_is_left_the_engine_is_ready_and_answers(
-    pool: Callable[..., Awaitable[tuple[Engine, list[FakeDevice]]]], submit: Submit, soon: float
+    pool: Pool, submit: Submit, soon: float
 ) -> None:
-    engine, devices = await pool(2, max_batch_size=1)
+    engine, devices, workers = await pool(2, max_batch_size=1)
     for device in devices:
         device.hold()
     waiters = await submit(*(engine.encode(images(value), deadline=soon) for value in (1, 2, 3)))
     for device in devices:
         device.wait_for_calls(1)
-    lost, left = sorted(devices, key=lambda device: device.rows_of("encode") != [(1,)])
-    lost.fatal = {1}
-    lost.release()
-    await until(lambda: engine.workers_up == 1 and engine.snapshot().encode.active_images == 2)
+    workers[0].stays_down = True
+    devices[0].lose_next = True
+    devices[0].release()
+    await until(lambda: engine.workers_up == 1)
     assert engine.state.is_ready
-    lost.fatal = set()
-    left.release()
+    devices[1].release()
     for value, waiter in enumerate(waiters, start=1):
         np.testing.assert_array_equal((await waiter).tokens, tokens(value))
 
