@@ -240,22 +240,24 @@ class BatchingEngine:
 
     async def wait(self, work: Work, name: LaneName) -> None:
         """Waits for all results of a request, until its deadline. Raises why there are none."""
+        # A timer of its own costs a third of asyncio.timeout, which would be the dearest thing done for a small image.
+        timer = work.future.get_loop().call_later(work.deadline - self._queues.clock(), self._expire, work, name)
         try:
-            async with asyncio.timeout(work.deadline - self._queues.clock()):
-                await work.future
-        except TimeoutError:
-            late = DeadlineExceeded(lane=name, stage="device" if work.taken else "queue")
-            with self._queues.wake:
-                work.fail(late)
-                self._queues.drop(work, name)
-            raise DeadlineExceeded(lane=name, stage=late.stage) from None
+            await work.future
         except asyncio.CancelledError:
             self.abandon(work, name)
             raise
         finally:
+            timer.cancel()
             # The request's error holds this frame, and the request its error: uncut, it would stay until the garbage
             # collector comes.
             del work
+
+    def _expire(self, work: Work, name: LaneName) -> None:
+        with self._queues.wake:
+            work.fail(DeadlineExceeded(lane=name, stage="device" if work.taken else "queue"))
+            self._queues.drop(work, name)
+        work.settle()
 
     def abandon(self, work: Work, name: LaneName) -> None:
         """Nobody waits for a request any more; nothing happens if it has ended."""

@@ -97,7 +97,8 @@ class Queues:
         """Drops what still waits of requests that have ended, and tells their waiters."""
         ended = {work for work in works if work.ended}
         for work in ended:
-            lane.discard(work)
+            if work.error is not None:
+                lane.discard(work)
         self.tell(ended, reports)
 
     def tell(self, ended: set[Work], reports: Sequence[Callable[[], None]] = ()) -> None:

@@ -20,6 +20,11 @@ class Work:
     but for ``report_step`` and ``settle``, which belong to the event loop.
     """
 
+    __slots__ = (
+        *("size", "deadline", "admitted", "future", "on_step", "error", "abandoned", "items"),
+        *("_results", "_remaining", "_taken", "_device_seconds", "_batch_images"),
+    )
+
     def __init__(
         self,
         *,

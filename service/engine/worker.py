@@ -50,6 +50,7 @@ class _FrontEnd:
         # Two, used in turns: the front end reads one while the device writes the other.
         self._answers: list[Block | None] = [None, None]
         self._turn = 0
+        self._closing = threading.Lock()
 
     def argument(self, request: Request, descriptors: list[int]) -> Any:
         """What the device is called with."""
@@ -80,8 +81,11 @@ class _FrontEnd:
         self.channel.send(Answer(seconds, result, memory, count, text), descriptors)
 
     def close(self) -> None:
-        """Forgets the connection; the memory goes when the device has let go of it."""
-        self.is_gone = True
+        """Forgets the connection; the memory goes when the device has let go of it. Thread-safe, and once is enough."""
+        with self._closing:
+            if self.is_gone:
+                return
+            self.is_gone = True
         self.channel.shut_down()
         self._blocks.clear()
         for block in self._answers:
