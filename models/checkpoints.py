@@ -29,25 +29,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["Checkpoint", "CheckpointError", "HubFile", "UnreadableCheckpoint", "load_strictly", "open_checkpoint"]
+from models.errors import CheckpointError, UnreadableCheckpoint
+
+__all__ = ["Checkpoint", "HubFile", "load_strictly", "open_checkpoint"]
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIG_FILE = "config.json"
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
 # Saved by transformers before 4.31: a constant, not a weight.
 _IGNORED = re.compile(r"(^|\.)position_ids$")
-
-
-class CheckpointError(Exception):
-    """Weights that cannot be found, read or fitted to the network; the message says what to do."""
-
-
-class UnreadableCheckpoint(CheckpointError):
-    """A ``file`` that is there and holds no weights, or not all of them."""
-
-    def __init__(self, file: Path, reason: object) -> None:
-        super().__init__(f"{file} cannot be read as weights: {reason}")
-        self.file = file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,16 +12,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
+from models.errors import ConfigError
 from models.generator import GeneratorConfig
 from models.titok import SIZES, TiTokConfig, TransformerSize
 
-__all__ = ["ConfigError", "class_names", "class_sources", "generator_config", "tokenizer_config"]
+__all__ = ["class_names", "class_sources", "generator_config", "tokenizer_config"]
 
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
-
-
-class ConfigError(ValueError):
-    """A configuration that does not describe a network; the message names the key."""
 
 
 def _lookup(root: Mapping[str, Any], path: str) -> Any:

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoints import Checkpoint, CheckpointError, HubFile, load_strictly, open_checkpoint
+from models.checkpoints import Checkpoint, HubFile, load_strictly, open_checkpoint
 from models.configuration import class_names, class_sources, generator_config
+from models.errors import CheckpointError, UnknownVariantError
 from models.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
 from models.imagenet import IMAGENET_CLASSES
 from models.precision import Precision
-from models.registry import GENERATORS, PRESETS, GeneratorVariant, UnknownVariantError
-from models.sampling import SamplingRow, SamplingSettings, StepNoise, StepOutcome, guide, sample_step
+from models.registry import GENERATORS, PRESETS, GeneratorVariant
+from models.sampling import SamplingRow, StepNoise, StepOutcome, guide, sample_step
+from models.sampling_settings import SamplingSettings
 
 __all__ = ["Generator", "load_generator"]
 

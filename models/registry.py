@@ -13,22 +13,17 @@ from pathlib import Path
 from models.checkpoints import HubFile
 from models.generator import GeneratorConfig
 from models.maskgit_vqgan import MaskGITVQGANConfig
-from models.sampling import SamplingSettings
+from models.sampling_settings import SamplingSettings
+from models.shipped import DEFAULT_VARIANT, SHIPPED
 from models.titok import SIZES, TiTokConfig
 
-__all__ = ["DEFAULT_VARIANT", "GENERATORS", "TOKENIZERS", "GeneratorVariant", "TokenizerVariant", "UnknownVariantError"]
+__all__ = ["GENERATORS", "TOKENIZERS", "GeneratorVariant", "TokenizerVariant"]
 
-DEFAULT_VARIANT = "titok-mini-32"
-SHIPPED = Path(__file__).parent / "weights"
 PRESETS = ("published", "demo", "fast")
 
 # Commits of the published repositories, where they are known; the others follow their only branch. Whichever it is, the
 # commit that was downloaded is part of a tokenizer's ``source``, and its ``revision`` is a digest of the weights.
 _COMMITS = {"tokenizer_titok_l32_imagenet": "1c9a2084c59112fd415b7ed97d4c200e864a95de"}
-
-
-class UnknownVariantError(LookupError):
-    """A name that no variant bears."""
 
 
 @dataclass(frozen=True, kw_only=True)

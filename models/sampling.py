@@ -17,72 +17,15 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_STEPS", "SamplingRow", "SamplingSettings", "StepNoise", "StepOutcome", "guide", "sample_step"]
+from models.sampling_settings import SamplingSettings
 
-MAX_STEPS = 256
-
-GuidanceDecay = Literal["constant", "linear", "power-cosine"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
-    """How one image is sampled.
-
-    ``guidance_scale`` (0..50) counts as the published code counts it: with ``constant`` and ``linear`` decay the logits
-    are c + w (c - u), with ``power-cosine`` u + w (c - u). ``temperature`` (0..100) scales the noise on the choice of
-    tokens and of positions, and falls linearly to 0 at the last step. ``softmax_annealing`` divides the logits by a
-    number that falls from about 1.3 to 0.5.
-    """
-
-    steps: int
-    guidance_scale: float
-    guidance_decay: GuidanceDecay = "constant"
-    guidance_power: float = 3.0
-    temperature: float = 1.0
-    softmax_annealing: bool = False
-
-    def __post_init__(self) -> None:
-        _check_range("steps", self.steps, 1, MAX_STEPS)
-        _check_range("guidance_scale", self.guidance_scale, 0.0, 50.0)
-        _check_range("guidance_power", self.guidance_power, 0.1, 10.0)
-        _check_range("temperature", self.temperature, 0.0, 100.0)
-
-    def guidance_weight(self, step: int) -> float:
-        """The factor of (c - u) at a step in 0..steps-1. A linear decay starts at 0: one forward pass, no guidance."""
-        progress = step / self.steps
-        if self.guidance_decay == "linear":
-            return self.guidance_scale * progress
-        if self.guidance_decay == "power-cosine":
-            ramp = 0.5 * (1.0 - math.cos(math.pi * progress**self.guidance_power))
-            return 1.0 + (self.guidance_scale - 1.0) * ramp
-        return self.guidance_scale
-
-    def needs_unconditional(self, step: int) -> bool:
-        """Whether a step needs the logits without a class."""
-        return self.guidance_weight(step) != 0.0
-
-    def masked_fraction(self, step: int) -> float:
-        """The part of the tokens that stays masked after a step: the arccos schedule, 0 after the last one."""
-        return math.acos((step + 1) / self.steps) / (math.pi / 2)
-
-    def noise_scale(self, step: int) -> float:
-        """Factor of the Gumbel noise at a step; 0 at the last one."""
-        return self.temperature * (1.0 - (step + 1) / self.steps)
-
-    def logit_divisor(self, step: int) -> float:
-        """Softmax temperature at a step."""
-        return 0.5 + 0.8 * (1.0 - (step + 1) / self.steps) if self.softmax_annealing else 1.0
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} {value} is out of range {low}..{high}")
+__all__ = ["SamplingRow", "StepNoise", "StepOutcome", "guide", "sample_step"]
 
 
 @dataclass(slots=True)

@@ -17,13 +17,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.checkpoints import Checkpoint, CheckpointError, HubFile, load_strictly, open_checkpoint
+from models.checkpoints import Checkpoint, HubFile, load_strictly, open_checkpoint
 from models.codes import CodeFormat
 from models.configuration import tokenizer_config
+from models.errors import CheckpointError, UnknownVariantError
 from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.precision import Precision
 from models.preprocess import PREPROCESSING_VERSION
-from models.registry import TOKENIZERS, UnknownVariantError
+from models.registry import TOKENIZERS
 from models.titok import Posterior, TiTok, TiTokConfig
 
 __all__ = ["Tokenizer", "build_tokenizer", "load_tokenizer"]

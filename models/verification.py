@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.checkpoints import Checkpoint, CheckpointError, HubFile, UnreadableCheckpoint, open_checkpoint
-from models.configuration import ConfigError
+from models.checkpoints import Checkpoint, HubFile, open_checkpoint
+from models.errors import CheckpointError, ConfigError, UnknownVariantError, UnreadableCheckpoint
 from models.preprocess import to_rgb
-from models.registry import TOKENIZERS, UnknownVariantError
+from models.registry import TOKENIZERS
 from models.tokenizer import Tokenizer, build_tokenizer
 
 __all__ = ["KNOWN_TOKENS", "Comparison", "Difference", "KnownTokens", "Verdict", "Verification", "verify_tokenizer"]

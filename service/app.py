@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +20,6 @@ from starlette.responses import Response
 
 from service.cache import CodeCache, MemoryCache, NoCache
 from service.context import ServiceContext
-from service.device import ServedDevice, open_device
 from service.engine import EngineStopped, InlineEngine, LaneLimits
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext, problem_response
@@ -40,6 +39,9 @@ from service.routes import decode, encode, generate, models, operations, reconst
 from service.settings import Settings
 from service.version import VERSION
 
+if TYPE_CHECKING:
+    from service.device import ServedDevice
+
 __all__ = ["create_admin_app", "create_app"]
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,13 @@ Errors are problem documents (RFC 9457): `application/problem+json` with what wa
 _bearer = HTTPBearer(auto_error=False, description="One of the keys in TITOK_API_KEYS, where keys are set.")
 
 
-def create_app(settings: Settings, *, open_device: Callable[[Settings], ServedDevice] = open_device) -> FastAPI:
+def _open_device(settings: Settings) -> ServedDevice:
+    from service.device import open_device  # torch: only a process that runs models imports it
+
+    return open_device(settings)
+
+
+def create_app(settings: Settings, *, open_device: Callable[[Settings], ServedDevice] = _open_device) -> FastAPI:
     """The public API. Its lifespan opens the device, and stops the engine in good order."""
     metrics = Metrics()
     context: ServiceContext

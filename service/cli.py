@@ -13,11 +13,9 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from models.checkpoints import CheckpointError
 from models.codes import CodeError
-from models.configuration import ConfigError
+from models.errors import CheckpointError, ConfigError, UnknownVariantError
 from models.preprocess import eval_crop
-from models.registry import GENERATORS, TOKENIZERS, UnknownVariantError
 from service.classes import ClassIndex
 from service.evaluation_command import evaluate
 from service.media import OUTPUT_EXTENSIONS, MediaLimits, decode_image, encode_image
@@ -72,7 +70,7 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Start the service. Every other setting is an environment variable (see docs/configuration.md)."""
-    from service.server import serve as run  # torch and the web framework are slow to import
+    from service.server import serve as run  # the web framework is slow to import
 
     flags = {name: value for name, value in locals().items() if name != "run" and value is not None}
     try:
@@ -154,6 +152,8 @@ def generate(
 def info(tokenizer: Tokenizer = None) -> None:
     """Print what is known of the variants, or load one and print its facts."""
     if tokenizer is None:
+        from models.registry import GENERATORS, TOKENIZERS
+
         for name, variant in TOKENIZERS.items():
             figures = [f"rFID {variant.rfid}"] if variant.rfid else []
             figures += ["with generator"] if name in GENERATORS else []

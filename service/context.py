@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect
 
 from service.cache import CodeCache
 from service.classes import ClassIndex
-from service.device import GeneratorFacts, ModelFacts
 from service.engine import DeadlineExceeded as EngineDeadlineExceeded
 from service.engine import DeviceFailed, Engine, EngineStopped, QueueFull, Timing
 from service.engine import WorkerCrashed as EngineWorkerCrashed
+from service.facts import GeneratorFacts, ModelFacts
 from service.metrics import Metrics
 from service.problems import (
     ContentTooLarge,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 import numpy as np
@@ -12,39 +11,17 @@ import numpy.typing as npt
 import torch
 
 from models import Generator, Tokenizer, load_generator, load_tokenizer
-from models.checkpoints import CheckpointError
-from models.codes import CodeFormat
+from models.errors import CheckpointError
 from models.registry import GENERATORS
-from models.sampling import SamplingRow, SamplingSettings
+from models.sampling import SamplingRow
+from models.sampling_settings import SamplingSettings
 from service.engine import Device, RowState, Stepped
+from service.facts import GeneratorFacts, ModelFacts
 from service.settings import Settings
 
-__all__ = ["GeneratorFacts", "ModelDevice", "ModelFacts", "ServedDevice", "open_device"]
+__all__ = ["ModelDevice", "ServedDevice", "open_device"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorFacts:
-    """What routes need to know of a generator."""
-
-    revision: str
-    class_names: tuple[str, ...]
-    presets: Mapping[str, SamplingSettings]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What routes need to know of the models: plain values, so that they can come from another process."""
-
-    name: str
-    revision: str
-    image_size: int
-    code_format: CodeFormat
-    device: str
-    precision: Mapping[str, str]
-    source: str
-    generator: GeneratorFacts | None
 
 
 class ServedDevice(Device, Protocol):
@@ -78,6 +55,7 @@ class ModelDevice:
             else GeneratorFacts(
                 revision=generator.revision, class_names=generator.class_names, presets=dict(generator.presets)
             ),
+            batch_limits={},
         )
 
     def encode(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:

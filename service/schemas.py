@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from models.sampling import MAX_STEPS
+from models.sampling_settings import MAX_STEPS
 from service.problems import InvalidRequest, MalformedBody, ProblemDetail
 
 __all__ = [

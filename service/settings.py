@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.registry import DEFAULT_VARIANT
+from models.shipped import DEFAULT_VARIANT
 
 __all__ = ["Settings"]
 

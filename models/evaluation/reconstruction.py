@@ -18,11 +18,12 @@ from torch import Tensor
 from models.evaluation.distributions import frechet_distance, kernel_distance
 from models.evaluation.features import Features, as_tensor, batches, extract
 from models.evaluation.lite0 import Lite0
-from models.evaluation.measures import entropy_bits, patch_steps, psnr, ssim
+from models.evaluation.measures import entropy_bits, patch_steps
 from models.evaluation.neighbours import ReferenceSet
 from models.evaluation.perceptual import perceptual_distance
 from models.evaluation.placeholders import Codec, Decoded
 from models.evaluation.progress import Track, silently
+from models.evaluation.similarity import psnr, ssim
 from models.tokenizer import Tokenizer
 
 __all__ = [

@@ -14,7 +14,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints import CheckpointError
+from models.errors import CheckpointError
 from models.titok import TiTok
 
 __all__ = ["adopt", "initialise", "initialise_as_published", "initialise_tokenizer", "plane_waves"]

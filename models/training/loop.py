@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.checkpoints import CheckpointError
+from models.errors import CheckpointError
 from models.precision import has_fast_bfloat16
 from models.training.config import OptimizerConfig, ScheduleConfig
 from models.training.distributed import average_gradients, is_main, mean_of, world_size

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.checkpoints import CheckpointError
+from models.errors import CheckpointError
 
 __all__ = ["load_published_perceptual", "logit_distance"]
 

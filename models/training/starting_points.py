@@ -8,8 +8,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from models.checkpoints import Checkpoint, CheckpointError, HubFile, load_strictly, open_checkpoint
+from models.checkpoints import Checkpoint, HubFile, load_strictly, open_checkpoint
 from models.configuration import tokenizer_config
+from models.errors import CheckpointError
 from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.registry import TOKENIZERS
 from models.titok import TiTok, TiTokConfig

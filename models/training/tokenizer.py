@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from models.data.photographs import PhotographSet
-from models.evaluation.measures import entropy_bits, psnr, seam_ratio
+from models.evaluation.measures import entropy_bits, seam_ratio
+from models.evaluation.similarity import psnr
 from models.titok import TiTok
 from models.training.augmentation import random_views
 from models.training.codebook import Codebook

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from models.sampling import SamplingSettings
+from models.sampling_settings import SamplingSettings
 from service.context import ServiceContext
 from service.engine import GenerateItem
 from service.media import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES

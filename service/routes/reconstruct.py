@@ -7,11 +7,10 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from models.evaluation.measures import psnr, ssim
+from models.evaluation.similarity import psnr, ssim
 from service.context import ServiceContext
 from service.media import OUTPUT_EXTENSIONS
 from service.negotiation import choose_media_type
@@ -103,10 +102,9 @@ async def _reconstruct(
 
 def _quality(original: npt.NDArray[np.uint8], rendered: Rendered) -> Quality:
     outputs, images = (
-        torch.from_numpy(pixels.astype(np.float64)).permute(2, 0, 1)[None] / 255.0
-        for pixels in (rendered.pixels[0], original)
+        (pixels.astype(np.float32) / 255.0).transpose(2, 0, 1)[None] for pixels in (rendered.pixels[0], original)
     )
-    decibels = float(psnr(outputs, images))
+    decibels = float(psnr(outputs, images)[0])
     return Quality(
-        psnr=None if math.isinf(decibels) else round(decibels, 2), ssim=round(float(ssim(outputs, images)), 4)
+        psnr=None if math.isinf(decibels) else round(decibels, 2), ssim=round(float(ssim(outputs, images)[0]), 4)
     )

@@ -32,7 +32,8 @@ from models.attention import attend
 from models.checkpoints import Checkpoint
 from models.generator import GeneratorConfig, build_generator
 from models.preprocess import eval_crop
-from models.registry import DEFAULT_VARIANT, GENERATORS, TOKENIZERS
+from models.registry import GENERATORS, TOKENIZERS
+from models.shipped import DEFAULT_VARIANT
 from models.titok import Block, TiTok, TiTokConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import load_generator, load_tokenizer
-from models.checkpoints import CheckpointError, HubFile, open_checkpoint
-from models.configuration import ConfigError, generator_config, tokenizer_config
+from models.checkpoints import HubFile, open_checkpoint
+from models.configuration import generator_config, tokenizer_config
+from models.errors import CheckpointError, ConfigError, UnknownVariantError
 from models.generator import build_generator
 from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
-from models.registry import GENERATORS, SHIPPED, TOKENIZERS, UnknownVariantError
+from models.registry import GENERATORS, TOKENIZERS
+from models.shipped import SHIPPED
 from models.titok import TiTok, TiTokConfig
 
 MINI = SHIPPED / "titok-mini-32"

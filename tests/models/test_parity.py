@@ -21,7 +21,8 @@ from models.generation import Generator
 from models.generator import GeneratorConfig, build_generator
 from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.registry import GENERATORS, TOKENIZERS
-from models.sampling import SamplingRow, SamplingSettings, StepNoise, guide, sample_step
+from models.sampling import SamplingRow, StepNoise, guide, sample_step
+from models.sampling_settings import SamplingSettings
 from models.titok import TiTok, TiTokConfig
 
 RELATIVE = 1e-3

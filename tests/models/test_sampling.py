@@ -10,8 +10,10 @@ import torch
 
 from models.generation import Generator
 from models.generator import GeneratorConfig, build_generator
-from models.registry import DEFAULT_VARIANT, GENERATORS
-from models.sampling import MAX_STEPS, SamplingRow, SamplingSettings, StepNoise, guide, sample_step
+from models.registry import GENERATORS
+from models.sampling import SamplingRow, StepNoise, guide, sample_step
+from models.sampling_settings import MAX_STEPS, SamplingSettings
+from models.shipped import DEFAULT_VARIANT
 
 CONFIG = GeneratorConfig(
     model_type="UViT",

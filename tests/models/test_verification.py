@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import load_tokenizer
-from models.checkpoints import CheckpointError
-from models.registry import SHIPPED, TOKENIZERS, UnknownVariantError
+from models.errors import CheckpointError, UnknownVariantError
+from models.registry import TOKENIZERS
+from models.shipped import SHIPPED
 from models.titok import TiTok, TiTokConfig, TransformerSize
 from models.verification import KNOWN_TOKENS, KnownTokens, Verdict, Verification, verify_tokenizer
 

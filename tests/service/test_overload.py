@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.codes import CodeFormat
 from service.app import create_app
-from service.device import GeneratorFacts, ModelFacts
+from service.facts import GeneratorFacts, ModelFacts
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -39,6 +39,7 @@ class HeldDevice:
             precision={"encoder": "float32", "decoder": "float32", "generator": "float32"},
             source="test",
             generator=GeneratorFacts(revision="1", class_names=("crane, bird", "crane, machine"), presets={}),
+            batch_limits={"encode": 32, "decode": 32, "generate": 32},
         )
 
     def encode(self, images: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from models.registry import SHIPPED
+from models.shipped import SHIPPED
 from models.verification import KNOWN_TOKENS, KnownTokens
 from service.cli import app
 

@@ -10,7 +10,8 @@ from PIL import Image
 from models.evaluation.lite0 import Lite0, load_lite0
 from models.generation import Generator
 from models.generator import GeneratorConfig, build_generator
-from models.registry import DEFAULT_VARIANT, GENERATORS
+from models.registry import GENERATORS
+from models.shipped import DEFAULT_VARIANT
 from models.titok import TiTok, TiTokConfig, TransformerSize
 from models.tokenizer import Tokenizer
 

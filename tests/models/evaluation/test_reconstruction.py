@@ -10,7 +10,7 @@ import torch
 
 from models.evaluation.features import as_tensor
 from models.evaluation.lite0 import Lite0
-from models.evaluation.measures import entropy_bits, psnr, seam_ratio, ssim
+from models.evaluation.measures import entropy_bits, seam_ratio
 from models.evaluation.neighbours import ReferenceSet
 from models.evaluation.perceptual import perceptual_distance
 from models.evaluation.placeholders import Codec, Decoded, Grid, WebP
@@ -20,6 +20,7 @@ from models.evaluation.reconstruction import (
     best_placeholder,
     evaluate_reconstruction,
 )
+from models.evaluation.similarity import psnr, ssim
 from models.tokenizer import Tokenizer
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from models.checkpoints import CheckpointError
+from models.errors import CheckpointError
 from models.titok import TiTok
 from models.training.config import TokenizerRun
 from models.training.initialisation import adopt, initialise_tokenizer

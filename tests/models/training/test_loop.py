@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import load_tokenizer
-from models.checkpoints import CheckpointError
 from models.data.photographs import Photographs
+from models.errors import CheckpointError
 from models.training.config import ScheduleConfig, TokenizerRun
 from models.training.loop import Diverged, learning_rate, train
 from models.training.pixels import PixelTask

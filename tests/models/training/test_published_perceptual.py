@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.checkpoints import CheckpointError
+from models.errors import CheckpointError
 from models.training.published_perceptual import load_published_perceptual, logit_distance
 
 

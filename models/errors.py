@@ -1,0 +1,37 @@
+"""What can be wrong with a variant's name, its weights, or the file that describes them.
+
+::
+
+    LookupError ── UnknownVariantError       a name that no variant bears
+    ValueError ─── ConfigError               a config.json that describes no network
+    Exception ──── CheckpointError           weights that cannot be found, read or fitted to the network
+                   └── UnreadableCheckpoint  a file that is there and holds no weights, or not all of them
+
+Needs no torch, so that whoever only reports these errors does not either.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["CheckpointError", "ConfigError", "UnknownVariantError", "UnreadableCheckpoint"]
+
+
+class UnknownVariantError(LookupError):
+    """A name that no variant bears."""
+
+
+class ConfigError(ValueError):
+    """A configuration that does not describe a network; the message names the key."""
+
+
+class CheckpointError(Exception):
+    """Weights that cannot be found, read or fitted to the network; the message says what to do."""
+
+
+class UnreadableCheckpoint(CheckpointError):
+    """A ``file`` that is there and holds no weights, or not all of them."""
+
+    def __init__(self, file: Path, reason: object) -> None:
+        super().__init__(f"{file} cannot be read as weights: {reason}")
+        self.file = file

@@ -1,0 +1,36 @@
+"""What the processes import: torch only where networks run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FRONT_END = "import service.app, service.routes.encode, service.routes.reconstruct, service.facts"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        FRONT_END,
+        "import service.settings",
+        "import models, models.errors, models.sampling_settings, models.shipped",
+        "import sys; sys.argv = ['titok', '--help']; from service.cli import app; app(standalone_mode=False)",
+    ],
+    ids=["front end", "settings", "facts of the models", "titok --help"],
+)
+def test_what_runs_no_network_does_not_import_torch(statement: str) -> None:
+    probe = f"{statement}\nimport sys\nassert 'torch' not in sys.modules, 'torch was imported'"
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_package_gives_its_loaders_and_nothing_it_does_not_have() -> None:
+    import models
+
+    assert set(models.__all__) <= set(dir(models))
+    assert models.load_tokenizer.__module__ == "models.tokenizer"
+    assert models.Generator.__module__ == "models.generation"
+    with pytest.raises(AttributeError, match="no attribute 'load_everything'"):
+        models.load_everything  # type: ignore[attr-defined]  # noqa: B018
