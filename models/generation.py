@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,14 +24,24 @@ from models.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
 from models.imagenet import IMAGENET_CLASSES
 from models.precision import Precision
 from models.registry import GENERATORS, PRESETS, GeneratorVariant
-from models.sampling import SamplingRow, StepNoise, StepOutcome, guide, sample_step
+from models.sampling import SamplingRow, StepNoise, guide, pack, sample_step, unpack
 from models.sampling_settings import SamplingSettings
 
-__all__ = ["Generator", "load_generator"]
+__all__ = ["Advance", "Generator", "load_generator"]
 
 # Rounding moves guided logits between batch sizes by about 1e-4 (float32, measured on the published shapes); a decision
 # closer than ten times that is made by the row alone.
 _NEAR_TIE = 1e-3
+
+
+class Advance(NamedTuple):
+    """Rows after a step: ``tokens`` int64 [R, K], the mask id where unknown; ``sampled`` int64 [R, K], the guess of every
+    token before some were masked again; ``finished`` bool [R]. On the host.
+    """
+
+    tokens: Tensor
+    sampled: Tensor
+    finished: Tensor
 
 
 class Generator:
@@ -85,41 +95,72 @@ class Generator:
             raise ValueError(f"no sampling setting is called {', '.join(sorted(unknown))}")
         return replace(self.presets[name], **changes)
 
-    def begin(self, label: int | None, seed: int, settings: SamplingSettings) -> SamplingRow:
-        """A row with every token masked; ``label`` in 0..num_classes-1, or None or -1 for no class."""
+    def row(
+        self, label: int | None, seed: int, settings: SamplingSettings, *, step: int = 0, tokens: Tensor | None = None
+    ) -> SamplingRow:
+        """An image to sample, or to go on sampling: ``step`` steps are done, which gave ``tokens`` int64 [K] in 0..V
+        (V: masked; None: all of them). ``label`` in 0..num_classes-1, or None or -1 for no class.
+
+        Raises ``ValueError``, and ``TypeError`` for other settings than ``SamplingSettings``.
+        """
+        if not isinstance(settings, SamplingSettings):
+            raise TypeError(f"expected SamplingSettings, not {type(settings).__name__}")
         if label is not None and not -1 <= label < self.num_classes:
             raise ValueError(f"class {label} is out of range 0..{self.num_classes - 1}")
-        tokens = torch.full((self.num_tokens,), self._mask_token, dtype=torch.int64, device=self.device)
+        if not 0 <= step < settings.steps:
+            raise ValueError(f"step {step} is out of range 0..{settings.steps - 1}")
+        if tokens is None:
+            tokens = torch.full((self.num_tokens,), self._mask_token, dtype=torch.int64)
+        elif tokens.dtype is not torch.int64 or tokens.shape != (self.num_tokens,):
+            raise ValueError(f"expected tokens int64 [{self.num_tokens}], not {tokens.dtype} {list(tokens.shape)}")
+        elif not 0 <= int(tokens.min()) <= int(tokens.max()) <= self._mask_token:
+            # A wrong index takes a CUDA device down for the whole process.
+            raise ValueError(f"token ids are 0..{self.codebook_size - 1}, or {self._mask_token} for a masked one")
         # Plain numbers, so that a NumPy or torch integer is the same seed as its value.
-        return SamplingRow(int(label) if label is not None and label >= 0 else None, int(seed), settings, tokens)
+        label = int(label) if label is not None and label >= 0 else None
+        return SamplingRow(label, int(seed), settings, tokens.cpu(), int(step))
 
     @torch.inference_mode()
-    def step(self, rows: Sequence[SamplingRow]) -> None:
-        """Advances unfinished rows by one step each, in one forward pass, with and without their classes.
+    def advance(self, rows: Sequence[SamplingRow]) -> Advance:
+        """One step of unfinished rows in one forward pass, with and without their classes; the rows are not changed.
 
         In float32 a row's tokens do not depend on the other rows: a decision so close that the rounding of a larger
         batch could make it is made again by the row on its own.
         """
-        outcome = self._outcome(rows)
-        tokens = outcome.tokens.clone()
+        # Guided rows come first, so that the network's second half is that of a leading part.
+        order = sorted(range(len(rows)), key=lambda index: not rows[index].needs_unconditional)
+        tokens, sampled, near = self._run([rows[index] for index in order])
         if len(rows) > 1 and self.precision.generator is torch.float32:
-            for index in (outcome.margin < _NEAR_TIE).nonzero()[:, 0].tolist():
-                tokens[index] = self._outcome([rows[index]]).tokens[0]
-        for row, result in zip(rows, tokens, strict=True):
-            row.tokens = result
-            row.step += 1
+            for place in near.nonzero()[:, 0].tolist():
+                (tokens[place],), (sampled[place],), _ = self._run([rows[order[place]]])
+        back = torch.tensor(order).argsort()
+        return Advance(tokens[back], sampled[back], torch.tensor([row.step + 1 >= row.settings.steps for row in rows]))
 
-    def _outcome(self, rows: Sequence[SamplingRow]) -> StepOutcome:
-        tokens = torch.stack([row.tokens for row in rows])
-        labels = torch.tensor([-1 if row.label is None else row.label for row in rows], device=self.device)
-        guided = [index for index, row in enumerate(rows) if row.needs_unconditional]
+    def _run(self, rows: Sequence[SamplingRow]) -> tuple[Tensor, ...]:
+        table = pack(rows).to(self.device)
+        return tuple(result.cpu() for result in self._step(table, sum(row.needs_unconditional for row in rows)))
+
+    def _step(self, table: Tensor, guided: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A table of ``pack`` whose first ``guided`` rows need unconditional logits -> tokens and guesses int64 [R, K],
+        and whether a decision was close, bool [R].
+        """
+        tokens, parameters = unpack(table)
+        count, labels = len(tokens), parameters.label
         logits = self._network(
-            torch.cat([tokens, tokens[guided]]), torch.cat([labels, torch.full_like(labels[guided], -1)])
+            torch.cat([tokens, tokens[:guided]]), torch.cat([labels, torch.full_like(labels[:guided], -1)])
         )
-        conditional, unconditional = logits[: len(rows)], logits[: len(rows)].clone()
-        unconditional[guided] = logits[len(rows) :]
-        noise = StepNoise.of_rows(rows, self.num_tokens, self.codebook_size, self.device)
-        return sample_step(rows, guide(rows, conditional, unconditional), tokens, noise, mask_token=self._mask_token)
+        conditional = logits[:count]
+        unconditional = torch.cat([logits[count:], conditional[guided:]])
+        noise = StepNoise.of(parameters, self.num_tokens, self.codebook_size)
+        logits = guide(parameters, conditional, unconditional)
+        outcome = sample_step(parameters, logits, tokens, noise, mask_token=self._mask_token)
+        return outcome.tokens, outcome.sampled, outcome.margin < _NEAR_TIE
+
+    def step(self, rows: Sequence[SamplingRow]) -> None:
+        """Advances unfinished rows by one step each (see :meth:`advance`)."""
+        for row, tokens in zip(rows, self.advance(rows).tokens, strict=True):
+            row.tokens = tokens
+            row.step += 1
 
     def generate(
         self, labels: Sequence[int | None], *, seeds: Sequence[int], preset: str | None = None, **settings: Any
@@ -131,12 +172,12 @@ class Generator:
         if len(labels) != len(seeds):
             raise ValueError(f"{len(labels)} labels need as many seeds, not {len(seeds)}")
         chosen = self.settings(preset, **settings)
-        rows = [self.begin(label, seed, chosen) for label, seed in zip(labels, seeds, strict=True)]
+        rows = [self.row(label, seed, chosen) for label, seed in zip(labels, seeds, strict=True)]
         if not rows:
             return torch.empty(0, self.num_tokens, dtype=torch.int64)
         for _ in range(chosen.steps):
             self.step(rows)
-        return torch.stack([row.tokens for row in rows]).cpu()
+        return torch.stack([row.tokens for row in rows])
 
     @torch.inference_mode()
     def logits(self, tokens: Tensor, labels: Sequence[int | None]) -> Tensor:

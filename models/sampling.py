@@ -5,7 +5,8 @@
     all masked -> [ logits -> guide -> sample -> keep the confident ones, mask the rest ] x steps -> ids
 
 A step is a pure function of the rows' state, of the logits, and of noise that belongs to (seed, step): rows at
-different steps of different schedules share one call, and none can tell who its neighbours are.
+different steps of different schedules share one call, and none can tell who its neighbours are. All that the device has
+to know of the rows travels as one table of numbers (``pack``, ``unpack``), in one copy.
 
 Source: MaskGIT (arXiv 2202.04200, section 3.2), TiTok (arXiv 2406.07550, section 4.1), and the published sampler
 (1d-tokenizer, commit 942a96f), which takes one schedule for the whole batch and its noise from a global generator.
@@ -25,12 +26,22 @@ from torch import Tensor
 
 from models.sampling_settings import SamplingSettings
 
-__all__ = ["SamplingRow", "StepNoise", "StepOutcome", "guide", "sample_step"]
+__all__ = [
+    "SamplingRow",
+    "StepNoise",
+    "StepOutcome",
+    "StepParameters",
+    "guide",
+    "pack",
+    "sample_step",
+    "unpack",
+]
 
 
 @dataclass(slots=True)
 class SamplingRow:
-    """One image being sampled: ``tokens`` int64 [K], the mask id where unknown; ``step`` counts the steps done.
+    """One image being sampled: ``tokens`` int64 [K] on the host, the mask id where unknown; ``step`` counts the steps
+    done.
 
     ``label`` is a class id, or None for an image of no class.
     """
@@ -52,6 +63,77 @@ class SamplingRow:
         return self.label is not None and self.settings.needs_unconditional(self.step)
 
 
+class StepParameters(NamedTuple):
+    """What a step has to know of its rows beside their tokens: one value a row, [R] each.
+
+    ``label`` int64, negative for no class; ``token_key`` and ``confidence_key`` int64, which noise is the row's;
+    ``guidance_weight`` float32, 0 where no guidance is wanted; ``from_unconditional`` bool, whether guidance starts at
+    the logits without the class; ``logit_divisor`` and ``noise_scale`` float32; ``num_masked`` int64, how many tokens
+    stay masked; ``last`` bool.
+    """
+
+    label: Tensor
+    token_key: Tensor
+    confidence_key: Tensor
+    guidance_weight: Tensor
+    from_unconditional: Tensor
+    logit_divisor: Tensor
+    noise_scale: Tensor
+    num_masked: Tensor
+    last: Tensor
+
+
+def pack(rows: Sequence[SamplingRow]) -> Tensor:
+    """Tokens and parameters of rows of K tokens as one table, int64 [R, K + 9]; floats as the bits of a float64."""
+    num_tokens, settings = rows[0].tokens.shape[0], [row.settings for row in rows]
+    integers = np.array(
+        [
+            (
+                -1 if row.label is None else row.label,
+                _key(row, "token"),
+                _key(row, "confidence"),
+                row.needs_unconditional and kind.guidance_decay == "power-cosine",
+                # float64 before the floor, as published: 32 * masked_fraction may come within rounding of a whole number
+                math.floor(np.float64(num_tokens) * kind.masked_fraction(row.step)),
+                row.step + 1 >= kind.steps,
+            )
+            for row, kind in zip(rows, settings, strict=True)
+        ],
+        np.int64,
+    )
+    floats = np.array(
+        [
+            (
+                kind.guidance_weight(row.step) if row.needs_unconditional else 0.0,
+                kind.logit_divisor(row.step),
+                kind.noise_scale(row.step),
+            )
+            for row, kind in zip(rows, settings, strict=True)
+        ],
+        np.float64,
+    )
+    tokens = torch.stack([row.tokens for row in rows])
+    return torch.cat([tokens, torch.from_numpy(integers), torch.from_numpy(floats.view(np.int64))], dim=1)
+
+
+def unpack(table: Tensor) -> tuple[Tensor, StepParameters]:
+    """A table of ``pack``, on any device -> tokens int64 [R, K] and the parameters."""
+    num_tokens = table.shape[1] - len(StepParameters._fields)
+    label, token_key, confidence_key, from_unconditional, num_masked, last, *floats = table[:, num_tokens:].unbind(1)
+    weight, divisor, noise_scale = (bits.view(torch.float64).to(torch.float32) for bits in floats)
+    return table[:, :num_tokens], StepParameters(
+        label=label,
+        token_key=token_key,
+        confidence_key=confidence_key,
+        guidance_weight=weight,
+        from_unconditional=from_unconditional != 0,
+        logit_divisor=divisor,
+        noise_scale=noise_scale,
+        num_masked=num_masked,
+        last=last != 0,
+    )
+
+
 class StepNoise(NamedTuple):
     """Uniform noise in (0, 1): ``token`` float32 [R, K, V] decides the tokens, ``confidence`` [R, K] what is masked."""
 
@@ -59,15 +141,11 @@ class StepNoise(NamedTuple):
     confidence: Tensor
 
     @classmethod
-    def of_rows(
-        cls, rows: Sequence[SamplingRow], num_tokens: int, codebook_size: int, device: torch.device
-    ) -> StepNoise:
+    def of(cls, parameters: StepParameters, num_tokens: int, codebook_size: int) -> StepNoise:
         """The noise that belongs to each row's seed and step, the same on every device and in every company."""
         return cls(
-            token=_uniform([_key(row, "token") for row in rows], num_tokens * codebook_size, device).view(
-                len(rows), num_tokens, codebook_size
-            ),
-            confidence=_uniform([_key(row, "confidence") for row in rows], num_tokens, device),
+            token=_uniform(parameters.token_key, num_tokens * codebook_size).view(-1, num_tokens, codebook_size),
+            confidence=_uniform(parameters.confidence_key, num_tokens),
         )
 
 
@@ -82,10 +160,10 @@ _INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
 
 
-def _uniform(keys: Sequence[int], count: int, device: torch.device) -> Tensor:
-    """Float32 [R, count] on the 2**23 midpoints of (0, 1)."""
-    x = torch.arange(1, count + 1, dtype=torch.int64, device=device).mul_(_INCREMENT)
-    x = torch.tensor(keys, dtype=torch.int64, device=device)[:, None] + x
+def _uniform(keys: Tensor, count: int) -> Tensor:
+    """Keys int64 [R] -> float32 [R, count] on the 2**23 midpoints of (0, 1)."""
+    x = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device).mul_(_INCREMENT)
+    x = keys[:, None] + x
     for shift, factor in _MIX:
         # An arithmetic shift of a signed number, with the copies of its sign bit cleared, is the unsigned shift.
         x ^= (x >> shift).bitwise_and_((1 << (64 - shift)) - 1)
@@ -99,27 +177,14 @@ def _gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(exponential.clamp(min=1e-20))
 
 
-def guide(rows: Sequence[SamplingRow], conditional: Tensor, unconditional: Tensor) -> Tensor:
+def guide(parameters: StepParameters, conditional: Tensor, unconditional: Tensor) -> Tensor:
     """Logits [R, K, V] with and without the class -> guided logits, divided by the softmax temperature.
 
     Where a row does not need the unconditional logits, its values in ``unconditional`` do not matter but are finite.
     """
-    settings = [row.settings for row in rows]
-    device = conditional.device
-
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
-
-    weights = column(
-        [s.guidance_weight(r.step) if r.needs_unconditional else 0.0 for r, s in zip(rows, settings, strict=True)]
-    )
-    from_unconditional = torch.tensor(
-        [r.needs_unconditional and s.guidance_decay == "power-cosine" for r, s in zip(rows, settings, strict=True)],
-        device=device,
-    )[:, None, None]
-    base = torch.where(from_unconditional, unconditional, conditional)
-    guided = base + weights * (conditional - unconditional)
-    return guided / column([s.logit_divisor(r.step) for r, s in zip(rows, settings, strict=True)])
+    base = torch.where(parameters.from_unconditional[:, None, None], unconditional, conditional)
+    guided = base + parameters.guidance_weight[:, None, None] * (conditional - unconditional)
+    return guided / parameters.logit_divisor[:, None, None]
 
 
 class StepOutcome(NamedTuple):
@@ -134,13 +199,10 @@ class StepOutcome(NamedTuple):
 
 
 def sample_step(
-    rows: Sequence[SamplingRow], logits: Tensor, tokens: Tensor, noise: StepNoise, *, mask_token: int
+    parameters: StepParameters, logits: Tensor, tokens: Tensor, noise: StepNoise, *, mask_token: int
 ) -> StepOutcome:
-    """One step of every row, from guided logits [R, K, V] and tokens int64 [R, K]; the rows are not changed."""
-    num_tokens = tokens.shape[1]
-    scale = torch.tensor(
-        [row.settings.noise_scale(row.step) for row in rows], dtype=torch.float32, device=logits.device
-    )
+    """One step of every row, from guided logits [R, K, V] and tokens int64 [R, K], which are not changed."""
+    num_tokens, scale, last = tokens.shape[1], parameters.noise_scale, parameters.last
     noisy = logits + scale[:, None, None] * _gumbel(noise.token)
     best, chosen = noisy.max(dim=2)
     masked = tokens == mask_token
@@ -151,13 +213,10 @@ def sample_step(
     # A known token is never masked again: its confidence is infinite.
     score = torch.where(masked, logits.gather(2, chosen[:, :, None])[:, :, 0], torch.inf)
     confidence = score + scale[:, None] * _gumbel(noise.confidence)
-    # float64 before the floor, as published: 32 * masked_fraction may come within rounding of a whole number.
-    wanted = [math.floor(np.float64(num_tokens) * row.settings.masked_fraction(row.step)) for row in rows]
-    to_mask = torch.minimum(torch.tensor(wanted, device=logits.device), masked.sum(dim=1) - 1).clamp(min=1)
+    to_mask = torch.minimum(parameters.num_masked, masked.sum(dim=1) - 1).clamp(min=1)
     ordered = confidence.sort(dim=1).values
     threshold = ordered.gather(1, to_mask[:, None] - 1)
     next_up = ordered.gather(1, to_mask[:, None].clamp(max=num_tokens - 1))
-    last = torch.tensor([row.step + 1 >= row.settings.steps for row in rows], device=logits.device)
     remask = (confidence <= threshold) & ~last[:, None]
     gap = torch.where(last, torch.inf, (next_up - threshold)[:, 0])
     return StepOutcome(torch.where(remask, mask_token, sampled), sampled, torch.minimum(margin, gap))

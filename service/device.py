@@ -13,7 +13,6 @@ import torch
 from models import Generator, Tokenizer, load_generator, load_tokenizer
 from models.errors import CheckpointError
 from models.registry import GENERATORS
-from models.sampling import SamplingRow
 from models.sampling_settings import SamplingSettings
 from service.engine import Device, RowState, Stepped
 from service.facts import GeneratorFacts, ModelFacts
@@ -67,20 +66,31 @@ class ModelDevice:
         return cast("npt.NDArray[np.uint8]", self._tokenizer.decode(tokens).numpy())
 
     def step(self, rows: Sequence[RowState]) -> Stepped:
-        """Rows after one sampling step more of each, in one forward pass; ``settings`` are ``SamplingSettings``."""
+        """One sampling step of unfinished rows, in one forward pass: a pure function of their states.
+
+        Raises ``ValueError`` or ``TypeError`` where a row is no state of this generator, and then moves none.
+        """
+        generator = self._need_generator()
+        advance = generator.advance(
+            [
+                generator.row(
+                    row.label,
+                    row.seed,
+                    cast("SamplingSettings", row.settings),  # checked there
+                    step=row.step,
+                    tokens=None if row.tokens is None else torch.from_numpy(row.tokens),
+                )
+                for row in rows
+            ]
+        )
+        return Stepped(
+            tokens=advance.tokens.numpy(), sampled=advance.sampled.numpy(), finished=advance.finished.numpy()
+        )
+
+    def _need_generator(self) -> Generator:
         if self._generator is None:
             raise TypeError("no generator is loaded")
-        states: list[SamplingRow] = []
-        for row in rows:
-            if not isinstance(row.settings, SamplingSettings):
-                raise TypeError(f"sampling settings are expected, not {type(row.settings).__name__}")
-            states.append(self._generator.begin(row.label, row.seed, row.settings))
-            states[-1].step = row.step
-            if row.tokens is not None:
-                states[-1].tokens = torch.as_tensor(row.tokens, device=self._tokenizer.device)
-        self._generator.step(states)
-        tokens = np.stack([state.tokens.cpu().numpy() for state in states])
-        return Stepped(tokens=tokens, sampled=tokens, finished=np.array([state.finished for state in states]))
+        return self._generator
 
     def warm_up(self) -> None:
         """Runs every operation once, so that the first request does not pay for what happens once."""

@@ -21,7 +21,7 @@ from models.generation import Generator
 from models.generator import GeneratorConfig, build_generator
 from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.registry import GENERATORS, TOKENIZERS
-from models.sampling import SamplingRow, StepNoise, guide, sample_step
+from models.sampling import SamplingRow, StepNoise, guide, pack, sample_step, unpack
 from models.sampling_settings import SamplingSettings
 from models.titok import TiTok, TiTokConfig
 
@@ -199,14 +199,14 @@ def test_a_sampling_trace_replayed_with_its_noise_is_the_published_one(
             SamplingRow(label, 0, settings, torch.from_numpy(ids).long(), step)
             for label, ids in zip(labels, case["ids_before_step"][step], strict=True)
         ]
-        tokens = torch.stack([row.tokens for row in rows])
+        tokens, parameters = unpack(pack(rows))
         conditional = network.logits(tokens, labels)
         needed = settings.needs_unconditional(step)
         assert 1 + needed == case["num_forward"][step]
         assert settings.guidance_weight(step) == pytest.approx(case["cfg_scale"][step])
         assert settings.noise_scale(step) == pytest.approx(case["annealed_temperature"][step])
         assert settings.logit_divisor(step) == pytest.approx(case["softmax_temperature"][step])
-        guided = guide(rows, conditional, network.logits(tokens, [None] * batch) if needed else conditional)
+        guided = guide(parameters, conditional, network.logits(tokens, [None] * batch) if needed else conditional)
         if step == 0:
             first = deviation(conditional[:, :, ::64].numpy(), case["first_step_logits"])
             assert record_parity(f"{name} {trace}", "logits of the first step", first) <= RELATIVE
@@ -215,7 +215,7 @@ def test_a_sampling_trace_replayed_with_its_noise_is_the_published_one(
             torch.from_numpy(golden_noise(f"{key}/token", (batch, num_tokens, mask), int(case["noise_seed"]))),
             torch.from_numpy(golden_noise(f"{key}/confidence", (batch, num_tokens), int(case["noise_seed"]))),
         )
-        outcome = sample_step(rows, guided, tokens, noise, mask_token=mask)
+        outcome = sample_step(parameters, guided, tokens, noise, mask_token=mask)
         count += int((outcome.tokens.numpy() == case["ids_before_step"][step + 1]).sum())
         assert (outcome.sampled.numpy() == case["sampled_ids"][step]).all()
         assert (outcome.tokens.numpy() == case["ids_before_step"][step + 1]).all()

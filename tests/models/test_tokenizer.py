@@ -10,7 +10,7 @@ from PIL import Image
 from models import Tokenizer, load_tokenizer
 from models.codes import CodeError
 from models.preprocess import eval_crop
-from models.titok import TiTok, TiTokConfig, TransformerSize
+from tests.tiny_models import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -119,26 +119,13 @@ def test_lower_precision_stays_close(tokenizer: Tokenizer, images: np.ndarray) -
 
 
 def test_a_vae_gives_vectors_and_refuses_ids() -> None:
-    size = TransformerSize(width=32, layers=2, heads=2)
-    config = TiTokConfig(
-        num_latent_tokens=4,
-        encoder=size,
-        decoder=size,
-        image_size=32,
-        token_size=5,
-        quantize_mode="vae",
-        is_legacy=False,
-        finetune_decoder=False,
-    )
-    vae = Tokenizer(
-        TiTok(config), name="v", digest="0" * 64, source="test", device=torch.device("cpu"), dtype="float32"
-    )
+    vae = tiny_tokenizer(quantize_mode="vae")
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
     latents = vae.latents(pixels)
     posterior = vae.posterior(pixels)
     assert torch.equal(latents, posterior.mean)
-    assert posterior.std.shape == latents.shape == (2, 4, 5)
-    assert posterior.kl().shape == (2, 4)
+    assert posterior.std.shape == latents.shape == (2, 16, 5)
+    assert posterior.kl().shape == (2, 16)
     assert vae.decode(latents).shape == (2, 32, 32, 3)
     with pytest.raises(TypeError, match="is a VAE"):
         vae.encode(pixels)
