@@ -137,6 +137,8 @@ class Tokenizer:
             ids = self.code_format.check(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
             if ids.ndim != 2:
                 raise ValueError(f"expected ids [B, {self.num_tokens}], not {list(ids.shape)}")
+            if len(ids) == 0:
+                return torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
             images = self._network.decode(torch.from_numpy(ids).to(self.device))
         else:
             latents = torch.as_tensor(tokens)

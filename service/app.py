@@ -70,7 +70,9 @@ def create_app(settings: Settings, *, open_device: Callable[[Settings], ServedDe
         return device
 
     limits = LaneLimits(
-        max_batch_size=settings.max_batch_size, max_images=settings.queue_images, max_bytes=settings.queue_bytes
+        max_batch_size=settings.max_batch_size or None,
+        max_images=settings.queue_images,
+        max_bytes=settings.queue_bytes,
     )
     engine = InlineEngine(open_and_tell, limits=limits, observer=MetricsObserver(metrics))
     context = ServiceContext(settings, engine=engine, cache=_cache(settings), metrics=metrics)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.shipped import DEFAULT_VARIANT
+from service.cores import usable_cores
 
 __all__ = ["Settings"]
 
 MiB = 1024 * 1024
-
-
-def _cores() -> int:
-    """Processor cores this process may use (a container's CPU set counts, the machine's size does not)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 class Settings(BaseSettings):
@@ -43,7 +38,7 @@ class Settings(BaseSettings):
         "of float32. 'bfloat16' lowers everything: other ids, under a revision of their own.",
     )
     workers: Literal["inline"] = Field("inline", description="Where batches run: in a thread of the server process.")
-    threads: int = Field(0, ge=0, le=256, description="Threads of a CPU device; 0: as many as there are cores.")
+    threads: int = Field(0, ge=0, le=256, description="Threads of a CPU device; 0: as many as there are cores for it.")
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 lets the system choose one.")
@@ -63,7 +58,15 @@ class Settings(BaseSettings):
     max_pixels: int = Field(40_000_000, ge=1, description="Pixels of one image, by its header, before it is decoded.")
     max_images: int = Field(64, ge=1, le=4096, description="Images of one request, encoded or decoded.")
     max_generate: int = Field(16, ge=1, le=1024, description="Images of one generate request.")
-    max_batch_size: int = Field(32, ge=1, le=4096, description="Images of one device batch.")
+    max_batch_size: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Most images of one device batch; 0: as many as are worth having, found at start-up.",
+    )
+    batch_seconds: float = Field(
+        0.5, gt=0, le=60, description="Seconds that one device batch may take; larger ones are not formed."
+    )
     queue_images: int = Field(512, ge=1, description="Images that may wait in each lane; beyond that: 429.")
     queue_bytes: int = Field(256 * MiB, ge=MiB, description="Bytes that may wait in each lane; beyond that: 429.")
     decode_threads: int = Field(0, ge=0, le=256, description="Threads that decode images; 0: as many as cores.")
@@ -87,9 +90,9 @@ class Settings(BaseSettings):
     @property
     def device_threads(self) -> int:
         """Threads of a CPU device."""
-        return self.threads or _cores()
+        return self.threads or usable_cores()
 
     @property
     def image_threads(self) -> int:
         """Threads that decode and encode images."""
-        return self.decode_threads or _cores()
+        return self.decode_threads or usable_cores()

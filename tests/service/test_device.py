@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
+from models import Generator, Tokenizer
+from models.memory import is_out_of_memory
 from models.sampling_settings import SamplingSettings
 from service.device import ModelDevice
 from service.engine import RowState
@@ -75,3 +79,122 @@ def test_a_state_that_is_none_of_the_generators_is_refused(
 def test_without_a_generator_no_row_is_stepped() -> None:
     with pytest.raises(TypeError, match="no generator"):
         ModelDevice(tiny_tokenizer(), None).step([state()])
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
+
+
+class ShortOfMemory:
+    """A model that has memory for some images at a time, and notes how many it was given."""
+
+    def __init__(self, model: Tokenizer | Generator, fits: int) -> None:
+        self.model, self.fits = model, fits
+        self.batches: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self.model, name)
+        if name not in ("encode", "decode", "advance"):
+            return member
+
+        def limited(rows: Any) -> Any:
+            self.batches.append(len(rows))
+            if len(rows) > self.fits:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return member(rows)
+
+        return limited
+
+
+def short_of_memory(fits: int, **bounds: int) -> tuple[ModelDevice, ShortOfMemory, ShortOfMemory]:
+    tokenizer, generator = ShortOfMemory(tiny_tokenizer(), fits), ShortOfMemory(tiny_generator(), fits)
+    device = ModelDevice(cast("Tokenizer", tokenizer), cast("Generator", generator), **bounds)
+    return device, tokenizer, generator
+
+
+def test_a_batch_larger_than_the_limit_runs_in_parts_and_comes_back_whole() -> None:
+    device, tokenizer, generator = short_of_memory(1000, max_batch_size=4)
+    whole = ModelDevice(tiny_tokenizer(), tiny_generator())
+    tokens = whole.encode(images(10))
+    assert (device.encode(images(10)) == tokens).all()
+    assert (device.decode(tokens) == whole.decode(tokens)).all()
+    assert tokenizer.batches == [4, 4, 2, 4, 4, 2]
+    states = [state(label, seed) for seed, label in enumerate([None, 1, 2, 3, 4])]
+    assert (device.step(states).tokens == whole.step(states).tokens).all()
+    assert generator.batches == [4, 1]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_batch_may_be_of_one_image_or_none(device: ModelDevice, count: int) -> None:
+    tokens = device.encode(images(count))
+    assert tokens.shape == (count, 16)
+    assert device.decode(tokens).shape == (count, 32, 32, 3)
+
+
+def test_out_of_memory_halves_the_lane_for_good_and_loses_nothing() -> None:
+    device, tokenizer, generator = short_of_memory(3, max_batch_size=16)
+    whole = ModelDevice(tiny_tokenizer(), tiny_generator())
+    expected = whole.encode(images(12))
+    assert (device.encode(images(12)) == expected).all()
+    assert tokenizer.batches == [12, 6, 3, 3, 3, 3]
+    assert device.batch_limits == {"encode": 3, "decode": 16, "generate": 16}
+    assert device.facts.batch_limits == device.batch_limits
+    assert device.status() == {"batch_limits": device.facts.batch_limits, "out_of_memory": 2, "memory": None}
+    device.encode(images(5))
+    assert tokenizer.batches[6:] == [3, 2]
+    states = [state(1, seed) for seed in range(4)]
+    assert (device.step(states).tokens == whole.step(states).tokens).all()
+    assert generator.batches == [4, 2, 2]
+    assert device.status()["out_of_memory"] == 3
+
+
+def test_one_image_that_does_not_fit_is_a_plain_failure() -> None:
+    device, tokenizer, _ = short_of_memory(0, max_batch_size=2)
+    with pytest.raises(torch.OutOfMemoryError):
+        device.encode(images(2))
+    assert tokenizer.batches == [2, 1]
+    assert device.batch_limits["encode"] == 1
+    assert device.status()["out_of_memory"] == 2
+
+
+def test_any_other_failure_is_not_tried_again(device: ModelDevice) -> None:
+    with pytest.raises(ValueError, match="expected images"):
+        device.encode(np.zeros((3, 16, 16, 3), np.uint8))
+    assert device.status()["out_of_memory"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_devices_say_in_several_ways_that_memory_is_short(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_warming_up_finds_limits_within_the_bound_and_the_memory_there_is() -> None:
+    device, tokenizer, generator = short_of_memory(4, max_batch_size=64, batch_seconds=60.0)  # type: ignore[arg-type]
+    device.warm_up()
+    assert set(device.batch_limits) == {"encode", "decode", "generate"}
+    assert all(limit in (1, 2, 4) for limit in device.batch_limits.values())
+    assert max(tokenizer.batches) <= 8
+    assert set(generator.batches) <= {1, 2, 4, 8}
+    assert device.status()["out_of_memory"] == 0  # nothing was lost to it
+
+
+def test_a_batch_size_that_is_set_bounds_what_is_found() -> None:
+    device, tokenizer, _ = short_of_memory(1000, max_batch_size=2)
+    device.warm_up()
+    assert max(device.batch_limits.values()) <= 2
+    assert max(tokenizer.batches) == 2
+
+
+def test_a_device_without_a_generator_has_no_lane_for_it() -> None:
+    assert set(ModelDevice(tiny_tokenizer(), None).facts.batch_limits) == {"encode", "decode"}
