@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 
 from service.engine import DeadlineExceeded, EngineStopped, LaneLimits, WorkerCrashed
 from service.engine.remote import RemoteEngine
+from service.engine.wire import Channel, Hello
+from service.engine.worker import DeviceServer
 from tests.service.engine.fakes import (
     PATIENCE,
     Build,
@@ -315,3 +319,35 @@ async def test_answers_of_any_size_come_back_whole(start: Start, soon: float) ->
     for count in (1, 3, 2, 40, 1, 64, 7):
         values = tuple(range(count))
         np.testing.assert_array_equal((await engine.decode(tokens(*values), deadline=soon)).images, images(*values))
+
+
+async def test_a_job_that_its_worker_did_not_come_to_is_never_blamed(
+    device: FakeDevice, clock: FakeClock, tmp_path: Path, form: str, soon: float
+) -> None:
+    address = tmp_path / form
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(address))
+    listener.listen()
+    server = DeviceServer(listener, lambda: device, clock=clock)
+
+    def die_three_times() -> None:
+        for _ in range(3):
+            connection, _ = listener.accept()
+            channel = Channel(connection)
+            channel.send(Hello(None))
+            for _ in ("tally", "request"):
+                for descriptor in channel.receive()[1]:
+                    os.close(descriptor)
+            channel.close()
+        server.run()
+
+    thread = threading.Thread(target=die_three_times, daemon=True)
+    thread.start()
+    engine = RemoteEngine({"fake": str(address)}, clock=clock)
+    engine.start()
+    await engine.ready()
+    np.testing.assert_array_equal((await engine.encode(images(1), deadline=soon)).tokens, tokens(1))
+    assert device.rows_of("encode") == [(1,)]
+    await engine.stop(PATIENCE)
+    server.stop()
+    thread.join(PATIENCE)
