@@ -286,7 +286,6 @@ class BatchingEngine:
         with self._queues.wake:
             self._up.add(link.name)
             self._down.pop(link.name, None)
-            self._queues.generate.workers = len(self._up)
             for name, size in getattr(facts, "batch_limits", {}).items():
                 lane = self._queues.lanes[cast("LaneName", name)]
                 if lane.limits.max_batch_size is None:
@@ -308,7 +307,6 @@ class BatchingEngine:
         with self._queues.wake:
             self._up.discard(link.name)
             self._down[link.name] = down
-            self._queues.generate.workers = max(1, len(self._up))
             if self._up or self._state.name in ("draining", "stopped") or self._queues.is_over:
                 return
             reason = "; ".join(f"{name}: {why}" for name, why in self._down.items())

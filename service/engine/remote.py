@@ -20,7 +20,7 @@ from service.engine.lanes import LaneLimits
 from service.engine.protocol import EngineObserver, LaneName
 from service.engine.wire import Answer, Channel, Failure, Memory, Request, Tally
 
-__all__ = ["RemoteDeviceError", "RemoteEngine"]
+__all__ = ["RemoteDeviceError", "RemoteEngine", "RemoteLink"]
 
 _RETRY_SECONDS = 0.05
 # One batch runs and the next is there when it ends. More would only wait in the wrong place, where it cannot grow.
@@ -31,7 +31,7 @@ class RemoteDeviceError(Exception):
     """What a device raised in another process, as text."""
 
 
-class _RemoteLink:
+class RemoteLink:
     """See ``service.engine.jobs.Link``."""
 
     def __init__(self, name: str, address: str, depth: int) -> None:
@@ -171,7 +171,7 @@ class RemoteEngine(BatchingEngine):
         depth: int = _DEPTH,
     ) -> None:
         super().__init__(
-            [_RemoteLink(name, address, depth) for name, address in addresses.items()],
+            [RemoteLink(name, address, depth) for name, address in addresses.items()],
             shared=True,
             limits=limits,
             observer=observer,

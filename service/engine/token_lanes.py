@@ -68,12 +68,12 @@ class DecodeLane(_ListLane):
 class GenerateLane(_ListLane):
     """Batched by sampling step: rows at any steps go together, finished ones leave and waiting ones join in between.
 
-    A row is active from its first step to its last, and idle between steps. Every worker gets a batch of them at most.
+    A row is active from its first step to its last, and idle between steps. New rows join only when no idle one is
+    left, so there are never more active ones than the workers have room for.
     """
 
     def __init__(self, limits: LaneLimits, observer: EngineObserver) -> None:
         super().__init__("generate", limits, observer)
-        self.workers = 1
         self._idle: deque[Item] = deque()
 
     def _take(self, now: float, expired: list[Work]) -> Batch:
@@ -84,12 +84,8 @@ class GenerateLane(_ListLane):
                 rows.append(item)
             else:
                 self.finish(item)
-        rows += self._take_new(min(self.batch_size - len(rows), self._room), now, expired)
+        rows += self._take_new(self.batch_size - len(rows), now, expired)
         return Batch(self, rows)
-
-    @property
-    def _room(self) -> int:
-        return self.workers * self.batch_size - self.active_images
 
     def advance(self, item: Item, tokens: Ids, *, finished: bool) -> None:
         """A row has made a step."""
@@ -105,7 +101,7 @@ class GenerateLane(_ListLane):
 
     def _oldest(self) -> float | None:
         # A step waits for no company: its rows have been waiting for each other since the step before.
-        return -math.inf if self._idle or (self._items and self._room > 0) else None
+        return -math.inf if self._idle or self._items else None
 
     def _put_back(self, batch: Batch) -> None:
         self._idle.extendleft(reversed(batch.items))

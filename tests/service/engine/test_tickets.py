@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from service.engine import DeadlineExceeded, EngineStopped, LaneSnapshot, QueueFull
+from service.engine import DeadlineExceeded, EngineStopped, LaneLimits, LaneSnapshot, QueueFull
+from service.engine.encode_lane import EncodeLane
+from service.engine.work import Work
 from tests.service.engine.fakes import (
     Build,
     Busy,
@@ -138,3 +140,17 @@ async def test_an_image_waits_for_company_no_longer_than_it_is_told_to(
     await asyncio.gather(*waiting)
     await asyncio.gather(*(await submit(*(engine.encode(images(value), deadline=soon) for value in (3, 4, 5)))))
     assert device.rows_of("encode") == [(1, 2), (3, 4, 5)]
+
+
+async def test_a_row_that_a_thread_still_writes_is_given_to_nobody_else(observer: FakeObserver) -> None:
+    lane = EncodeLane(LaneLimits(max_batch_size=1), observer, shared=False)
+    loop = asyncio.get_running_loop()
+    gone, other, third = (Work(size=1, deadline=9.0, admitted=0.0, future=loop.create_future()) for _ in range(3))
+    for work in (gone, other, third):
+        lane.admit(work, [None], IMAGE_BYTES, wait=lambda: 0.0)
+    block = lane.claim(gone.items[0], (2, 2, 3), 0.0)
+    gone.abandoned = True
+    lane.discard(gone)
+    assert lane.claim(other.items[0], (2, 2, 3), 0.0) is not block
+    lane.written(gone.items[0])
+    assert lane.claim(third.items[0], (2, 2, 3), 0.0) is block
