@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from service.cache import CodeCache
 from service.classes import ClassIndex
 from service.engine import DeadlineExceeded as EngineDeadlineExceeded
-from service.engine import DeviceFailed, Engine, EngineStopped, QueueFull, Timing
+from service.engine import DeviceFailed, Engine, EngineState, EngineStopped, QueueFull, Timing
 from service.engine import WorkerCrashed as EngineWorkerCrashed
 from service.facts import GeneratorFacts, ModelFacts
 from service.metrics import Metrics
@@ -52,12 +52,23 @@ class ServiceContext:
         self.cache = cache
         self.metrics = metrics
         self.loaded: ModelFacts | None = None
+        self.draining = False
 
     @staticmethod
     def of(request: Request) -> ServiceContext:
         """The parts of the application that a request came to."""
         context: ServiceContext = request.app.state.context
         return context
+
+    @property
+    def state(self) -> EngineState:
+        """The engine's, but ready only with the facts of its models, and not while the service drains."""
+        state = self.engine.state
+        if self.draining and state.name in ("starting", "ready"):
+            return EngineState(name="draining", reason="the service is shutting down")
+        if state.is_ready and self.loaded is None:
+            return EngineState(name="starting", reason="the models are not known yet")
+        return state
 
     @property
     def facts(self) -> ModelFacts:

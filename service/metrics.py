@@ -1,13 +1,16 @@
-"""What Prometheus is told. Names carry the prefix ``titok_`` and base units; labels have few, known values."""
+"""What Prometheus is told of requests. Names carry the prefix ``titok_`` and base units; labels have few, known values.
+
+Several front ends count in files of one folder, which the supervisor adds up (``share_metrics``).
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+import os
+from pathlib import Path
 
-__all__ = ["METRICS_MEDIA_TYPE", "Metrics"]
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
 
-METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
+__all__ = ["Metrics", "forget_gauges", "share_metrics", "shared_metrics"]
 
 # From half a millisecond, a cache hit, to half a minute, the deadline.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -19,7 +22,6 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
         self.requests = Counter(
             "titok_http_requests", "Requests answered.", ("route", "method", "code"), registry=registry
         )
@@ -30,7 +32,13 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self.in_progress = Gauge("titok_requests_in_progress", "Requests under way.", registry=registry)
+        self.in_progress = Gauge(
+            "titok_requests_in_progress",
+            "Requests under way.",
+            ("op",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.preprocess = Histogram(
             "titok_preprocess_duration_seconds",
             "Decoding, resizing and cropping one image.",
@@ -38,7 +46,6 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self.queue_images = Gauge("titok_queue_images", "Images that wait in a lane.", ("op",), registry=registry)
         self.queue_wait = Histogram(
             "titok_queue_wait_seconds", "From admission to the device.", ("op",), buckets=SECONDS, registry=registry
         )
@@ -58,9 +65,25 @@ class Metrics:
         self.cache_requests = Counter(
             "titok_cache_requests", "Images looked up in the cache of codes.", ("result",), registry=registry
         )
-        self.ready = Gauge("titok_worker_up", "Whether a device can run a batch.", ("device",), registry=registry)
-        self.build = Info("titok_build", "What runs here.", registry=registry)
 
-    def exposition(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return generate_latest(self.registry)
+
+def share_metrics(folder: Path, place: str) -> None:
+    """Makes the instruments of this process count in files of a folder, from now on.
+
+    ``place`` is that of a process: the one that takes a dead one's place goes on counting in its files, so that nothing
+    is counted down and nothing is left behind.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]
+
+
+def forget_gauges(folder: Path, place: str) -> None:
+    """Drops what a dead process was at; what it has counted stays."""
+    multiprocess.mark_process_dead(place, str(folder))  # type: ignore[no-untyped-call]
+
+
+def shared_metrics(folder: Path) -> CollectorRegistry:
+    """The sum of what is in the folder."""
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+    return registry

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_OPERATIONS = ("encode", "decode", "generate", "reconstruct", "images", "models")
 _SECURITY_HEADERS: Mapping[str, str] = {"X-Content-Type-Options": "nosniff"}
 
 
@@ -39,15 +40,17 @@ def problem_response(problem: Problem, *, instance: str | None) -> Response:
 
 
 class RequestContext:
-    """Gives a request its id and stopwatch, counts it, and answers what nobody else did.
+    """Gives a request its id and stopwatch, counts it, ends its connection while ``is_draining``, and answers what nobody
+    else did.
 
     ``X-Request-ID`` (1 to 128 visible ASCII characters) and ``traceparent`` (W3C Trace Context) are taken over if they
     are well-formed, and echoed; an id is made up where there is none.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, is_draining: Callable[[], bool]) -> None:
         self._app = app
         self._metrics = metrics
+        self._is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -73,9 +76,12 @@ class RequestContext:
                     answer["traceparent"] = trace
                 for name, value in _SECURITY_HEADERS.items():
                     answer[name] = value
+                if self._is_draining():
+                    answer["Connection"] = "close"
             await send(message)
 
-        self._metrics.in_progress.inc()
+        in_progress = self._metrics.in_progress.labels(_operation(scope["path"]))
+        in_progress.inc()
         try:
             await self._app(scope, receive, send_with_context)
         except asyncio.CancelledError:
@@ -91,7 +97,7 @@ class RequestContext:
             problem = InternalError("The service has a defect; the request id finds it in the log.")
             await problem_response(problem, instance=request_id)(scope, receive, send_with_context)
         finally:
-            self._metrics.in_progress.dec()
+            in_progress.dec()
             self._count(scope, status or 499, stages)
 
     def _count(self, scope: Scope, status: int, stages: Stages) -> None:
@@ -101,6 +107,13 @@ class RequestContext:
         self._metrics.requests.labels(route, method, status).inc()
         self._metrics.duration.labels(route, method).observe(stages.total)
         log.debug("%s %s %s %.1f ms", scope["method"], scope["path"], status, 1000 * stages.total)
+
+
+def _operation(path: str) -> str:
+    """What a path asks for, as one of few words: its route is not known before it is taken."""
+    version, _, rest = path.removeprefix("/").partition("/")
+    operation = rest.partition("/")[0]
+    return operation if version == "v1" and operation in _OPERATIONS else "other"
 
 
 class BodyLimit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -13,6 +14,7 @@ from service.cores import usable_cores
 __all__ = ["Settings"]
 
 MiB = 1024 * 1024
+_DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
 
 
 class Settings(BaseSettings):
@@ -29,16 +31,28 @@ class Settings(BaseSettings):
         description="Variant name of the generator; 'auto' is the tokenizer's own if it has one; 'off' for none.",
     )
     generator_weights: str | None = Field(None, description="Its weights, as for the tokenizer.")
-    devices: Literal["auto", "cpu", "cuda"] | str = Field(
-        "auto", description="Where the models run: 'cpu', 'cuda', 'cuda:0', or 'auto' (a GPU where there is one)."
+    devices: str = Field(
+        "auto",
+        description="Where the models run: 'cpu', 'cuda' (every GPU), 'cuda:1', 'cuda:0,cuda:1', or 'auto' (every "
+        "GPU where there is one, else the CPU).",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Number format. 'auto' lowers the image decoder alone, where that is faster; token ids stay those "
         "of float32. 'bfloat16' lowers everything: other ids, under a revision of their own.",
     )
-    workers: Literal["inline"] = Field("inline", description="Where batches run: in a thread of the server process.")
+    workers: Literal["auto", "process", "inline"] = Field(
+        "auto",
+        description="Where batches run: 'process' (also 'auto'), a process for each device behind processes that answer "
+        "HTTP; 'inline', a thread of the one process that does everything.",
+    )
     threads: int = Field(0, ge=0, le=256, description="Threads of a CPU device; 0: as many as there are cores for it.")
+    front_ends: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Processes that answer HTTP; 0: one on a CPU, two for each GPU. Each has its own cache.",
+    )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 lets the system choose one.")
@@ -67,12 +81,31 @@ class Settings(BaseSettings):
     batch_seconds: float = Field(
         0.5, gt=0, le=60, description="Seconds that one device batch may take; larger ones are not formed."
     )
-    queue_images: int = Field(512, ge=1, description="Images that may wait in each lane; beyond that: 429.")
-    queue_bytes: int = Field(256 * MiB, ge=MiB, description="Bytes that may wait in each lane; beyond that: 429.")
-    decode_threads: int = Field(0, ge=0, le=256, description="Threads that decode images; 0: as many as cores.")
+    max_wait_ms: float = Field(
+        0.0, ge=0, le=10_000, description="Milliseconds that an image may wait for company while a device is free."
+    )
+    queue_images: int = Field(512, ge=1, description="Images that may wait in each lane of a front end; else 429.")
+    queue_bytes: int = Field(
+        256 * MiB, ge=MiB, description="Bytes that may wait in each lane of a front end; else 429."
+    )
+    decode_threads: int = Field(
+        0, ge=0, le=256, description="Threads that decode images, in each front end; 0: the cores, shared out."
+    )
     request_timeout: float = Field(30.0, gt=0, le=3600, description="Seconds until a request's deadline (504).")
     body_timeout: float = Field(20.0, gt=0, le=3600, description="Seconds that a request body may take (408).")
-    drain_seconds: float = Field(20.0, ge=0, le=3600, description="Seconds that accepted work may take after SIGTERM.")
+    shutdown_delay: float = Field(
+        0.5,
+        ge=0,
+        le=300,
+        description="Seconds after SIGTERM in which requests are still taken, while readiness is down.",
+    )
+    drain_seconds: float = Field(20.0, ge=0, le=3600, description="Seconds that accepted work may take after that.")
+    heartbeat_seconds: float = Field(
+        10.0, ge=0.2, le=3600, description="Seconds of silence after which a process is replaced."
+    )
+    batch_timeout: float = Field(
+        120.0, gt=0, le=3600, description="Seconds of one batch after which a worker is replaced."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least important log line.")
 
     @field_validator("api_keys", mode="before")
@@ -80,8 +113,20 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         return tuple(key for part in value.split(",") if (key := part.strip())) if isinstance(value, str) else value
 
+    @field_validator("devices")
+    @classmethod
+    def _name_devices(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        if names not in (["auto"], ["cuda"]) and not all(_DEVICE.fullmatch(name) for name in names):
+            raise ValueError(f"{value[:80]!r} is neither 'auto', 'cpu', 'cuda', 'cuda:N' nor a comma list of 'cuda:N'")
+        if len(set(names)) < len(names):
+            raise ValueError(f"{value[:80]!r} names a device twice")
+        return ",".join(names)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.workers == "inline" and "," in self.devices:
+            raise ValueError(f"workers 'inline' runs one device, not {self.devices}")
         for name in ("max_images", "max_generate"):
             if getattr(self, name) > self.queue_images:
                 raise ValueError(f"{name} {getattr(self, name)} is more than queue_images {self.queue_images} can take")

@@ -1,14 +1,18 @@
-"""``/livez``, ``/readyz``, ``/healthz`` and ``/metrics``: the truth, for those who run the service."""
+"""``/livez``, ``/readyz``, ``/healthz`` and ``/metrics``: the truth, for those who run the service.
+
+An application says how it is in its ``state.health``, a coroutine function that gives the document of
+``service/health.py``; the operator's one also has ``state.exposition``, with the text that Prometheus reads.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
-
-from service.context import ServiceContext
-from service.metrics import METRICS_MEDIA_TYPE
 
 __all__ = ["health_router", "metrics_router"]
 
@@ -32,11 +36,9 @@ async def livez() -> dict[str, str]:
     "/readyz", summary="Can a real batch run now?", responses=_NOT_READY | _example({"status": "ready", "reason": None})
 )
 async def readyz(request: Request) -> Response:
-    """200 only while models are loaded, the device takes work, and the service is not draining."""
-    context = ServiceContext.of(request)
-    state = context.engine.state
-    ready = state.is_ready and context.loaded is not None
-    return JSONResponse({"status": state.name, "reason": state.reason}, 200 if ready else 503)
+    """200 only while models are loaded, a device takes work, and the service is not draining."""
+    health = await request.app.state.health()
+    return _answer(health, {"status": health["status"], "reason": health["reason"]})
 
 
 @health_router.get(
@@ -44,30 +46,15 @@ async def readyz(request: Request) -> Response:
 )
 async def healthz(request: Request) -> Response:
     """What is loaded, what waits, and what is being worked on; the status is that of ``/readyz``."""
-    context = ServiceContext.of(request)
-    state, facts = context.engine.state, context.loaded
-    document: dict[str, Any] = {
-        "status": state.name,
-        "reason": state.reason,
-        "lanes": context.engine.snapshot().as_dict(),
-    }
-    if facts is not None:
-        document |= {
-            "model": facts.name,
-            "revision": facts.revision,
-            "device": facts.device,
-            "precision": dict(facts.precision),
-            "generator": facts.generator.revision if facts.generator else None,
-        }
-    return JSONResponse(document, 200 if state.is_ready and facts is not None else 503)
+    health = await request.app.state.health()
+    return _answer(health, health)
 
 
 @metrics_router.get("/metrics", summary="For Prometheus")
 async def metrics(request: Request) -> Response:
     """The text exposition format."""
-    context = ServiceContext.of(request)
-    for lane, figures in context.engine.snapshot().as_dict().items():
-        context.metrics.queue_images.labels(lane).set(figures["queued_images"])
-    device = context.loaded.device if context.loaded is not None else "none"
-    context.metrics.ready.labels(device).set(context.engine.state.is_ready)
-    return Response(context.metrics.exposition(), media_type=METRICS_MEDIA_TYPE)
+    return Response(await request.app.state.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _answer(health: Mapping[str, Any], document: Mapping[str, Any]) -> Response:
+    return JSONResponse(document, HTTPStatus.OK if health["status"] == "ready" else HTTPStatus.SERVICE_UNAVAILABLE)

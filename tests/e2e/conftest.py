@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -11,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 START_SECONDS = 120.0
 TITOK = Path(sys.executable).with_name("titok")
@@ -30,11 +33,38 @@ class Server:
     log: list[str] = field(default_factory=list)
 
     def wait_until_ready(self) -> None:
+        self.until(lambda health: health["status"] == "ready")
+
+    def until(self, condition: Callable[[Any], bool]) -> Any:
+        """The first health document of the admin port that meets the condition."""
         deadline = time.monotonic() + START_SECONDS
-        while httpx.get(f"{self.url}/readyz").status_code != httpx.codes.OK:
+        while not condition(health := self.health()):
             assert self.process.poll() is None, "".join(self.log)
-            assert time.monotonic() < deadline, "".join(self.log)
+            assert time.monotonic() < deadline, f"{health}\n{''.join(self.log)}"
             time.sleep(0.05)
+        return health
+
+    def health(self) -> Any:
+        return httpx.get(f"{self.admin_url}/healthz", timeout=START_SECONDS).json()
+
+    def child(self, name: str) -> Any:
+        """What the health document says of a process, by its name."""
+        return child_of(self.health(), name)
+
+    def pids(self) -> list[int]:
+        """Of the supervisor and its children."""
+        return [self.process.pid, *(child["pid"] for child in self.health()["processes"])]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one sample, 0 if there is none."""
+        text = httpx.get(f"{self.admin_url}/metrics", timeout=START_SECONDS).text
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return sum(sample.value for sample in samples if (sample.name, sample.labels) == (name, labels))
+
+
+def child_of(health: Any, name: str) -> Any:
+    """A process in a health document."""
+    return next(child for child in health["processes"] if child["name"] == name)
 
 
 def start_server(**settings: str) -> Server:
@@ -46,6 +76,7 @@ def start_server(**settings: str) -> Server:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     lines: list[str] = []
@@ -60,16 +91,33 @@ def start_server(**settings: str) -> Server:
 
 
 def end(server: Server) -> None:
-    server.process.kill()
-    server.process.wait()
-    if server.process.stdout is not None:
-        server.process.stdout.close()
+    """Two signals end the service at once, with all its processes."""
+    server.process.send_signal(signal.SIGTERM)
+    server.process.send_signal(signal.SIGINT)
+    try:
+        server.process.wait(timeout=30)
+    finally:
+        server.process.kill()
+        server.process.wait()
+        if server.process.stdout is not None:
+            server.process.stdout.close()
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The service with its default settings and the shipped checkpoint, ready."""
     started = start_server()
+    started.wait_until_ready()
+    yield started
+    end(started)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Server]:
+    """Two front ends and a worker, ready; a process is found silent within seconds."""
+    started = start_server(
+        front_ends="2", cache="off", heartbeat_seconds="3", threads="1", max_batch_size="4", request_timeout="300"
+    )
     started.wait_until_ready()
     yield started
     end(started)

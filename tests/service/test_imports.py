@@ -7,18 +7,27 @@ import sys
 
 import pytest
 
-FRONT_END = "import service.app, service.routes.encode, service.routes.reconstruct, service.facts"
+FRONT_END = "import service.front_end, service.routes.encode, service.routes.reconstruct, service.facts"
 
 
 @pytest.mark.parametrize(
     "statement",
     [
         FRONT_END,
+        "import service.server, service.supervisor",
+        "import service.worker",
         "import service.settings",
         "import models, models.errors, models.sampling_settings, models.shipped",
         "import sys; sys.argv = ['titok', '--help']; from service.cli import app; app(standalone_mode=False)",
     ],
-    ids=["front end", "settings", "facts of the models", "titok --help"],
+    ids=[
+        "front end",
+        "supervisor",
+        "a worker before it opens its device",
+        "settings",
+        "facts of the models",
+        "titok --help",
+    ],
 )
 def test_what_runs_no_network_does_not_import_torch(statement: str) -> None:
     probe = f"{statement}\nimport sys\nassert 'torch' not in sys.modules, 'torch was imported'"

@@ -12,12 +12,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from models.codes import CodeFormat
 from service.app import create_app
 from service.facts import GeneratorFacts, ModelFacts
 from service.settings import Settings
+from service.single_process import inline_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -64,9 +66,13 @@ def picture(brightness: int) -> bytes:
     return buffer.getvalue()
 
 
+def served(settings: Settings, open_device: Callable[[Settings], Any]) -> FastAPI:
+    return create_app(settings, inline_engine(settings, open_device))
+
+
 @asynccontextmanager
 async def service(device: HeldDevice, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(**{"drain_seconds": 5, **settings}), open_device=lambda _: device)
+    app = served(Settings(**{"drain_seconds": 5, **settings}), lambda _: device)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=60) as client,
@@ -161,7 +167,7 @@ async def test_a_service_without_a_device_is_alive_and_says_why_it_is_not_ready(
     def broken(_: Settings) -> Any:
         raise RuntimeError("no such device")
 
-    app = create_app(Settings(), open_device=broken)
+    app = served(Settings(), broken)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,

@@ -1,0 +1,44 @@
+"""What every process of the service begins with: its name for ``ps``, its log, its signals, its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+import setproctitle
+
+__all__ = ["SWITCH_SECONDS", "begin_process", "event_loop", "hold_signals", "release_signals"]
+
+# For ``sys.setswitchinterval``: keeps an event loop responsive beside the threads that decode and encode images.
+SWITCH_SECONDS = 0.0005
+
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
+
+def begin_process(name: str, *, log_level: str) -> None:
+    """Names the process ``titok: NAME`` and sends its log lines, which bear the name, to standard error."""
+    setproctitle.setproctitle(f"titok: {name}")
+    logging.basicConfig(level=log_level.upper(), format=f"%(asctime)s %(levelname)s {name}: %(name)s: %(message)s")
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def hold_signals() -> None:
+    """Blocks SIGINT and SIGTERM, here and in processes that are started from now on: they wait until somebody is
+    prepared for them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+
+
+def release_signals() -> None:
+    """Lets them in."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+
+def event_loop() -> asyncio.Runner:
+    """An event loop on uvloop where the platform has it."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
