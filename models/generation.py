@@ -21,11 +21,13 @@ from models.checkpoints import Checkpoint, HubFile, load_strictly, open_checkpoi
 from models.configuration import class_names, class_sources, generator_config
 from models.errors import CheckpointError, UnknownVariantError
 from models.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
+from models.graphs import GraphedFunction
 from models.imagenet import IMAGENET_CLASSES
 from models.precision import Precision
 from models.registry import GENERATORS, PRESETS, GeneratorVariant
 from models.sampling import SamplingRow, StepNoise, guide, pack, sample_step, unpack
 from models.sampling_settings import SamplingSettings
+from models.transfers import transfers_of
 
 __all__ = ["Advance", "Generator", "load_generator"]
 
@@ -49,7 +51,7 @@ class Generator:
 
     Attributes: ``name``, ``revision``, ``num_tokens`` K, ``codebook_size`` V, ``num_classes``, ``class_names`` by id and
     ``class_sources``, what the training data calls them (None where that is not known), ``presets`` by name, ``source``
-    of the weights.
+    of the weights; ``stepper``, what is run on the device (``models.graphs``).
     """
 
     def __init__(
@@ -76,9 +78,15 @@ class Generator:
         self.precision = Precision.of(dtype, device)
         self._mask_token = config.mask_token
         self._network = network.eval().requires_grad_(False).to(device)
-        self._network.set_compute_dtype(self.precision.generator)
-        low = "" if self.precision.generator is torch.float32 else "-bf16"
-        self.revision = f"{digest[:12]}{low}"
+        self._network.set_compute_dtype(self.precision.generator.dtype)
+        self._predicting = self.precision.generator.on(device)
+        self._transfers = transfers_of(device)
+        self.revision = f"{digest[:12]}{self.precision.generator.suffix}"
+        self.stepper = GraphedFunction(
+            self._step,
+            example=lambda size: pack([self.row(None, 0, self.settings())] * size).to(device),
+            variants=lambda size: [(0,), (size,)],  # no row is guided, or all of them are treated so
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -130,25 +138,28 @@ class Generator:
         # Guided rows come first, so that the network's second half is that of a leading part.
         order = sorted(range(len(rows)), key=lambda index: not rows[index].needs_unconditional)
         tokens, sampled, near = self._run([rows[index] for index in order])
-        if len(rows) > 1 and self.precision.generator is torch.float32:
+        if len(rows) > 1 and self.precision.generator.is_exact:
             for place in near.nonzero()[:, 0].tolist():
                 (tokens[place],), (sampled[place],), _ = self._run([rows[order[place]]])
         back = torch.tensor(order).argsort()
         return Advance(tokens[back], sampled[back], torch.tensor([row.step + 1 >= row.settings.steps for row in rows]))
 
     def _run(self, rows: Sequence[SamplingRow]) -> tuple[Tensor, ...]:
-        table = pack(rows).to(self.device)
-        return tuple(result.cpu() for result in self._step(table, sum(row.needs_unconditional for row in rows)))
+        guided = sum(row.needs_unconditional for row in rows)
+        if guided and self.stepper.sizes:
+            guided = self.stepper.padded(len(rows))
+        return self._transfers.run(pack(rows), lambda table: self.stepper(table, guided))()
 
     def _step(self, table: Tensor, guided: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A table of ``pack`` whose first ``guided`` rows need unconditional logits -> tokens and guesses int64 [R, K],
-        and whether a decision was close, bool [R].
+        """A table of ``pack`` on the device, whose first ``guided`` rows get unconditional logits (no others need them) ->
+        tokens and guesses int64 [R, K], and whether a decision was close, bool [R].
         """
         tokens, parameters = unpack(table)
         count, labels = len(tokens), parameters.label
-        logits = self._network(
-            torch.cat([tokens, tokens[:guided]]), torch.cat([labels, torch.full_like(labels[:guided], -1)])
-        )
+        with self._predicting:
+            logits = self._network(
+                torch.cat([tokens, tokens[:guided]]), torch.cat([labels, torch.full_like(labels[:guided], -1)])
+            )
         conditional = logits[:count]
         unconditional = torch.cat([logits[count:], conditional[guided:]])
         noise = StepNoise.of(parameters, self.num_tokens, self.codebook_size)
@@ -192,7 +203,8 @@ class Generator:
             if label is not None and not -1 <= label < self.num_classes:
                 raise ValueError(f"class {label} is out of range 0..{self.num_classes - 1}")
         ids = torch.tensor([-1 if label is None else label for label in labels], dtype=torch.int64)
-        logits: Tensor = self._network(tokens.to(self.device, torch.int64), ids.to(self.device))
+        with self._predicting:
+            logits: Tensor = self._network(tokens.to(self.device, torch.int64), ids.to(self.device))
         return logits.cpu()
 
 

@@ -6,34 +6,69 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["DTYPES", "Precision", "has_fast_bfloat16"]
+from models.products import ProductMode, Products, has_tensor_float32
 
-DTYPES = ("float32", "bfloat16", "auto")
+__all__ = ["DTYPES", "FORMATS", "NumberFormat", "Precision", "has_fast_bfloat16"]
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """``dtype`` of the matrices and what they are multiplied with, ``products`` of float32 ones, and the ``suffix`` that
+    tells a revision apart whose ids may differ from float32's.
+    """
+
+    name: str
+    dtype: torch.dtype
+    products: ProductMode
+    suffix: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether rounding is float32's: small enough to tell which decisions it could have changed."""
+        return self.name == "float32"
+
+    def on(self, device: torch.device) -> Products:
+        """The context in which a network of this format computes."""
+        return Products(self.products, device)
+
+
+FORMATS = {
+    kind.name: kind
+    for kind in (
+        NumberFormat("float32", torch.float32, "float32", ""),
+        NumberFormat("tf32", torch.float32, "tf32", "-tf32"),
+        NumberFormat("tf32x3", torch.float32, "tf32x3", "-tf32x3"),
+        NumberFormat("float16", torch.float16, "float32", "-fp16"),
+        NumberFormat("bfloat16", torch.bfloat16, "float32", "-bf16"),
+    )
+}
+DTYPES = ("auto", *FORMATS)
 
 
 @dataclass(frozen=True)
 class Precision:
     """``encoder`` decides token ids, ``decoder`` pixels, ``generator`` the tokens of new images."""
 
-    encoder: torch.dtype
-    decoder: torch.dtype
-    generator: torch.dtype
+    encoder: NumberFormat
+    decoder: NumberFormat
+    generator: NumberFormat
 
     @classmethod
     def of(cls, name: str, device: torch.device) -> Precision:
         """The formats that a ``dtype`` setting stands for.
 
         ``auto`` lowers the decoder alone, and only where that is faster: it moves pixels by a level or two, while a
-        lower encoder or generator would choose other tokens. ``bfloat16`` lowers all three and is taken at its word.
+        lower encoder or generator would choose other tokens. Any other name is that of one format for all three, taken
+        at its word. Raises ``ValueError`` for another name, and for TF32 on a device that has none.
         """
-        if name == "float32":
-            return cls(torch.float32, torch.float32, torch.float32)
-        if name == "bfloat16":
-            return cls(torch.bfloat16, torch.bfloat16, torch.bfloat16)
         if name == "auto":
-            decoder = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-            return cls(torch.float32, decoder, torch.float32)
-        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+            decoder = FORMATS["bfloat16" if has_fast_bfloat16(device) else "float32"]
+            return cls(FORMATS["float32"], decoder, FORMATS["float32"])
+        if name not in FORMATS:
+            raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+        if name.startswith("tf32") and not has_tensor_float32(device):
+            raise ValueError(f"dtype {name!r} needs a CUDA device of compute capability 8.0 or later, not {device}")
+        return cls(FORMATS[name], FORMATS[name], FORMATS[name])
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,19 @@ from models.checkpoints import Checkpoint, HubFile, load_strictly, open_checkpoi
 from models.codes import CodeFormat
 from models.configuration import tokenizer_config
 from models.errors import CheckpointError, UnknownVariantError
+from models.graphs import GraphedFunction
 from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
-from models.precision import Precision
+from models.precision import FORMATS, Precision
 from models.preprocess import PREPROCESSING_VERSION
 from models.registry import TOKENIZERS
 from models.titok import Posterior, TiTok, TiTokConfig
+from models.transfers import transfers_of
 
-__all__ = ["Tokenizer", "build_tokenizer", "load_tokenizer"]
+__all__ = ["Pending", "Tokenizer", "build_tokenizer", "load_tokenizer"]
+
+Images = Tensor | npt.NDArray[np.uint8]
+Pending = Callable[[], Tensor]
+"""Waits for a result that is being computed."""
 
 # Rounding moves squared distances between batch sizes by 1e-5 of the latents' scale at most (float32, measured on the
 # published shapes); ids decided by less than ten times that are decided by the image alone.
@@ -39,7 +46,8 @@ class Tokenizer:
 
     Attributes: ``name``; ``revision``, which changes whenever ids may; ``image_size`` S; ``num_tokens`` K;
     ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C; ``patch_size``, the side of
-    the decoder's patches in pixels; ``source`` of the weights.
+    the decoder's patches in pixels; ``source`` of the weights; ``encoder`` and ``decoder``, what is run on the device
+    (``models.graphs``).
     """
 
     def __init__(
@@ -50,7 +58,10 @@ class Tokenizer:
         self.device = device
         self.precision = Precision.of(dtype, device)
         self._network = network.eval().requires_grad_(False).to(device)
-        self._network.set_compute_dtype(encoder=self.precision.encoder, decoder=self.precision.decoder)
+        self._network.set_compute_dtype(encoder=self.precision.encoder.dtype, decoder=self.precision.decoder.dtype)
+        self._encoding, self._decoding = self.precision.encoder.on(device), self.precision.decoder.on(device)
+        self._exact = FORMATS["float32"].on(device)
+        self._transfers = transfers_of(device)
         if isinstance(network, TiTok):
             self.is_discrete = network.config.quantize_mode == "vq"
             self.num_tokens, self.token_size = network.config.num_latent_tokens, network.config.token_size
@@ -63,8 +74,14 @@ class Tokenizer:
             self._unit_latents = False
         self.codebook_size = network.config.codebook_size if self.is_discrete else 0
         self.image_size = network.config.image_size
-        encoder = "" if self.precision.encoder is torch.float32 else "-bf16"
-        self.revision = f"{digest[:12]}-p{PREPROCESSING_VERSION}{encoder}"
+        self.revision = f"{digest[:12]}-p{PREPROCESSING_VERSION}{self.precision.encoder.suffix}"
+        shape = (self.image_size, self.image_size, 3)
+        self.encoder = GraphedFunction(
+            self._encode, example=lambda size: torch.zeros(size, *shape, dtype=torch.uint8, device=device)
+        )
+        self.decoder = GraphedFunction(
+            self._decode, example=lambda size: torch.zeros(size, self.num_tokens, dtype=torch.int64, device=device)
+        )
 
     @property
     def code_format(self) -> CodeFormat:
@@ -77,8 +94,7 @@ class Tokenizer:
         """Weights in the network."""
         return sum(parameter.numel() for parameter in self._network.parameters())
 
-    @torch.inference_mode()
-    def encode(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+    def encode(self, images: Images) -> Tensor:
         """Images uint8 [B, S, S, 3] -> ids int64 [B, K].
 
         In float32 an image's ids do not depend on the other images: where two codes are so close that the rounding of
@@ -86,76 +102,118 @@ class Tokenizer:
 
         Raises ``ValueError`` for another shape or dtype, ``TypeError`` for a VAE variant.
         """
+        return self.submit_encode(images)()
+
+    @torch.inference_mode()
+    def submit_encode(self, images: Images) -> Pending:
+        """Begins to encode (see :meth:`encode`): calling what it gives waits for the ids.
+
+        On a CUDA device the next batch can be submitted meanwhile, and its copy takes no time of its own if the images are
+        in pinned memory. They must stay as they are until the ids are there.
+        """
         self._need_codes()
-        pixels = self._pixels(images)
+        pixels = self._checked(images)
         if len(pixels) == 0:
-            return torch.empty(0, self.num_tokens, dtype=torch.int64)
-        ids, margin, tolerance = self._assign(pixels)
-        if len(pixels) > 1 and self.precision.encoder is torch.float32:
-            for row in (margin < tolerance).any(dim=1).nonzero()[:, 0].tolist():
-                ids[row] = self._assign(pixels[row : row + 1])[0][0]
-        return ids.cpu()
+            return lambda: torch.empty(0, self.num_tokens, dtype=torch.int64)
+        arriving = self._transfers.run(pixels, self.encoder)
 
-    def _assign(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        latents = self._network.latents(pixels)
-        assignment = self._network.quantize.assign(latents)
+        @torch.inference_mode()
+        def wait() -> Tensor:
+            ids, near = arriving()
+            if len(pixels) > 1 and self.precision.encoder.is_exact:
+                for row in near.nonzero()[:, 0].tolist():
+                    ids[row] = self._transfers.run(pixels[row : row + 1], self.encoder)()[0][0]
+            return ids
+
+        return wait
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B, S, S, 3] on the device -> ids int64 [B, K], and whether one was a close decision, bool [B]."""
+        latents = self._latents(images)
+        with self._exact:
+            assignment = self._network.quantize.assign(latents)
         scale = 1.0 if self._unit_latents else latents.square().sum(dim=2).clamp(min=1.0)
-        return assignment.ids, assignment.margin, torch.as_tensor(_NEAR_TIE * scale, device=latents.device)
+        return assignment.ids, (assignment.margin < _NEAR_TIE * scale).any(dim=1)
+
+    def _latents(self, images: Tensor) -> Tensor:
+        """Images uint8 [B, S, S, 3] on the device -> latents float32 [B, K, C]."""
+        with self._encoding:
+            return self._network.latents(_normalised(images))
 
     @torch.inference_mode()
-    def latents(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+    def latents(self, images: Images) -> Tensor:
         """Images uint8 [B, S, S, 3] -> float32 [B, K, C] before quantization; of a VAE the posterior's mean."""
-        return self._network.latents(self._pixels(images)).cpu()
+        return self._latents(self._checked(images).to(self.device)).cpu()
 
     @torch.inference_mode()
-    def distances(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+    def distances(self, images: Images) -> Tensor:
         """Images uint8 [B, S, S, 3] -> float32 [B, K, V]: squared distances to every code, of which the ids are the least.
 
         On the unit sphere, 0 to 4, where the variant normalises its codes. Raises ``TypeError`` for a VAE variant.
         """
         self._need_codes()
-        latents: Tensor = self._network.latents(self._pixels(images))
-        distances: Tensor = self._network.quantize.distances(latents.flatten(0, 1))
+        latents = self._latents(self._checked(images).to(self.device))
+        with self._exact:
+            distances: Tensor = self._network.quantize.distances(latents.flatten(0, 1))
         return distances.view(*latents.shape[:2], -1).cpu()
 
     @torch.inference_mode()
-    def posterior(self, images: Tensor | npt.NDArray[np.uint8]) -> Posterior:
+    def posterior(self, images: Images) -> Posterior:
         """Images uint8 [B, S, S, 3] -> mean and log variance float32 [B, K, C] of a VAE variant."""
         if self.is_discrete or not isinstance(self._network, TiTok):
             raise TypeError(f"{self.name} is no VAE: its tokens are codes, not vectors")
-        posterior = self._network.posterior(self._pixels(images))
+        with self._encoding:
+            posterior = self._network.posterior(_normalised(self._checked(images).to(self.device)))
         return Posterior(posterior.mean.cpu(), posterior.logvar.cpu())
 
-    @torch.inference_mode()
     def decode(self, tokens: Tensor | npt.NDArray[np.int64]) -> Tensor:
         """Ids int [B, K] in 0..V-1 -> images uint8 [B, S, S, 3]; a VAE variant takes its latents float32 [B, K, C].
 
         Pixels are clamped to [0, 1] and rounded to the nearest of 256 levels. Raises ``CodeError`` (a ``ValueError``)
         for ids of another count or out of range: they never reach the device.
         """
-        if not isinstance(self._network, TiTok) or self.is_discrete:
-            ids = self.code_format.check(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
-            if ids.ndim != 2:
-                raise ValueError(f"expected ids [B, {self.num_tokens}], not {list(ids.shape)}")
-            if len(ids) == 0:
-                return torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
-            images = self._network.decode(torch.from_numpy(ids).to(self.device))
-        else:
+        return self.submit_decode(tokens)()
+
+    @torch.inference_mode()
+    def submit_decode(self, tokens: Tensor | npt.NDArray[np.int64], *, into: Tensor | None = None) -> Pending:
+        """Begins to decode (see :meth:`decode`): calling what it gives waits for the images, and gives ``into`` if one is
+        given, a tensor of the host for them. The next batch can be submitted meanwhile.
+        """
+        function: Callable[[Tensor], tuple[Tensor, ...]] = self.decoder if self.is_discrete else self._decode_latents
+        if not self.is_discrete:
             latents = torch.as_tensor(tokens)
             if latents.ndim != 3 or latents.shape[1:] != (self.num_tokens, self.token_size):
                 raise ValueError(
                     f"expected latents [B, {self.num_tokens}, {self.token_size}], not {list(latents.shape)}"
                 )
-            images = self._network.decode_codes(latents.to(self.device, torch.float32))
-        pixels = images.float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).contiguous().cpu()
+            host = latents.to(torch.float32)
+        else:
+            ids = self.code_format.check(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
+            if ids.ndim != 2:
+                raise ValueError(f"expected ids [B, {self.num_tokens}], not {list(ids.shape)}")
+            host = torch.from_numpy(ids)
+        if len(host) == 0:
+            return lambda: torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
+        arriving = self._transfers.run(host, function, into)
+        return lambda: arriving()[0]
+
+    def _decode(self, ids: Tensor) -> tuple[Tensor]:
+        """Ids int64 [B, K] on the device -> images uint8 [B, S, S, 3]."""
+        with self._decoding:
+            return (_rounded(self._network.decode(ids)),)
+
+    def _decode_latents(self, latents: Tensor) -> tuple[Tensor]:
+        """Latents float32 [B, K, C] of a VAE on the device -> images uint8 [B, S, S, 3]."""
+        assert isinstance(self._network, TiTok)  # noqa: S101  the other kind is discrete
+        with self._decoding:
+            return (_rounded(self._network.decode_codes(latents)),)
 
     def _need_codes(self) -> None:
         if not self.is_discrete:
             raise TypeError(f"{self.name} is a VAE: its tokens are vectors, not ids; use latents() and decode()")
 
-    def _pixels(self, images: Tensor | npt.NDArray[np.uint8]) -> Tensor:
-        """Uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1] on the device."""
+    def _checked(self, images: Images) -> Tensor:
+        """Images uint8 [B, S, S, 3], wherever they are."""
         if isinstance(images, np.ndarray) and not images.flags.writeable:
             images = images.copy()  # torch warns of arrays that it could not write to
         tensor = torch.as_tensor(images)
@@ -163,7 +221,18 @@ class Tokenizer:
         if tensor.dtype is not torch.uint8 or tensor.ndim != 4 or tensor.shape[1:] != shape:
             expected = ", ".join(map(str, ("B", *shape)))
             raise ValueError(f"expected images uint8 [{expected}], not {tensor.dtype} {list(tensor.shape)}")
-        return tensor.to(self.device).permute(0, 3, 1, 2).to(torch.float32).div(255.0)
+        return tensor
+
+
+def _normalised(images: Tensor) -> Tensor:
+    """Uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1]."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).div(255.0)
+
+
+def _rounded(images: Tensor) -> Tensor:
+    """Float [B, 3, S, S] -> uint8 [B, S, S, 3]."""
+    pixels = images.float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous()
 
 
 def load_tokenizer(
@@ -173,7 +242,7 @@ def load_tokenizer(
 
     ``weights`` is a ``.safetensors`` or ``.bin`` file, a folder with ``config.json``, or a hub id
     (``org/repo@revision``); by default the variant's own. A name of no variant is allowed where ``weights`` has a
-    ``config.json``. ``dtype`` is ``float32``, ``bfloat16`` or ``auto`` (see ``models.precision``).
+    ``config.json``. ``dtype`` is one of ``models.precision.DTYPES``.
 
     Raises ``UnknownVariantError``, ``CheckpointError``, or ``ConfigError``.
     """

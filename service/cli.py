@@ -64,7 +64,7 @@ def serve(
     generator: Annotated[str | None, typer.Option(help="Variant name, 'auto' or 'off'.")] = None,
     generator_weights: Annotated[str | None, typer.Option(help="File, folder or hub id.")] = None,
     devices: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0, cuda:0,cuda:1 or auto.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, tf32, tf32x3, float16 or bfloat16.")] = None,
     workers: Annotated[str | None, typer.Option(help="process, or inline: all in one process.")] = None,
     front_ends: Annotated[int | None, typer.Option(help="Processes that answer HTTP; 0: as many as fit.")] = None,
     cache: Annotated[str | None, typer.Option(help="auto, memory or off.")] = None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, Protocol, TypeVar, cast
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +16,27 @@ from torch import Tensor
 
 from models import Generator, Tokenizer, load_generator, load_tokenizer
 from models.errors import CheckpointError
+from models.graphs import CudaRecorder, GraphedFunction, Recorder
 from models.memory import is_out_of_memory, memory_bytes, release_memory
 from models.registry import GENERATORS
 from models.sampling_settings import SamplingSettings
-from service.batch_limits import LARGEST_BATCH, find_batch_limit
+from models.transfers import pin
+from service.batch_limits import LARGEST_BATCH, batch_sizes, find_batch_limit
 from service.engine import Device, RowState, Stepped
 from service.engine.protocol import LaneName
 from service.facts import GeneratorFacts, ModelFacts
-from service.settings import Settings
 from service.stopwatch import cpu_seconds, wall_seconds
 
 __all__ = ["ModelDevice", "ServedDevice", "open_device"]
 
+if TYPE_CHECKING:
+    from service.settings import Settings
+
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+_PARTS_IN_FLIGHT = 2
 
 
 class ServedDevice(Device, Protocol):
@@ -49,15 +56,24 @@ class ModelDevice:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, generator: Generator | None, *, max_batch_size: int = 0, batch_seconds: float = 0.5
+        self,
+        tokenizer: Tokenizer,
+        generator: Generator | None,
+        *,
+        max_batch_size: int = 0,
+        batch_seconds: float = 0.5,
+        recorder: Recorder | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._generator = generator
         self._largest = max_batch_size or LARGEST_BATCH
         self._batch_seconds = batch_seconds
+        self._recorder = recorder
+        self._functions: dict[LaneName, GraphedFunction] = {"encode": tokenizer.encoder, "decode": tokenizer.decoder}
+        if generator is not None:
+            self._functions["generate"] = generator.stepper
         self._out_of_memory = 0
-        lanes: tuple[LaneName, ...] = ("encode", "decode", "generate") if generator else ("encode", "decode")
-        self.batch_limits: dict[LaneName, int] = dict.fromkeys(lanes, self._largest)
+        self.batch_limits: dict[LaneName, int] = dict.fromkeys(self._functions, self._largest)
         self._facts = ModelFacts(
             name=tokenizer.name,
             revision=tokenizer.revision,
@@ -65,9 +81,9 @@ class ModelDevice:
             code_format=tokenizer.code_format,
             device=str(tokenizer.device),
             precision={
-                "encoder": str(tokenizer.precision.encoder).removeprefix("torch."),
-                "decoder": str(tokenizer.precision.decoder).removeprefix("torch."),
-                "generator": str(tokenizer.precision.generator).removeprefix("torch."),
+                "encoder": tokenizer.precision.encoder.name,
+                "decoder": tokenizer.precision.decoder.name,
+                "generator": tokenizer.precision.generator.name,
             },
             source=tokenizer.source,
             generator=None
@@ -87,22 +103,41 @@ class ModelDevice:
         return {str(lane): limit for lane, limit in self.batch_limits.items()}
 
     def status(self) -> dict[str, object]:
-        """``batch_limits`` as they are now; ``out_of_memory``, how many batches did not fit; ``memory``, on a CUDA device
-        its bytes by kind (see ``models.memory``), else None. May be called from any thread.
+        """``batch_limits`` as they are now; ``out_of_memory``, how many batches did not fit; ``graphs``, the batch sizes
+        recorded in each lane; ``memory``, on a CUDA device its bytes by kind (see ``models.memory``), else None. May be
+        called from any thread.
         """
         return {
             "batch_limits": self._limits(),
             "out_of_memory": self._out_of_memory,
+            "graphs": {str(lane): function.sizes for lane, function in self._functions.items()},
             "memory": memory_bytes(self._tokenizer.device),
         }
 
+    def pin(self, array: npt.NDArray[Any]) -> None:
+        """Page-locks memory that batches will be handed in or taken from, for as long as it lives; where that cannot be,
+        copies are slower. May be called from any thread. Does nothing for a CPU.
+        """
+        try:
+            pin(array, self._tokenizer.device)
+        except RuntimeError as error:
+            log.warning("batches are copied from memory that is not pinned, which is slower: %s", error)
+
     def encode(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """Images uint8 [b, S, S, 3] -> ids int64 [b, K]."""
-        return _joined(self._in_parts("encode", len(images), lambda part: self._tokenizer.encode(images[part])))
+        return _joined(self._in_parts("encode", len(images), lambda part: self._tokenizer.submit_encode(images[part])))
 
-    def decode(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Ids int64 [b, K] -> images uint8 [b, S, S, 3]."""
-        return _joined(self._in_parts("decode", len(tokens), lambda part: self._tokenizer.decode(tokens[part])))
+    def decode(
+        self, tokens: npt.NDArray[np.int64], *, out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Ids int64 [b, K] -> images uint8 [b, S, S, 3], in ``out`` if it is given."""
+
+        def submit(part: slice) -> Callable[[], Tensor]:
+            into = None if out is None else torch.from_numpy(out[part])
+            return self._tokenizer.submit_decode(tokens[part], into=into)
+
+        parts = self._in_parts("decode", len(tokens), submit)
+        return _joined(parts) if out is None else out
 
     def step(self, rows: Sequence[RowState]) -> Stepped:
         """One sampling step of unfinished rows, in one forward pass: a pure function of their states.
@@ -120,18 +155,29 @@ class ModelDevice:
             )
             for row in rows
         ]
-        parts = self._in_parts("generate", len(states), lambda part: generator.advance(states[part]))
+        parts = self._in_parts("generate", len(states), lambda part: partial(generator.advance, states[part]))
         tokens, sampled, finished = (_joined(arrays) for arrays in zip(*parts, strict=True))
         return Stepped(tokens=tokens, sampled=sampled, finished=finished)
 
-    def _in_parts(self, lane: LaneName, count: int, run: Callable[[slice], Result]) -> list[Result]:
-        """Runs parts of at most the lane's limit; where one does not fit into memory, smaller ones from there on."""
+    def _in_parts(self, lane: LaneName, count: int, submit: Callable[[slice], Callable[[], Result]]) -> list[Result]:
+        """Runs parts of at most the lane's limit; where one does not fit into memory, smaller ones from there on.
+
+        A part is submitted while the one before it runs, so that its copy to the device costs no time.
+        """
+        if count == 0:
+            return [submit(slice(0, 0))()]
         results: list[Result] = []
+        running: deque[tuple[int, Callable[[], Result]]] = deque()
         done = 0
-        while done < count or not results:
-            size = min(self.batch_limits[lane], count - done)
+        while done < count:
+            begun, size = done + sum(size for size, _ in running), 0
             try:
-                results.append(run(slice(done, done + size)))
+                while begun < count and len(running) < _PARTS_IN_FLIGHT:
+                    size = min(self.batch_limits[lane], count - begun)
+                    running.append((size, submit(slice(begun, begun + size))))
+                    begun += size
+                size, arrived = running.popleft()
+                results.append(arrived())
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -141,11 +187,16 @@ class ModelDevice:
             else:
                 done += size
                 continue
-            # Only now: while the error was handled, its traceback held the tensors of the batch that failed.
-            release_memory(self._tokenizer.device)
-            self.batch_limits[lane] = size // 2
-            log.warning("a %s batch of %d does not fit into memory; from now on %d at once", lane, size, size // 2)
+            # Only now: while the error was handled, its traceback held the tensors of the part that failed.
+            running.clear()
+            self._halve(lane, size)
         return results
+
+    def _halve(self, lane: LaneName, size: int) -> None:
+        self.batch_limits[lane] = size // 2
+        self._functions[lane].forget(above=size // 2)
+        release_memory(self._tokenizer.device)
+        log.warning("a %s batch of %d does not fit into memory; from now on %d at once", lane, size, size // 2)
 
     def _need_generator(self) -> Generator:
         if self._generator is None:
@@ -153,7 +204,15 @@ class ModelDevice:
         return self._generator
 
     def warm_up(self) -> None:
-        """Finds the limits by trying. What happens once on a device happens here, and not to the first request."""
+        """Finds the limits by trying, and records the functions up to them. What happens once on a device happens here, and
+        not to the first request. Called by the thread that will run batches.
+        """
+        self._find_limits()
+        if self._recorder is not None:
+            self._record(self._recorder)
+        log.info("images of a batch, at most: %s", self.batch_limits)
+
+    def _find_limits(self) -> None:
         measure = cpu_seconds if self._tokenizer.device.type == "cpu" else wall_seconds
         for lane in self.batch_limits:
             self.batch_limits[lane] = find_batch_limit(
@@ -164,7 +223,30 @@ class ModelDevice:
                 measure=measure,
             )
             release_memory(self._tokenizer.device)
-        log.info("images of a batch, at most: %s", self.batch_limits)
+
+    def _record(self, recorder: Recorder) -> None:
+        for lane in self._functions:
+            try:
+                self._record_lane(lane, recorder)
+            except RuntimeError as error:
+                log.warning("no CUDA graphs (%s): batches are launched kernel by kernel, which is slower", error)
+                for function in self._functions.values():
+                    function.forget()
+                return
+
+    def _record_lane(self, lane: LaneName, recorder: Recorder) -> None:
+        function = self._functions[lane]
+        while True:
+            limit = self.batch_limits[lane]
+            try:
+                function.record(batch_sizes(limit), recorder)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or limit == 1:
+                    raise
+            else:
+                return
+            function.forget()
+            self._halve(lane, limit)
 
     def _trial(self, lane: LaneName) -> Callable[[int], object]:
         """Runs a batch of a size, whatever the limit is."""
@@ -194,27 +276,35 @@ def open_device(settings: Settings) -> ModelDevice:
     Raises ``ValueError``, ``LookupError`` or ``CheckpointError`` with a message for the operator.
     """
     device = _choose_device(settings.devices)
-    if device == "cpu":
+    recorder = None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        recorder = CudaRecorder(device) if settings.cuda_graphs else None
+    else:
         torch.set_num_threads(settings.device_threads)
     tokenizer = load_tokenizer(
-        settings.tokenizer, weights=settings.tokenizer_weights, device=device, dtype=settings.dtype
+        settings.tokenizer, weights=settings.tokenizer_weights, device=str(device), dtype=settings.dtype
     )
     if not tokenizer.is_discrete:
         raise ValueError(f"{tokenizer.name} is a VAE: it has no token ids to serve; choose another tokenizer")
     models = ModelDevice(
         tokenizer,
-        _open_generator(settings, tokenizer, device),
+        _open_generator(settings, tokenizer, str(device)),
         max_batch_size=settings.max_batch_size,
         batch_seconds=settings.batch_seconds,
+        recorder=recorder,
     )
     models.warm_up()
     return models
 
 
-def _choose_device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
+def _choose_device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    device = torch.device(("cuda" if available else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and not available:
+        raise ValueError(f"PyTorch {torch.__version__} finds no CUDA device here for TITOK_DEVICES={name}")
+    # Streams and graphs belong to a device by its number.
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 def _open_generator(settings: Settings, tokenizer: Tokenizer, device: str) -> Generator | None:

@@ -36,10 +36,14 @@ class Settings(BaseSettings):
         description="Where the models run: 'cpu', 'cuda' (every GPU), 'cuda:1', 'cuda:0,cuda:1', or 'auto' (every "
         "GPU where there is one, else the CPU).",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "tf32", "tf32x3", "float16", "bfloat16"] = Field(
         "auto",
         description="Number format. 'auto' lowers the image decoder alone, where that is faster; token ids stay those "
-        "of float32. 'bfloat16' lowers everything: other ids, under a revision of their own.",
+        "of float32. The others below float32 lower everything: other ids, under a revision of their own. 'tf32' and "
+        "'tf32x3' (three passes, near float32) need a CUDA device.",
+    )
+    cuda_graphs: bool = Field(
+        True, description="Replay batches on a CUDA device as graphs, recorded at start-up for powers of two."
     )
     workers: Literal["auto", "process", "inline"] = Field(
         "auto",

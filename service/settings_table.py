@@ -28,7 +28,7 @@ def settings_document() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         default = field.default
-        shown = "" if default in (None, ()) else f"`{default}`"
+        shown = "" if default in (None, ()) else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         meaning = (field.description or "").replace("|", "\\|")
         rows.append(f"| `TITOK_{name.upper()}` | {_kind(field.annotation, field.metadata)} | {shown} | {meaning} |")
     return _HEAD + "\n".join(rows) + "\n"
@@ -40,6 +40,8 @@ def _kind(annotation: Any, metadata: list[Any]) -> str:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         parts = [part for part in typing.get_args(annotation) if part is not types.NoneType]
         return _kind(parts[-1], metadata)
+    if annotation is bool:
+        return "`true`, `false`"
     if annotation in (int, float):
         bounds = [
             f"{sign} {getattr(part, name)}" for part in metadata for name, sign in _SIGNS.items() if hasattr(part, name)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage import data
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import weights as filler
@@ -56,4 +55,5 @@ def golden_noise() -> Callable[..., np.ndarray]:
 @pytest.fixture(scope="session")
 def photographs() -> list[Image.Image]:
     """Real photographs of several sizes and shapes."""
+    data = pytest.importorskip("skimage.data", reason="the photographs are scikit-image's")
     return [Image.fromarray(image()) for image in (data.astronaut, data.coffee, data.chelsea, data.rocket)]

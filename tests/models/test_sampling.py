@@ -86,13 +86,14 @@ def test_a_row_can_be_taken_up_at_any_step(generator: Generator) -> None:
 def test_a_close_decision_is_made_by_the_row_alone(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [generator.row(label, seed, DEMO) for seed, label in enumerate([1, 2, None])]
     alone = [generator.advance([row]) for row in rows]
-    step = generator._step
+    step = generator.stepper
 
     def swayed(table: torch.Tensor, guided: int) -> tuple[torch.Tensor, ...]:
         tokens, sampled, near = step(table, guided)
         return (tokens + 1, sampled + 1, torch.ones_like(near)) if len(table) > 1 else (tokens, sampled, near)
 
-    monkeypatch.setattr(generator, "_step", swayed)
+    swayed.sizes = ()  # type: ignore[attr-defined]
+    monkeypatch.setattr(generator, "stepper", swayed)
     together = generator.advance(rows)
     for place, expected in enumerate(alone):
         assert torch.equal(together.tokens[place], expected.tokens[0])

@@ -106,8 +106,10 @@ def test_the_revision_tells_precision_apart(tokenizer: Tokenizer) -> None:
     low = load_tokenizer("titok-mini-32", dtype="bfloat16")
     assert low.revision == f"{tokenizer.revision}-bf16"
     assert load_tokenizer("titok-mini-32", dtype="auto").revision == tokenizer.revision
-    with pytest.raises(ValueError, match="float32, bfloat16, auto"):
+    with pytest.raises(ValueError, match="auto, float32, tf32, tf32x3, float16, bfloat16"):
         load_tokenizer("titok-mini-32", dtype="int8")
+    with pytest.raises(ValueError, match=r"'tf32' needs a CUDA device .* not cpu"):
+        load_tokenizer("titok-mini-32", dtype="tf32")
 
 
 def test_lower_precision_stays_close(tokenizer: Tokenizer, images: np.ndarray) -> None:
@@ -116,6 +118,28 @@ def test_lower_precision_stays_close(tokenizer: Tokenizer, images: np.ndarray) -
     assert (low.encode(images[:8]) == ids).float().mean() > 0.7
     difference = low.decode(ids).int() - tokenizer.decode(ids).int()
     assert difference.abs().float().mean() < 2.0
+
+
+def test_the_last_block_computes_only_the_positions_that_are_read(tokenizer: Tokenizer, images: np.ndarray) -> None:
+    """Latents after the encoder's, patches after the decoder's."""
+    seen: list[int] = []
+    halves = (tokenizer._network.encoder, tokenizer._network.decoder)
+    hooks = [
+        half.transformer[-1].mlp.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[1])) for half in halves
+    ]
+    try:
+        tokenizer.decode(tokenizer.encode(images[:1]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert seen == [32, (128 // tokenizer.patch_size) ** 2]
+
+
+def test_images_are_decoded_into_memory_that_is_given(tokenizer: Tokenizer, images: np.ndarray) -> None:
+    ids = tokenizer.encode(images[:2])
+    into = torch.zeros(2, 128, 128, 3, dtype=torch.uint8)
+    assert tokenizer.submit_decode(ids, into=into)() is into
+    assert torch.equal(into, tokenizer.decode(ids))
 
 
 def test_a_vae_gives_vectors_and_refuses_ids() -> None:

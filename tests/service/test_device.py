@@ -12,8 +12,10 @@ import torch
 from models import Generator, Tokenizer
 from models.memory import is_out_of_memory
 from models.sampling_settings import SamplingSettings
-from service.device import ModelDevice
+from service.device import ModelDevice, open_device
 from service.engine import RowState
+from service.settings import Settings
+from tests.recorders import CallingRecorder
 from tests.tiny_models import tiny_generator, tiny_tokenizer
 
 SETTINGS = SamplingSettings(steps=5, guidance_scale=3.0, guidance_decay="linear", temperature=4.0)
@@ -94,21 +96,21 @@ class ShortOfMemory:
 
     def __getattr__(self, name: str) -> Any:
         member = getattr(self.model, name)
-        if name not in ("encode", "decode", "advance"):
+        if name not in ("submit_encode", "encode", "submit_decode", "decode", "advance"):
             return member
 
-        def limited(rows: Any) -> Any:
+        def limited(rows: Any, **options: Any) -> Any:
             self.batches.append(len(rows))
             if len(rows) > self.fits:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return member(rows)
+            return member(rows, **options)
 
         return limited
 
 
-def short_of_memory(fits: int, **bounds: int) -> tuple[ModelDevice, ShortOfMemory, ShortOfMemory]:
+def short_of_memory(fits: int, **options: Any) -> tuple[ModelDevice, ShortOfMemory, ShortOfMemory]:
     tokenizer, generator = ShortOfMemory(tiny_tokenizer(), fits), ShortOfMemory(tiny_generator(), fits)
-    device = ModelDevice(cast("Tokenizer", tokenizer), cast("Generator", generator), **bounds)
+    device = ModelDevice(cast("Tokenizer", tokenizer), cast("Generator", generator), **options)
     return device, tokenizer, generator
 
 
@@ -139,7 +141,12 @@ def test_out_of_memory_halves_the_lane_for_good_and_loses_nothing() -> None:
     assert tokenizer.batches == [12, 6, 3, 3, 3, 3]
     assert device.batch_limits == {"encode": 3, "decode": 16, "generate": 16}
     assert device.facts.batch_limits == device.batch_limits
-    assert device.status() == {"batch_limits": device.facts.batch_limits, "out_of_memory": 2, "memory": None}
+    assert device.status() == {
+        "batch_limits": {"encode": 3, "decode": 16, "generate": 16},
+        "out_of_memory": 2,
+        "graphs": {"encode": [], "decode": [], "generate": []},
+        "memory": None,
+    }
     device.encode(images(5))
     assert tokenizer.batches[6:] == [3, 2]
     states = [state(1, seed) for seed in range(4)]
@@ -180,7 +187,7 @@ def test_devices_say_in_several_ways_that_memory_is_short(error: Exception, expe
 
 
 def test_warming_up_finds_limits_within_the_bound_and_the_memory_there_is() -> None:
-    device, tokenizer, generator = short_of_memory(4, max_batch_size=64, batch_seconds=60.0)  # type: ignore[arg-type]
+    device, tokenizer, generator = short_of_memory(4, max_batch_size=64, batch_seconds=60.0)
     device.warm_up()
     assert set(device.batch_limits) == {"encode", "decode", "generate"}
     assert all(limit in (1, 2, 4) for limit in device.batch_limits.values())
@@ -194,6 +201,80 @@ def test_a_batch_size_that_is_set_bounds_what_is_found() -> None:
     device.warm_up()
     assert max(device.batch_limits.values()) <= 2
     assert max(tokenizer.batches) == 2
+
+
+def test_graphs_are_recorded_up_to_each_lanes_limit_and_give_the_same() -> None:
+    recorder = CallingRecorder()
+    device = ModelDevice(tiny_tokenizer(), tiny_generator(), max_batch_size=3, recorder=recorder)
+    plain = ModelDevice(tiny_tokenizer(), tiny_generator())
+    device.warm_up()
+    tokens = plain.encode(images(7))
+    assert (device.encode(images(7)) == tokens).all()
+    assert np.abs(device.decode(tokens).astype(int) - plain.decode(tokens)).max() <= 1
+    states = [state(label, seed) for seed, label in enumerate([None, 1, 2, 3, 4])]
+    assert (device.step(states).tokens == plain.step(states).tokens).all()
+    assert set(recorder.recorded) <= {1, 2, 3}
+    assert recorder.replays >= 5
+
+
+def test_where_graphs_cannot_be_recorded_batches_run_without_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recorder = CallingRecorder(fails="operation not permitted when stream is capturing")
+    device = ModelDevice(tiny_tokenizer(), tiny_generator(), max_batch_size=2, recorder=recorder)
+    device.warm_up()
+    assert "no CUDA graphs (operation not permitted when stream is capturing)" in caplog.text
+    assert device.encode(images(2)).shape == (2, 16)
+
+
+def test_a_graph_that_does_not_fit_into_memory_halves_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.device.find_batch_limit", lambda *_, **__: 8)
+    recorder = CallingRecorder(fits=2)
+    device = ModelDevice(tiny_tokenizer(), None, recorder=recorder)
+    device.warm_up()
+    assert device.batch_limits == {"encode": 2, "decode": 2}
+    assert recorder.recorded == [8, 4, 2, 1, 8, 4, 2, 1]
+    assert device.encode(images(5)).shape == (5, 16)
+
+
+def test_after_running_out_of_memory_graphs_beyond_the_new_limit_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.device.find_batch_limit", lambda *_, **__: 4)
+    device, tokenizer, _ = short_of_memory(1000, recorder=CallingRecorder())
+    device.warm_up()
+    assert tokenizer.encoder.sizes == [1, 2, 4]
+    tokenizer.fits = 2
+    device.encode(images(4))
+    assert tokenizer.encoder.sizes == [1, 2]
+
+
+def test_images_are_decoded_into_memory_that_the_caller_has(device: ModelDevice) -> None:
+    tokens = device.encode(images(5))
+    out = np.zeros((5, 32, 32, 3), np.uint8)
+    device.batch_limits["decode"] = 2
+    assert device.decode(tokens, out=out) is out
+    assert (out == device.decode(tokens)).all()
+
+
+def test_pinning_memory_for_a_cpu_is_nothing_to_do(device: ModelDevice) -> None:
+    device.pin(np.zeros((4, 32, 32, 3), np.uint8))
+
+
+def test_memory_that_cannot_be_pinned_costs_speed_only(
+    device: ModelDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("49152 bytes cannot be pinned: CUDA error 2")
+
+    monkeypatch.setattr("service.device.pin", refuse)
+    device.pin(np.zeros((4, 32, 32, 3), np.uint8))
+    assert "not pinned, which is slower: 49152 bytes cannot be pinned" in caplog.text
+
+
+def test_a_cuda_device_that_is_not_there_is_named_in_the_error() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="no CUDA device here for TITOK_DEVICES=cuda:1"):
+        open_device(Settings(devices="cuda:1"))
 
 
 def test_a_device_without_a_generator_has_no_lane_for_it() -> None:
