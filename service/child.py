@@ -43,7 +43,8 @@ class Child:
     number as its argument, and with the descriptors ``pass_fds``.
 
     It is ``hung`` when it was silent for ``heartbeat_seconds``, ``stuck`` when its status has had a batch under way for
-    longer than ``batch_timeout``; either way it is killed. ``after_death`` runs before the next start.
+    longer than ``batch_timeout``; either way it is killed. ``after_death`` runs before the next start, which is told what
+    the last status had under the name ``remember``.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Child:
         batch_timeout: float,
         pass_fds: Sequence[int] = (),
         after_death: Callable[[], None] = lambda: None,
+        remember: str | None = None,
     ) -> None:
         self.name = name
         self.deaths: Counter[DeathReason] = Counter()
         self.last_death: str | None = None
         self._module = module
-        self._start = start
+        self._start = dict(start)
+        self._remember = remember
         self._heartbeat_seconds = heartbeat_seconds
         self._batch_timeout = batch_timeout
         self._pass_fds = tuple(pass_fds)
@@ -212,6 +215,8 @@ class Child:
         while (message := await channel.receive()) is not None:
             self._silent_seconds = 0.0
             self._status = message["status"]
+            if self._remember is not None and self._status.get("state") == "ready":
+                self._start[self._remember] = self._status[self._remember]
             self._beat.set()
 
     async def _watch(self) -> tuple[str, DeathReason]:

@@ -53,13 +53,16 @@ class FrontEndStart:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStart:
-    """``address`` is the path its socket is to have; ``lifeline`` a descriptor that ends when nobody needs the worker."""
+    """``address`` is the path its socket is to have; ``lifeline`` a descriptor that ends when nobody needs the worker;
+    ``batch_limits`` are what the worker before found, so that its replacement is there sooner.
+    """
 
     name: str
     settings: Mapping[str, Any]
     device: str
     address: str
     lifeline: int
+    batch_limits: Mapping[str, int] | None = None
 
 
 class ControlChannel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -203,11 +203,16 @@ class ModelDevice:
             raise TypeError("no generator is loaded")
         return self._generator
 
-    def warm_up(self) -> None:
-        """Finds the limits by trying, and records the functions up to them. What happens once on a device happens here, and
-        not to the first request. Called by the thread that will run batches.
+    def warm_up(self, known_limits: Mapping[str, int] | None = None) -> None:
+        """Finds the limits by trying, or takes those found by a worker before, and records the functions up to them. What
+        happens once on a device happens here, and not to the first request. Called by the thread that will run batches.
         """
-        self._find_limits()
+        if known_limits is not None and known_limits.keys() == self.batch_limits.keys():
+            for lane in self.batch_limits:
+                self.batch_limits[lane] = min(known_limits[lane], self._largest)
+                self._trial(lane)(1)
+        else:
+            self._find_limits()
         if self._recorder is not None:
             self._record(self._recorder)
         log.info("images of a batch, at most: %s", self.batch_limits)
@@ -270,8 +275,9 @@ def _joined(parts: Sequence[Tensor]) -> npt.NDArray[Any]:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def open_device(settings: Settings) -> ModelDevice:
+def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = None) -> ModelDevice:
     """Loads the models that the settings name, and warms them up. Called in the thread that will own them.
+    ``known_limits`` are the ``batch_limits`` of a device opened before with the same settings, which saves finding them.
 
     Raises ``ValueError``, ``LookupError`` or ``CheckpointError`` with a message for the operator.
     """
@@ -294,7 +300,7 @@ def open_device(settings: Settings) -> ModelDevice:
         batch_seconds=settings.batch_seconds,
         recorder=recorder,
     )
-    models.warm_up()
+    models.warm_up(known_limits)
     return models
 
 

@@ -155,6 +155,7 @@ class _Supervisor:
             heartbeat_seconds=self._settings.heartbeat_seconds,
             batch_timeout=self._settings.batch_timeout,
             pass_fds=(lifeline,),
+            remember="batch_limits",
         )
 
     def _front_end(self, index: int, count: int, workers: Mapping[str, str], lifeline: int) -> Child:

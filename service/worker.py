@@ -49,7 +49,7 @@ class _Worker:
         self._settings = settings = unpack_settings(start.settings)
         self._speaking = threading.Lock()
         begin_process(start.name, log_level=settings.log_level)
-        self._server = DeviceServer(_listen(Path(start.address)), lambda: _open(settings, start.device))
+        self._server = DeviceServer(_listen(Path(start.address)), lambda: _open(settings, start))
 
     def run(self) -> int:
         """Serves until it is told to stop. Gives the exit status."""
@@ -103,10 +103,10 @@ def _listen(address: Path) -> socket.socket:
     return listener
 
 
-def _open(settings: Settings, device: str) -> ServedDevice:
+def _open(settings: Settings, start: WorkerStart) -> ServedDevice:
     from service.device import open_device  # torch is slow to import; the supervisor hears from this process meanwhile
 
-    return open_device(settings.model_copy(update={"devices": device}))
+    return open_device(settings.model_copy(update={"devices": start.device}), known_limits=start.batch_limits)
 
 
 def main() -> int:

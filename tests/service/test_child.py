@@ -69,6 +69,20 @@ async def test_one_that_ends_is_started_again_more_and_more_slowly(child: Callab
     assert all(pause >= least for pause, least in zip(pauses, (0.1, 0.2, 0.4), strict=True))
 
 
+async def test_what_one_has_found_out_is_told_to_the_next(child: Callable[..., Child]) -> None:
+    one = child(
+        "found = start.get('limits', [])\n"
+        "tell(state='ready', limits=[*found, os.getpid()])\n"
+        "sys.exit(1) if len(found) < 2 else lines.read()",
+        remember="limits",
+    )
+    life = asyncio.create_task(one.run())
+    await until(lambda: len(one.status.get("limits", [])) == 3)
+    assert len(set(one.status["limits"])) == 3
+    one.kill()
+    await life
+
+
 async def test_one_that_falls_silent_is_killed_and_replaced(child: Callable[..., Child]) -> None:
     one = child("tell(state='ready')\nlines.read()")
     life = asyncio.create_task(one.run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from typing import Any, cast
 
@@ -186,7 +187,8 @@ def test_devices_say_in_several_ways_that_memory_is_short(error: Exception, expe
     assert is_out_of_memory(error) is expected
 
 
-def test_warming_up_finds_limits_within_the_bound_and_the_memory_there_is() -> None:
+def test_warming_up_finds_limits_within_the_bound_and_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.batch_limits._TRIAL_SECONDS", math.inf)  # however slow the machine is just now
     device, tokenizer, generator = short_of_memory(4, max_batch_size=64, batch_seconds=60.0)
     device.warm_up()
     assert set(device.batch_limits) == {"encode", "decode", "generate"}
@@ -201,6 +203,13 @@ def test_a_batch_size_that_is_set_bounds_what_is_found() -> None:
     device.warm_up()
     assert max(device.batch_limits.values()) <= 2
     assert max(tokenizer.batches) == 2
+
+
+def test_limits_that_are_known_are_not_looked_for_again() -> None:
+    device, tokenizer, generator = short_of_memory(1000, max_batch_size=16)
+    device.warm_up({"encode": 8, "decode": 4, "generate": 64})
+    assert device.batch_limits == {"encode": 8, "decode": 4, "generate": 16}
+    assert set(tokenizer.batches) == set(generator.batches) == {1}
 
 
 def test_graphs_are_recorded_up_to_each_lanes_limit_and_give_the_same() -> None:
