@@ -1,17 +1,36 @@
-"""Which media type an answer has: what ``Accept`` wants (RFC 9110, section 12.5.1) among what a route can give."""
+"""Media types: which one an answer has, by what ``Accept`` wants (RFC 9110, section 12.5.1) among what a route can give,
+and which ones a request may come in.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.problems import NotAcceptable, ProblemDetail
+from service.problems import NotAcceptable, ProblemDetail, UnsupportedMediaType
 
-__all__ = ["choose_media_type", "media_type_of"]
+__all__ = ["choose_media_type", "media_type_of", "unsupported_content_type"]
 
 
 def media_type_of(content_type: str | None) -> str:
     """The media type of a ``Content-Type`` header, lower case, without parameters; empty if there is none."""
     return (content_type or "").partition(";")[0].strip().lower()
+
+
+def unsupported_content_type(
+    media_type: str, *, detail: str, advice: str, expected: Sequence[str]
+) -> UnsupportedMediaType:
+    """The refusal of a body's media type (empty: none was named); ``advice`` says how to send the body instead."""
+    return UnsupportedMediaType(
+        f"Content-Type is {media_type[:80] or 'absent'}. {advice}",
+        errors=[
+            ProblemDetail(
+                pointer="header/Content-Type",
+                detail=detail,
+                value=media_type[:80] or None,
+                expected=", ".join(expected),
+            )
+        ],
+    )
 
 
 def choose_media_type(accept: str | None, offers: Sequence[str]) -> str:

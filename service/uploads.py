@@ -12,15 +12,8 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 
 from service.media import ACCEPTED_FORMATS
-from service.negotiation import media_type_of
-from service.problems import (
-    ContentTooLarge,
-    InvalidRequest,
-    MalformedBody,
-    ProblemDetail,
-    RequestTimeout,
-    UnsupportedMediaType,
-)
+from service.negotiation import media_type_of, unsupported_content_type
+from service.problems import ContentTooLarge, InvalidRequest, MalformedBody, ProblemDetail, RequestTimeout
 from service.schemas import Base64Images, parse_body
 
 __all__ = ["Upload", "read_body", "read_uploads"]
@@ -60,19 +53,12 @@ async def read_uploads(request: Request, *, seconds: float, max_images: int) -> 
     elif content_type == "application/json":
         uploads = _from_json(parse_body(Base64Images, await read_body(request, seconds=seconds)))
     else:
-        shown = content_type or "absent"
-        raise UnsupportedMediaType(
-            f"Content-Type is {shown}. Send one image as the body with its own type (curl -H 'Content-Type: image/jpeg' "
-            f"--data-binary @photo.jpg), files as multipart/form-data (curl -F image=@photo.jpg), or base64 as "
-            f"application/json.",
-            errors=[
-                ProblemDetail(
-                    pointer="header/Content-Type",
-                    detail="not a type that images come in",
-                    value=shown,
-                    expected=", ".join([*ACCEPTED_FORMATS.values(), "multipart/form-data", "application/json"]),
-                )
-            ],
+        raise unsupported_content_type(
+            content_type,
+            detail="not a type that images come in",
+            advice="Send one image as the body with its own type (curl -H 'Content-Type: image/jpeg' --data-binary "
+            "@photo.jpg), files as multipart/form-data (curl -F image=@photo.jpg), or base64 as application/json.",
+            expected=[*ACCEPTED_FORMATS.values(), "multipart/form-data", "application/json"],
         )
     if not uploads:
         raise InvalidRequest("The request holds no image.", errors=[ProblemDetail(pointer="body", detail="no image")])

@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from service.context import ServiceContext
 from service.media import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
-from service.negotiation import media_type_of
+from service.negotiation import media_type_of, unsupported_content_type
 from service.openapi import answers
-from service.problems import NotFound, ProblemDetail, UnsupportedMediaType
+from service.problems import NotFound, ProblemDetail
 from service.rendering import (
     MULTIPART,
     OCTETS,
@@ -81,16 +81,11 @@ async def decode(request: Request) -> Response:
         context.check_model(body.model, body.revision)
         tokens = tokens_from_json(body, facts.code_format)
     else:
-        raise UnsupportedMediaType(
-            f"Content-Type is {content_type or 'absent'}. Send application/json, or packed codes as {OCTETS}.",
-            errors=[
-                ProblemDetail(
-                    pointer="header/Content-Type",
-                    detail="not a type that tokens come in",
-                    value=content_type,
-                    expected=f"application/json, {OCTETS}",
-                )
-            ],
+        raise unsupported_content_type(
+            content_type,
+            detail="not a type that tokens come in",
+            advice=f"Send application/json, or packed codes as {OCTETS}.",
+            expected=["application/json", OCTETS],
         )
     context.check_count(len(tokens), context.settings.max_images, "body")
     answer = choose_image_answer(request, many=len(tokens) > 1)

@@ -15,9 +15,9 @@ from models.sampling_settings import SamplingSettings
 from service.context import ServiceContext
 from service.engine import GenerateItem
 from service.media import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
-from service.negotiation import choose_media_type, media_type_of
+from service.negotiation import choose_media_type, media_type_of, unsupported_content_type
 from service.openapi import answers
-from service.problems import InvalidRequest, ProblemDetail, UnsupportedMediaType
+from service.problems import InvalidRequest, ProblemDetail
 from service.rendering import Rendered, as_base64, image_media_type, image_response, render
 from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, GeneratedItem, GenerateRequest, GenerateResponse, parse_body
 from service.uploads import read_body
@@ -78,16 +78,8 @@ async def generate(request: Request) -> Response:
     facts, generator, deadline = context.facts, context.generator, context.deadline(request)
     content_type = media_type_of(request.headers.get("content-type"))
     if content_type != "application/json":
-        raise UnsupportedMediaType(
-            f"Content-Type is {content_type or 'absent'}. Send application/json.",
-            errors=[
-                ProblemDetail(
-                    pointer="header/Content-Type",
-                    detail="not JSON",
-                    value=content_type or None,
-                    expected="application/json",
-                )
-            ],
+        raise unsupported_content_type(
+            content_type, detail="not JSON", advice="Send application/json.", expected=["application/json"]
         )
     with stages.measure("read"):
         body = parse_body(GenerateRequest, await read_body(request, seconds=context.settings.body_timeout))

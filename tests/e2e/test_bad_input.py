@@ -226,6 +226,28 @@ def test_a_bad_address_gets_its_problem(client: httpx.Client, name: str) -> None
     check_problem(client.get(path), status, slug)
 
 
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [("encode", "image/jpeg"), ("decode", "packed codes"), ("generate", "Send application/json.")],
+)
+def test_a_refused_content_type_is_answered_with_what_to_send_instead(
+    client: httpx.Client, path: str, advice: str
+) -> None:
+    named = check_problem(
+        client.post(f"/v1/{path}", content=b"<a/>", headers={"Content-Type": "text/xml; charset=utf-8"}),
+        415,
+        "unsupported-media-type",
+    )
+    assert named["detail"].startswith("Content-Type is text/xml. ")
+    assert advice in named["detail"]
+    (error,) = named["errors"]
+    assert error["value"] == "text/xml"
+    assert "application/json" in error["expected"]
+    absent = check_problem(client.post(f"/v1/{path}", content=b"<a/>"), 415, "unsupported-media-type")
+    assert absent["detail"].startswith("Content-Type is absent. ")
+    assert "value" not in absent["errors"][0]
+
+
 def test_an_out_of_range_id_is_named_with_its_value_and_the_allowed_range(client: httpx.Client) -> None:
     answer = client.post("/v1/decode", json={"tokens": [[0] * 5 + [4096] + [0] * 26]})
     (error,) = answer.json()["errors"]
