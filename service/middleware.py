@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import uuid
@@ -19,7 +18,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
-from service.problems import PROBLEM_MEDIA_TYPE, ContentTooLarge, InternalError, Problem, ProblemDetail, Unavailable
+from service.problems import (
+    PROBLEM_MEDIA_TYPE,
+    ContentTooLarge,
+    InternalError,
+    Problem,
+    ProblemDetail,
+    shutting_down,
+)
 from service.stages import Stages
 
 __all__ = ["BodyLimit", "RequestContext", "problem_response"]
@@ -34,8 +40,7 @@ _SECURITY_HEADERS: Mapping[str, str] = {"X-Content-Type-Options": "nosniff"}
 
 def problem_response(problem: Problem, *, instance: str | None) -> Response:
     """The answer that a problem becomes."""
-    # Plain ASCII: a value that is echoed may hold what UTF-8 can not.
-    body = json.dumps(problem.document(instance=instance), default=str)
+    body = problem.to_json(instance=instance)
     return Response(body, problem.status, {"Cache-Control": "no-store", **problem.headers}, PROBLEM_MEDIA_TYPE)
 
 
@@ -87,15 +92,13 @@ class RequestContext:
         except asyncio.CancelledError:
             # The server gives up on a request only when the time to drain is over.
             if not status:
-                late = Unavailable("The service is shutting down, and this request took too long.", retry_after=2.0)
-                await problem_response(late, instance=request_id)(scope, receive, send_with_context)
+                await problem_response(shutting_down(), instance=request_id)(scope, receive, send_with_context)
             raise
         except Exception:
             log.exception("request %s failed", request_id)
             if status:
                 raise  # half an answer is out; closing the connection is the only way to say so
-            problem = InternalError("The service has a defect; the request id finds it in the log.")
-            await problem_response(problem, instance=request_id)(scope, receive, send_with_context)
+            await problem_response(InternalError(), instance=request_id)(scope, receive, send_with_context)
         finally:
             in_progress.dec()
             self._count(scope, status or 499, stages)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -52,11 +52,18 @@ _WHEN = {
 
 
 def answers(
-    *problems: int, example: Any = None, binary: Sequence[str] = (), description: str | None = None
+    *problems: int,
+    example: Any = None,
+    binary: Sequence[str] = (),
+    text: Mapping[str, str] | None = None,
+    description: str | None = None,
 ) -> dict[int | str, dict[str, Any]]:
-    """What a route's ``responses=`` say: an example of its JSON, the binary types it may give, and its problems."""
+    """What a route's ``responses=`` say: an example of its JSON, the binary types it may give, text types with an example
+    each, and its problems.
+    """
     content: dict[str, Any] = {"application/json": {"example": example}} if example is not None else {}
     content |= {name: {"schema": {"type": "string", "format": "binary"}} for name in binary}
+    content |= {name: {"schema": {"type": "string"}, "example": sample} for name, sample in (text or {}).items()}
     success: dict[str, Any] = {"content": content}
     if description is not None:
         success["description"] = description

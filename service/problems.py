@@ -27,6 +27,7 @@ of the request by a JSON pointer.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ __all__ = [
     "UnknownClass",
     "UnknownModel",
     "UnsupportedMediaType",
+    "shutting_down",
 ]
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -113,6 +115,10 @@ class Problem(Exception):
         if self.errors:
             document["errors"] = [error.document() for error in self.errors]
         return document | self.extensions
+
+    def to_json(self, *, instance: str | None = None) -> str:
+        """The problem document in plain ASCII: a value that is echoed may hold what UTF-8 can not."""
+        return json.dumps(self.document(instance=instance), default=str)
 
 
 class UndecodableImage(Problem):
@@ -205,6 +211,9 @@ class TooManyRequests(Problem):
 class InternalError(Problem):
     """A defect of ours; the request id finds it in the log."""
 
+    def __init__(self, detail: str = "The service has a defect; the request id finds it in the log.") -> None:
+        super().__init__(detail)
+
 
 class Unavailable(Problem):
     """Starting, draining, or no ready worker. ``retry_after`` is in seconds."""
@@ -225,6 +234,11 @@ class DeadlineExceeded(Problem):
     """The answer would have come too late."""
 
     status, slug, title = HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"
+
+
+def shutting_down() -> Unavailable:
+    """What ends a request that takes longer than the time to drain."""
+    return Unavailable("The service is shutting down, and this request took too long.", retry_after=2.0)
 
 
 def _retry_after(seconds: float) -> dict[str, str]:

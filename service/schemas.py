@@ -24,6 +24,7 @@ __all__ = [
     "GenerateRequest",
     "GenerateResponse",
     "GeneratedItem",
+    "GenerationFacts",
     "GeneratorEntry",
     "ImageFormat",
     "Limits",
@@ -33,6 +34,7 @@ __all__ = [
     "ReconstructResponse",
     "SamplingValues",
     "Size",
+    "StepEvent",
     "parse_body",
 ]
 
@@ -139,6 +141,9 @@ class GenerateRequest(_Request):
     model: str | None = Field(None, description="The generator; another one's name is refused.")
     format: ImageFormat | None = Field(None, description="Image format, where the answer is JSON.")
     quality: Annotated[int, Field(ge=1, le=100)] | None = Field(None, description="Of JPEG and WebP; 90 if absent.")
+    preview: bool = Field(
+        False, description="Whether steps carry a picture of what they guess; with Accept: text/event-stream only."
+    )
 
 
 class GeneratedItem(BaseModel):
@@ -152,8 +157,8 @@ class GeneratedItem(BaseModel):
     content_type: str
 
 
-class GenerateResponse(BaseModel):
-    """New images, with what makes them again: model, revisions, class, settings and seeds."""
+class GenerationFacts(BaseModel):
+    """What makes images again, beside their seeds: model, revisions, class and settings."""
 
     model: str
     revision: str
@@ -161,7 +166,24 @@ class GenerateResponse(BaseModel):
     class_id: int | None
     class_name: str | None
     settings: dict[str, Any]
+
+
+class GenerateResponse(GenerationFacts):
+    """New images, with what makes them again."""
+
     data: list[GeneratedItem]
+
+
+class StepEvent(BaseModel):
+    """An image after a sampling step; ``image`` and ``content_type`` are there where a preview is."""
+
+    index: int
+    step: int = Field(description="Steps done, from 1.")
+    steps: int = Field(description="Steps in all.")
+    tokens: list[int | None] = Field(description="Token ids; null where not known yet.")
+    known: int = Field(description="How many are known.")
+    image: str | None = Field(None, description="A picture of the guess of every token: JPEG in base64.")
+    content_type: str | None = None
 
 
 class Quality(BaseModel):

@@ -180,6 +180,14 @@ CASES = {
     "an unknown preset": (generate({"class": 0, "preset": "best"}), 422, "invalid-request", "/preset"),
     "a seed below 0": (generate({"class": 0, "seed": -1}), 422, "invalid-request", "/seed"),
     "seeds that would overflow": (generate({"class": 0, "seed": 2**63 - 1, "n": 2}), 422, "invalid-request", "/seed"),
+    "a preview that is text": (generate({"class": 0, "preview": "yes"}), 422, "invalid-request", "/preview"),
+    "a preview and no events": (generate({"class": 0, "preview": True}), 422, "invalid-request", "/preview"),
+    "events of an unknown class": (
+        generate({"class": "golden retreiver"}, Accept="text/event-stream"),
+        404,
+        "unknown-class",
+        "/class",
+    ),
     "a class in a form": (
         {"url": "/v1/generate", "data": {"class": "cat"}},
         415,

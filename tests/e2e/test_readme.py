@@ -32,3 +32,4 @@ def test_the_readmes_curl_lines_work_when_pasted(server: Any, tmp_path: Path) ->
             assert (picture.format, picture.size) == (image_format, (128, 128))
     assert (tmp_path / "photograph.code").stat().st_size == 48
     assert '"psnr":' in ended.stdout
+    assert "\nevent: done\n" in ended.stdout

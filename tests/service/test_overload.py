@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from PIL import Image
 
 from models.codes import CodeFormat
-from service.app import create_app
 from service.facts import GeneratorFacts, ModelFacts
 from service.settings import Settings
-from service.single_process import inline_engine
+from tests.service.application import app_of, served, service, until
 
 pytestmark = pytest.mark.anyio
 
@@ -64,31 +61,6 @@ def picture(brightness: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (brightness,) * 3).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def served(settings: Settings, open_device: Callable[[Settings], Any]) -> FastAPI:
-    return create_app(settings, inline_engine(settings, open_device))
-
-
-@asynccontextmanager
-async def service(device: HeldDevice, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    app = served(Settings(**{"drain_seconds": 5, **settings}), lambda _: device)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=60) as client,
-    ):
-        await until(client, lambda health: health["status"] == "ready")
-        yield client
-        device.release.set()
-
-
-async def until(client: httpx.AsyncClient, condition: Callable[[Any], bool]) -> httpx.Response:
-    """The first answer of /healthz that meets the condition. In-process calls never suspend, so the loop is let run."""
-    while True:
-        answer = await client.get("/healthz")
-        if condition(answer.json()):
-            return answer
-        await asyncio.sleep(0)
 
 
 async def queued(client: httpx.AsyncClient, images: int) -> None:
@@ -156,7 +128,7 @@ async def test_a_name_of_two_classes_is_answered_with_both_ids() -> None:
         from service.context import ServiceContext  # the route needs presets that this device has none of
         from service.problems import InvalidRequest
 
-        context: ServiceContext = client._transport.app.state.context  # type: ignore[attr-defined]
+        context: ServiceContext = app_of(client).state.context
         with pytest.raises(InvalidRequest) as refused:
             context.classes.resolve("Crane")
         assert [entry["id"] for entry in refused.value.extensions["candidates"]] == [0, 1]

@@ -1,0 +1,47 @@
+"""The application in this process, on a device of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import httpx
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.settings import Settings
+from service.single_process import inline_engine
+
+
+def served(settings: Settings, open_device: Callable[[Settings], Any]) -> FastAPI:
+    """The application, not started; its device is opened in a thread of this process."""
+    return create_app(settings, inline_engine(settings, open_device))
+
+
+@asynccontextmanager
+async def service(device: Any, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application, which is ready; ``device.release`` is set at the end, so that nothing is held."""
+    app = served(Settings(**{"drain_seconds": 5, **settings}), lambda _: device)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=60) as client,
+    ):
+        await until(client, lambda health: health["status"] == "ready")
+        yield client
+        device.release.set()
+
+
+def app_of(client: httpx.AsyncClient) -> FastAPI:
+    """The application that a client calls."""
+    return cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
+
+
+async def until(client: httpx.AsyncClient, condition: Callable[[Any], bool]) -> httpx.Response:
+    """The first answer of /healthz that meets the condition. In-process calls never suspend, so the loop is let run."""
+    while True:
+        answer = await client.get("/healthz")
+        if condition(answer.json()):
+            return answer
+        await asyncio.sleep(0)
