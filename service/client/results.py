@@ -1,0 +1,159 @@
+"""What calls give: plain values, typed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
+
+__all__ = [
+    "Encoded",
+    "Generated",
+    "GeneratorInfo",
+    "ImageClass",
+    "Limits",
+    "Mixed",
+    "Model",
+    "Picture",
+    "Reconstruction",
+    "Step",
+    "Tokenized",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image file: its bytes and its media type."""
+
+    data: bytes = field(repr=False)
+    content_type: str
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file as it is."""
+        Path(path).write_bytes(self.data)
+
+    def image(self) -> Image.Image:
+        """The picture, loaded. Needs Pillow."""
+        from PIL import Image
+
+        image = Image.open(io.BytesIO(self.data))
+        image.load()
+        return image
+
+    def array(self) -> npt.NDArray[np.uint8]:
+        """Pixels uint8 [H, W, 3]. Needs Pillow and NumPy."""
+        import numpy as np
+
+        return np.array(self.image().convert("RGB"), np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenized:
+    """An image's K token ids and their text form, with the tokenizer that gives them their meaning."""
+
+    tokens: tuple[int, ...]
+    code: str
+    model: str
+    revision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded(Tokenized):
+    """The tokens of an image; ``original_size`` is (width, height), ``cached`` whether the service knew them already."""
+
+    original_size: tuple[int, int]
+    cached: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(Tokenized):
+    """An image after its tokens; ``psnr`` in dB (None: no difference) and ``ssim`` against what the tokenizer saw."""
+
+    original_size: tuple[int, int]
+    psnr: float | None
+    ssim: float
+    picture: Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed(Tokenized):
+    """Tokens made of several codes."""
+
+    picture: Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated(Tokenized):
+    """A new image. The same class, settings, seed and generator revision make the same tokens again."""
+
+    index: int
+    seed: int
+    class_id: int | None
+    class_name: str | None
+    generator_revision: str
+    settings: Mapping[str, Any]
+    picture: Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """An image after ``step`` of ``steps`` sampling steps: a token is None while unknown, ``picture`` a guess of all."""
+
+    index: int
+    step: int
+    steps: int
+    tokens: tuple[int | None, ...]
+    known: int
+    picture: Picture | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_body_bytes: int
+    max_pixels: int
+    max_images: int
+    max_generate: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorInfo:
+    """The generator beside a tokenizer; ``presets`` are its sampling settings by name."""
+
+    revision: str
+    num_classes: int
+    presets: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A tokenizer that is served."""
+
+    id: str
+    revision: str
+    image_size: int
+    num_tokens: int
+    codebook_size: int
+    bits_per_token: int
+    code_bytes: int
+    code_characters: int
+    precision: Mapping[str, str]
+    generator: GeneratorInfo | None
+    limits: Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClass:
+    """A class that the generator knows, by id and by every name it answers to."""
+
+    id: int
+    name: str
+    names: tuple[str, ...]

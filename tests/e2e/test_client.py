@@ -1,0 +1,150 @@
+"""The client against a real service."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.client import (
+    AsyncTiTokClient,
+    BadRequest,
+    Encoded,
+    InvalidRequest,
+    NotFound,
+    RevisionMismatch,
+    TiTokClient,
+    Unauthorized,
+)
+from tests.e2e.conftest import Server
+
+
+@pytest.fixture(scope="module")
+def titok_client(server: Server) -> Any:
+    with TiTokClient(server.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def encoded(titok_client: TiTokClient, jpeg: bytes) -> Encoded:
+    return titok_client.encode(jpeg)
+
+
+def test_every_form_of_an_image_has_the_same_tokens(
+    titok_client: TiTokClient, photographs: list[Image.Image], tmp_path: Path
+) -> None:
+    path = tmp_path / "photo.png"
+    photographs[0].save(path)
+    forms = [path, str(path), path.read_bytes(), photographs[0], np.asarray(photographs[0])]
+    results = [titok_client.encode(form) for form in forms]
+    assert len({(result.tokens, result.code, result.revision) for result in results}) == 1
+    assert results[0].original_size == photographs[0].size
+    assert titok_client.encode(forms)[3].tokens == results[0].tokens
+
+
+def test_a_list_longer_than_a_request_may_be_comes_back_in_order(titok_client: TiTokClient) -> None:
+    images = [Image.new("RGB", (8, 8), (number * 3, 255 - number, number)) for number in range(70)]
+    done: list[int] = []
+    together = titok_client.encode(iter(images), progress=lambda count, _: done.append(count))
+    assert done == [64, 70]
+    for number in (0, 63, 64, 69):
+        assert together[number].tokens == titok_client.encode(images[number]).tokens
+    pictures = titok_client.decode(together)
+    assert len(pictures) == 70
+    alone = titok_client.decode(together[69]).array().astype(int)  # batches of another size round otherwise
+    assert np.abs(pictures[69].array() - alone).mean() < np.abs(pictures[0].array() - alone).mean() / 4
+
+
+def test_codes_results_and_tokens_become_the_same_picture(titok_client: TiTokClient, encoded: Encoded) -> None:
+    sources = [encoded, encoded.code, list(encoded.tokens), np.array(encoded.tokens)]
+    pictures = [titok_client.decode(source) for source in sources]
+    assert len({picture.data for picture in pictures}) == 1
+    assert pictures[0].array().shape == (128, 128, 3)
+    assert titok_client.decode(encoded, format="webp").image().format == "WEBP"
+    many = titok_client.decode([encoded.tokens, encoded.tokens], format="jpeg")
+    assert [picture.content_type for picture in many] == ["image/jpeg"] * 2
+    assert len(titok_client.decode(np.array([encoded.tokens] * 2))) == 2
+
+
+def test_a_picture_is_saved_as_it_came(titok_client: TiTokClient, encoded: Encoded, tmp_path: Path) -> None:
+    titok_client.decode(encoded).save(tmp_path / "back.png")
+    with Image.open(tmp_path / "back.png") as picture:
+        assert picture.size == (128, 128)
+
+
+def test_tokens_of_another_tokenizer_are_refused(titok_client: TiTokClient, encoded: Encoded) -> None:
+    with pytest.raises(RevisionMismatch):
+        titok_client.decode(encoded.code, revision="another")
+    with pytest.raises(NotFound):
+        titok_client.decode([encoded.code] * 2, model="another")
+
+
+def test_generated_images_are_those_of_their_seeds(titok_client: TiTokClient) -> None:
+    images = titok_client.generate("cat", n=17, seed=5, preset="fast", format="png")
+    assert [image.seed for image in images] == list(range(5, 22))
+    (alone,) = titok_client.generate("cat", seed=21, preset="fast", format="png")
+    assert alone.tokens == images[16].tokens
+    assert (alone.class_name, alone.model) == ("cat", "titok-mini-32")
+    (drawn,) = titok_client.generate(None, preset="fast")
+    (again,) = titok_client.generate(None, preset="fast", seed=drawn.seed)
+    assert drawn.tokens == again.tokens
+
+
+def test_a_reconstruction_has_its_tokens_picture_and_quality(
+    titok_client: TiTokClient, encoded: Encoded, jpeg: bytes
+) -> None:
+    result = titok_client.reconstruct(jpeg)
+    assert result.tokens == encoded.tokens
+    assert result.psnr is not None
+    assert result.psnr > 10
+    assert result.picture.image().size == (128, 128)
+
+
+def test_models_and_classes_are_typed(titok_client: TiTokClient) -> None:
+    (model,) = titok_client.models()
+    assert (model.id, model.num_tokens, model.limits.max_images) == ("titok-mini-32", 32, 64)
+    assert model.generator is not None
+    assert set(model.generator.presets) == {"published", "demo", "fast"}
+    assert len(titok_client.classes()) == model.generator.num_classes
+    assert titok_client.classes("cat")[0].names == ("cat",)
+
+
+def test_a_refusal_carries_its_problem_document(titok_client: TiTokClient, jpeg: bytes) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        titok_client.decode([9999] * 32)
+    assert raised.value.errors[0]["pointer"].startswith("/tokens/0")
+    assert raised.value.request_id
+    with pytest.raises(NotFound, match="Did you mean"):
+        titok_client.generate("catt")
+    with pytest.raises(BadRequest) as broken:
+        titok_client.encode([jpeg, jpeg, b"\x89PNG\r\n\x1a\n", jpeg])
+    assert broken.value.index == 2
+
+
+def test_asyncio_calls_go_side_by_side(server: Server, encoded: Encoded, jpeg: bytes) -> None:
+    async def run() -> None:
+        async with AsyncTiTokClient(server.url) as client:
+            one, many, picture, new = await asyncio.gather(
+                client.encode(jpeg),
+                client.encode([jpeg] * 3),
+                client.decode(encoded),
+                client.generate("cat", n=2, seed=1, preset="fast"),
+            )
+            assert {result.tokens for result in (one, *many)} == {encoded.tokens}
+            assert picture.image().size == (128, 128)
+            assert [image.seed for image in new] == [1, 2]
+
+    asyncio.run(run())
+
+
+def test_a_key_is_sent(serve: Any, jpeg: bytes) -> None:
+    keyed = serve(api_keys="s3cret", generator="off")
+    keyed.wait_until_ready()
+    with TiTokClient(keyed.url) as client, pytest.raises(Unauthorized, match="missing"):
+        client.models()
+    with TiTokClient(keyed.url, api_key="s3cret") as client:
+        assert client.models()[0].generator is None

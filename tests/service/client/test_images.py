@@ -1,0 +1,83 @@
+"""What may be called an image."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.preprocess import to_rgb
+from service.client.images import image_bytes, is_image
+from service.media import MediaLimits, decode_image
+
+
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+
+
+def seen(data: bytes) -> np.ndarray:
+    """The picture as the service sees it."""
+    return np.asarray(decode_image(data, limits=MediaLimits()).image)
+
+
+def test_a_file_goes_out_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"anything")
+    for source in (path, str(path), b"anything", bytearray(b"anything"), memoryview(b"anything")):
+        assert is_image(source)
+        assert image_bytes(source) == b"anything"
+
+
+def test_pixels_arrive_as_they_are() -> None:
+    assert (seen(image_bytes(pixels())) == pixels()).all()
+    gray = pixels()[..., 0]
+    assert (seen(image_bytes(gray)) == gray[..., None]).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_a_pillow_image_of_any_mode_is_seen_as_the_service_would_see_it(mode: str) -> None:
+    image = Image.fromarray(pixels()).convert(mode)
+    assert (seen(image_bytes(image)) == np.asarray(to_rgb(image))).all()
+
+
+def test_an_open_files_orientation_goes_with_it() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()).save(buffer, "PNG", exif=exif)
+    buffer.seek(0)
+    opened = Image.open(buffer)
+    assert (seen(image_bytes(opened)) == np.rot90(pixels(), -1)).all()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4, 4, 3), np.float32), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8)],
+    ids=["floats", "several", "four channels"],
+)
+def test_an_array_that_is_no_picture_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="pixels are uint8"):
+        image_bytes(array)
+
+
+def test_what_is_no_image_is_refused() -> None:
+    assert not is_image(["a.jpg"])
+    with pytest.raises(TypeError, match="not int"):
+        image_bytes(3)  # type: ignore[arg-type]
+
+
+def test_the_client_needs_nothing_but_httpx() -> None:
+    probe = """
+import sys
+for name in ("torch", "fastapi", "starlette", "uvicorn", "numpy", "PIL", "pydantic", "typer", "rich", "models"):
+    sys.modules[name] = None  # importing it fails from here on
+from service.client import AsyncTiTokClient, TiTokClient
+TiTokClient("http://127.0.0.1:1").close()
+"""
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
