@@ -90,6 +90,13 @@ class Tokenizer:
         return CodeFormat(self.num_tokens, self.codebook_size)
 
     @property
+    def codebook(self) -> Tensor:
+        """The codes that ids stand for, as the decoder looks them up: float32 [V, C]. Raises ``TypeError`` for a VAE."""
+        self._need_codes()
+        codes: Tensor = self._network.quantize.codebook
+        return codes.detach().cpu().clone()
+
+    @property
     def num_parameters(self) -> int:
         """Weights in the network."""
         return sum(parameter.numel() for parameter in self._network.parameters())

@@ -92,6 +92,7 @@ class ModelDevice:
                 revision=generator.revision, class_names=generator.class_names, presets=dict(generator.presets)
             ),
             batch_limits={},
+            codebook=tokenizer.codebook.numpy(),
         )
 
     @property

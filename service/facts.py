@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from models.codes import CodeFormat
 from models.sampling_settings import SamplingSettings
@@ -23,7 +26,8 @@ class GeneratorFacts:
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What routes and the engine need to know of the models. ``batch_limits`` says, by lane (``encode``, ``decode``,
-    ``generate``), how many images one batch of the device is worth having.
+    ``generate``), how many images one batch of the device is worth having. ``codebook`` holds the codes that ids stand
+    for, float32 [V, C]; empty where codes cannot be mixed.
     """
 
     name: str
@@ -35,3 +39,6 @@ class ModelFacts:
     source: str
     generator: GeneratorFacts | None
     batch_limits: Mapping[str, int]
+    codebook: npt.NDArray[np.float32] = field(
+        default_factory=lambda: np.empty((0, 0), np.float32), repr=False, compare=False
+    )

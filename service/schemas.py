@@ -28,6 +28,8 @@ __all__ = [
     "GeneratorEntry",
     "ImageFormat",
     "Limits",
+    "MixRequest",
+    "MixResponse",
     "ModelEntry",
     "ModelList",
     "Quality",
@@ -97,6 +99,30 @@ class DecodeRequest(_Request):
     revision: str | None = Field(None, description="Its revision; another one's are refused.")
     format: ImageFormat | None = Field(None, description="Image format, where the answer is JSON or multipart.")
     quality: Annotated[int, Field(ge=1, le=100)] | None = Field(None, description="Of JPEG and WebP; 90 if absent.")
+
+
+class MixRequest(DecodeRequest):
+    """Tokens or codes of several images, and how they are mixed."""
+
+    weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
+        None,
+        description="How much each image counts; equal if absent. Only their ratios matter.",
+        examples=[[0.7, 0.3]],
+    )
+    positions: list[int | None] | None = Field(
+        None, description="For each token the index of the image whose token it takes; null for the weighted mean."
+    )
+
+
+class MixResponse(BaseModel):
+    """The mixed tokens and their image."""
+
+    model: str
+    revision: str
+    tokens: list[int]
+    code: str
+    image: str = Field(description="The image file in base64.")
+    content_type: str
 
 
 class DecodedItem(BaseModel):

@@ -288,3 +288,13 @@ def test_a_cuda_device_that_is_not_there_is_named_in_the_error() -> None:
 
 def test_a_device_without_a_generator_has_no_lane_for_it() -> None:
     assert set(ModelDevice(tiny_tokenizer(), None).facts.batch_limits) == {"encode", "decode"}
+
+
+def test_the_codebook_of_the_facts_is_what_latents_are_compared_with() -> None:
+    tokenizer = tiny_tokenizer()
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    facts = pickle.loads(pickle.dumps(ModelDevice(tokenizer, None).facts))  # noqa: S301  as to another process
+    assert (facts.codebook.shape, facts.codebook.dtype) == ((64, 5), np.float32)
+    latents = tokenizer.latents(images).numpy()
+    distances = np.square(latents[:, :, None] - facts.codebook).sum(-1)
+    assert (distances.argmin(-1) == tokenizer.encode(images).numpy()).all()

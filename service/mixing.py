@@ -1,0 +1,53 @@
+"""New tokens from those of several images: position by position the token of one of them, or the nearest code to their
+weighted mean.
+
+::
+
+    ids [n, K] ──> codes [n, K, C] ── weights ──> means [K, C] ── nearest of [V, C] ──> ids [K]
+         └──────── positions: take the token of image i here ─────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["mix_tokens"]
+
+Ids = npt.NDArray[np.int64]
+
+
+def mix_tokens(
+    tokens: Ids,
+    codebook: npt.NDArray[np.float32],
+    *,
+    weights: Sequence[float] | None = None,
+    positions: Sequence[int | None] | None = None,
+) -> Ids:
+    """Ids int64 [n, K] in 0..V-1 -> ids int64 [K].
+
+    Args:
+        tokens: one row an image.
+        codebook: the codes, [V, C], as the decoder looks them up.
+        weights: n numbers of 0 or more with a sum above 0; by default all are equal.
+        positions: for each of the K positions the row whose token it takes, None for the mean.
+
+    Where all rows that weigh anything agree, their token stays, whatever other codes are as near.
+    """
+    share = np.ones(len(tokens)) if weights is None else np.asarray(weights, np.float64)
+    share = share / share.max()  # so that the sum of the largest numbers there are is still one
+    share = share / share.sum()
+    codes = codebook.astype(np.float64)
+    means = np.zeros((tokens.shape[1], codes.shape[1]))
+    for weight, row in zip(share, tokens, strict=True):
+        means += weight * codes[row]
+    # |m|^2 is the same for every code. In float64, so that what float32 latents can tell apart is told apart.
+    mixed: Ids = (np.square(codes).sum(1) - 2.0 * means @ codes.T).argmin(1)
+    weighing = tokens[share > 0]
+    mixed = np.where((weighing == weighing[0]).all(0), weighing[0], mixed)
+    for position, source in enumerate(positions or ()):
+        if source is not None:
+            mixed[position] = tokens[source, position]
+    return mixed
