@@ -23,7 +23,7 @@ from service.middleware import BodyLimit, RequestContext
 from service.observer import MetricsObserver
 from service.problem_handlers import add_problem_handlers
 from service.problems import Unauthorized
-from service.routes import decode, encode, generate, mix, models, operations, reconstruct
+from service.routes import decode, encode, generate, mix, models, openai_images, operations, reconstruct
 from service.settings import Settings
 from service.version import VERSION
 
@@ -90,7 +90,15 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=metrics, is_draining=lambda: context.draining)
     add_problem_handlers(app)
-    for router in (encode.router, decode.router, generate.router, reconstruct.router, mix.router, models.router):
+    for router in (
+        encode.router,
+        decode.router,
+        generate.router,
+        reconstruct.router,
+        mix.router,
+        openai_images.router,
+        models.router,
+    ):
         app.include_router(router, dependencies=[Depends(_authorize)])
     app.include_router(operations.health_router)
     return app

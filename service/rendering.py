@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from fastapi import Request
+from PIL import Image
 from starlette.responses import Response
 
 from service.context import ServiceContext
@@ -48,16 +49,24 @@ async def render(
     *,
     deadline: float,
     stages: Stages,
+    side: int | None = None,
 ) -> Rendered:
-    """Ids int64 [B, K] -> images, through the decode lane."""
+    """Ids int64 [B, K] -> images, through the decode lane; the files are scaled to ``side`` pixels where it is given."""
     with context.engine_call():
         decoded = await context.engine.decode(tokens, deadline=deadline)
     context.note_timing(stages, decoded.timing)
     with stages.measure("encode"):
         files = await context.map_in_threads(
-            lambda pixels: encode_image(pixels, media_type, quality=quality), [(pixels,) for pixels in decoded.images]
+            lambda pixels: encode_image(_scaled(pixels, side), media_type, quality=quality),
+            [(pixels,) for pixels in decoded.images],
         )
     return Rendered(decoded.images, files)
+
+
+def _scaled(pixels: npt.NDArray[np.uint8], side: int | None) -> npt.NDArray[np.uint8]:
+    if side is None or side == len(pixels):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def image_media_type(name: str | None) -> str:

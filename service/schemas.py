@@ -27,6 +27,9 @@ __all__ = [
     "GenerationFacts",
     "GeneratorEntry",
     "ImageFormat",
+    "ImageObject",
+    "ImagesRequest",
+    "ImagesResponse",
     "Limits",
     "MixRequest",
     "MixResponse",
@@ -210,6 +213,40 @@ class StepEvent(BaseModel):
     known: int = Field(description="How many are known.")
     image: str | None = Field(None, description="A picture of the guess of every token: JPEG in base64.")
     content_type: str | None = None
+
+
+class ImagesRequest(_Request):
+    """What OpenAI's Images API is asked for; members that mean nothing here are ignored, as clients send them unasked."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str = Field(max_length=4000, description="The name of a class.", examples=["golden retriever"])
+    n: int | None = Field(None, ge=1, description="How many images; 1 if absent.")
+    size: str | None = Field(None, description="'auto', or a square such as '512x512'.", examples=["auto"])
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="Both if absent.")
+    output_format: ImageFormat | None = Field(None, description="PNG if absent.")
+    output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP.")
+    model: str | None = Field(None, description="The generator; another one's name is refused.")
+    stream: bool | None = Field(None, description="Not offered.")
+
+
+class ImageObject(BaseModel):
+    """An image as OpenAI's clients read it, with its code and seed."""
+
+    b64_json: str | None
+    url: str | None
+    revised_prompt: str
+    code: str
+    seed: int
+
+
+class ImagesResponse(BaseModel):
+    """Images as OpenAI's clients read them."""
+
+    created: int = Field(description="Seconds since 1970.")
+    output_format: str
+    size: str
+    data: list[ImageObject]
 
 
 class Quality(BaseModel):

@@ -1,0 +1,198 @@
+"""``POST /v1/images/generations``: generate, in the shape of OpenAI's Images API, for clients that speak it already."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from http import HTTPStatus
+from typing import Any, cast
+
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from service.classes import ClassIndex
+from service.context import ServiceContext
+from service.engine import GenerateItem
+from service.media import OUTPUT_EXTENSIONS
+from service.negotiation import media_type_of
+from service.openapi import answers
+from service.problems import InvalidRequest, Problem, ProblemDetail, UnknownClass, UnsupportedMediaType
+from service.rendering import as_base64, image_media_type, render
+from service.schemas import EXAMPLE_CODE, ImageObject, ImagesRequest, ImagesResponse, parse_body
+from service.uploads import read_body
+
+__all__ = ["router"]
+
+_SIDES = range(16, 2049)
+_SIZE = re.compile(r"([1-9][0-9]{1,3})x\1", re.ASCII)
+_PHRASE = re.compile(
+    r"(?:(?:an?|the)\s+)?(?:(?:photo|photograph|picture|image)\s+of\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE
+)
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": ImagesRequest.model_json_schema(),
+                "example": {"prompt": "cat", "n": 1, "response_format": "b64_json"},
+            }
+        },
+    }
+}
+_EXAMPLE = {
+    "created": 1760000000,
+    "output_format": "png",
+    "size": "128x128",
+    "data": [
+        {
+            "b64_json": "iVBORw0KGgoAAAANSUhEUgAA...",
+            "url": f"http://127.0.0.1:8000/v1/images/titok-mini-32@594725129161-p1/{EXAMPLE_CODE}.png",
+            "revised_prompt": "cat",
+            "code": EXAMPLE_CODE,
+            "seed": 7,
+        }
+    ],
+}
+
+
+class OpenAIRoute(APIRoute):
+    """Problem documents get a member ``error`` of the form that OpenAI's clients read; nothing else of them changes."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route with its dependencies."""
+        handle = super().get_route_handler()
+
+        async def handle_and_shape(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Problem as problem:
+                problem.extensions["error"] = _error(problem)
+                raise
+
+        return handle_and_shape
+
+
+router = APIRouter(tags=["images"], route_class=OpenAIRoute)
+
+
+@router.post(
+    "/v1/images/generations",
+    summary="Make new images, as OpenAI's clients ask for them",
+    response_model=ImagesResponse,
+    responses=answers(*(400, 404, 408, 413, 415, 422, 429, 503, 504), example=_EXAMPLE),
+    openapi_extra=_BODY,
+)
+async def create_images(request: Request) -> Response:
+    """The prompt is the name of a class; `a photo of a cat` is a cat, other words are not understood.
+
+    Images come as base64, by their address, or, where `response_format` is absent, both. A `size` that is not the
+    model's own is scaled to, and has no address. Members of OpenAI's API that mean nothing here are ignored. Problems
+    have the usual statuses and an `error` of OpenAI's form besides.
+    """
+    context, stages = ServiceContext.of(request), request.state.stages
+    facts, generator, deadline = context.facts, context.generator, context.deadline(request)
+    content_type = media_type_of(request.headers.get("content-type"))
+    if content_type != "application/json":
+        raise UnsupportedMediaType(
+            f"Content-Type is {content_type or 'absent'}. Send application/json.",
+            errors=[ProblemDetail(pointer="header/Content-Type", detail="not JSON", expected="application/json")],
+        )
+    with stages.measure("read"):
+        body = parse_body(ImagesRequest, await read_body(request, seconds=context.settings.body_timeout))
+    if body.stream:
+        raise _invalid("/stream", "events of this form are not given; POST /v1/generate has its own", True, "false")
+    context.check_model(body.model)
+    count = body.n or 1
+    context.check_count(count, context.settings.max_generate, "/n")
+    side = _side(body.size, facts.image_size)
+    if body.response_format == "url" and side != facts.image_size:
+        raise _invalid(
+            "/size", "an image at an address has the model's size", body.size, f"{facts.image_size}x{facts.image_size}"
+        )
+    label = _class_of(body.prompt, context.classes)
+    seeds = [secrets.randbelow(2**32) for _ in range(count)]
+    settings = generator.presets["demo"]
+    media_type = image_media_type(body.output_format or "png")
+    quality = None if body.output_compression is None else max(1, body.output_compression)
+
+    async def work() -> tuple[list[str], list[bytes] | None]:
+        with context.engine_call():
+            generated = await context.engine.generate(
+                [GenerateItem(label=label, seed=seed, settings=settings) for seed in seeds], deadline=deadline
+            )
+        context.note_timing(stages, generated.timing)
+        codes = facts.code_format.to_text(generated.tokens)
+        if body.response_format == "url":
+            return codes, None  # whoever follows the address has it drawn
+        rendered = await render(
+            context, generated.tokens, media_type, quality, side=side, deadline=deadline, stages=stages
+        )
+        return codes, rendered.files
+
+    codes, files = await context.while_connected(request, work())
+    addresses = f"{request.base_url}v1/images/{facts.name}@{facts.revision}"
+    has_address = body.response_format != "b64_json" and side == facts.image_size
+    document = ImagesResponse(
+        created=int(time.time()),
+        output_format=body.output_format or "png",
+        size=f"{side}x{side}",
+        data=[
+            ImageObject(
+                b64_json=None if files is None else as_base64(files[index]),
+                url=f"{addresses}/{code}.{OUTPUT_EXTENSIONS[media_type]}" if has_address else None,
+                revised_prompt=context.classes.names[label][0],
+                code=code,
+                seed=seeds[index],
+            )
+            for index, code in enumerate(codes)
+        ],
+    )
+    return Response(document.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _class_of(prompt: str, classes: ClassIndex) -> int:
+    """The class that a prompt names. Raises ``UnknownClass`` or ``InvalidRequest``."""
+    text = prompt.strip().rstrip(".")
+    bare = text[match.end() :] if (match := _PHRASE.match(text)) else text
+    try:
+        label = classes.resolve(text, pointer="/prompt")
+    except UnknownClass:
+        label = classes.resolve(bare, pointer="/prompt")
+    return cast("int", label)  # only None has no class
+
+
+def _side(size: str | None, own: int) -> int:
+    """Pixels of a side. Raises ``InvalidRequest`` for what is no square that can be drawn."""
+    if size is None or size == "auto":
+        return own
+    match = _SIZE.fullmatch(size)
+    if match is None or int(match[1]) not in _SIDES:
+        allowed = f"auto, {own}x{own}, or another square of {_SIDES[0]} to {_SIDES[-1]} pixels a side"
+        raise _invalid("/size", "no size that can be drawn", size[:20], allowed)
+    return int(match[1])
+
+
+def _invalid(pointer: str, detail: str, value: str | bool | None, expected: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{pointer}: {detail}. The offending value is {value!r}. Expected: {expected}.",
+        errors=[ProblemDetail(pointer=pointer, detail=detail, value=value, expected=expected)],
+    )
+
+
+def _error(problem: Problem) -> dict[str, str | None]:
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        kind = "server_error"
+    elif problem.status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
+    else:
+        kind = "invalid_request_error"
+    place = problem.errors[0].pointer.removeprefix("/") if problem.errors else ""
+    return {
+        "message": problem.detail,
+        "type": kind,
+        "param": place or None,
+        "code": problem.slug.replace("-", "_"),
+    }
