@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Extra arguments of `titok serve`, for example: make run ARGS="--port 9000"
 ARGS ?=
 
-.PHONY: help run install test lint format docs bench gpu-check lock clean
+.PHONY: help run install test lint format docs bench bench-models gpu-check lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -30,7 +30,12 @@ format: $(VENV)/.dev
 docs: $(VENV)/.dev ## write the pages that are made from code
 	$(BIN)/python -m service.settings_table > docs/configuration.md
 
-bench: $(VENV)/.dev ## print throughput tables (nothing timed decides a test)
+bench: $(VENV)/.bench ## measure the engine and the service (nothing timed decides a test)
+	$(BIN)/python -m tests.benchmarks.engine
+	$(BIN)/python -m tests.benchmarks.service
+	$(BIN)/python -m tests.benchmarks.overload
+
+bench-models: $(VENV)/.dev ## measure the bare models
 	$(BIN)/python -m tests.benchmarks.models
 
 gpu-check: $(VENV)/.dev ## the tests and the benchmark that need a CUDA device
@@ -42,6 +47,7 @@ LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate 
 lock: $(VENV)/.dev ## resolve the locked versions anew
 	$(LOCK) pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements/run.lock
 	$(LOCK) pyproject.toml --extra train --extra evaluate --group dev | grep -vE '^(nvidia-|cuda-|triton)' > requirements/dev.lock
+	$(LOCK) pyproject.toml --extra train --extra evaluate --group dev --group bench | grep -vE '^(nvidia-|cuda-|triton)' > requirements/bench.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
@@ -56,3 +62,7 @@ $(VENV)/.run: requirements/run.lock pyproject.toml | $(BIN)/python
 $(VENV)/.dev: requirements/dev.lock pyproject.toml | $(BIN)/python
 	PYTHON=$(BIN)/python requirements/install dev
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: requirements/bench.lock pyproject.toml | $(BIN)/python
+	PYTHON=$(BIN)/python requirements/install bench
+	@touch $@ $(VENV)/.dev $(VENV)/.run

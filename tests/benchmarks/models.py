@@ -1,4 +1,4 @@
-"""How many images a second the bare models do: ``make bench``.
+"""How many images a second the bare models do: ``make bench-models``.
 
 Encode, decode and generate for the shipped checkpoint and for published shapes with synthetic weights, at batch 1 and 8,
 in float32 and bfloat16, and how many token ids the two precisions share. ``plain`` is what the networks cost without

@@ -1,0 +1,270 @@
+"""What too much load does: ``make bench``.
+
+First S-128 with synthetic weights, so slow that the generator costs next to nothing beside it, under three times the
+requests it can answer, in an open loop: how much of its capacity still becomes answers, how long those take, and how
+fast the others are refused. The queue is short enough that a request which is let in can be answered by its deadline;
+so is a full queue divided by the capacity the longest that an accepted request should take.
+
+Then the shipped checkpoint: how long encode takes while generate requests fill one batch after another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.benchmarks.load import (
+    Load,
+    Request,
+    Seconds,
+    capacity,
+    closed_loop,
+    h2load_version,
+    open_loop,
+    require_h2load,
+    throughput,
+)
+from tests.benchmarks.report import OUTPUT, machine, markdown, write
+from tests.benchmarks.served import DEFAULT_VARIANT, Model, jpegs, model_named, serve
+
+FACTOR = 3.0
+# So few that a processor which does three images a second still answers the last of them within the deadline.
+QUEUE_IMAGES = 48
+MAX_BATCH = 8
+CAPACITY_CONNECTIONS = 32  # so many that the queue is never empty, so few that it is never full
+ENCODE_RATE = 10.0  # requests a second whose latency is looked at, with and without a flood
+FLOOD_CONNECTIONS = 32
+FLOOD_BODY = b'{"class": 0, "n": 4, "seed": 1, "preset": "fast"}'
+GOALS = {
+    "goodput / capacity": ">= 0.95",
+    "p99 of accepted / (queue bound / capacity)": "<= 1",
+    "429 latency, ms (p99)": "< 20",
+    "encode p95 under generate / (3 x unloaded + a step)": "<= 1",
+}
+
+
+@dataclass(frozen=True)
+class Overload:
+    """Requests and images a second; latencies in seconds, from when a request was due."""
+
+    capacity_before: float
+    capacity_after: float
+    offered: float
+    goodput: float
+    statuses: dict[str, int]
+    unanswered: int
+    accepted_median: float
+    accepted_p99: float
+    refused_median: float
+    refused_p99: float
+    generator_share: float
+
+    @property
+    def capacity(self) -> float:
+        """As it was measured right before and right after."""
+        return (self.capacity_before + self.capacity_after) / 2
+
+    @property
+    def queue_bound(self) -> float:
+        """Seconds that a full queue, the batch at the device and a request's own batch take."""
+        return (QUEUE_IMAGES + 2 * MAX_BATCH) / self.capacity
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """Encode latencies in seconds, alone and beside generate, and what a sampling step takes meanwhile, on average."""
+
+    unloaded_p95: float
+    flooded_p95: float
+    step: float
+    generate_statuses: dict[str, int]
+
+    @property
+    def bound(self) -> float:
+        """What the latency beside generate may be."""
+        return 3 * self.unloaded_p95 + self.step
+
+
+def overload(model: Model, *, seconds: float) -> tuple[Overload, Load]:
+    """The figures, and the answers they are made of."""
+    settings: dict[str, object] = {
+        "max_batch_size": MAX_BATCH,
+        "queue_images": QUEUE_IMAGES,
+        "max_images": QUEUE_IMAGES,
+        "max_generate": QUEUE_IMAGES,
+    }
+    [jpeg] = jpegs(model.load().image_size, 1)
+    with serve(model, **{name: str(value) for name, value in settings.items()}) as (_, endpoint):
+        request = endpoint.request(jpeg)
+        before, _ = capacity([request], connections=CAPACITY_CONNECTIONS, seconds=seconds / 6, warm_up=2.0)
+        print(f"  {model.name}: {before:.2f} images/s are its capacity", flush=True)
+        load = open_loop(request, rate=FACTOR * before, seconds=seconds)
+        after, _ = capacity([request], connections=CAPACITY_CONNECTIONS, seconds=seconds / 6, warm_up=2.0)
+    accepted, refused = load.latencies(200), load.latencies(429)
+    last_due = max(answer.due for answer in load.answers)
+    finished = load.finished(200)
+    # What is still in the queue when the load ends is answered without any load.
+    goodput = throughput(finished[finished <= last_due])
+    result = Overload(
+        capacity_before=before,
+        capacity_after=after,
+        offered=FACTOR * before,
+        goodput=goodput,
+        statuses=load.statuses(),
+        unanswered=load.unanswered,
+        accepted_median=_percentile(accepted, 50),
+        accepted_p99=_percentile(accepted, 99),
+        refused_median=_percentile(refused, 50),
+        refused_p99=_percentile(refused, 99),
+        generator_share=load.generator_share,
+    )
+    return result, load
+
+
+def _percentile(values: Seconds, percent: float) -> float:
+    return float(np.percentile(values, percent)) if len(values) else float("nan")
+
+
+def fairness(*, seconds: float) -> tuple[Fairness, Load, Load]:
+    """The figures, and the encode requests they are made of: without and with generate beside them."""
+    [jpeg] = jpegs(128, 1)
+    with serve(Model(DEFAULT_VARIANT)) as (server, endpoint), ThreadPoolExecutor(1) as pool:
+        encode = endpoint.request(jpeg)
+        generate = Request(f"{server.url}/v1/generate", FLOOD_BODY, "application/json")
+        alone = open_loop(encode, rate=ENCODE_RATE, seconds=seconds)
+        # The flood begins before the requests that are measured, and ends after them.
+        flood = pool.submit(closed_loop, [generate], connections=FLOOD_CONNECTIONS, seconds=seconds + 4)
+        open_loop(encode, rate=ENCODE_RATE, seconds=2)
+        begun = _steps(server.admin_url)
+        beside = open_loop(encode, rate=ENCODE_RATE, seconds=seconds)
+        ended = _steps(server.admin_url)
+        statuses = flood.result().statuses()
+    for load in (alone, beside):
+        if set(load.statuses()) != {"200"} or load.unanswered:
+            raise AssertionError(f"encode is answered with {load.statuses()}")
+    result = Fairness(
+        unloaded_p95=_percentile(alone.latencies(200), 95),
+        flooded_p95=_percentile(beside.latencies(200), 95),
+        step=(ended[1] - begun[1]) / max(1.0, ended[0] - begun[0]),
+        generate_statuses=statuses,
+    )
+    return result, alone, beside
+
+
+def _steps(admin_url: str) -> tuple[float, float]:
+    """Sampling steps so far, and the seconds they took."""
+    text = httpx.get(f"{admin_url}/metrics", timeout=30).raise_for_status().text
+    totals = dict.fromkeys(("count", "sum"), 0.0)
+    for family in text_string_to_metric_families(text):
+        if family.name == "titok_batch_duration_seconds":
+            for sample in family.samples:
+                kind = sample.name.rpartition("_")[2]
+                if kind in totals and sample.labels["op"] == "generate":
+                    totals[kind] += sample.value
+    return totals["count"], totals["sum"]
+
+
+def plot(figures: Overload, load: Load, alone: Load, beside: Load) -> Figure:
+    """Answers by the second; latencies of accepted and refused requests; encode with and without generate."""
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    rates, latencies, encode = figure.subplots(1, 3)
+    begun = min(answer.due for answer in load.answers)
+    last = max(answer.due for answer in load.answers) - begun
+    edges = np.arange(0.0, last + 4, 4)
+    for status, label in ((200, "200"), (429, "429")):
+        counts, _ = np.histogram(load.finished(status) - begun, edges)
+        rates.stairs(counts / 4, edges, label=label)
+    rates.axhline(figures.capacity, color="black", linestyle="dashed", label="capacity")
+    rates.set(xlabel="s", ylabel="answers/s", title=f"{FACTOR:g} times its capacity")
+    rates.legend()
+    _distribution(latencies, {"200": load.latencies(200), "429": load.latencies(429)})
+    latencies.axvline(figures.queue_bound, color="black", linestyle="dashed", label="queue bound / capacity")
+    latencies.set(title="from when a request was due")
+    latencies.legend()
+    _distribution(encode, {"alone": alone.latencies(200), "beside generate": beside.latencies(200)})
+    encode.set(title=f"encode, {DEFAULT_VARIANT}")
+    encode.legend()
+    return figure
+
+
+def _distribution(axes: Axes, samples: dict[str, Seconds]) -> None:
+    for label, values in samples.items():
+        if len(values):
+            axes.ecdf(values, label=label)
+    axes.set(xscale="log", xlabel="s", ylabel="share of requests")
+
+
+def figures_of(result: Overload, fair: Fairness) -> dict[str, float]:
+    """The figures that have goals, and those that explain them."""
+    return {
+        "goodput / capacity": result.goodput / result.capacity,
+        "p99 of accepted / (queue bound / capacity)": result.accepted_p99 / result.queue_bound,
+        "429 latency, ms (median)": 1000 * result.refused_median,
+        "429 latency, ms (p99)": 1000 * result.refused_p99,
+        "encode p95 under generate / (3 x unloaded + a step)": fair.flooded_p95 / fair.bound,
+        "encode p95 alone, ms": 1000 * fair.unloaded_p95,
+        "encode p95 under generate, ms": 1000 * fair.flooded_p95,
+        "a sampling step under generate, ms": 1000 * fair.step,
+        "load generator, of a core": result.generator_share,
+    }
+
+
+def main() -> None:
+    """Prints the tables and writes them, with JSON and a plot."""
+    parser = argparse.ArgumentParser(description="The service under more load than it can take.")
+    parser.add_argument("--model", default="titok-s-128", help="to overload")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of overload; the other parts take a part of it")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    require_h2load()
+    with tempfile.TemporaryDirectory() as folder:
+        result, load = overload(model_named(arguments.model, Path(folder)), seconds=arguments.seconds)
+    fair, alone, beside = fairness(seconds=arguments.seconds / 4)
+    figures = figures_of(result, fair)
+    document = {
+        "machine": machine("fastapi", "uvicorn", h2load=h2load_version().removeprefix("h2load ")),
+        "settings": {
+            "model": arguments.model,
+            "seconds": arguments.seconds,
+            "factor": FACTOR,
+            "queue_images": QUEUE_IMAGES,
+            "max_batch_size": MAX_BATCH,
+            "encode_rate": ENCODE_RATE,
+            "flood": {"connections": FLOOD_CONNECTIONS, "body": FLOOD_BODY.decode()},
+        },
+        "overload": {**asdict(result), "queue_bound": result.queue_bound},
+        "fairness": asdict(fair),
+        "figures": figures,
+        "goals": GOALS,
+    }
+    tables = [
+        markdown(
+            ["figure", "measured", "goal"], [[name, value, GOALS.get(name, "")] for name, value in figures.items()]
+        ),
+        markdown(
+            ["offered/s", "capacity before, after", "goodput/s", "answers by status", "no answer"],
+            [
+                [
+                    result.offered,
+                    f"{result.capacity_before:.2f}, {result.capacity_after:.2f}",
+                    result.goodput,
+                    ", ".join(f"{status}: {count}" for status, count in result.statuses.items()),
+                    result.unanswered,
+                ]
+            ],
+        ),
+    ]
+    write("overload", arguments.output, document=document, tables=tables, figure=plot(result, load, alone, beside))
+
+
+if __name__ == "__main__":
+    main()

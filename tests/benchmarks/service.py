@@ -1,0 +1,296 @@
+"""What serving costs: images a second through HTTP beside the bare model, LitServe and plain FastAPI: ``make bench``.
+
+Two models: S-128 with synthetic weights, which a processor takes long for, and the shipped checkpoint, so small that
+everything around it shows. Pre-sized JPEGs, 64 connections that are always busy, no cache. The bare model is a loop over
+pixels that are in memory already, at the batch size that it does best with. LitServe gets the best settings of a small
+grid, and so does this service. Before each figure the server's ids are compared with the bare model's.
+
+Then one client, one request after the other: how much longer than the bare model alone an answer takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from models import Tokenizer
+from tests.benchmarks.load import capacity, closed_loop, h2load_version, require_h2load
+from tests.benchmarks.report import OUTPUT, machine, markdown, write
+from tests.benchmarks.served import DEFAULT_VARIANT, Endpoint, Model, jpegs, model_named, pixels_of, rival, serve
+
+CONNECTIONS = 64
+BATCHES = (1, 2, 4, 8, 16)
+IMAGES = 16  # how many different ones
+ROUNDS = 4
+GOALS = {
+    "HTTP / bare model, titok-s-128": ">= 0.93",
+    "this service / LitServe, titok-s-128": ">= 1.2",
+    "added latency, ms (median)": "<= 3",
+}
+
+Ids = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+Options = Mapping[str, Any]
+Start = Callable[..., AbstractContextManager[Endpoint]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: images a second; ``generator_share`` is what the load generator took of a core meanwhile."""
+
+    model: str
+    server: str
+    settings: str
+    images_per_second: float
+    generator_share: float = 0.0
+    over_bare: float = 0.0
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One client, no load: milliseconds, medians unless it says otherwise. ``preprocess`` is decoding the JPEG alone."""
+
+    bare: float
+    preprocess: float
+    http: float
+    http_p95: float
+
+    @property
+    def added(self) -> float:
+        """What an answer takes longer than the model."""
+        return self.http - self.bare
+
+
+class Comparison:
+    """One model, bare and behind each server, in turn."""
+
+    def __init__(self, model: Model, *, seconds: float) -> None:
+        self._model = model
+        self._seconds = seconds
+        self._tokenizer = model.load()
+        size = self._tokenizer.image_size
+        self._jpegs = jpegs(size, IMAGES)
+        self._pixels = np.stack([pixels_of(jpeg, size) for jpeg in self._jpegs])
+        self._ids: Ids = self._tokenizer.encode(self._pixels).numpy()
+        self._rate = 0.0
+        self.grid: list[Row] = []
+
+    def rows(self) -> list[Row]:
+        """The bare model before and after the servers, and each of those at its best settings."""
+        sizes = {size: bare_rate(self._tokenizer, self._pixels, size, self._seconds / 5) for size in BATCHES}
+        best = max(sizes, key=lambda size: sizes[size])
+        print(f"  bare model, images/s by batch: {', '.join(f'{size}: {rate:.1f}' for size, rate in sizes.items())}")
+        self._rate = sizes[best]
+        # A slow model takes too long over a large batch for several of them to be seen.
+        largest = 32 if self._rate > 50 else 16
+        batches = [{"max_batch_size": size} for size in sorted({best, min(4 * best, largest)})]
+        ours = self._best("this service", self._ours, batches)
+        litserve = self._best(
+            "LitServe", self._litserve, [{**given, **more} for given in batches for more in self._more()]
+        )
+        rows = [
+            self._bare(best),
+            self._served("this service", self._ours, ours),
+            self._served("LitServe", self._litserve, litserve),
+            self._served("FastAPI, no batches", self._plain, {}),
+            self._bare(best),
+        ]
+        bare = (rows[0].images_per_second + rows[-1].images_per_second) / 2
+        return [replace(row, over_bare=row.images_per_second / bare) for row in rows]
+
+    def _bare(self, batch: int) -> Row:
+        rate = bare_rate(self._tokenizer, self._pixels, batch, self._seconds)
+        return self._note(Row(self._model.name, "bare model", f"batch {batch}", rate))
+
+    @contextmanager
+    def _ours(self, **settings: object) -> Iterator[Endpoint]:
+        given = {name: str(value) for name, value in settings.items()}
+        # No deadline for LitServe either: a processor may be too slow for 64 images in half a minute.
+        with serve(self._model, request_timeout="600", **given) as (_, endpoint):
+            yield endpoint
+
+    def _litserve(self, **options: object) -> AbstractContextManager[Endpoint]:
+        return rival("litserve", self._model, **options)
+
+    def _plain(self) -> AbstractContextManager[Endpoint]:
+        return rival("plain", self._model)
+
+    def _more(self) -> list[Options]:
+        """What else LitServe can be told. Where a batch takes long, the queue is never too short to fill the next."""
+        timeouts = (0.0, 0.02) if self._model.name == DEFAULT_VARIANT else (0.0,)
+        cores = len(os.sched_getaffinity(0))
+        return [
+            {"workers": workers, "batch_timeout": timeout}
+            for workers, timeout in itertools.product(sorted({1, cores}), timeouts)
+        ]
+
+    def _best(self, name: str, start: Start, grid: Sequence[Options]) -> Options:
+        """The settings of the grid that do most images a second."""
+        rows = [self._served(name, start, options, seconds=self._seconds / 3) for options in grid]
+        self.grid += rows
+        return max(zip(rows, grid, strict=True), key=lambda pair: pair[0].images_per_second)[1]
+
+    def _served(self, name: str, start: Start, options: Options, *, seconds: float | None = None) -> Row:
+        # Answers come in bursts, a batch at a time: no rate without a few of them.
+        seconds = max(seconds or self._seconds, 5 * options.get("max_batch_size", 1) / self._rate)
+        with start(**options) as endpoint:
+            if not np.array_equal(endpoint.encode(self._jpegs), self._ids):
+                raise AssertionError(f"{name} gives other ids than the bare model")
+            rate, load = capacity(
+                [endpoint.request(jpeg) for jpeg in self._jpegs],
+                connections=CONNECTIONS,
+                seconds=seconds,
+                warm_up=min(3.0, seconds),
+            )
+        settings = ", ".join(f"{key} {value}" for key, value in options.items()) or "as it comes"
+        row = Row(self._model.name, name, settings, rate, load.generator_share)
+        return self._note(row)
+
+    def _note(self, row: Row) -> Row:
+        print(f"  {row.model}, {row.server} ({row.settings}): {row.images_per_second:.2f} images/s", flush=True)
+        return row
+
+
+def bare_rate(tokenizer: Tokenizer, images: Pixels, batch: int, seconds: float) -> float:
+    """Images a second of the model in a loop over all images, for so long at least.
+
+    Every image counts as often as the servers get it: one with close decisions is encoded twice.
+    """
+    tokenizer.encode(images[:batch])
+    begun, done = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - begun) < seconds:
+        for first in range(0, len(images), batch):
+            tokenizer.encode(images[first : first + batch])
+        done += len(images)
+    return done / elapsed
+
+
+def latency(model: Model, *, seconds: float) -> Latency:
+    """Medians over rounds in which the bare model and the service take turns, so that both see the same machine."""
+    tokenizer = model.load()
+    size = tokenizer.image_size
+    [jpeg] = jpegs(size, 1)
+    pixels = pixels_of(jpeg, size)[None]
+    bare: list[float] = []
+    preprocess: list[float] = []
+    http: list[float] = []
+    with serve(model) as (_, endpoint):
+        request = endpoint.request(jpeg)
+        closed_loop([request], connections=1, seconds=1.0)
+        for _ in range(ROUNDS):
+            bare += _times(lambda: tokenizer.encode(pixels), seconds / ROUNDS)
+            preprocess += _times(lambda: pixels_of(jpeg, size), 0.1)
+            _, load = capacity([request], connections=1, seconds=seconds / ROUNDS, warm_up=0.0)
+            http += load.latencies(200).tolist()
+    return Latency(
+        bare=1000 * float(np.median(bare)),
+        preprocess=1000 * float(np.median(preprocess)),
+        http=1000 * float(np.median(http)),
+        http_p95=1000 * float(np.percentile(http, 95)),
+    )
+
+
+def _times(run: Callable[[], object], seconds: float) -> list[float]:
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while (begun := time.perf_counter()) < end:
+        run()
+        times.append(time.perf_counter() - begun)
+    return times
+
+
+def plot(rows: Sequence[Row], one: Latency) -> Figure:
+    """Throughput over the bare model's, by model and server; and the parts of one request."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes, parts = figure.subplots(1, 2, width_ratios=[2, 1])
+    models = list(dict.fromkeys(row.model for row in rows))
+    servers = list(dict.fromkeys(row.server for row in rows if row.server != "bare model"))
+    width = 0.8 / len(servers)
+    for place, server in enumerate(servers):
+        shares = [row.over_bare for row in rows if row.server == server]
+        bars = axes.bar(np.arange(len(models)) + (place - 1) * width, shares, width, label=server)
+        axes.bar_label(bars, fmt="%.2f", fontsize=8, label_type="center")
+    axes.axhline(1.0, color="black", linestyle="dashed")
+    axes.set(
+        xticks=range(len(models)),
+        xticklabels=models,
+        ylabel="images/s over the bare model's",
+        title=f"{CONNECTIONS} connections, JPEG to ids",
+        ylim=(0, 1.3),
+    )
+    axes.legend(loc="upper right", ncols=len(servers), fontsize=8)
+    bars = parts.bar(["bare model", "HTTP"], [one.bare, one.http], color=["tab:gray", "tab:blue"])
+    parts.bar_label(bars, fmt="%.2f", fontsize=8)
+    parts.set(ylabel="ms, median", title=f"One client, {DEFAULT_VARIANT}")
+    return figure
+
+
+def main() -> None:
+    """Prints the tables and writes them, with JSON and a plot."""
+    parser = argparse.ArgumentParser(description="The service beside the bare model and other servers.")
+    parser.add_argument("--models", nargs="+", default=["titok-s-128", DEFAULT_VARIANT])
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each figure; the grid takes a third of it")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    require_h2load()
+    rows: list[Row] = []
+    grid: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models:
+            print(name, flush=True)
+            seconds = arguments.seconds / (2 if name == DEFAULT_VARIANT else 1)
+            comparison = Comparison(model_named(name, Path(folder)), seconds=seconds)
+            rows += comparison.rows()
+            grid += comparison.grid
+    one = latency(Model(DEFAULT_VARIANT), seconds=arguments.seconds / 2)
+    rates = {(row.model, row.server): row for row in rows}
+    figures: dict[str, float] = {}
+    for name in dict.fromkeys(row.model for row in rows):
+        ours = rates[name, "this service"]
+        figures[f"HTTP / bare model, {name}"] = ours.over_bare
+        for other, shown in (("LitServe", "LitServe"), ("FastAPI, no batches", "plain FastAPI")):
+            ratio = ours.images_per_second / rates[name, other].images_per_second
+            figures[f"this service / {shown}, {name}"] = ratio
+    figures["added latency, ms (median)"] = one.added
+    document = {
+        "machine": machine("fastapi", "uvicorn", "litserve", h2load=h2load_version().removeprefix("h2load ")),
+        "settings": {"connections": CONNECTIONS, "seconds": arguments.seconds, "images": IMAGES},
+        "rows": [asdict(row) for row in rows],
+        "grid": [asdict(row) for row in grid],
+        "one_client_ms": {**asdict(one), "added": one.added},
+        "figures": figures,
+        "goals": GOALS,
+    }
+    tables = [
+        markdown(
+            ["model", "server", "settings", "images/s", "over the bare model", "load generator, of a core"],
+            [
+                [row.model, row.server, row.settings, row.images_per_second, row.over_bare, row.generator_share]
+                for row in rows
+            ],
+        ),
+        markdown(
+            ["one client, ms", "bare model", "JPEG decoding", "HTTP", "HTTP, p95", "added"],
+            [[DEFAULT_VARIANT, one.bare, one.preprocess, one.http, one.http_p95, one.added]],
+        ),
+        markdown(
+            ["figure", "measured", "goal"], [[name, value, GOALS.get(name, "")] for name, value in figures.items()]
+        ),
+    ]
+    write("service", arguments.output, document=document, tables=tables, figure=plot(rows, one))
+
+
+if __name__ == "__main__":
+    main()
