@@ -23,17 +23,17 @@ from models.errors import CheckpointError, UnknownVariantError
 from models.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
 from models.graphs import GraphedFunction
 from models.imagenet import IMAGENET_CLASSES
-from models.precision import Precision
+from models.precision import FORMATS, Precision
 from models.registry import GENERATORS, PRESETS, GeneratorVariant
 from models.sampling import SamplingRow, StepNoise, guide, pack, sample_step, unpack
 from models.sampling_settings import SamplingSettings
-from models.transfers import transfers_of
+from models.transfers import Arriving, transfers_of
 
 __all__ = ["Advance", "Generator", "load_generator"]
 
 # Rounding moves guided logits between batch sizes by about 1e-4 (float32, measured on the published shapes); a decision
-# closer than ten times that is made by the row alone.
-_NEAR_TIE = 1e-3
+# closer than ten times that, one in a hundred steps, is made by the row alone.
+_TOLERANCE = 1e-3
 
 
 class Advance(NamedTuple):
@@ -82,10 +82,13 @@ class Generator:
         self._predicting = self.precision.generator.on(device)
         self._transfers = transfers_of(device)
         self.revision = f"{digest[:12]}{self.precision.generator.suffix}"
+        self._exact = FORMATS["float32"].on(device)
+        # As for the tokenizer: a row alone is stepped in float32.
+        self._alone = 0 if self.precision.generator.is_exact else 1
         self.stepper = GraphedFunction(
             self._step,
             example=lambda size: pack([self.row(None, 0, self.settings())] * size).to(device),
-            variants=lambda size: [(0,), (size,)],  # no row is guided, or all of them are treated so
+            variants=self._variants,
         )
 
     @property
@@ -133,30 +136,41 @@ class Generator:
         """One step of unfinished rows in one forward pass, with and without their classes; the rows are not changed.
 
         In float32 a row's tokens do not depend on the other rows: a decision so close that the rounding of a larger
-        batch could make it is made again by the row on its own.
+        batch could make it is made again by the row on its own. In ``tf32x3`` the same is done in float32.
         """
         # Guided rows come first, so that the network's second half is that of a leading part.
         order = sorted(range(len(rows)), key=lambda index: not rows[index].needs_unconditional)
-        tokens, sampled, near = self._run([rows[index] for index in order])
-        if len(rows) > 1 and self.precision.generator.is_exact:
-            for place in near.nonzero()[:, 0].tolist():
-                (tokens[place],), (sampled[place],), _ = self._run([rows[order[place]]])
+        tokens, sampled, margins = self._submit([rows[index] for index in order])()
+        if self._decides_alone and len(rows) > 1 - self._alone:
+            close = (margins < _TOLERANCE).nonzero()[:, 0].tolist()
+            alone = [self._submit([rows[order[place]]], self._alone) for place in close]
+            for place, arriving in zip(close, alone, strict=True):
+                (tokens[place],), (sampled[place],), _ = arriving()
         back = torch.tensor(order).argsort()
         return Advance(tokens[back], sampled[back], torch.tensor([row.step + 1 >= row.settings.steps for row in rows]))
 
-    def _run(self, rows: Sequence[SamplingRow]) -> tuple[Tensor, ...]:
+    @property
+    def _decides_alone(self) -> bool:
+        return self.precision.generator.rounds_like_float32
+
+    def _variants(self, size: int) -> Sequence[tuple[int, int]]:
+        """No row is guided, or all of them are treated so; one alone also exactly, where that makes a difference."""
+        exactly = (0, 1) if self._decides_alone and size == 1 and self._alone else (0,)
+        return [(guided, exact) for guided in (0, size) for exact in exactly]
+
+    def _submit(self, rows: Sequence[SamplingRow], exactly: int = 0) -> Arriving:
         guided = sum(row.needs_unconditional for row in rows)
         if guided and self.stepper.sizes:
             guided = self.stepper.padded(len(rows))
-        return self._transfers.run(pack(rows), lambda table: self.stepper(table, guided))()
+        return self._transfers.run(pack(rows), lambda table: self.stepper(table, guided, exactly))
 
-    def _step(self, table: Tensor, guided: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, table: Tensor, guided: int, exactly: int) -> tuple[Tensor, Tensor, Tensor]:
         """A table of ``pack`` on the device, whose first ``guided`` rows get unconditional logits (no others need them) ->
-        tokens and guesses int64 [R, K], and whether a decision was close, bool [R].
+        tokens and guesses int64 [R, K], and margins float32 [R]; in float32 if ``exactly`` is 1.
         """
         tokens, parameters = unpack(table)
         count, labels = len(tokens), parameters.label
-        with self._predicting:
+        with self._exact if exactly else self._predicting:
             logits = self._network(
                 torch.cat([tokens, tokens[:guided]]), torch.cat([labels, torch.full_like(labels[:guided], -1)])
             )
@@ -165,7 +179,7 @@ class Generator:
         noise = StepNoise.of(parameters, self.num_tokens, self.codebook_size)
         logits = guide(parameters, conditional, unconditional)
         outcome = sample_step(parameters, logits, tokens, noise, mask_token=self._mask_token)
-        return outcome.tokens, outcome.sampled, outcome.margin < _NEAR_TIE
+        return outcome.tokens, outcome.sampled, outcome.margin
 
     def step(self, rows: Sequence[SamplingRow]) -> None:
         """Advances unfinished rows by one step each (see :meth:`advance`)."""

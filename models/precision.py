@@ -24,8 +24,13 @@ class NumberFormat:
 
     @property
     def is_exact(self) -> bool:
-        """Whether rounding is float32's: small enough to tell which decisions it could have changed."""
+        """Whether results are float32's."""
         return self.name == "float32"
+
+    @property
+    def rounds_like_float32(self) -> bool:
+        """Whether it comes so near to float32 that few decisions are too close to tell which way float32 would go."""
+        return self.products != "tf32" and self.dtype is torch.float32
 
     def on(self, device: torch.device) -> Products:
         """The context in which a network of this format computes."""

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,11 @@ from models.graphs import GraphedFunction
 from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.precision import FORMATS, Precision
 from models.preprocess import PREPROCESSING_VERSION
+from models.products import Products
 from models.registry import TOKENIZERS
 from models.titok import Posterior, TiTok, TiTokConfig
-from models.transfers import transfers_of
+from models.tolerance import tolerance_of
+from models.transfers import Arriving, transfers_of
 
 __all__ = ["Pending", "Tokenizer", "build_tokenizer", "load_tokenizer"]
 
@@ -37,8 +39,8 @@ Pending = Callable[[], Tensor]
 """Waits for a result that is being computed."""
 
 # Rounding moves squared distances between batch sizes by 1e-5 of the latents' scale at most (float32, measured on the
-# published shapes); ids decided by less than ten times that are decided by the image alone.
-_NEAR_TIE = 1e-4
+# published shapes): ten times that, until it is measured here; and what is believed where nothing is seen to move.
+_TOLERANCE, _LEAST_TOLERANCE = 1e-4, 1e-5
 
 
 class Tokenizer:
@@ -47,7 +49,8 @@ class Tokenizer:
     Attributes: ``name``; ``revision``, which changes whenever ids may; ``image_size`` S; ``num_tokens`` K;
     ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C; ``patch_size``, the side of
     the decoder's patches in pixels; ``source`` of the weights; ``encoder`` and ``decoder``, what is run on the device
-    (``models.graphs``).
+    (``models.graphs``); ``tolerance``, the margin (of squared distances, over the latents' scale) below which an image is
+    encoded again on its own (``models.tolerance``).
     """
 
     def __init__(
@@ -76,8 +79,13 @@ class Tokenizer:
         self.image_size = network.config.image_size
         self.revision = f"{digest[:12]}-p{PREPROCESSING_VERSION}{self.precision.encoder.suffix}"
         shape = (self.image_size, self.image_size, 3)
+        self.tolerance = _TOLERANCE
+        # An image alone is encoded in float32 whatever the others are: as a variant of the function, unless it is so anyway.
+        self._alone = 0 if self.precision.encoder.is_exact else 1
         self.encoder = GraphedFunction(
-            self._encode, example=lambda size: torch.zeros(size, *shape, dtype=torch.uint8, device=device)
+            self._encode,
+            example=lambda size: torch.zeros(size, *shape, dtype=torch.uint8, device=device),
+            variants=lambda size: [(0,), (1,)] if self._decides_alone and size == 1 and self._alone else [(0,)],
         )
         self.decoder = GraphedFunction(
             self._decode, example=lambda size: torch.zeros(size, self.num_tokens, dtype=torch.int64, device=device)
@@ -105,7 +113,8 @@ class Tokenizer:
         """Images uint8 [B, S, S, 3] -> ids int64 [B, K].
 
         In float32 an image's ids do not depend on the other images: where two codes are so close that the rounding of
-        a larger batch could decide, the image is encoded again on its own.
+        a larger batch could decide, the image is encoded again on its own. In ``tf32x3`` the same is done in float32, so
+        that its ids are float32's.
 
         Raises ``ValueError`` for another shape or dtype, ``TypeError`` for a VAE variant.
         """
@@ -122,35 +131,64 @@ class Tokenizer:
         pixels = self._checked(images)
         if len(pixels) == 0:
             return lambda: torch.empty(0, self.num_tokens, dtype=torch.int64)
-        arriving = self._transfers.run(pixels, self.encoder)
+        arriving = self._assign(pixels)
 
         @torch.inference_mode()
         def wait() -> Tensor:
-            ids, near = arriving()
-            if len(pixels) > 1 and self.precision.encoder.is_exact:
-                for row in near.nonzero()[:, 0].tolist():
-                    ids[row] = self._transfers.run(pixels[row : row + 1], self.encoder)()[0][0]
+            ids, margins = arriving()
+            if self._decides_alone and len(pixels) > 1 - self._alone:
+                close = (margins < self.tolerance).any(dim=1).nonzero()[:, 0].tolist()
+                alone = [self._assign(pixels[row : row + 1], self._alone) for row in close]
+                for row, arriving_alone in zip(close, alone, strict=True):
+                    ids[row] = arriving_alone()[0][0]
             return ids
 
         return wait
 
-    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B, S, S, 3] on the device -> ids int64 [B, K], and whether one was a close decision, bool [B]."""
-        latents = self._latents(images)
+    @property
+    def _decides_alone(self) -> bool:
+        return self.precision.encoder.rounds_like_float32
+
+    def _assign(self, pixels: Tensor, exactly: int = 0) -> Arriving:
+        return self._transfers.run(pixels, lambda images: self.encoder(images, exactly))
+
+    def _encode(self, images: Tensor, exactly: int) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B, S, S, 3] on the device -> ids int64 [B, K], and margins float32 [B, K] over the latents' scale;
+        in float32 if ``exactly`` is 1.
+        """
+        latents = self._latents(images, self._exact if exactly else self._encoding)
         with self._exact:
             assignment = self._network.quantize.assign(latents)
         scale = 1.0 if self._unit_latents else latents.square().sum(dim=2).clamp(min=1.0)
-        return assignment.ids, (assignment.margin < _NEAR_TIE * scale).any(dim=1)
+        return assignment.ids, assignment.margin / scale
 
-    def _latents(self, images: Tensor) -> Tensor:
+    def _latents(self, images: Tensor, products: Products) -> Tensor:
         """Images uint8 [B, S, S, 3] on the device -> latents float32 [B, K, C]."""
-        with self._encoding:
+        with products:
             return self._network.latents(_normalised(images))
+
+    @torch.inference_mode()
+    def calibrate(self, images: Images, sizes: Iterable[int], *, seconds: float) -> None:
+        """Sets the ``tolerance`` by how far the margins of some images move between batch sizes, on this device.
+
+        Does nothing if that would take longer, or in a format in which images are not decided alone.
+        """
+        pixels = self._checked(images)
+        if self._decides_alone:
+            measured = tolerance_of(
+                lambda items: self._assign(pixels[items])()[1],
+                alone=lambda item: self._assign(pixels[item : item + 1], self._alone)()[1],
+                count=len(pixels),
+                sizes=sizes,
+                least=_LEAST_TOLERANCE,
+                seconds=seconds,
+            )
+            self.tolerance = measured or self.tolerance
 
     @torch.inference_mode()
     def latents(self, images: Images) -> Tensor:
         """Images uint8 [B, S, S, 3] -> float32 [B, K, C] before quantization; of a VAE the posterior's mean."""
-        return self._latents(self._checked(images).to(self.device)).cpu()
+        return self._latents(self._checked(images).to(self.device), self._encoding).cpu()
 
     @torch.inference_mode()
     def distances(self, images: Images) -> Tensor:
@@ -159,7 +197,7 @@ class Tokenizer:
         On the unit sphere, 0 to 4, where the variant normalises its codes. Raises ``TypeError`` for a VAE variant.
         """
         self._need_codes()
-        latents = self._latents(self._checked(images).to(self.device))
+        latents = self._latents(self._checked(images).to(self.device), self._encoding)
         with self._exact:
             distances: Tensor = self._network.quantize.distances(latents.flatten(0, 1))
         return distances.view(*latents.shape[:2], -1).cpu()

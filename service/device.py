@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _PARTS_IN_FLIGHT = 2
+_CPU_PROBES, _CUDA_PROBES = 8, 64
+_CALIBRATION_SECONDS = 1.0
 
 
 class ServedDevice(Device, Protocol):
@@ -216,6 +218,7 @@ class ModelDevice:
             self._find_limits()
         if self._recorder is not None:
             self._record(self._recorder)
+        self._calibrate()
         log.info("images of a batch, at most: %s", self.batch_limits)
 
     def _find_limits(self) -> None:
@@ -253,6 +256,16 @@ class ModelDevice:
                 return
             function.forget()
             self._halve(lane, limit)
+
+    def _calibrate(self) -> None:
+        """Finds how close the choice of a code must be to be made alone: unmeasured, caution encodes many an image twice."""
+        limit = self.batch_limits["encode"]
+        sizes = sorted({*batch_sizes(limit), 3, limit - 1} & set(range(2, limit + 1)))
+        side, random = self._tokenizer.image_size, np.random.default_rng(0)
+        probes = _CPU_PROBES if self._tokenizer.device.type == "cpu" else _CUDA_PROBES
+        coarse = random.integers(0, 256, (probes, side // 8, side // 8, 3), np.uint8)
+        images = coarse.repeat(8, axis=1).repeat(8, axis=2)
+        self._tokenizer.calibrate(images, sizes, seconds=_CALIBRATION_SECONDS)
 
     def _trial(self, lane: LaneName) -> Callable[[int], object]:
         """Runs a batch of a size, whatever the limit is."""

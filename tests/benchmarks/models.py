@@ -25,7 +25,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from skimage import data
 
 from models import Generator, Tokenizer, load_generator, load_tokenizer
 from models.attention import attend
@@ -57,6 +56,7 @@ class Row:
 def images_of(size: int, count: int) -> np.ndarray:
     """Crops of photographs, uint8 [count, size, size, 3]."""
     from PIL import Image
+    from skimage import data
 
     photographs = [Image.fromarray(image()) for image in (data.astronaut, data.coffee, data.chelsea, data.rocket)]
     crops = []

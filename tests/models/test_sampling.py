@@ -88,9 +88,9 @@ def test_a_close_decision_is_made_by_the_row_alone(generator: Generator, monkeyp
     alone = [generator.advance([row]) for row in rows]
     step = generator.stepper
 
-    def swayed(table: torch.Tensor, guided: int) -> tuple[torch.Tensor, ...]:
-        tokens, sampled, near = step(table, guided)
-        return (tokens + 1, sampled + 1, torch.ones_like(near)) if len(table) > 1 else (tokens, sampled, near)
+    def swayed(table: torch.Tensor, *static: int) -> tuple[torch.Tensor, ...]:
+        tokens, sampled, margins = step(table, *static)
+        return (tokens + 1, sampled + 1, torch.zeros_like(margins)) if len(table) > 1 else (tokens, sampled, margins)
 
     swayed.sizes = ()  # type: ignore[attr-defined]
     monkeypatch.setattr(generator, "stepper", swayed)
