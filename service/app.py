@@ -13,14 +13,14 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 
-from service.cache import CodeCache, MemoryCache, NoCache
+from service.cache.opening import open_cache
 from service.context import ServiceContext
 from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.facts import ModelFacts
 from service.health import application_health
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
-from service.observer import MetricsObserver
+from service.observer import CacheMetrics, MetricsObserver
 from service.problem_handlers import add_problem_handlers
 from service.problems import Unauthorized
 from service.routes import decode, encode, generate, mix, models, openai_images, operations, reconstruct
@@ -62,7 +62,8 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         max_wait=settings.max_wait_ms / 1000,
     )
     engine = create_engine(limits=limits, observer=MetricsObserver(metrics), on_facts=note_facts)
-    context = ServiceContext(settings, engine=engine, cache=_cache(settings), metrics=metrics)
+    cache = open_cache(settings, CacheMetrics(metrics))
+    context = ServiceContext(settings, engine=engine, cache=cache, metrics=metrics)
 
     async def health() -> dict[str, Any]:
         return application_health(context)
@@ -76,6 +77,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         finally:
             ready.cancel()
             await engine.stop(settings.drain_seconds)
+            await context.cache.close()
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -102,10 +104,6 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         app.include_router(router, dependencies=[Depends(_authorize)])
     app.include_router(operations.health_router)
     return app
-
-
-def _cache(settings: Settings) -> CodeCache:
-    return NoCache() if settings.cache == "off" else MemoryCache(settings.cache_entries)
 
 
 async def _report_readiness(context: ServiceContext) -> None:

@@ -67,7 +67,7 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, tf32, tf32x3, float16 or bfloat16.")] = None,
     workers: Annotated[str | None, typer.Option(help="process, or inline: all in one process.")] = None,
     front_ends: Annotated[int | None, typer.Option(help="Processes that answer HTTP; 0: as many as fit.")] = None,
-    cache: Annotated[str | None, typer.Option(help="auto, memory or off.")] = None,
+    cache: Annotated[str | None, typer.Option(help="auto, memory, redis or off.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Start the service. Every other setting is an environment variable (see docs/configuration.md)."""

@@ -14,7 +14,7 @@ import anyio.to_thread
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from service.cache import CodeCache
+from service.cache import CodeCache, KeySpace
 from service.classes import ClassIndex
 from service.engine import DeadlineExceeded as EngineDeadlineExceeded
 from service.engine import DeviceFailed, Engine, EngineState, EngineStopped, QueueFull, Timing
@@ -88,6 +88,11 @@ class ServiceContext:
     def classes(self) -> ClassIndex:
         """The generator's classes, by name."""
         return ClassIndex(self.generator.class_names)
+
+    @property
+    def keys(self) -> KeySpace:
+        """The names of codes in the cache."""
+        return KeySpace(self.settings.cache_namespace, self.facts.name, self.facts.revision)
 
     @cached_property
     def _image_threads(self) -> anyio.CapacityLimiter:

@@ -107,8 +107,12 @@ def decode_message(line: bytes) -> dict[str, Any]:
 
 
 def pack_settings(settings: Settings) -> dict[str, Any]:
-    """All settings as JSON values, keys in clear."""
-    return settings.model_dump(mode="json") | {"api_keys": [key.get_secret_value() for key in settings.api_keys]}
+    """All settings as JSON values, secrets in clear."""
+    secrets = {
+        "api_keys": [key.get_secret_value() for key in settings.api_keys],
+        "redis_url": None if settings.redis_url is None else settings.redis_url.get_secret_value(),
+    }
+    return settings.model_dump(mode="json") | secrets
 
 
 def unpack_settings(values: Mapping[str, Any]) -> Settings:

@@ -65,6 +65,18 @@ class Metrics:
         self.cache_requests = Counter(
             "titok_cache_requests", "Images looked up in the cache of codes.", ("result",), registry=registry
         )
+        self.cache_duration = Histogram(
+            "titok_cache_duration_seconds", "Round trips to Redis.", ("op",), buckets=SECONDS, registry=registry
+        )
+        self.cache_failures = Counter(
+            "titok_cache_failures", "Round trips and values that came to nothing.", ("op", "reason"), registry=registry
+        )
+        self.cache_breaker = Gauge(
+            "titok_cache_breaker",
+            "Circuit breaker of Redis: 0 closed, 1 half-open, 2 open.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
 
 
 def share_metrics(folder: Path, place: str) -> None:

@@ -1,10 +1,11 @@
-"""What the engine tells of its work, turned into metrics."""
+"""What the engine and the cache tell of their work, turned into metrics."""
 
 from __future__ import annotations
 
+from service.cache.protocol import BreakerState
 from service.metrics import Metrics
 
-__all__ = ["MetricsObserver"]
+__all__ = ["CacheMetrics", "MetricsObserver"]
 
 
 class MetricsObserver:
@@ -29,3 +30,22 @@ class MetricsObserver:
     def abandoned(self, lane: str, stage: str) -> None:
         """An image was dropped before the device."""
         self._metrics.abandonments.labels(lane, stage).inc()
+
+
+class CacheMetrics:
+    """See ``service.cache.CacheObserver``."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def finished(self, op: str, seconds: float) -> None:
+        """A round trip to Redis succeeded."""
+        self._metrics.cache_duration.labels(op).observe(seconds)
+
+    def failed(self, op: str, reason: str) -> None:
+        """A round trip, or a value, came to nothing."""
+        self._metrics.cache_failures.labels(op, reason).inc()
+
+    def breaker(self, state: BreakerState) -> None:
+        """The circuit breaker has changed."""
+        self._metrics.cache_breaker.set(("closed", "half-open", "open").index(state))

@@ -15,6 +15,7 @@ __all__ = ["Settings"]
 
 MiB = 1024 * 1024
 _DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
 
 
 class Settings(BaseSettings):
@@ -67,10 +68,34 @@ class Settings(BaseSettings):
         (), description="Comma-separated keys, one of which a caller must send; none: no key is needed."
     )
 
-    cache: Literal["auto", "memory", "off"] = Field(
-        "auto", description="Where codes of images already seen are kept: 'memory' (also 'auto'), or 'off'."
+    cache: Literal["auto", "memory", "redis", "off"] = Field(
+        "auto",
+        description="Where codes of images already seen are kept: 'memory' of each process, 'redis', or 'off'; 'auto' is "
+        "Redis where there is a URL of one, else memory.",
     )
-    cache_entries: int = Field(100_000, ge=1, description="Codes the in-memory cache holds, about 400 bytes each.")
+    cache_entries: int = Field(
+        100_000,
+        ge=1,
+        description="Codes the in-memory cache holds, about 500 bytes each; an image new to it takes two.",
+    )
+    cache_ttl: int = Field(
+        30 * 24 * 3600, ge=0, description="Seconds that a code stays in Redis after it was written; 0: for ever."
+    )
+    cache_namespace: str = Field(
+        "titok", pattern=r"^[\w.-]{1,64}$", description="First part of every key in Redis, for several services in one."
+    )
+    cache_value_bytes: int = Field(4096, ge=64, description="Longest value in Redis; longer ones are not used.")
+    cache_front_entries: int = Field(
+        10_000, ge=0, description="Codes that each process keeps in memory in front of Redis; 0: none."
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="`redis://user:password@host:6379/0`; `rediss://` with TLS, `unix://`, "
+        "`redis+sentinel://host:26379,host:26379/service`, `redis+cluster://`.",
+    )
+    redis_timeout: float = Field(
+        0.01, gt=0, le=1, description="Seconds that Redis may take to connect or answer; later it counts as not there."
+    )
 
     max_body_bytes: int = Field(32 * MiB, ge=1024, description="Longest request body.")
     max_pixels: int = Field(40_000_000, ge=1, description="Pixels of one image, by its header, before it is decoded.")
@@ -127,10 +152,19 @@ class Settings(BaseSettings):
             raise ValueError(f"{value[:80]!r} names a device twice")
         return ",".join(names)
 
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and value.get_secret_value().partition("://")[0] not in REDIS_SCHEMES:
+            raise ValueError(f"a Redis URL begins with one of {', '.join(f'{scheme}://' for scheme in REDIS_SCHEMES)}")
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.workers == "inline" and "," in self.devices:
             raise ValueError(f"workers 'inline' runs one device, not {self.devices}")
+        if self.cache == "redis" and self.redis_url is None:
+            raise ValueError("cache 'redis' needs TITOK_REDIS_URL")
         for name in ("max_images", "max_generate"):
             if getattr(self, name) > self.queue_images:
                 raise ValueError(f"{name} {getattr(self, name)} is more than queue_images {self.queue_images} can take")

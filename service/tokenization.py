@@ -1,39 +1,48 @@
-"""What encode and reconstruct share: uploads to tokens, through the cache where the bytes have been seen."""
+"""What encode and reconstruct share: uploads to tokens, through the cache where the image has been seen.
+
+::
+
+    upload's digest known? ── no ──> room in the lane ──> decode ──> pixels' digest known? ── no ──> device
+            │ yes                                                          │ yes                       │
+            └──────────────── tokens <─────────────────────────────────────┴───────────────────────────┘
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from models.codes import CodeError
 from models.preprocess import eval_crop
-from service.cache import CachedCode, cache_key
+from service.cache import CachedCode
 from service.context import ServiceContext
+from service.engine import Encoded, EncodeTicket
 from service.media import MediaLimits, decode_image
 from service.stages import Stages
 from service.uploads import Upload
 
 __all__ = ["TokenizedImage", "preprocess", "tokenize"]
 
+Ids = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
 
 @dataclass(frozen=True)
 class TokenizedImage:
     """Ids int64 [K] of an upload, and whether the cache knew them."""
 
-    tokens: npt.NDArray[np.int64]
+    tokens: Ids
     original_size: tuple[int, int]
     cached: bool
 
 
 async def preprocess(
-    context: ServiceContext,
-    uploads: Sequence[Upload],
-    stages: Stages,
-    *,
-    use: Callable[[int, npt.NDArray[np.uint8]], None],
+    context: ServiceContext, uploads: Sequence[Upload], stages: Stages, *, use: Callable[[int, Pixels], None]
 ) -> list[tuple[int, int]]:
     """Decodes, resizes and crops uploads in threads, where ``use`` is given the index and the pixels uint8 [S, S, 3] of
     each; gives their original sizes. Raises the problem of the first bad one.
@@ -57,33 +66,83 @@ async def tokenize(
     context: ServiceContext, uploads: Sequence[Upload], *, deadline: float, stages: Stages
 ) -> list[TokenizedImage]:
     """Tokens of uploads. What the cache knows is neither decoded nor queued."""
-    facts = context.facts
-    keys = [cache_key(upload.data, tokenizer=facts.name, revision=facts.revision) for upload in uploads]
+    keys = [context.keys.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
     with stages.measure("cache"):
-        results = [_from_cache(context, entry) for entry in await context.cache.get_many(keys)]
+        results = await _known(context, keys, "hit")
     missing = [index for index, result in enumerate(results) if result is None]
     if missing:
-        # Room first: a full queue is told at once, before any work is done, and decoded images have a place to go.
-        with (
-            context.engine_call(),
-            context.engine.open_encode(len(missing), image_size=facts.image_size, deadline=deadline) as ticket,
-        ):
-            sizes = await preprocess(context, [uploads[index] for index in missing], stages, use=ticket.put)
-            encoded = await ticket.result()
-        context.note_timing(stages, encoded.timing)
-        for index, size, ids in zip(missing, sizes, encoded.tokens, strict=True):
-            results[index] = TokenizedImage(ids, size, cached=False)
-        packed = facts.code_format.pack(encoded.tokens)
-        await context.cache.put_many(
-            [
-                (keys[index], CachedCode(row.tobytes(), size))
-                for index, size, row in zip(missing, sizes, packed, strict=True)
-            ]
+        computed = await _compute(
+            context,
+            [uploads[index] for index in missing],
+            [keys[index] for index in missing],
+            deadline=deadline,
+            stages=stages,
         )
+        for index, image in zip(missing, computed, strict=True):
+            results[index] = image
     return [result for result in results if result is not None]
 
 
-def _from_cache(context: ServiceContext, entry: CachedCode | None) -> TokenizedImage | None:
+async def _compute(
+    context: ServiceContext, uploads: Sequence[Upload], keys: Sequence[bytes], *, deadline: float, stages: Stages
+) -> list[TokenizedImage]:
+    """Tokens of uploads whose bytes are new, by their keys; both are remembered, and what their pixels are."""
+    facts, engine = context.facts, context.engine
+    count = len(uploads)
+    seen: dict[int, Pixels] = {}
+    digests: dict[int, bytes] = {}
+
+    def keep(index: int, pixels: Pixels) -> None:
+        seen[index] = pixels
+        digests[index] = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
+
+    def room_for(images: int) -> EncodeTicket:
+        return engine.open_encode(images, image_size=facts.image_size, deadline=deadline)
+
+    async def encode(ticket: EncodeTicket) -> Encoded:
+        for row, index in enumerate(new):
+            ticket.put(row, seen[index])
+        return await ticket.result()
+
+    encoded: Encoded | None = None
+    with context.engine_call():
+        # Room first: a full queue is told at once, before any work is done, and decoded images have a place to go.
+        with room_for(count) as ticket:
+            sizes = await preprocess(context, uploads, stages, use=keep)
+            with stages.measure("cache"):
+                results = await _known(
+                    context, [context.keys.pixels(digests[index]) for index in range(count)], "pixels"
+                )
+            new = [index for index, result in enumerate(results) if result is None]
+            if len(new) == count:
+                encoded = await encode(ticket)
+        if 0 < len(new) < count:
+            # Less room than was given back a moment ago.
+            with room_for(len(new)) as ticket:
+                encoded = await encode(ticket)
+    if encoded is not None:
+        context.note_timing(stages, encoded.timing)
+        for index, tokens in zip(new, encoded.tokens, strict=True):
+            results[index] = TokenizedImage(tokens, sizes[index], cached=False)
+    # A picture known by its pixels may have come in another size.
+    images = [replace(result, original_size=size) for result, size in zip(results, sizes, strict=True) if result]
+    packed = facts.code_format.pack(np.stack([image.tokens for image in images]))
+    entries = [CachedCode(row.tobytes(), size) for row, size in zip(packed, sizes, strict=True)]
+    await context.cache.put_many(
+        [*zip(keys, entries, strict=True), *((context.keys.pixels(digests[index]), entries[index]) for index in new)]
+    )
+    return images
+
+
+async def _known(
+    context: ServiceContext, keys: Sequence[bytes], found: Literal["hit", "pixels"]
+) -> list[TokenizedImage | None]:
+    return [_from_cache(context, entry, found) for entry in await context.cache.get_many(keys)]
+
+
+def _from_cache(
+    context: ServiceContext, entry: CachedCode | None, found: Literal["hit", "pixels"]
+) -> TokenizedImage | None:
     """A cached code, checked as anything from outside; what does not fit counts as not known."""
     result = None
     if entry is not None:
@@ -94,5 +153,8 @@ def _from_cache(context: ServiceContext, entry: CachedCode | None) -> TokenizedI
         else:
             if len(ids) == 1:
                 result = TokenizedImage(ids[0], entry.original_size, cached=True)
-    context.metrics.cache_requests.labels("hit" if result else "miss").inc()
+    if result is not None:
+        context.metrics.cache_requests.labels(found).inc()
+    elif found == "pixels":
+        context.metrics.cache_requests.labels("miss").inc()
     return result

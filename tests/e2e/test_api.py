@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from email.parser import BytesParser
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from models import load_generator, load_tokenizer
 from models.codes import CodeFormat
 from models.preprocess import eval_crop
+from tests.e2e.conftest import Server
 
 MODEL = "titok-mini-32"
 CODES = CodeFormat(32, 4096)
@@ -63,8 +65,10 @@ def test_raw_form_and_json_uploads_give_the_same_tokens(
 
 
 def test_many_images_come_back_in_order_and_alone_as_in_company(
-    client: httpx.Client, photographs: list[Image.Image]
+    client: httpx.Client, serve: Callable[..., Server], photographs: list[Image.Image]
 ) -> None:
+    forgetful = serve(cache="off")
+    forgetful.wait_until_ready()
     files = []
     for photograph in photographs:
         buffer = io.BytesIO()
@@ -72,12 +76,10 @@ def test_many_images_come_back_in_order_and_alone_as_in_company(
         files.append(buffer.getvalue())
     together = client.post("/v1/encode", files=[("image", (f"{i}.png", f, "image/png")) for i, f in enumerate(files)])
     assert [item["index"] for item in together.json()["data"]] == list(range(len(files)))
-    for item, file, photograph in zip(together.json()["data"], files, photographs, strict=True):
-        # Other bytes of the same pixels, so that the cache cannot answer.
-        buffer = io.BytesIO()
-        photograph.save(buffer, "PNG", compress_level=1)
-        assert buffer.getvalue() != file
-        alone = client.post("/v1/encode", content=buffer.getvalue(), headers={"Content-Type": "image/png"})
+    for item, file in zip(together.json()["data"], files, strict=True):
+        alone = httpx.post(
+            f"{forgetful.url}/v1/encode", content=file, headers={"Content-Type": "image/png"}, timeout=60
+        )
         assert alone.json()["data"][0]["cached"] is False
         assert alone.json()["data"][0]["tokens"] == item["tokens"]
 
@@ -86,6 +88,22 @@ def test_the_same_bytes_again_come_from_the_cache(client: httpx.Client, encoded:
     again = client.post("/v1/encode", content=jpeg, headers={"Content-Type": "image/jpeg"}).json()
     assert again["data"][0]["cached"] is True
     assert {**again["data"][0], "cached": None} == {**encoded["data"][0], "cached": None}
+
+
+def test_the_same_picture_in_another_container_comes_from_the_cache(
+    client: httpx.Client, photographs: list[Image.Image]
+) -> None:
+    picture = photographs[2].crop((0, 0, 300, 200))  # of this test alone
+    answers = []
+    for options in ({"format": "PNG"}, {"format": "TIFF"}, {"format": "TIFF"}, {"format": "PNG", "compress_level": 1}):
+        buffer = io.BytesIO()
+        picture.save(buffer, **options)
+        media_type = f"image/{options['format'].lower()}"
+        answer = client.post("/v1/encode", content=buffer.getvalue(), headers={"Content-Type": media_type})
+        answers.append(answer.json()["data"][0])
+    assert [answer["cached"] for answer in answers] == [False, True, True, True]
+    assert len({answer["code"] for answer in answers}) == 1
+    assert {tuple(answer["original_size"].values()) for answer in answers} == {(300, 200)}
 
 
 def test_packed_codes_go_out_and_in(client: httpx.Client, encoded: dict[str, Any], jpeg: bytes) -> None:

@@ -123,7 +123,7 @@ def test_a_port_that_is_taken_is_named(titok: Path) -> None:
     [
         (["--port", "70000"], "port: Input should be less than or equal to 65535"),
         (["--dtype", "int4"], "dtype: Input should be 'auto', 'float32' or 'bfloat16'"),
-        (["--cache", "redis"], "cache: Input should be 'auto', 'memory' or 'off'"),
+        (["--cache", "redis"], "cache 'redis' needs TITOK_REDIS_URL"),
     ],
 )
 def test_a_wrong_setting_is_one_line_not_a_traceback(titok: Path, flags: list[str], message: str) -> None:

@@ -1,0 +1,38 @@
+"""A small cache in front of a large one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.cache.memory import MemoryCache
+from service.cache.protocol import CachedCode, CodeCache
+
+__all__ = ["LayeredCache"]
+
+
+class LayeredCache:
+    """``front`` is asked first, and keeps what ``back`` knows. A key's code never changes, so the two cannot disagree."""
+
+    def __init__(self, front: MemoryCache, back: CodeCache) -> None:
+        self._front = front
+        self._back = back
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
+        """See ``CodeCache``."""
+        found = await self._front.get_many(keys)
+        missing = [index for index, entry in enumerate(found) if entry is None]
+        if missing:
+            entries = await self._back.get_many([keys[index] for index in missing])
+            for index, entry in zip(missing, entries, strict=True):
+                found[index] = entry
+            await self._front.put_many([(keys[index], entry) for index in missing if (entry := found[index])])
+        return found
+
+    async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
+        """See ``CodeCache``."""
+        await self._front.put_many(entries)
+        await self._back.put_many(entries)
+
+    async def close(self) -> None:
+        """See ``CodeCache``."""
+        await self._back.close()

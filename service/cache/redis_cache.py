@@ -1,0 +1,236 @@
+"""Codes in Redis, shared by front ends and replicas.
+
+::
+
+    get_many ─> waiting ─┐                        put_many ─> to be written ─┐
+    get_many ─> waiting ─┼─> one MGET at a time   put_many ─> to be written ─┴─> pipelines of SET, later
+    get_many ─> waiting ─┘   for all that gathered
+
+No request awaits Redis itself. A task of the cache's own does, and requests wait for what it learns: so a cancelled
+request leaves no connection with half an answer on it, which the next caller would take for its own. While one round
+trip is under way the next one gathers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from redis.asyncio import RedisCluster
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.cache.breaker import CircuitBreaker
+from service.cache.connection import RedisClient, disconnect
+from service.cache.protocol import CachedCode, CacheObserver, NullCacheObserver
+from service.cache.values import pack_value, unpack_value
+
+__all__ = ["SOCKET_TIMEOUT", "RedisCache"]
+
+T = TypeVar("T")
+
+SOCKET_TIMEOUT = 1.0
+"""Seconds after which the client itself gives a connection up; nobody has waited for it for long."""
+
+_KEYS_OF_A_ROUND = 1000
+_WRITES_OF_A_PIPELINE = 256
+_TURNS_OF_GRACE = 8
+
+
+class _Lookup:
+    """Keys somebody waits for."""
+
+    __slots__ = ("future", "keys")
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self.keys = keys
+        self.future: asyncio.Future[list[CachedCode | None]] = asyncio.get_running_loop().create_future()
+
+    def answer(self, found: list[CachedCode | None]) -> None:
+        if not self.future.done():
+            self.future.set_result(found)
+
+
+class RedisCache:
+    """See ``CodeCache``. ``timeout`` is the time of one round trip in seconds, a look-up takes two at most; ``ttl`` the
+    life of an entry in seconds, None for ever. Values of more than ``max_value_bytes`` are neither written nor read, and
+    at most ``max_writes`` wait to be written.
+    """
+
+    def __init__(
+        self,
+        client: RedisClient,
+        *,
+        timeout: float = 0.01,
+        ttl: int | None = None,
+        max_value_bytes: int = 4096,
+        max_writes: int = 10_000,
+        observer: CacheObserver | None = None,
+        breaker_pause: float = 1.0,
+    ) -> None:
+        self._client = client
+        self._timeout = timeout
+        self._ttl = ttl
+        self._max_value_bytes = max_value_bytes
+        self._max_writes = max_writes
+        self._observer = observer or NullCacheObserver()
+        self._breaker = CircuitBreaker(pause=breaker_pause, on_change=self._observer.breaker)
+        self._lookups: deque[_Lookup] = deque()
+        self._writes: deque[tuple[bytes, bytes]] = deque()
+        self._reading = self._writing = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
+        """See ``CodeCache``. Nothing is known while Redis does not answer."""
+        if not keys or not self._is_closed():
+            return [None] * len(keys)
+        lookup = _Lookup(keys)
+        self._lookups.append(lookup)
+        if not self._reading:
+            self._reading = True
+            self._begin(self._read())
+        return await lookup.future
+
+    async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
+        """See ``CodeCache``. Written later, by a task of the cache's own."""
+        if not self._is_closed():
+            return
+        for key, entry in entries:
+            value = pack_value(key, entry)
+            if len(value) > self._max_value_bytes:
+                self._observer.failed("put", "too_long")
+            elif len(self._writes) >= self._max_writes:
+                self._observer.failed("put", "backlog")
+            else:
+                self._writes.append((key, value))
+        if self._writes and not self._writing:
+            self._writing = True
+            self._begin(self._write())
+
+    async def close(self) -> None:
+        """See ``CodeCache``."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2 * SOCKET_TIMEOUT)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await disconnect(self._client)
+
+    # --- the tasks ---------------------------------------------------------------------------------------------------
+
+    def _is_closed(self) -> bool:
+        """Whether the circuit is closed; if it is not, a probe may be due."""
+        if self._breaker.wants_probe():
+            self._begin(self._probe())
+        return self._breaker.state == "closed"
+
+    async def _read(self) -> None:
+        try:
+            while self._lookups:
+                taken: list[_Lookup] = []
+                count = 0
+                while self._lookups and (not taken or count + len(self._lookups[0].keys) <= _KEYS_OF_A_ROUND):
+                    taken.append(self._lookups.popleft())
+                    count += len(taken[-1].keys)
+                keys = [key for lookup in taken for key in lookup.keys]
+                found: list[CachedCode | None] = [None] * count
+                try:
+                    # If the circuit has opened since the question, it has waited enough.
+                    if self._breaker.state == "closed":
+                        values = await self._in_time("get", self._values(keys), self._timeout)
+                        if values is not None:
+                            found = list(map(self._unpack, keys, values))
+                finally:
+                    start = 0
+                    for lookup in taken:
+                        lookup.answer(found[start : start + len(lookup.keys)])
+                        start += len(lookup.keys)
+        finally:
+            self._reading = False
+            while self._lookups:
+                lookup = self._lookups.popleft()
+                lookup.answer([None] * len(lookup.keys))
+
+    async def _write(self) -> None:
+        try:
+            while self._writes:
+                entries = [self._writes.popleft() for _ in range(min(len(self._writes), _WRITES_OF_A_PIPELINE))]
+                if self._breaker.state == "closed":
+                    # Nobody waits for it, so it may take a little longer.
+                    answers = await self._in_time("put", self._set(entries), 10 * self._timeout)
+                    for answer in answers or ():
+                        if isinstance(answer, Exception):
+                            self._observer.failed("put", "response")
+        finally:
+            self._writing = False
+
+    async def _probe(self) -> None:
+        await self._in_time("probe", self._client.ping(), self._timeout)
+
+    async def _values(self, keys: list[bytes]) -> Sequence[object]:
+        if isinstance(self._client, RedisCluster):
+            return await self._client.mget_nonatomic(keys)
+        return await self._client.mget(keys)
+
+    async def _set(self, entries: list[tuple[bytes, bytes]]) -> Sequence[object]:
+        pipeline = self._client.pipeline(transaction=False)
+        for key, value in entries:
+            pipeline.set(key, value, ex=self._ttl)
+        answers: Sequence[object] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+    def _unpack(self, key: bytes, value: object) -> CachedCode | None:
+        if value is None:
+            return None
+        short = isinstance(value, bytes) and len(value) <= self._max_value_bytes
+        entry = unpack_value(key, value) if short else None
+        if entry is None:
+            self._observer.failed("get", "value")
+        return entry
+
+    async def _in_time(self, op: str, command: Awaitable[T], seconds: float) -> T | None:
+        """What Redis answers, or None where it does not, or not in time. The breaker and the observer are told."""
+        started = time.perf_counter()
+        task = self._begin(_awaited(command))
+        await asyncio.wait({task}, timeout=seconds)
+        # A busy event loop looks at its clock before it hands out what has arrived: give it a few turns to do so.
+        for _ in range(_TURNS_OF_GRACE):
+            if task.done():
+                break
+            await asyncio.sleep(0)
+        try:
+            if not task.done():
+                # It is left to end by the client's own time-out: a connection is never abandoned with an answer due.
+                raise TimeoutError  # noqa: TRY301
+            answer = task.result()
+        except Exception as error:  # whatever a client library may raise, a request does not fail of it
+            self._observer.failed(op, _reason(error))
+            self._breaker.failed()
+            return None
+        self._observer.finished(op, time.perf_counter() - started)
+        self._breaker.succeeded()
+        return answer
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._end)
+        return task
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # told where it was awaited; a late one is of no interest
+
+
+async def _awaited(command: Awaitable[T]) -> T:
+    return await command
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError | RedisTimeoutError):
+        return "timeout"
+    return "connection" if isinstance(error, RedisConnectionError | OSError) else "response"

@@ -1,0 +1,95 @@
+"""Real Redis processes, caches of every kind, and what they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.cache import CodeCache, LayeredCache, MemoryCache
+from service.cache.connection import connect
+from service.cache.protocol import BreakerState
+from service.cache.redis_cache import RedisCache
+from tests.service.cache.redis_server import RedisServer
+
+PATIENCE = 60.0
+
+
+class FakeObserver:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.successes: Counter[str] = Counter()
+        self.failures: Counter[tuple[str, str]] = Counter()
+        self.states: list[BreakerState] = []
+
+    def finished(self, op: str, seconds: float) -> None:  # noqa: ARG002
+        self.successes[op] += 1
+
+    def failed(self, op: str, reason: str) -> None:
+        self.failures[op, reason] += 1
+
+    def breaker(self, state: BreakerState) -> None:
+        self.states.append(state)
+
+
+@pytest.fixture
+def observer() -> FakeObserver:
+    return FakeObserver()
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server.start()
+    server.kill()
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """An empty Redis, not to be harmed."""
+    with shared_redis.client() as client:
+        client.flushall()
+    return shared_redis
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own, not yet started."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def open_redis(observer: FakeObserver) -> AsyncIterator[Callable[..., RedisCache]]:
+    """Opens caches on a Redis by its URL; patient ones, unless told otherwise."""
+    opened: list[RedisCache] = []
+
+    def open_redis(url: str, **options: float) -> RedisCache:
+        client = connect(url, socket_timeout=1.0)
+        opened.append(RedisCache(client, observer=observer, **{"timeout": PATIENCE, **options}))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield open_redis
+    for cache in opened:
+        await cache.close()
+
+
+@pytest.fixture(params=["memory", "redis", "layered"])
+def cache(request: pytest.FixtureRequest, anyio_backend: str, open_redis: Callable[..., RedisCache]) -> CodeCache:
+    """One of each kind, empty."""
+    if request.param == "memory":
+        return MemoryCache(10_000)
+    redis = open_redis(request.getfixturevalue("redis_server").url)
+    return redis if request.param == "redis" else LayeredCache(MemoryCache(100), redis)
+
+
+async def until_known(cache: CodeCache, *keys: bytes) -> None:
+    """Waits until codes that were put are there."""
+    async with asyncio.timeout(PATIENCE):
+        while None in await cache.get_many(keys):  # noqa: ASYNC110  another process's doing
+            await asyncio.sleep(0.001)

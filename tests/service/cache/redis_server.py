@@ -1,0 +1,73 @@
+"""A real redis-server on a Unix socket, to be stopped, killed and started again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+__all__ = ["RedisServer"]
+
+START_SECONDS = 60.0
+MISSING = "redis-server is not installed: `apt-get install redis-server` (Debian, Ubuntu) or `brew install redis`"
+
+
+class RedisServer:
+    """One server. ``options`` are those of redis-server; its folder, and so its address, outlives a process."""
+
+    def __init__(self, folder: Path, *options: str, socket: bool = True, configuration: Path | None = None) -> None:
+        self._command = shutil.which("redis-server") or pytest.fail(MISSING)
+        self._folder = folder
+        self._options = [*([str(configuration)] if configuration else ()), *options]
+        self.socket = folder / "redis.sock"
+        if socket:
+            self._options += ["--port", "0", "--unixsocket", str(self.socket), "--save", ""]
+        self.url = f"unix://{self.socket}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *more: str) -> RedisServer:
+        """Starts it, empty, and waits until it answers."""
+        self.launch(*more)
+        with redis.Redis(unix_socket_path=str(self.socket)) as client:
+            self.wait_for(client)
+        return self
+
+    def launch(self, *more: str) -> None:
+        """Starts it."""
+        log = self._folder / "redis.log"
+        where = ["--dir", str(self._folder), "--logfile", str(log)]
+        self._process = subprocess.Popen([self._command, *self._options, *where, *more])
+
+    def wait_for(self, client: redis.Redis) -> None:
+        """Waits until a client is answered."""
+        until = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                client.ping()
+            except redis.ConnectionError:
+                assert time.monotonic() < until, (self._folder / "redis.log").read_text()
+                time.sleep(0.01)
+            else:
+                return
+
+    def client(self) -> redis.Redis:
+        """A client of its own, for what a test does to the data."""
+        return redis.Redis(unix_socket_path=str(self.socket))
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once, if it runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

@@ -1,0 +1,68 @@
+"""The circuit breaker, on a clock that the test moves."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.cache.breaker import CircuitBreaker
+from service.cache.protocol import BreakerState
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def changes() -> list[BreakerState]:
+    return []
+
+
+@pytest.fixture
+def breaker(clock: Clock, changes: list[BreakerState]) -> CircuitBreaker:
+    return CircuitBreaker(threshold=3, pause=5, clock=clock, on_change=changes.append)
+
+
+def test_it_opens_after_failures_in_a_row_and_not_after_as_many_among_successes(breaker: CircuitBreaker) -> None:
+    for _ in range(5):
+        breaker.failed()
+        breaker.failed()
+        breaker.succeeded()
+    assert breaker.state == "closed"
+    for _ in range(3):
+        breaker.failed()
+    assert breaker.state == "open"
+
+
+def test_one_probe_is_wanted_after_each_pause(breaker: CircuitBreaker, clock: Clock) -> None:
+    for _ in range(3):
+        breaker.failed()
+    clock.now += 4.9
+    assert not breaker.wants_probe()
+    clock.now += 0.1
+    assert [breaker.wants_probe() for _ in range(3)] == [True, False, False]
+    breaker.failed()
+    assert not breaker.wants_probe()
+    clock.now += 5
+    assert breaker.wants_probe()
+
+
+def test_a_probe_that_succeeds_closes_it_and_what_was_begun_before_does_not(
+    breaker: CircuitBreaker, clock: Clock, changes: list[BreakerState]
+) -> None:
+    for _ in range(3):
+        breaker.failed()
+    breaker.succeeded()
+    assert breaker.state == "open"
+    clock.now += 5
+    breaker.wants_probe()
+    breaker.succeeded()
+    breaker.failed()  # the count begins anew
+    assert changes == ["open", "half-open", "closed"]

@@ -1,0 +1,126 @@
+"""The forms of a Redis URL, each against real servers of that kind."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from service.cache.connection import connect
+from service.cache.redis_cache import RedisCache
+from tests.service.cache.conftest import FakeObserver, until_known
+from tests.service.cache.redis_server import RedisServer
+from tests.service.cache.test_contract import entry
+
+pytestmark = pytest.mark.anyio
+
+Open = Callable[..., RedisCache]
+Launch = Callable[..., RedisServer]
+
+ENTRIES = [entry(number) for number in range(20)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """Starts servers that listen on TCP ports."""
+    servers: list[RedisServer] = []
+
+    def launch(name: str, *options: str, configuration: Path | None = None) -> RedisServer:
+        folder = tmp_path / name
+        folder.mkdir()
+        servers.append(RedisServer(folder, *options, socket=False, configuration=configuration))
+        servers[-1].launch()
+        return servers[-1]
+
+    yield launch
+    for server in servers:
+        server.kill()
+
+
+async def works(cache: RedisCache) -> bool:
+    await cache.put_many(ENTRIES)
+    await until_known(cache, *(key for key, _ in ENTRIES))
+    return await cache.get_many([key for key, _ in ENTRIES]) == [code for _, code in ENTRIES]
+
+
+async def test_a_user_with_a_password_and_a_database(launch: Launch, open_redis: Open, observer: FakeObserver) -> None:
+    port = free_port()
+    rules = "user titok on >p:ss ~titok:* +@read +@write +@connection -@dangerous"
+    server = launch("acl", "--port", str(port), "--requirepass", "root", *(f"--{rules}".split(" ")))
+    with redis.Redis(port=port, password="root") as client:  # noqa: S106
+        server.wait_for(client)
+        assert await works(open_redis(f"redis://titok:p%3Ass@127.0.0.1:{port}/3"))
+        assert client.info("keyspace").keys() == {"db3"}
+    stranger = open_redis(f"redis://titok:wrong@127.0.0.1:{port}/3")
+    assert await stranger.get_many([ENTRIES[0][0]]) == [None]
+    assert sum(observer.failures.values()) == 1
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for this machine that nobody vouches for, and its key."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", "req", *kind, *subject, *files], check=True, capture_output=True)
+    return certificate, key
+
+
+async def test_tls_with_a_certificate_that_is_checked(
+    launch: Launch, open_redis: Open, observer: FakeObserver, certificate: tuple[Path, Path]
+) -> None:
+    trusted, key = certificate
+    port = free_port()
+    options = ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"]
+    options += ["--tls-cert-file", str(trusted), "--tls-key-file", str(key), "--tls-ca-cert-file", str(trusted)]
+    server = launch("tls", *options)
+    with redis.Redis(port=port, ssl=True, ssl_ca_certs=str(trusted)) as client:
+        server.wait_for(client)
+    assert await works(open_redis(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={trusted}"))
+    trusting_no_one = open_redis(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={ssl.get_default_verify_paths().cafile}")
+    assert await trusting_no_one.get_many([ENTRIES[0][0]]) == [None]
+    assert sum(observer.failures.values()) == 1
+
+
+async def test_the_master_that_sentinel_names(launch: Launch, open_redis: Open, tmp_path: Path) -> None:
+    port, sentinel_port = free_port(), free_port()
+    server = launch("master", "--port", str(port))
+    with redis.Redis(port=port) as client:
+        server.wait_for(client)
+    configuration = tmp_path / "sentinel.conf"
+    configuration.write_text(f"port {sentinel_port}\nsentinel monitor codes 127.0.0.1 {port} 1\n")
+    sentinel = launch("sentinel", "--sentinel", configuration=configuration)
+    with redis.Redis(port=sentinel_port) as client:
+        sentinel.wait_for(client)
+    assert await works(open_redis(f"redis+sentinel://127.0.0.1:{sentinel_port}/codes/2"))
+
+
+async def test_a_cluster_whose_keys_lie_in_many_slots(launch: Launch, open_redis: Open) -> None:
+    port = free_port()
+    node = launch("node", "--port", str(port), "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with redis.Redis(port=port) as client:
+        node.wait_for(client)
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+            pass
+        assert await works(open_redis(f"redis+cluster://127.0.0.1:{port}"))
+        assert client.dbsize() == len(ENTRIES)
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "redis+sentinel://localhost", "redis+sentinel:///service"])
+def test_what_is_no_redis_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"Redis URL|Sentinel URL"):
+        connect(url, socket_timeout=1.0)

@@ -1,0 +1,69 @@
+"""What every cache of codes does, whatever it is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from service.cache import CachedCode, CodeCache, KeySpace
+from tests.service.cache.conftest import until_known
+
+pytestmark = pytest.mark.anyio
+
+KEYS = KeySpace("titok", "titok-mini-32", "594725129161-p1")
+
+
+def entry(number: int) -> tuple[bytes, CachedCode]:
+    """A key, and the code that belongs to it and no other."""
+    digest = number.to_bytes(32)
+    return KEYS.upload(digest), CachedCode(digest + digest[:16], (number + 1, 2 * number + 1))
+
+
+async def test_what_was_never_put_is_not_known(cache: CodeCache) -> None:
+    assert await cache.get_many([entry(1)[0], entry(2)[0]]) == [None, None]
+    assert await cache.get_many([]) == []
+
+
+async def test_codes_come_back_in_the_order_of_the_keys_with_the_size_of_the_original(cache: CodeCache) -> None:
+    entries = dict(entry(number) for number in range(100))
+    await cache.put_many(list(entries.items()))
+    await until_known(cache, *entries)
+    asked = [entry(number)[0] for number in (99, 7, 1000, 7, 0)]
+    assert await cache.get_many(asked) == [entries.get(key) for key in asked]
+
+
+async def test_a_code_put_again_replaces_the_old_one(cache: CodeCache) -> None:
+    key, old = entry(1)
+    await cache.put_many([(key, old)])
+    await until_known(cache, key)
+    other = CachedCode(old.code, (640, 480))
+    await cache.put_many([(key, other)])
+    while await cache.get_many([key]) != [other]:  # noqa: ASYNC110  another process's doing
+        await asyncio.sleep(0.001)
+
+
+async def test_thousands_of_requests_half_of_them_cancelled_never_get_anothers_code(cache: CodeCache) -> None:
+    order = random.Random(0)
+    known = dict(entry(number) for number in range(300))
+
+    async def request() -> int:
+        keys = [entry(order.randrange(300))[0] for _ in range(order.randrange(1, 4))]
+        found = await cache.get_many(keys)
+        assert all(code is None or code == known[key] for key, code in zip(keys, found, strict=True))
+        missing = [(key, known[key]) for key, code in zip(keys, found, strict=True) if code is None]
+        await cache.put_many(missing)
+        return len(missing)
+
+    misses = 0
+    for _ in range(50):
+        requests = [asyncio.create_task(request()) for _ in range(80)]
+        for cancelled in requests[::2]:
+            for _ in range(order.randrange(3)):
+                await asyncio.sleep(0)
+            cancelled.cancel()
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
+        assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        misses = sum(outcome for outcome in outcomes[1::2] if isinstance(outcome, int))
+    assert misses < 10  # in the last round nearly all is known
