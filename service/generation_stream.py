@@ -23,7 +23,7 @@ from service.event_stream import event
 from service.generation import Generation
 from service.problems import Problem
 from service.rendering import as_base64, image_media_type, render
-from service.schemas import StepEvent
+from service.schemas import GeneratedItem, StepEvent
 from service.stages import Stages
 
 __all__ = ["MAX_WAITING_STEPS", "PREVIEW_SECONDS", "GenerationStream", "Step", "StepFeed"]
@@ -99,26 +99,32 @@ class GenerationStream:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events on the wire. Raises the problem that ends them early; closing it ends the engine's work."""
         feed = StepFeed()
-        generating = asyncio.ensure_future(
+        sampling = asyncio.ensure_future(
             self.generation.run(self.context, deadline=self.deadline, stages=self.stages, on_step=feed.put)
         )
-        generating.add_done_callback(lambda _: feed.close())
+        sampling.add_done_callback(lambda _: feed.close())
+        # Made while steps are still being sent, so that a slow client does not make them late.
+        images = asyncio.ensure_future(self._images(sampling))
         try:
             while await feed.wait():
                 # One decoding at a time, of what is newest when it begins: a slow one means fewer previews, not more work.
-                pictures = await self._pictures(feed.newest(), generating) if self.previews else {}
+                pictures = await self._pictures(feed.newest(), sampling) if self.previews else {}
                 while (step := feed.take()) is not None:
                     yield self._step(step, pictures.get((step.index, step.step)))
-            tokens = await generating
+            for item in await images:
+                yield event("image", item.model_dump_json())
         finally:
-            generating.cancel()
-            await asyncio.gather(generating, return_exceptions=True)
+            for work in (images, sampling):
+                work.cancel()
+            await asyncio.gather(images, sampling, return_exceptions=True)
+        yield event("done", self.generation.facts(self.context).model_dump_json())
+
+    async def _images(self, sampling: asyncio.Future[Ids]) -> list[GeneratedItem]:
+        tokens = await sampling
         rendered = await render(
             self.context, tokens, self.media_type, self.quality, deadline=self.deadline, stages=self.stages
         )
-        for item in self.generation.items(self.context, tokens, rendered, self.media_type):
-            yield event("image", item.model_dump_json())
-        yield event("done", self.generation.facts(self.context).model_dump_json())
+        return self.generation.items(self.context, tokens, rendered, self.media_type)
 
     def _step(self, step: Step, picture: bytes | None) -> bytes:
         mask = self.context.facts.code_format.codebook_size
@@ -133,8 +139,8 @@ class GenerationStream:
         )
         return event("step", document.model_dump_json(exclude_none=True))
 
-    async def _pictures(self, steps: Sequence[Step], generating: asyncio.Future[Ids]) -> dict[tuple[int, int], bytes]:
-        """JPEG files by index and step; none where they cannot be had in time, or the images themselves are there."""
+    async def _pictures(self, steps: Sequence[Step], sampling: asyncio.Future[Ids]) -> dict[tuple[int, int], bytes]:
+        """JPEG files by index and step; none where they cannot be had in time, or the images themselves will be there."""
         unfinished = [step for step in steps if step.step < self.generation.settings.steps]
         if not unfinished:
             return {}
@@ -143,7 +149,7 @@ class GenerationStream:
         rendering = asyncio.ensure_future(
             render(self.context, guesses, _PREVIEW_TYPE, self.quality, deadline=self.deadline, stages=Stages())
         )
-        either: set[asyncio.Future[Any]] = {rendering, generating}
+        either: set[asyncio.Future[Any]] = {rendering, sampling}
         try:
             await asyncio.wait(either, timeout=PREVIEW_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             files = rendering.result().files if rendering.done() else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -245,6 +246,24 @@ async def test_a_preview_that_the_device_cannot_draw_is_left_out(held: Sketching
     assert not any("image" in step for _, step in events[:NUM_TOKENS])
 
 
+async def test_images_that_are_finished_do_not_wait_for_a_preview(
+    device: SketchingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation_stream, "PREVIEW_SECONDS", 3600)
+    async with service(device) as client:
+        engine = app_of(client).state.context.engine
+        decode = engine.decode
+
+        async def never_for_guesses(tokens: np.ndarray, *, deadline: float) -> Any:
+            if tokens[0, 0] == 200:
+                await asyncio.Event().wait()
+            return await decode(tokens, deadline=deadline)
+
+        monkeypatch.setattr(engine, "decode", never_for_guesses)
+        events = events_of(await generate(client, preview=True))
+    assert [name for name, _ in events] == ["step"] * NUM_TOKENS + ["image", "done"]
+
+
 async def test_no_preview_is_drawn_of_an_image_that_is_finished(
     held: SketchingDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +322,7 @@ async def test_a_client_that_reads_slowly_holds_up_nobody_and_misses_old_steps_b
         held.steps.release()
         await stream.until_stuck()
         held.release.set()
-        await until(client, lambda health: health["lanes"]["generate"]["active_images"] == 0)
+        await until(client, lambda _: held.decoded == [[1, 2]])
         stream.read_on()
         await stream.start()
         events = [await stream.event() for _ in range(1 + MAX_WAITING_STEPS + 3)]
@@ -331,8 +350,9 @@ async def test_a_client_that_leaves_costs_no_more_device_time(held: SketchingDev
         # The step that the device is at ends; the rows have no other.
         held.steps.release()
         await until(client, lambda health: not any(any(lane.values()) for lane in health["lanes"].values()))
-        metrics = app_of(client).state.context.metrics.exposition().decode()
-    assert 'titok_abandoned_total{op="generate",stage="cancelled"} 2.0' in metrics
+        registry = app_of(client).state.context.metrics.registry
+    labels = {"op": "generate", "stage": "cancelled"}
+    assert registry.get_sample_value("titok_abandoned_total", labels) == 2
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------
