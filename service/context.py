@@ -6,11 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
@@ -20,6 +23,7 @@ from service.engine import DeadlineExceeded as EngineDeadlineExceeded
 from service.engine import DeviceFailed, Engine, EngineState, EngineStopped, QueueFull, Timing
 from service.engine import WorkerCrashed as EngineWorkerCrashed
 from service.facts import GeneratorFacts, ModelFacts
+from service.flights import Flights
 from service.metrics import Metrics
 from service.problems import (
     ContentTooLarge,
@@ -37,10 +41,19 @@ from service.problems import (
 from service.settings import Settings
 from service.stages import Stages
 
-__all__ = ["ServiceContext"]
+__all__ = ["ServiceContext", "TokenizedImage"]
 
 T = TypeVar("T")
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+
+
+@dataclass(frozen=True)
+class TokenizedImage:
+    """Ids int64 [K] of an upload, and whether the cache knew them."""
+
+    tokens: npt.NDArray[np.int64]
+    original_size: tuple[int, int]
+    cached: bool
 
 
 class ServiceContext:
@@ -52,6 +65,7 @@ class ServiceContext:
         self.cache = cache
         self.metrics = metrics
         self.loaded: ModelFacts | None = None
+        self.flights: Flights[TokenizedImage] = Flights()
         self.draining = False
 
     @staticmethod

@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -20,9 +21,10 @@ import numpy.typing as npt
 from models.codes import CodeError
 from models.preprocess import eval_crop
 from service.cache import CachedCode
-from service.context import ServiceContext
+from service.context import ServiceContext, TokenizedImage
 from service.engine import Encoded, EncodeTicket
 from service.media import MediaLimits, decode_image
+from service.problems import DeadlineExceeded, InternalError, Problem, WorkerCrashed
 from service.stages import Stages
 from service.uploads import Upload
 
@@ -30,15 +32,6 @@ __all__ = ["TokenizedImage", "preprocess", "tokenize"]
 
 Ids = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class TokenizedImage:
-    """Ids int64 [K] of an upload, and whether the cache knew them."""
-
-    tokens: Ids
-    original_size: tuple[int, int]
-    cached: bool
 
 
 async def preprocess(
@@ -65,22 +58,60 @@ async def preprocess(
 async def tokenize(
     context: ServiceContext, uploads: Sequence[Upload], *, deadline: float, stages: Stages
 ) -> list[TokenizedImage]:
-    """Tokens of uploads. What the cache knows is neither decoded nor queued."""
+    """Tokens of uploads. What the cache knows is neither decoded nor queued, and what is being computed for another
+    request, or stands twice in this one, is computed once.
+    """
     keys = [context.keys.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
+    wanted = dict(zip(reversed(keys), reversed(uploads), strict=True))  # of equal ones the first: problems point to it
     with stages.measure("cache"):
-        results = await _known(context, keys, "hit")
-    missing = [index for index, result in enumerate(results) if result is None]
-    if missing:
-        computed = await _compute(
-            context,
-            [uploads[index] for index in missing],
-            [keys[index] for index in missing],
-            deadline=deadline,
-            stages=stages,
-        )
-        for index, image in zip(missing, computed, strict=True):
-            results[index] = image
-    return [result for result in results if result is not None]
+        known = await _known(context, list(wanted), "hit")
+    found = {key: image for key, image in zip(wanted, known, strict=True) if image is not None}
+    while missing := [key for key in dict.fromkeys(keys) if key not in found]:
+        flights = {key: context.flights.join(key) for key in missing}
+        own = [key for key, flight in flights.items() if flight is None]
+        if own:
+            uploaded = [wanted[key] for key in own]
+            computed = await _fly(context, uploaded, own, deadline=deadline, stages=stages)
+            found.update(zip(own, computed, strict=True))
+        for key, flight in flights.items():
+            if flight is None:
+                continue
+            with stages.measure("shared"):
+                in_time = await flight.wait(deadline)
+            if not in_time:
+                raise DeadlineExceeded("The answer was not ready in time: another request's image took too long.")
+            if flight.problem is not None:
+                raise flight.problem.with_traceback(None)
+            if flight.result is not None:
+                context.metrics.cache_requests.labels("shared").inc()
+                found[key] = flight.result
+            elif not flight.abandoned:
+                # It failed for the other request, perhaps by something that is not true of this one.
+                [found[key]] = await _compute(context, [wanted[key]], [key], deadline=deadline, stages=stages)
+    return [found[key] for key in keys]
+
+
+async def _fly(
+    context: ServiceContext, uploads: Sequence[Upload], keys: Sequence[bytes], *, deadline: float, stages: Stages
+) -> list[TokenizedImage]:
+    """``_compute`` for all who wait for the same."""
+    images: list[TokenizedImage | None] = [None] * len(keys)
+    problem: Problem | None = None
+    abandoned = False
+    try:
+        computed = await _compute(context, uploads, keys, deadline=deadline, stages=stages)
+        images = list(computed)
+    except (InternalError, WorkerCrashed) as error:
+        # What one image does to a device it does again; of several nobody knows which it was.
+        problem = error if len(keys) == 1 else None
+        raise
+    except (asyncio.CancelledError, DeadlineExceeded):
+        abandoned = True
+        raise
+    finally:
+        for key, image in zip(keys, images, strict=True):
+            context.flights.land(key, result=image, problem=problem, abandoned=abandoned)
+    return computed
 
 
 async def _compute(

@@ -93,7 +93,7 @@ async def test_no_request_fails_or_gets_anothers_code_whatever_redis_does(
             assert (await encode(client, picture(brightness)))[0] == brightness
 
         async def many() -> None:
-            requests = [asyncio.create_task(request(number)) for number in range(400)]
+            requests = [asyncio.create_task(request(number)) for number in range(150)]
             await asyncio.sleep(0)
             for cancelled in requests[::7]:
                 cancelled.cancel()
