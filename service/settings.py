@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     cache_front_entries: int = Field(
         10_000, ge=0, description="Codes that each process keeps in memory in front of Redis; 0: none."
     )
+    cache_lease: float = Field(
+        2.0, ge=0, le=60, description="Seconds that others wait for an image one front end is computing; 0: not at all."
+    )
     redis_url: SecretStr | None = Field(
         None,
         description="`redis://user:password@host:6379/0`; `rediss://` with TLS, `unix://`, "

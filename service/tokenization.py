@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -30,7 +31,7 @@ from service.uploads import Upload
 
 __all__ = ["TokenizedImage", "preprocess", "tokenize"]
 
-Ids = npt.NDArray[np.int64]
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -99,7 +100,7 @@ async def _fly(
     problem: Problem | None = None
     abandoned = False
     try:
-        computed = await _compute(context, uploads, keys, deadline=deadline, stages=stages)
+        computed = await _compute_once(context, uploads, keys, deadline=deadline, stages=stages)
         images = list(computed)
     except (InternalError, WorkerCrashed) as error:
         # What one image does to a device it does again; of several nobody knows which it was.
@@ -112,6 +113,38 @@ async def _fly(
         for key, image in zip(keys, images, strict=True):
             context.flights.land(key, result=image, problem=problem, abandoned=abandoned)
     return computed
+
+
+async def _compute_once(
+    context: ServiceContext, uploads: Sequence[Upload], keys: Sequence[bytes], *, deadline: float, stages: Stages
+) -> list[TokenizedImage]:
+    """``_compute``, unless another process is at it: then its result, if that comes before its claim runs out."""
+    found: dict[bytes, TokenizedImage] = {}
+    given = dict(zip(keys, uploads, strict=True))
+    until = min(deadline, time.monotonic() + context.settings.cache_lease)
+    pause = _FIRST_PAUSE
+    while missing := [key for key in keys if key not in found]:
+        with stages.measure("cache"):
+            claims = dict(zip(missing, await context.cache.claim_many(missing), strict=True))
+        for key, claim in claims.items():
+            if claim.known is not None and (image := _from_cache(context, claim.known, "hit")) is not None:
+                found[key] = image
+        is_over = time.monotonic() >= until
+        own = [key for key, claim in claims.items() if key not in found and (claim.is_own or is_over)]
+        try:
+            if own:
+                mine = [given[key] for key in own]
+                found.update(
+                    zip(own, await _compute(context, mine, own, deadline=deadline, stages=stages), strict=True)
+                )
+            elif len(found) < len(keys):
+                with stages.measure("shared"):
+                    await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            # Of what was computed the claims have ended; of what was known they are not needed.
+            await context.cache.release_many(keys if len(found) == len(keys) else own)
+    return [found[key] for key in keys]
 
 
 async def _compute(

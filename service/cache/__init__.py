@@ -12,11 +12,12 @@ what it returns is checked like anything from outside, and no failure of it is a
 from service.cache.keys import KeySpace
 from service.cache.layered import LayeredCache
 from service.cache.memory import MemoryCache
-from service.cache.protocol import CachedCode, CacheObserver, CodeCache, NoCache, NullCacheObserver
+from service.cache.protocol import CachedCode, CacheObserver, Claim, CodeCache, NoCache, NullCacheObserver
 
 __all__ = [
     "CacheObserver",
     "CachedCode",
+    "Claim",
     "CodeCache",
     "KeySpace",
     "LayeredCache",

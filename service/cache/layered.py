@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.cache.memory import MemoryCache
-from service.cache.protocol import CachedCode, CodeCache
+from service.cache.protocol import CachedCode, Claim, CodeCache
 
 __all__ = ["LayeredCache"]
 
@@ -32,6 +32,14 @@ class LayeredCache:
         """See ``CodeCache``."""
         await self._front.put_many(entries)
         await self._back.put_many(entries)
+
+    async def claim_many(self, keys: Sequence[bytes]) -> list[Claim]:
+        """See ``CodeCache``."""
+        return await self._back.claim_many(keys)
+
+    async def release_many(self, keys: Sequence[bytes]) -> None:
+        """See ``CodeCache``."""
+        await self._back.release_many(keys)
 
     async def close(self) -> None:
         """See ``CodeCache``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from service.cache.protocol import CachedCode
+from service.cache.protocol import CachedCode, Claim
 
 __all__ = ["MemoryCache"]
 
@@ -34,6 +34,13 @@ class MemoryCache:
             self._entries.move_to_end(key)
         while len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
+
+    async def claim_many(self, keys: Sequence[bytes]) -> list[Claim]:
+        """See ``CodeCache``. There is no other process."""
+        return [Claim(is_own=True)] * len(keys)
+
+    async def release_many(self, keys: Sequence[bytes]) -> None:
+        """See ``CodeCache``."""
 
     async def close(self) -> None:
         """See ``CodeCache``."""

@@ -27,6 +27,7 @@ def open_cache(settings: Settings, observer: CacheObserver) -> CodeCache:
         client,
         timeout=settings.redis_timeout,
         ttl=settings.cache_ttl or None,
+        lease=settings.cache_lease,
         max_value_bytes=settings.cache_value_bytes,
         observer=observer,
     )

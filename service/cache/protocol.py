@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-__all__ = ["BreakerState", "CacheObserver", "CachedCode", "CodeCache", "NoCache", "NullCacheObserver"]
+__all__ = ["BreakerState", "CacheObserver", "CachedCode", "Claim", "CodeCache", "NoCache", "NullCacheObserver"]
 
 BreakerState = Literal["closed", "half-open", "open"]
 
@@ -19,6 +19,14 @@ class CachedCode:
     original_size: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who computes an image: the caller if it ``is_own``, nobody if its code is ``known`` by now, else another process."""
+
+    is_own: bool
+    known: CachedCode | None = None
+
+
 class CodeCache(Protocol):
     """Where codes are kept, by the keys of a ``KeySpace``. Used from one event loop; nothing raises."""
 
@@ -27,6 +35,14 @@ class CodeCache(Protocol):
 
     async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
         """Keeps codes, best effort and not necessarily at once."""
+
+    async def claim_many(self, keys: Sequence[bytes]) -> list[Claim]:
+        """Asks, for codes that were not known, whether to compute them; where nobody can tell, yes. A claim ends with
+        ``put_many``, with ``release_many``, or by itself after a while.
+        """
+
+    async def release_many(self, keys: Sequence[bytes]) -> None:
+        """Gives up claims of the caller's own."""
 
     async def close(self) -> None:
         """Finishes what was begun, within a bounded time."""
@@ -42,6 +58,13 @@ class NoCache:
     async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
         """See ``CodeCache``."""
 
+    async def claim_many(self, keys: Sequence[bytes]) -> list[Claim]:
+        """See ``CodeCache``. Nobody can tell."""
+        return [Claim(is_own=True)] * len(keys)
+
+    async def release_many(self, keys: Sequence[bytes]) -> None:
+        """See ``CodeCache``."""
+
     async def close(self) -> None:
         """See ``CodeCache``."""
 
@@ -50,7 +73,7 @@ class CacheObserver(Protocol):
     """Told of a cache's traffic, in the event loop; must be quick and never raise."""
 
     def finished(self, op: str, seconds: float) -> None:
-        """A round trip succeeded: ``get``, ``put`` or ``probe``."""
+        """A round trip succeeded: ``get``, ``claim``, ``put`` or ``probe``."""
 
     def failed(self, op: str, reason: str) -> None:
         """A round trip failed by ``timeout``, ``connection`` or ``response``; a value was unreadable (``value``), too

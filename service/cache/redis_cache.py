@@ -25,7 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.cache.breaker import CircuitBreaker
 from service.cache.connection import RedisClient, disconnect
-from service.cache.protocol import CachedCode, CacheObserver, NullCacheObserver
+from service.cache.protocol import CachedCode, CacheObserver, Claim, NullCacheObserver
 from service.cache.values import pack_value, unpack_value
 
 __all__ = ["SOCKET_TIMEOUT", "RedisCache"]
@@ -56,8 +56,8 @@ class _Lookup:
 
 class RedisCache:
     """See ``CodeCache``. ``timeout`` is the time of one round trip in seconds, a look-up takes two at most; ``ttl`` the
-    life of an entry in seconds, None for ever. Values of more than ``max_value_bytes`` are neither written nor read, and
-    at most ``max_writes`` wait to be written.
+    life of an entry in seconds, None for ever; ``lease`` that of a claim, 0 for none. Values of more than
+    ``max_value_bytes`` are neither written nor read, and at most ``max_writes`` wait to be written.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class RedisCache:
         *,
         timeout: float = 0.01,
         ttl: int | None = None,
+        lease: float = 2.0,
         max_value_bytes: int = 4096,
         max_writes: int = 10_000,
         observer: CacheObserver | None = None,
@@ -74,12 +75,14 @@ class RedisCache:
         self._client = client
         self._timeout = timeout
         self._ttl = ttl
+        self._lease = lease
+        self._claimed: dict[bytes, float] = {}
         self._max_value_bytes = max_value_bytes
         self._max_writes = max_writes
         self._observer = observer or NullCacheObserver()
         self._breaker = CircuitBreaker(pause=breaker_pause, on_change=self._observer.breaker)
         self._lookups: deque[_Lookup] = deque()
-        self._writes: deque[tuple[bytes, bytes]] = deque()
+        self._writes: deque[tuple[bytes, bytes | None]] = deque()
         self._reading = self._writing = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -96,19 +99,41 @@ class RedisCache:
 
     async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
         """See ``CodeCache``. Written later, by a task of the cache's own."""
-        if not self._is_closed():
-            return
+        is_closed = self._is_closed()
         for key, entry in entries:
             value = pack_value(key, entry)
-            if len(value) > self._max_value_bytes:
+            if not is_closed:
+                self._claimed.pop(key, None)
+            elif len(value) > self._max_value_bytes:
                 self._observer.failed("put", "too_long")
+                self._claimed.pop(key, None)
             elif len(self._writes) >= self._max_writes:
                 self._observer.failed("put", "backlog")
+                self._claimed.pop(key, None)
             else:
                 self._writes.append((key, value))
-        if self._writes and not self._writing:
-            self._writing = True
-            self._begin(self._write())
+        self._begin_to_write()
+
+    async def claim_many(self, keys: Sequence[bytes]) -> list[Claim]:
+        """See ``CodeCache``. A claim is a key of its own that only the first can set."""
+        own = [Claim(is_own=True)] * len(keys)
+        if not self._lease or not self._is_closed():
+            return own
+        answers = await self._in_time("claim", self._set_leases(keys), self._timeout)
+        if answers is None:
+            return own
+        claims = []
+        until = time.monotonic() + self._lease
+        for key, is_first, value in zip(keys, answers[::2], answers[1::2], strict=True):
+            if is_first is True:
+                self._claimed[key] = until
+            claims.append(Claim(is_own=is_first is not None, known=self._unpack(key, value)))
+        return claims
+
+    async def release_many(self, keys: Sequence[bytes]) -> None:
+        """See ``CodeCache``."""
+        self._writes.extend((key, None) for key in keys if key in self._claimed)
+        self._begin_to_write()
 
     async def close(self) -> None:
         """See ``CodeCache``."""
@@ -126,6 +151,11 @@ class RedisCache:
         if self._breaker.wants_probe():
             self._begin(self._probe())
         return self._breaker.state == "closed"
+
+    def _begin_to_write(self) -> None:
+        if self._writes and not self._writing:
+            self._writing = True
+            self._begin(self._write())
 
     async def _read(self) -> None:
         try:
@@ -158,7 +188,10 @@ class RedisCache:
         try:
             while self._writes:
                 entries = [self._writes.popleft() for _ in range(min(len(self._writes), _WRITES_OF_A_PIPELINE))]
-                if self._breaker.state == "closed":
+                if self._breaker.state != "closed":
+                    for key, _ in entries:
+                        self._claimed.pop(key, None)
+                else:
                     # Nobody waits for it, so it may take a little longer.
                     answers = await self._in_time("put", self._set(entries), 10 * self._timeout)
                     for answer in answers or ():
@@ -175,15 +208,29 @@ class RedisCache:
             return await self._client.mget_nonatomic(keys)
         return await self._client.mget(keys)
 
-    async def _set(self, entries: list[tuple[bytes, bytes]]) -> Sequence[object]:
+    async def _set_leases(self, keys: Sequence[bytes]) -> Sequence[object]:
         pipeline = self._client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.set(_lease_of(key), b"", nx=True, px=max(1, int(1000 * self._lease)))
+            # In this order: a code that is written before its lease ends cannot be missed.
+            pipeline.get(key)
+        answers: Sequence[object] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+    async def _set(self, entries: list[tuple[bytes, bytes | None]]) -> Sequence[object]:
+        pipeline = self._client.pipeline(transaction=False)
+        now = time.monotonic()
         for key, value in entries:
-            pipeline.set(key, value, ex=self._ttl)
+            if value is not None:
+                pipeline.set(key, value, ex=self._ttl)
+            # Once it has run out, the lease may be another's.
+            if self._claimed.pop(key, now) > now:
+                pipeline.unlink(_lease_of(key))
         answers: Sequence[object] = await pipeline.execute(raise_on_error=False)
         return answers
 
     def _unpack(self, key: bytes, value: object) -> CachedCode | None:
-        if value is None:
+        if value is None or isinstance(value, Exception):  # of a key that holds another type, GET says so
             return None
         short = isinstance(value, bytes) and len(value) <= self._max_value_bytes
         entry = unpack_value(key, value) if short else None
@@ -224,6 +271,10 @@ class RedisCache:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # told where it was awaited; a late one is of no interest
+
+
+def _lease_of(key: bytes) -> bytes:
+    return key + b":lease"
 
 
 async def _awaited(command: Awaitable[T]) -> T:

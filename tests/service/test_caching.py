@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import signal
 from collections.abc import Iterator
@@ -124,3 +125,32 @@ async def test_no_request_fails_or_gets_anothers_code_whatever_redis_does(
                         redis.rpush(key, b"1")
         await load
         await many()
+
+
+async def test_of_a_burst_over_two_replicas_one_device_sees_one_image(
+    redis_server: RedisServer, device: HeldDevice
+) -> None:
+    other = HeldDevice()
+    settings = {**PATIENT, "redis_url": redis_server.url, "cache_lease": 60}
+    device.release.clear()
+    async with service(device, **settings) as one, service(other, **settings) as two:
+        burst = [asyncio.create_task(encode((one, two)[number % 2], picture(7))) for number in range(200)]
+        with redis_server.client() as redis:
+            while not list(redis.scan_iter("*:lease")):  # noqa: ASYNC110  another process's doing
+                await asyncio.sleep(0)
+            device.release.set()
+            other.release.set()
+            assert {brightness for brightness, _ in await asyncio.gather(*burst)} == {7}
+            assert sum(device.batches) + sum(other.batches) == 1
+            while list(redis.scan_iter("*:lease")):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+
+async def test_a_lease_whose_holder_died_holds_nobody_up_for_longer_than_it_lasts(
+    redis_server: RedisServer, device: HeldDevice
+) -> None:
+    key = KeySpace("titok", "held", "1").upload(hashlib.sha256(picture(7)).digest())
+    with redis_server.client() as redis:
+        redis.set(key + b":lease", b"")  # without an end
+    async with service(device, redis_url=redis_server.url, cache_lease=0.1, **PATIENT) as client:
+        assert await encode(client, picture(7)) == (7, False)
