@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 
 import setproctitle
 
-__all__ = ["SWITCH_SECONDS", "begin_process", "event_loop", "hold_signals", "release_signals"]
+__all__ = ["SWITCH_SECONDS", "begin_process", "event_loop", "hold_signals", "let_threads_sleep", "release_signals"]
 
 # For ``sys.setswitchinterval``: keeps an event loop responsive beside the threads that decode and encode images.
 SWITCH_SECONDS = 0.0005
@@ -33,6 +34,13 @@ def hold_signals() -> None:
 def release_signals() -> None:
     """Lets them in."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+
+def let_threads_sleep() -> None:
+    """For a process that is about to import torch: threads of an operator that wait for each other sleep instead of
+    spinning. A thread that spins keeps the core from the one it waits for as soon as anybody else wants a core too.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def event_loop() -> asyncio.Runner:

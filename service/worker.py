@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from models.errors import CheckpointError
 from service.control import WorkerStart, beat_seconds, decode_message, encode_message, unpack_settings
 from service.engine.worker import DeviceServer
-from service.process import begin_process, release_signals
+from service.process import begin_process, let_threads_sleep, release_signals
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,20 +104,24 @@ def _listen(address: Path) -> socket.socket:
 
 
 def _open(settings: Settings, start: WorkerStart) -> ServedDevice:
+    let_threads_sleep()
     from service.device import open_device  # torch is slow to import; the supervisor hears from this process meanwhile
 
     return open_device(settings.model_copy(update={"devices": start.device}), known_limits=start.batch_limits)
 
 
-def main() -> int:
+def main() -> None:
     """The argument is the number of the control socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     release_signals()
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
-    return _Worker(socket.socket(fileno=descriptor)).run()
+    code = _Worker(socket.socket(fileno=descriptor)).run()
+    logging.shutdown()
+    # Not through the interpreter's own end: threads are still reading, and a device's libraries take their time.
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
