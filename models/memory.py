@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 
 import torch
@@ -23,7 +24,8 @@ def release_memory(device: torch.device) -> None:
     """Gives back what is cached and not in use."""
     gc.collect()
     if device.type == "cuda":
-        with torch.cuda.device(device):
+        # PyTorch before 2.12 never clears its cache again once a graph could not be recorded.
+        with torch.cuda.device(device), contextlib.suppress(RuntimeError):
             torch.cuda.empty_cache()
 
 

@@ -39,15 +39,15 @@ class Products(AbstractContextManager["Products"]):
     """Float32 products on ``device`` are computed as ``mode`` says while this is entered; it may be entered again."""
 
     def __init__(self, mode: ProductMode, device: torch.device) -> None:
-        self._mode = mode
-        self._switched = device.type == "cuda"
+        self._switches = _SWITCHES if device.type == "cuda" else None
+        self._matrices, self._convolutions = mode != "float32", mode == "tf32"
         self._three_pass = ThreePassLinear() if mode == "tf32x3" else None
-        self._before = (False, False)
+        self._before: tuple[Any, Any] | None = None
 
     def __enter__(self) -> Products:
-        if self._switched:
-            self._before = _get_tf32()
-            _set_tf32(matrices=self._mode != "float32", convolutions=self._mode == "tf32")
+        if self._switches is not None:
+            self._before = self._switches.get()
+            self._switches.set(self._switches.values(matrices=self._matrices, convolutions=self._convolutions))
         if self._three_pass is not None:
             self._three_pass.__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -57,27 +57,36 @@ class Products(AbstractContextManager["Products"]):
     ) -> None:
         if self._three_pass is not None:
             self._three_pass.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
-        if self._switched:
-            matrices, convolutions = self._before
-            _set_tf32(matrices=matrices, convolutions=convolutions)
+        if self._switches is not None and self._before is not None:
+            self._switches.set(self._before)
 
 
-def _get_tf32() -> tuple[bool, bool]:
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # PyTorch 2.9 and later warn of the older switches
-        return (
-            torch.backends.cuda.matmul.fp32_precision == "tf32",
-            torch.backends.cudnn.conv.fp32_precision == "tf32",  # type: ignore[attr-defined]
-        )
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+class _Switches:
+    """PyTorch's, of matrix products and of convolutions: names of formats from 2.9 on, which warns of the older ones."""
+
+    def __init__(self) -> None:
+        self._by_name = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+
+    def values(self, *, matrices: bool, convolutions: bool) -> tuple[Any, Any]:
+        """What allows TF32 or forbids it."""
+        if not self._by_name:
+            return matrices, convolutions
+        return "tf32" if matrices else "ieee", "tf32" if convolutions else "ieee"
+
+    def get(self) -> tuple[Any, Any]:
+        if self._by_name:
+            return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    def set(self, values: tuple[Any, Any]) -> None:
+        if self._by_name:
+            torch.backends.cuda.matmul.fp32_precision = values[0]
+            torch.backends.cudnn.conv.fp32_precision = values[1]  # type: ignore[attr-defined]
+        else:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = values
 
 
-def _set_tf32(*, matrices: bool, convolutions: bool) -> None:
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if matrices else "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"  # type: ignore[attr-defined]
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = matrices
-        torch.backends.cudnn.allow_tf32 = convolutions
+_SWITCHES = _Switches()
 
 
 class ThreePassLinear(TorchFunctionMode):

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +29,7 @@ import torch
 
 from models import Generator, Tokenizer, load_generator, load_tokenizer
 from models.attention import attend
-from models.checkpoints import Checkpoint
+from models.checkpoints import Checkpoint, load_strictly
 from models.generator import GeneratorConfig, build_generator
 from models.preprocess import eval_crop
 from models.registry import GENERATORS, TOKENIZERS
@@ -100,14 +101,17 @@ def generator(name: str, dtype: str, device: str) -> Generator:
 
 
 def _fill(network: torch.nn.Module, manifest: str) -> None:
-    from models.checkpoints import load_strictly
+    load_strictly(network, Checkpoint(tensors=synthetic_weights(manifest), config=None, source="synthetic"))
 
+
+@lru_cache(maxsize=2)  # a tokenizer's and its generator's: gigabytes
+def synthetic_weights(manifest: str) -> dict[str, torch.Tensor]:
+    """The golden cases' weights of a published shape, by tensor name. They take up to a quarter of a minute to make."""
     sys.path.insert(0, str(GOLDEN))
     import weights
 
     content = json.loads((GOLDEN / "manifests" / f"{manifest}.json").read_text())
-    tensors = {key: torch.from_numpy(value) for key, value in weights.state_dict(content).items()}
-    load_strictly(network, Checkpoint(tensors=tensors, config=None, source="synthetic"))
+    return {key: torch.from_numpy(value) for key, value in weights.state_dict(content).items()}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.products import Products, ThreePassLinear, _get_tf32, _set_tf32, _split
+from models.products import _SWITCHES, Products, ThreePassLinear, _split
 
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
@@ -67,21 +67,26 @@ def test_other_formats_and_what_comes_after_are_left_alone() -> None:
 
 
 def test_the_switches_of_a_device_are_as_they_were_when_the_work_is_done() -> None:
-    before = _get_tf32()
+    before = _SWITCHES.get()
     cuda = torch.device("cuda")  # the switches exist without one
     try:
-        for was in ((False, True), (True, False)):
-            _set_tf32(matrices=was[0], convolutions=was[1])
-            for mode, within in (("float32", (False, False)), ("tf32", (True, True)), ("tf32x3", (True, False))):
+        for was in ({"matrices": False, "convolutions": True}, {"matrices": True, "convolutions": False}):
+            outside = _SWITCHES.values(**was)
+            _SWITCHES.set(outside)
+            for mode, matrices, convolutions in (
+                ("float32", False, False),
+                ("tf32", True, True),
+                ("tf32x3", True, False),
+            ):
                 with contextlib.suppress(ZeroDivisionError), Products(mode, cuda):  # type: ignore[arg-type]
-                    assert _get_tf32() == within
+                    assert _SWITCHES.get() == _SWITCHES.values(matrices=matrices, convolutions=convolutions)
                     raise ZeroDivisionError
-                assert _get_tf32() == was
+                assert _SWITCHES.get() == outside
     finally:
-        _set_tf32(matrices=before[0], convolutions=before[1])
+        _SWITCHES.set(before)
 
 
 def test_a_cpu_leaves_the_switches_of_cuda_devices_alone() -> None:
-    before = _get_tf32()
-    with Products("float32", torch.device("cpu")):
-        assert _get_tf32() == before
+    before = _SWITCHES.get()
+    with Products("tf32", torch.device("cpu")):
+        assert _SWITCHES.get() == before

@@ -1,0 +1,186 @@
+"""What is to be known of a CUDA device, in less than eight minutes and without a network: ``make gpu-check``.
+
+The tests that need one; images a second of the bare models by variant, number format and batch size, with their share of the
+device's own matrix products; ids in each format and in company; and images a second through HTTP. What cannot be done here,
+for want of a package or of time, is said and left out. Without a device nothing is done, and that is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.shipped import DEFAULT_VARIANT
+from tests.benchmarks import company, gpu_models, gpu_service, precision
+from tests.benchmarks.images import distinct_images
+from tests.benchmarks.models import OUTPUT, processor, tokenizer
+
+ROOT = Path(__file__).parents[2]
+MODELS = (DEFAULT_VARIANT, "titok-s-128", "titok-b-64", "titok-l-32")
+BATCHES = (1, 8, 32, 128)
+TEST_SECONDS = 150.0
+
+
+class Check:
+    """The parts, one after another, with what is left of the time; ``document`` is what they found."""
+
+    def __init__(self, device: torch.device, *, models: Sequence[str], batches: Sequence[int], seconds: float) -> None:
+        self.device = device
+        self.models = models
+        self.batches = batches
+        self.budget = 0.15
+        self._until = time.monotonic() + seconds
+        self.document: dict[str, Any] = {
+            "device": processor() if device.type == "cuda" else str(device),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+        }
+        self.tables: list[str] = []
+        self.failed = False
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._until - time.monotonic()
+
+    def say(self, title: str, text: str) -> None:
+        """Prints a section, and keeps it."""
+        section = f"## {title}\n\n{text}"
+        print(f"\n{section}\n", flush=True)
+        self.tables.append(section)
+
+    def tests(self) -> None:
+        """The tests marked ``gpu``, in a process of their own, without this project's plug-ins."""
+        if importlib.util.find_spec("pytest") is None:
+            self.say("Tests", "Not run: pytest is not installed.")
+            return
+        options = ["-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default", "-o", "timeout=0"]
+        paths = ["tests/gpu"]
+        if importlib.util.find_spec("webdataset") is not None:
+            paths.append("tests/models/training")
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", *options, *paths]
+        try:
+            ended = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=min(TEST_SECONDS, self.left), check=False
+            )
+            output, status = ended.stdout, ended.returncode
+        except subprocess.TimeoutExpired as late:
+            output, status = f"{(late.stdout or b'').decode()}\nout of time", 1
+        self.failed |= status not in (0, 5)  # 5: nothing was collected
+        self.document["tests"] = {"status": status, "output": output[-20_000:].splitlines()}
+        self.say("Tests", f"```\n{output[-4000:].strip()}\n```")
+
+    def throughput(self) -> None:
+        """The bare models."""
+        dtypes = company.formats_of(str(self.device))
+        peaks = {dtype: gpu_models.matrix_peak(dtype, self.device) for dtype in dtypes}
+        rows: list[gpu_models.Throughput] = []
+        skipped: list[str] = []
+        for name in self.models:
+            for dtype in dtypes:
+                if self.left < 180:
+                    skipped.append(f"{name} in {dtype}")
+                    continue
+                rows += gpu_models.throughput(
+                    name, dtype, self.device, batches=self.batches, peak=peaks[dtype], seconds=self.budget
+                )
+        self.document["peaks_tflops"], self.document["throughput"] = peaks, [asdict(row) for row in rows]
+        late = f"\n\nOut of time for {', '.join(skipped)}." if skipped else ""
+        self.say("Bare models", gpu_models.table(rows, peaks) + late)
+
+    def ids(self, *, images: int, synthetic_images: int) -> None:
+        """In each format beside float32, and in company beside alone."""
+        agreements: list[precision.Agreement] = []
+        companies: list[company.Company] = []
+        for name, count in ((DEFAULT_VARIANT, images), ("titok-s-128", synthetic_images)):
+            if name not in self.models or self.left < 100:
+                continue
+            agreements += precision.compare_precisions(
+                name, str(self.device), images=count, batch=min(32, max(self.batches)), budget=self.budget, early=[1, 2]
+            )
+            for dtype in company.formats_of(str(self.device)):
+                made = tokenizer(name, dtype, str(self.device))
+                pixels = distinct_images(count, made.image_size)
+                companies += company.compare(made, dtype, pixels, [size for size in self.batches if size > 1])
+        self.document["precision"] = [asdict(row) for row in agreements]
+        self.document["company"] = [asdict(row) | {"share": row.share} for row in companies]
+        self.failed |= any(row.different_ids for row in companies if row.dtype == "float32")
+        self.say("Ids by format", precision.table(agreements))
+        self.say("Ids in company", company.table(companies))
+
+    def service(self, *, seconds: float) -> None:
+        """Through HTTP, beside the bare model's best."""
+        missing = gpu_service.missing_packages()
+        if missing:
+            self.say("Service", f"Not measured: {', '.join(missing)} not installed (`make install`).")
+            return
+        lines = ["| model | images/s through HTTP | bare model, float32, at its best | share |", "|---|---|---|---|"]
+        self.document["service"] = []
+        for name in (DEFAULT_VARIANT, "titok-s-128"):
+            if name not in self.models or self.left < 2 * seconds + 30:
+                continue
+            bare = max(
+                (
+                    row["images_per_second"]
+                    for row in self.document.get("throughput", [])
+                    if (row["model"], row["operation"], row["dtype"]) == (name, "encode", "float32")
+                ),
+                default=float("nan"),
+            )
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    rate = gpu_service.http_throughput(name, str(self.device), Path(folder), seconds=seconds)
+            except RuntimeError as error:
+                lines.append(f"| {name} | {str(error)[:300]} | {bare:.1f} | |")
+                self.failed = True
+                continue
+            self.document["service"].append({"model": name, "images_per_second": rate, "bare_images_per_second": bare})
+            lines.append(f"| {name} | {rate:.1f} | {bare:.1f} | {rate / bare:.2f} |")
+        self.say("Service", "\n".join(lines))
+
+
+def main() -> None:
+    """Prints the sections and writes them, with JSON; exits with 1 if a test failed or float32 ids depend on company."""
+    parser = argparse.ArgumentParser(description="Checks and measures a CUDA device.")
+    parser.add_argument("--device", default="cuda:0", help="'cpu' tries this script out, and says nothing of a GPU")
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--images", type=int, default=500, help="whose ids are compared")
+    parser.add_argument("--seconds", type=float, default=450.0, help="for everything")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(f"no CUDA device here (PyTorch {torch.__version__}): nothing to check")
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    begun = time.monotonic()
+    check = Check(device, models=arguments.models, batches=arguments.batches, seconds=arguments.seconds)
+    check.tests()
+    check.throughput()
+    check.ids(images=arguments.images, synthetic_images=min(128, arguments.images))
+    check.service(seconds=10.0)
+    check.document["seconds"] = time.monotonic() - begun
+    head = f"# {check.document['device']}\n\nPyTorch {torch.__version__}, CUDA {torch.version.cuda}."
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "gpu.md").write_text("\n\n".join([head, *check.tables]) + "\n")
+    (arguments.output / "gpu.json").write_text(json.dumps(check.document, indent=1) + "\n")
+    print(f"{check.document['seconds']:.0f} s; written to {arguments.output / 'gpu.md'} and gpu.json")
+    if check.failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
