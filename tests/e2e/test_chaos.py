@@ -1,0 +1,31 @@
+"""Whatever clients do and whichever worker dies, every request ends once, and rightly. The long run: ``chaos.py``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+from tests.e2e.chaos import run_chaos
+
+
+def test_a_thousand_requests_and_dying_workers_leave_no_request_and_nothing_else_behind(
+    serve: Callable[..., Any], photographs: list[Image.Image]
+) -> None:
+    server = serve(cache="off")
+    server.wait_until_ready()
+    jpegs = []
+    for photograph in photographs[:8]:
+        buffer = io.BytesIO()
+        photograph.convert("RGB").resize((256, 256)).save(buffer, "JPEG")
+        jpegs.append(buffer.getvalue())
+    outcome = run_chaos(server, jpegs, requests=1000, kill_every=3.0)
+    assert outcome.wrong == []
+    assert outcome.statuses["200"] > 100
+    assert outcome.kills > 0
+    assert server.metric("titok_worker_restarts_total", device="cpu", reason="signal") >= outcome.kills - 1
+    assert outcome.threads[-1] <= max(outcome.threads[:3]) + 2
+    assert outcome.descriptors[-1] <= outcome.descriptors[0] + 8
+    assert outcome.memory_mib[-1] < 1.5 * max(outcome.memory_mib[:3])
