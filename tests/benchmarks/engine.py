@@ -1,27 +1,33 @@
 """How much of a device's time the engine keeps busy, without HTTP: ``make bench``.
 
 A fake device takes exactly so long for each image. The engine's share of the ideal is the images it gets through in the
-time that the device would need for them if it never waited. Every request's answer is checked to be its own.
+time that the device would need for them if it never waited. Every request's answer is checked to be its own. The device
+is in a process of its own, as in the service, or in a thread of the engine's process.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
+import socket
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from service.engine import Engine, InlineEngine, LaneLimits
-from service.server import uvloop_runner
+from service.engine import Engine, InlineEngine, LaneLimits, RowState, Stepped
+from service.engine.remote import RemoteEngine
+from service.engine.worker import DeviceServer
+from service.process import event_loop
 from tests.benchmarks.load import throughput
 from tests.benchmarks.report import OUTPUT, machine, markdown, write
 
@@ -31,6 +37,7 @@ MAX_BATCH = 256
 IN_FLIGHT = 3 * MAX_BATCH
 GOALS = {1.0: 0.97, 0.3: 0.94, 0.1: 0.88}  # by milliseconds of an image
 IMAGES_PER_REQUEST = (1, 8)
+FORMS = ("process", "inline")
 # What the operating system may oversleep, at its usual worst.
 OVERSLEEP = 0.0005
 
@@ -52,10 +59,7 @@ class TimedDevice:
     def decode(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         raise NotImplementedError
 
-    def begin(self, label: int | None, seed: int, settings: object) -> Any:
-        raise NotImplementedError
-
-    def step(self, rows: Sequence[Any]) -> None:
+    def step(self, rows: Sequence[RowState]) -> Stepped:
         raise NotImplementedError
 
 
@@ -63,21 +67,41 @@ class TimedDevice:
 class Row:
     """One figure: the share of the ideal, and images a second."""
 
+    form: str
     milliseconds_per_image: float
     images_per_request: int
     images_per_second: float
     share_of_ideal: float
 
 
-def build_engine(seconds_per_image: float) -> Engine:
+@contextmanager
+def engine_of(form: str, seconds_per_image: float) -> Iterator[Engine]:
     """The engine under test, not started."""
     limits = LaneLimits(max_batch_size=MAX_BATCH, max_images=2 * IN_FLIGHT, max_bytes=2 * IN_FLIGHT * SIZE * SIZE * 3)
-    return InlineEngine(partial(TimedDevice, seconds_per_image), limits=limits)
+    if form == "inline":
+        yield InlineEngine(partial(TimedDevice, seconds_per_image), limits=limits)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"{folder}/worker"
+        worker = multiprocessing.get_context("spawn").Process(target=run_worker, args=(address, seconds_per_image))
+        worker.start()
+        try:
+            yield RemoteEngine({"timed": address}, limits=limits)
+        finally:
+            worker.kill()
+            worker.join()
 
 
-async def measure(milliseconds: float, images_per_request: int, *, seconds: float) -> Row:
-    """Many callers that each send their next request when the last one is answered."""
-    engine = build_engine(milliseconds / 1000)
+def run_worker(address: str, seconds_per_image: float) -> None:
+    """What the other process does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(address)
+        listener.listen()
+        DeviceServer(listener, partial(TimedDevice, seconds_per_image)).run()
+
+
+async def measure(engine: Engine, images_per_request: int, *, seconds: float) -> float:
+    """Images a second of many callers that each send their next request when the last one is answered."""
     engine.start()
     await engine.ready()
     random = np.random.default_rng(0)
@@ -99,21 +123,20 @@ async def measure(milliseconds: float, images_per_request: int, *, seconds: floa
         for images in requests:
             group.create_task(caller(images))
     await engine.stop(10)
-    rate = throughput([time for time in finished if time <= end]) * images_per_request
-    return Row(milliseconds, images_per_request, rate, rate * milliseconds / 1000)
+    return throughput([time for time in finished if time <= end]) * images_per_request
 
 
 def plot(rows: Sequence[Row]) -> Figure:
     """Shares of the ideal, by the device's speed, and the goals."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    width = 0.35
-    for place, count in enumerate(IMAGES_PER_REQUEST):
-        shares = [row.share_of_ideal for row in rows if row.images_per_request == count]
-        bars = axes.bar(
-            np.arange(len(shares)) + (place - 0.5) * width, shares, width, label=f"{count} per request", zorder=2
-        )
-        axes.bar_label(bars, fmt="%.3f", fontsize=8, label_type="center")
+    width = 0.22
+    series = [(form, count) for form in FORMS for count in IMAGES_PER_REQUEST]
+    for place, (form, count) in enumerate(series):
+        shares = [row.share_of_ideal for row in rows if (row.form, row.images_per_request) == (form, count)]
+        offset = (place - (len(series) - 1) / 2) * width
+        bars = axes.bar(np.arange(len(shares)) + offset, shares, width, label=f"{form}, {count} per request", zorder=2)
+        axes.bar_label(bars, fmt="%.2f", fontsize=7, label_type="center")
     for place, goal in enumerate(GOALS.values()):
         axes.hlines(goal, place - 0.45, place + 0.45, color="black", linestyle="dashed", zorder=3)
     axes.set(
@@ -136,24 +159,24 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.setswitchinterval(0.0005)  # as the server sets it
     rows = []
-    with uvloop_runner() as runner:
+    for form in FORMS:
         for milliseconds in GOALS:
             for count in IMAGES_PER_REQUEST:
-                rows.append(runner.run(measure(milliseconds, count, seconds=arguments.seconds)))
+                with engine_of(form, milliseconds / 1000) as engine, event_loop() as runner:
+                    rate = runner.run(measure(engine, count, seconds=arguments.seconds))
+                rows.append(Row(form, milliseconds, count, rate, rate * milliseconds / 1000))
                 print(
-                    f"  {milliseconds:g} ms an image, {count} per request: {rows[-1].share_of_ideal:.3f} of the ideal",
+                    f"  {form}: {milliseconds:g} ms an image, {count} per request: "
+                    f"{rows[-1].share_of_ideal:.3f} of the ideal",
                     flush=True,
                 )
-    lines = [
-        [
-            f"{milliseconds:g} ms",
-            *(row.share_of_ideal for row in rows if row.milliseconds_per_image == milliseconds),
-            *(row.images_per_second for row in rows if row.milliseconds_per_image == milliseconds),
-            goal,
-        ]
-        for milliseconds, goal in GOALS.items()
-    ]
-    head = ["device time of an image"]
+    lines = []
+    for form in FORMS:
+        for milliseconds, goal in GOALS.items():
+            chosen = [row for row in rows if (row.form, row.milliseconds_per_image) == (form, milliseconds)]
+            figures = [row.share_of_ideal for row in chosen] + [row.images_per_second for row in chosen]
+            lines.append([form, f"{milliseconds:g} ms", *figures, goal])
+    head = ["worker", "device time of an image"]
     head += [f"share of ideal, {count} per request" for count in IMAGES_PER_REQUEST]
     head += [f"images/s, {count} per request" for count in IMAGES_PER_REQUEST] + ["goal"]
     document = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -20,6 +21,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 START_SECONDS = 120.0
+# Larger batches need not be tried for a server that lives for one test.
+QUICK_START = {"max_batch_size": "4"}
 TITOK = Path(sys.executable).with_name("titok")
 
 
@@ -77,6 +80,7 @@ def start_server(**settings: str) -> Server:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=_die_with_the_tests,
     )
     assert process.stdout is not None
     lines: list[str] = []
@@ -88,6 +92,12 @@ def start_server(**settings: str) -> Server:
             threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True).start()
             return server
     raise AssertionError(f"the server ended with {process.wait()}: {''.join(lines)}")
+
+
+def _die_with_the_tests() -> None:
+    """Tests that are killed end no fixture; the system then ends what they started. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def end(server: Server) -> None:
@@ -129,7 +139,7 @@ def serve() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def start(**settings: str) -> Server:
-        servers.append(start_server(**settings))
+        servers.append(start_server(**(QUICK_START | settings)))
         return servers[-1]
 
     yield start
