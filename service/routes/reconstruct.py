@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import math
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from models.evaluation.similarity import psnr, ssim
 from service.context import ServiceContext
 from service.media import OUTPUT_EXTENSIONS
 from service.negotiation import choose_media_type
 from service.openapi import answers
+from service.quality import measure_quality
 from service.rendering import Rendered, as_base64, image_media_type, image_response, render
 from service.routes.encode import IMAGE_BODY
 from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, Quality, ReconstructResponse, Size
@@ -62,7 +61,8 @@ async def reconstruct(request: Request) -> Response:
         request, _reconstruct(context, uploads[0], media_type, deadline=deadline, stages=stages)
     )
     with stages.measure("quality"):
-        quality = await context.in_thread(_quality, original, rendered)
+        decibels, similarity = await context.in_thread(measure_quality, rendered.pixels[0], original)
+    quality = Quality(psnr=decibels, ssim=similarity)
     code = facts.code_format.to_text(image.tokens[None])[0]
     if answer != "application/json":
         headers = {
@@ -98,13 +98,3 @@ async def _reconstruct(
         preprocess(context, [upload], stages, use=lambda _, pixels: originals.append(pixels)),
     )
     return image, originals[0], rendered
-
-
-def _quality(original: npt.NDArray[np.uint8], rendered: Rendered) -> Quality:
-    outputs, images = (
-        (pixels.astype(np.float32) / 255.0).transpose(2, 0, 1)[None] for pixels in (rendered.pixels[0], original)
-    )
-    decibels = float(psnr(outputs, images)[0])
-    return Quality(
-        psnr=None if math.isinf(decibels) else round(decibels, 2), ssim=round(float(ssim(outputs, images)[0]), 4)
-    )

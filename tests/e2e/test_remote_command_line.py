@@ -1,0 +1,166 @@
+"""The ``titok`` command on a running service, and what ``titok doctor`` says of starting one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from service.client import TiTokClient
+from tests.e2e.conftest import Server
+
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def run(titok: Path) -> Run:
+    def run(*arguments: str | Path, stdin: bytes = b"", **settings: str) -> subprocess.CompletedProcess[bytes]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TITOK_")} | settings
+        return subprocess.run([titok, *arguments], input=stdin, capture_output=True, timeout=240, env=environment)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(photographs: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photographs")
+    (path / "below").mkdir()
+    for name, photograph in zip(("b.png", "a.jpg", "below/c.webp"), photographs, strict=False):
+        photograph.save(path / name)
+    (path / "notes.txt").write_text("no image")
+    return path
+
+
+def test_a_folder_and_standard_input_are_encoded_by_the_service(
+    run: Run, server: Server, folder: Path, jpeg: bytes
+) -> None:
+    ended = run("encode", folder, "-", "--url", server.url, stdin=jpeg)
+    assert ended.returncode == 0, ended.stderr
+    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    names = [str(folder / name) for name in ("a.jpg", "b.png", "below/c.webp")]
+    assert [line["image"] for line in lines] == [*names, "-"]
+    with TiTokClient(server.url) as client:
+        assert [tuple(line["tokens"]) for line in lines] == [result.tokens for result in client.encode([*names, jpeg])]
+
+
+def test_remote_and_local_answers_are_the_same(run: Run, server: Server, folder: Path, tmp_path: Path) -> None:
+    here = run("encode", folder)
+    there = run("encode", folder, TITOK_URL=server.url)
+    assert here.stdout == there.stdout
+    for place, options in (("here", []), ("there", ["--url", server.url])):
+        code = json.loads(here.stdout.splitlines()[0])["code"]
+        assert run("decode", code, tmp_path / f"{place}.png", *options).returncode == 0
+        made = run("generate", "cat", tmp_path / f"{place}.webp", "--seed", "3", "--preset", "fast", *options)
+        assert b"seed 3, code " in made.stderr
+        kept = run("reconstruct", folder / "b.png", tmp_path / f"{place}.jpg", *options)
+        assert kept.returncode == 0, kept.stderr
+        (tmp_path / f"{place}.txt").write_bytes(made.stderr + kept.stderr)
+        for suffix, image_format in (("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG")):
+            assert Image.open(tmp_path / f"{place}.{suffix}").format == image_format
+    assert (tmp_path / "here.txt").read_text() == (tmp_path / "there.txt").read_text()
+    assert b"PSNR" in (tmp_path / "here.txt").read_bytes()
+
+
+def test_a_picture_of_a_service_can_be_piped(run: Run, server: Server, jpeg: bytes) -> None:
+    ended = run("reconstruct", "-", "-", "--url", server.url, stdin=jpeg)
+    assert Image.open(io.BytesIO(ended.stdout)).format == "PNG"
+
+
+def test_a_service_is_asked_without_importing_torch(server: Server, tmp_path: Path) -> None:
+    probe = f"""
+import sys
+sys.modules["torch"] = None
+sys.argv = ["titok", "decode", "{"A" * 64}", "{tmp_path / "x.png"}", "--url", "{server.url}"]
+from service.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["decode", "AAAA", "x.png", "--url", "URL"], "64 characters, not 4"),
+        (["generate", "catt", "x.png", "--url", "URL"], "Did you mean"),
+        (["encode", "/nowhere.jpg", "--url", "URL"], "cannot read /nowhere.jpg"),
+        (["encode", "FOLDER/a.jpg", __file__, "--url", "URL"], f"{__file__}: "),
+        (["encode", "FOLDER/notes.txt"], "FOLDER/notes.txt: "),
+        (["decode", "A" * 64, "x.png", "--url", "127.0.0.1"], "begins with http://"),
+    ],
+    ids=["a short code", "a class", "no file", "a file of several", "a local file", "an address"],
+)
+def test_a_mistake_is_one_line_that_names_what_was_wrong(
+    run: Run, server: Server, folder: Path, arguments: list[str], message: str
+) -> None:
+    known = {"URL": server.url, "FOLDER": str(folder)}
+    for name, value in known.items():
+        arguments = [argument.replace(name, value) for argument in arguments]
+        message = message.replace(name, value)
+    ended = run(*arguments)
+    shown = " ".join(ended.stderr.decode().split())
+    assert ended.returncode == 1
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+def test_no_service_is_one_line_too(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    ended = run("decode", "A" * 64, "x.png", "--url", f"http://127.0.0.1:{port}")
+    assert ended.returncode == 1
+    assert f"titok: http://127.0.0.1:{port}: " in " ".join(ended.stderr.decode().split())
+
+
+def checks(ended: subprocess.CompletedProcess[bytes]) -> dict[str, dict[str, str]]:
+    return {check["name"]: check for check in map(json.loads, ended.stdout.splitlines())}
+
+
+def test_the_doctor_finds_nothing_wrong_where_a_service_would_start(run: Run) -> None:
+    ended = run("doctor", TITOK_PORT="0", TITOK_ADMIN_PORT="0", TITOK_API_KEYS="s3cret")
+    assert ended.returncode == 0, ended.stdout
+    text = ended.stdout.decode()
+    assert "titok-mini-32 revision 594725129161" in text
+    assert "there and back on cpu" in text
+    assert "s3cret" not in text
+
+
+def test_the_doctor_tells_a_running_service_from_a_stranger_on_a_port(run: Run, server: Server) -> None:
+    port, admin_port = (url.rpartition(":")[2] for url in (server.url, server.admin_url))
+    mine = checks(run("doctor", "--json", TITOK_PORT=port, TITOK_ADMIN_PORT=admin_port))
+    assert [mine[name]["verdict"] for name in ("port", "admin port")] == ["warning", "warning"]
+    assert "a TiTok service that runs already" in mine["port"]["found"]
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        ended = run("doctor", "--json", TITOK_PORT=str(stranger.getsockname()[1]), TITOK_ADMIN_PORT="0")
+    assert ended.returncode == 1
+    assert checks(ended)["port"]["verdict"] == "wrong"
+    assert "TITOK_PORT" in checks(ended)["port"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "found"),
+    [
+        ({"TITOK_PORT": "none"}, "settings", "TITOK_PORT"),
+        ({"TITOK_DEVICES": "cuda:7"}, "device", "no CUDA device"),
+        ({"TITOK_TOKENIZER_WEIGHTS": "/nowhere.safetensors"}, "weights", "/nowhere.safetensors"),
+        ({"TITOK_TOKENIZER": "titok-x"}, "models", "no tokenizer is called 'titok-x'"),
+    ],
+    ids=["a setting", "a device", "weights", "a variant"],
+)
+def test_the_doctor_says_what_is_wrong_and_what_to_do(
+    run: Run, settings: dict[str, str], name: str, found: str
+) -> None:
+    ended = run("doctor", "--json", **settings)
+    assert ended.returncode == 1
+    check = checks(ended)[name]
+    assert check["verdict"] == "wrong"
+    assert found in check["found"]
+    assert check["advice"]
