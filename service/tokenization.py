@@ -172,6 +172,13 @@ async def _compute(
     with context.engine_call():
         # Room first: a full queue is told at once, before any work is done, and decoded images have a place to go.
         with room_for(count) as ticket:
+            if context.settings.cache == "off":
+                sizes = await preprocess(context, uploads, stages, use=ticket.put)
+                encoded = await ticket.result()
+                context.note_timing(stages, encoded.timing)
+                return [
+                    TokenizedImage(ids, size, cached=False) for ids, size in zip(encoded.tokens, sizes, strict=True)
+                ]
             sizes = await preprocess(context, uploads, stages, use=keep)
             with stages.measure("cache"):
                 results = await _known(

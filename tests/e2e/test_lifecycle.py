@@ -122,7 +122,7 @@ def test_a_port_that_is_taken_is_named(titok: Path) -> None:
     ("flags", "message"),
     [
         (["--port", "70000"], "port: Input should be less than or equal to 65535"),
-        (["--dtype", "int4"], "dtype: Input should be 'auto', 'float32' or 'bfloat16'"),
+        (["--dtype", "int4"], "dtype: Input should be 'auto', 'float32', 'tf32', 'tf32x3', 'float16' or 'bfloat16'"),
         (["--cache", "redis"], "cache 'redis' needs TITOK_REDIS_URL"),
     ],
 )
