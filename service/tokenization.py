@@ -62,6 +62,8 @@ async def tokenize(
     """Tokens of uploads. What the cache knows is neither decoded nor queued, and what is being computed for another
     request, or stands twice in this one, is computed once.
     """
+    if context.settings.cache == "off":
+        return await _compute_all(context, uploads, deadline=deadline, stages=stages)
     keys = [context.keys.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
     wanted = dict(zip(reversed(keys), reversed(uploads), strict=True))  # of equal ones the first: problems point to it
     with stages.measure("cache"):
@@ -90,6 +92,21 @@ async def tokenize(
                 # It failed for the other request, perhaps by something that is not true of this one.
                 [found[key]] = await _compute(context, [wanted[key]], [key], deadline=deadline, stages=stages)
     return [found[key] for key in keys]
+
+
+async def _compute_all(
+    context: ServiceContext, uploads: Sequence[Upload], *, deadline: float, stages: Stages
+) -> list[TokenizedImage]:
+    """Tokens of uploads, none of which is looked up or remembered; their pixels are written where the batch gathers."""
+    size = context.facts.image_size
+    with (
+        context.engine_call(),
+        context.engine.open_encode(len(uploads), image_size=size, deadline=deadline) as ticket,
+    ):
+        sizes = await preprocess(context, uploads, stages, use=ticket.put)
+        encoded = await ticket.result()
+    context.note_timing(stages, encoded.timing)
+    return [TokenizedImage(ids, size, cached=False) for ids, size in zip(encoded.tokens, sizes, strict=True)]
 
 
 async def _fly(
@@ -172,13 +189,6 @@ async def _compute(
     with context.engine_call():
         # Room first: a full queue is told at once, before any work is done, and decoded images have a place to go.
         with room_for(count) as ticket:
-            if context.settings.cache == "off":
-                sizes = await preprocess(context, uploads, stages, use=ticket.put)
-                encoded = await ticket.result()
-                context.note_timing(stages, encoded.timing)
-                return [
-                    TokenizedImage(ids, size, cached=False) for ids, size in zip(encoded.tokens, sizes, strict=True)
-                ]
             sizes = await preprocess(context, uploads, stages, use=keep)
             with stages.measure("cache"):
                 results = await _known(

@@ -64,7 +64,8 @@ def test_remote_and_local_answers_are_the_same(run: Run, server: Server, folder:
         assert kept.returncode == 0, kept.stderr
         (tmp_path / f"{place}.txt").write_bytes(made.stderr + kept.stderr)
         for suffix, image_format in (("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG")):
-            assert Image.open(tmp_path / f"{place}.{suffix}").format == image_format
+            with Image.open(tmp_path / f"{place}.{suffix}") as picture:
+                assert picture.format == image_format
     assert (tmp_path / "here.txt").read_text() == (tmp_path / "there.txt").read_text()
     assert b"PSNR" in (tmp_path / "here.txt").read_bytes()
 
