@@ -9,7 +9,7 @@ import signal
 
 import setproctitle
 
-__all__ = ["SWITCH_SECONDS", "begin_process", "event_loop", "hold_signals", "let_threads_sleep", "release_signals"]
+__all__ = ["SWITCH_SECONDS", "begin_process", "event_loop", "hold_signals", "limit_spinning", "release_signals"]
 
 # For ``sys.setswitchinterval``: keeps an event loop responsive beside the threads that decode and encode images.
 SWITCH_SECONDS = 0.0005
@@ -36,11 +36,13 @@ def release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
 
 
-def let_threads_sleep() -> None:
-    """For a process that is about to import torch: threads of an operator that wait for each other sleep instead of
-    spinning. A thread that spins keeps the core from the one it waits for as soon as anybody else wants a core too.
+def limit_spinning() -> None:
+    """For a process that is about to import torch: threads of an operator that wait for each other spin for some tens of
+    microseconds, not for milliseconds, before they sleep. A thread that spins for long keeps the core from the one it
+    waits for as soon as anybody else wants a core; one that does not spin at all is woken late on a machine at rest.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def event_loop() -> asyncio.Runner:

@@ -6,7 +6,7 @@ import logging
 import os
 
 from service.listening import listen, url
-from service.process import begin_process, hold_signals, let_threads_sleep
+from service.process import begin_process, hold_signals, limit_spinning
 from service.settings import Settings
 from service.version import VERSION
 
@@ -30,7 +30,7 @@ def serve(settings: Settings) -> int:
     metrics = f"{url(admin, settings.host)}/metrics"
     print(f"TiTok is at {address}  (API: {address}/docs, metrics: {metrics})", flush=True)
     if inline:
-        let_threads_sleep()
+        limit_spinning()
         from service.single_process import serve_inline  # brings torch, which the supervisor does without
 
         return serve_inline(settings, public, admin)

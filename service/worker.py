@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from models.errors import CheckpointError
 from service.control import WorkerStart, beat_seconds, decode_message, encode_message, unpack_settings
 from service.engine.worker import DeviceServer
-from service.process import begin_process, let_threads_sleep, release_signals
+from service.process import begin_process, limit_spinning, release_signals
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _listen(address: Path) -> socket.socket:
 
 
 def _open(settings: Settings, start: WorkerStart) -> ServedDevice:
-    let_threads_sleep()
+    limit_spinning()
     from service.device import open_device  # torch is slow to import; the supervisor hears from this process meanwhile
 
     return open_device(settings.model_copy(update={"devices": start.device}), known_limits=start.batch_limits)
