@@ -154,7 +154,7 @@ class ModelDevice:
                 row.seed,
                 cast("SamplingSettings", row.settings),  # checked there
                 step=row.step,
-                tokens=None if row.tokens is None else torch.from_numpy(row.tokens),
+                tokens=None if row.tokens is None else torch.from_numpy(np.require(row.tokens, requirements="W")),
             )
             for row in rows
         ]

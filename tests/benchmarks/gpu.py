@@ -142,7 +142,7 @@ class Check:
                 with tempfile.TemporaryDirectory() as folder:
                     rate = gpu_service.http_throughput(name, str(self.device), Path(folder), seconds=seconds)
             except RuntimeError as error:
-                lines.append(f"| {name} | {str(error)[:300]} | {bare:.1f} | |")
+                lines.append(f"| {name} | {' '.join(str(error).split())[-300:]} | {bare:.1f} | |")
                 self.failed = True
                 continue
             self.document["service"].append({"model": name, "images_per_second": rate, "bare_images_per_second": bare})

@@ -4,7 +4,7 @@ they cost little themselves. A part of ``make gpu-check``, where the larger serv
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import io
 import json
 import os
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,23 +30,21 @@ START = "from service.cli import main; main()"
 START_SECONDS = 120.0
 CONNECTIONS = 16
 FILES = 32  # of a form
-NEEDED = (
-    "fastapi",
-    "fastapi_offline",
-    "httptools",
-    "httpx",
-    "prometheus_client",
-    "pydantic_settings",
-    "python_multipart",
-    "setproctitle",
-    "typer",
-    "uvicorn",
-)
 
 
 def missing_packages() -> list[str]:
-    """What the service needs and this Python does not have."""
-    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    """Which of the project's dependencies this Python does not have."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]]  # type: ignore[index]
+    return [name for name in names if not _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def http_throughput(name: str, device: str, folder: Path, *, seconds: float, size: int = 256) -> float:

@@ -48,6 +48,13 @@ def test_states_stepped_to_the_end_are_what_the_generator_makes(device: ModelDev
     assert (np.stack([done.tokens for done in states if done.tokens is not None]) == expected.numpy()).all()
 
 
+def test_tokens_that_may_not_be_written_to_are_stepped_all_the_same(device: ModelDevice) -> None:
+    tokens = device.step([state()]).tokens[0]
+    expected = device.step([state(step=1, tokens=tokens)]).tokens
+    tokens.flags.writeable = False
+    assert (device.step([state(step=1, tokens=tokens)]).tokens == expected).all()
+
+
 def test_a_step_does_not_depend_on_the_other_rows_and_can_be_done_again(device: ModelDevice) -> None:
     first = state(3, 5)
     later = state(1, 6, step=2, tokens=device.step([state(1, 6)]).tokens[0])
