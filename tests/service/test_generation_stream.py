@@ -247,20 +247,25 @@ async def test_a_preview_that_the_device_cannot_draw_is_left_out(held: Sketching
 
 
 async def test_images_that_are_finished_do_not_wait_for_a_preview(
-    device: SketchingDevice, monkeypatch: pytest.MonkeyPatch
+    held: SketchingDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation_stream, "PREVIEW_SECONDS", 3600)
-    async with service(device) as client:
+    async with service(held) as client:
         engine = app_of(client).state.context.engine
-        decode = engine.decode
+        decode, asked = engine.decode, asyncio.Event()
 
         async def never_for_guesses(tokens: np.ndarray, *, deadline: float) -> Any:
             if tokens[0, 0] == 200:
+                asked.set()
                 await asyncio.Event().wait()
             return await decode(tokens, deadline=deadline)
 
         monkeypatch.setattr(engine, "decode", never_for_guesses)
-        events = events_of(await generate(client, preview=True))
+        answer = asyncio.create_task(generate(client, preview=True))
+        held.steps.release()
+        await asked.wait()
+        held.release.set()
+        events = events_of(await answer)
     assert [name for name, _ in events] == ["step"] * NUM_TOKENS + ["image", "done"]
 
 
