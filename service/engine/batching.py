@@ -65,7 +65,7 @@ class EncodeTicket:
             raise ValueError(
                 f"an image is {pixels.dtype} {list(pixels.shape)}; uint8 {list(self._row_shape)} was announced"
             )
-        self._queues.write(self._work.items[index], pixels)
+        self._queues.write([self._work.items[index]], pixels[None])
 
     async def result(self) -> Encoded:
         """See ``EncodeTicket``."""
@@ -188,7 +188,7 @@ class BatchingEngine:
         """See ``Engine``."""
         _check(images, "images", dtype=np.uint8, ndim=4)
         work = self._admit("encode", [None] * len(images), images[:1].nbytes, deadline)
-        self._queues.write_all(work.items, images)
+        self._queues.write(work.items, images)
         del images
         await self.wait(work, "encode")
         return Encoded(tokens=work.results, timing=work.timing)

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Block", "BlockPool", "Rows", "map_rows"]
+__all__ = ["COUNTER_BYTES", "Block", "BlockPool", "Rows", "map_counter", "map_rows"]
 
 Rows = npt.NDArray[np.uint8]
+COUNTER_BYTES = np.dtype(np.int64).itemsize
 
 
 class Block:
@@ -157,3 +158,8 @@ def map_rows(descriptor: int, shape: tuple[int, ...], pin: Callable[[Rows], obje
     if pin is not None:
         pin(rows)
     return rows
+
+
+def map_counter(descriptor: int) -> npt.NDArray[np.int64]:
+    """The ``COUNTER_BYTES`` behind a file descriptor as int64 [1]."""
+    return map_rows(descriptor, (COUNTER_BYTES,)).view(np.int64)

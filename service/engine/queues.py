@@ -57,23 +57,12 @@ class Queues:
         with self.wake:
             return EngineSnapshot(**{name: lane.snapshot() for name, lane in self.lanes.items()})
 
-    def write(self, item: Item, pixels: Pixels) -> None:
-        """Copies an image into the batch that is being filled; in any thread."""
-        with self.wake:
-            block = None if self.is_over else self.encode.claim(item, pixels.shape, self.clock())
-        if block is None:
-            return
-        try:
-            block.rows[item.row] = pixels
-        finally:
-            with self.wake:
-                self.encode.written(item)
-                self.wake.notify_all()
-
-    def write_all(self, items: Sequence[Item], images: Pixels) -> None:
-        """The same for all images of a request, which so come into as few batches as they can."""
+    def write(self, items: Sequence[Item], images: Pixels) -> None:
+        """Copies images [n, ...] into the batch that is being filled, and the next if it is full; in any thread."""
         now = self.clock()
         with self.wake:
+            if self.is_over:
+                return
             blocks = [self.encode.claim(item, images.shape[1:], now) for item in items]
         try:
             for block, item, pixels in zip(blocks, items, images, strict=True):

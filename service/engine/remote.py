@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.batching import BatchingEngine
-from service.engine.blocks import Rows, map_rows
+from service.engine.blocks import COUNTER_BYTES, Rows, map_counter, map_rows
 from service.engine.jobs import Job, LinkDown, Outcome
 from service.engine.lanes import LaneLimits
 from service.engine.protocol import EngineObserver, LaneName
@@ -148,9 +148,9 @@ class RemoteLink:
 def _send_tally(channel: Channel) -> npt.NDArray[np.int64]:
     descriptor = os.memfd_create("titok-tally", os.MFD_CLOEXEC)
     try:
-        os.ftruncate(descriptor, np.dtype(np.int64).itemsize)
+        os.ftruncate(descriptor, COUNTER_BYTES)
         channel.send(Tally(), [descriptor])
-        return map_rows(descriptor, (np.dtype(np.int64).itemsize,)).view(np.int64)
+        return map_counter(descriptor)
     finally:
         os.close(descriptor)
 

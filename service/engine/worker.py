@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from service.engine.blocks import Block, Rows, map_rows
+from service.engine.blocks import Block, Rows, map_counter, map_rows
 from service.engine.jobs import execute
 from service.engine.protocol import Device
 from service.engine.wire import Answer, Channel, Failure, Hello, Memory, Request
@@ -206,7 +206,7 @@ class DeviceServer:
                 return
             front_end.channel.send(Hello(getattr(device, "facts", None)))
             _, [descriptor] = front_end.channel.receive()
-            front_end.begun = map_rows(descriptor, (np.dtype(np.int64).itemsize,)).view(np.int64)
+            front_end.begun = map_counter(descriptor)
             os.close(descriptor)
             while True:
                 request, descriptors = front_end.channel.receive()
