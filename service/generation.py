@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -17,7 +16,7 @@ from service.rendering import Rendered, as_base64
 from service.schemas import GeneratedItem, GenerateRequest, GenerationFacts
 from service.stages import Stages
 
-__all__ = ["Generation"]
+__all__ = ["Generation", "random_seeds"]
 
 _MAX_SEED = 2**63 - 1
 
@@ -39,7 +38,7 @@ class Generation:
         return cls(
             label=context.classes.resolve(body.class_),
             settings=_settings(body, presets[body.preset]),
-            seeds=tuple(_seeds(body)),
+            seeds=_seeds(body),
         )
 
     async def run(
@@ -90,10 +89,14 @@ def _settings(body: GenerateRequest, preset: SamplingSettings) -> SamplingSettin
     return replace(preset, **changes)
 
 
-def _seeds(body: GenerateRequest) -> Sequence[int]:
+def random_seeds(count: int) -> tuple[int, ...]:
+    """Seeds short enough for a person to copy, and for a JavaScript number."""
+    return tuple(secrets.randbelow(2**32) for _ in range(count))
+
+
+def _seeds(body: GenerateRequest) -> tuple[int, ...]:
     if body.seed is None:
-        # Short enough for a person to copy, and for a JavaScript number.
-        return [secrets.randbelow(2**32) for _ in range(body.n)]
+        return random_seeds(body.n)
     if body.seed + body.n - 1 > _MAX_SEED:
         raise InvalidRequest(
             f"Image {body.n} would have the seed {body.seed + body.n - 1}; the largest is {_MAX_SEED}.",
@@ -103,4 +106,4 @@ def _seeds(body: GenerateRequest) -> Sequence[int]:
                 )
             ],
         )
-    return range(body.seed, body.seed + body.n)
+    return tuple(range(body.seed, body.seed + body.n))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from service.problems import NotAcceptable, ProblemDetail, UnsupportedMediaType
 
-__all__ = ["choose_media_type", "media_type_of", "unsupported_content_type"]
+__all__ = ["choose_media_type", "media_type_of", "require_json", "unsupported_content_type"]
 
 
 def media_type_of(content_type: str | None) -> str:
@@ -31,6 +31,15 @@ def unsupported_content_type(
             )
         ],
     )
+
+
+def require_json(content_type: str | None) -> None:
+    """Refuses a body whose ``Content-Type`` header says anything but JSON. Raises ``UnsupportedMediaType``."""
+    media_type = media_type_of(content_type)
+    if media_type != "application/json":
+        raise unsupported_content_type(
+            media_type, detail="not JSON", advice="Send application/json.", expected=["application/json"]
+        )
 
 
 def choose_media_type(accept: str | None, offers: Sequence[str]) -> str:

@@ -55,6 +55,8 @@ __all__ = [
     "UnknownClass",
     "UnknownModel",
     "UnsupportedMediaType",
+    "WorkerCrashed",
+    "invalid_value",
     "shutting_down",
 ]
 
@@ -239,6 +241,17 @@ class DeadlineExceeded(Problem):
 def shutting_down() -> Unavailable:
     """What ends a request that takes longer than the time to drain."""
     return Unavailable("The service is shutting down, and this request took too long.", retry_after=2.0)
+
+
+def invalid_value(pointer: str, detail: str, value: Any, expected: str | None = None) -> InvalidRequest:
+    """The refusal of one value of a request; it is shown if it is a plain one."""
+    shown = value if isinstance(value, int | float | str | bool) else None
+    where = f" The offending value is {shown!r}." if shown is not None else ""
+    allowed = f" Expected: {expected}." if expected else ""
+    return InvalidRequest(
+        f"{pointer}: {detail}.{where}{allowed}",
+        errors=[ProblemDetail(pointer=pointer, detail=detail, value=shown, expected=expected)],
+    )
 
 
 def _retry_after(seconds: float) -> dict[str, str]:

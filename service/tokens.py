@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.codes import CodeError, CodeFormat
-from service.problems import InvalidRequest, ProblemDetail
+from service.problems import InvalidRequest, ProblemDetail, invalid_value
 from service.schemas import DecodeRequest
 
 __all__ = ["tokens_from_bytes", "tokens_from_code", "tokens_from_json"]
@@ -29,7 +29,7 @@ def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> Ids:
     many = body.codes if given == ["codes"] else body.tokens
     pointer = f"/{given[0]}"
     if not isinstance(many, list) or not many:
-        raise _invalid(pointer, "a list with at least one entry is expected", many)
+        raise invalid_value(pointer, "a list with at least one entry is expected", many)
     if given == ["codes"]:
         rows = [tokens_from_code(text, code_format, pointer=f"{pointer}/{i}") for i, text in enumerate(many)]
         return np.concatenate(rows)
@@ -41,11 +41,11 @@ def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> Ids:
 def tokens_from_code(text: Any, code_format: CodeFormat, *, pointer: str) -> Ids:
     """Ids int64 [1, K] of a code."""
     if not isinstance(text, str):
-        raise _invalid(pointer, "a code is a string", text, f"{code_format.num_characters} characters")
+        raise invalid_value(pointer, "a code is a string", text, f"{code_format.num_characters} characters")
     try:
         return code_format.from_text([text])
     except CodeError as error:
-        raise _invalid(pointer, str(error), text[:80], f"{code_format.num_characters} characters") from None
+        raise invalid_value(pointer, str(error), text[:80], f"{code_format.num_characters} characters") from None
 
 
 def tokens_from_bytes(data: bytes, code_format: CodeFormat) -> Ids:
@@ -53,31 +53,21 @@ def tokens_from_bytes(data: bytes, code_format: CodeFormat) -> Ids:
     try:
         return code_format.from_bytes(data)
     except CodeError as error:
-        raise _invalid("body", str(error), None, f"a multiple of {code_format.num_bytes} bytes") from None
+        raise invalid_value("body", str(error), None, f"a multiple of {code_format.num_bytes} bytes") from None
 
 
 def _row(row: Any, code_format: CodeFormat, pointer: str) -> Ids:
     if not isinstance(row, list):
-        raise _invalid(pointer, "a list of token ids is expected", row)
+        raise invalid_value(pointer, "a list of token ids is expected", row)
     if len(row) != code_format.num_tokens:
-        raise _invalid(
+        raise invalid_value(
             pointer, f"an image has {code_format.num_tokens} token ids", len(row), f"{code_format.num_tokens} ids"
         )
     allowed = f"0..{code_format.codebook_size - 1}"
     for position, value in enumerate(row):
         # True is an int to Python, and no token id to anybody.
         if not isinstance(value, int) or isinstance(value, bool):
-            raise _invalid(f"{pointer}/{position}", "a token id is a whole number", value, allowed)
+            raise invalid_value(f"{pointer}/{position}", "a token id is a whole number", value, allowed)
         if not 0 <= value < code_format.codebook_size:
-            raise _invalid(f"{pointer}/{position}", "token id out of range", value, allowed)
+            raise invalid_value(f"{pointer}/{position}", "token id out of range", value, allowed)
     return np.array(row, np.int64)
-
-
-def _invalid(pointer: str, detail: str, value: Any, expected: str | None = None) -> InvalidRequest:
-    shown = value if isinstance(value, int | float | str | bool) else None
-    where = f" The offending value is {shown!r}." if shown is not None else ""
-    allowed = f" Expected: {expected}." if expected else ""
-    return InvalidRequest(
-        f"{pointer}: {detail}.{where}{allowed}",
-        errors=[ProblemDetail(pointer=pointer, detail=detail, value=shown, expected=expected)],
-    )

@@ -15,7 +15,7 @@ from service.event_stream import EVENT_STREAM, EventStream, event
 from service.generation import Generation
 from service.generation_stream import GenerationStream
 from service.media import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
-from service.negotiation import choose_media_type, media_type_of, unsupported_content_type
+from service.negotiation import choose_media_type, require_json
 from service.openapi import answers
 from service.problems import InvalidRequest, ProblemDetail
 from service.rendering import Rendered, image_media_type, image_response, render
@@ -86,11 +86,7 @@ async def generate(request: Request) -> Response:
     """
     context, stages = ServiceContext.of(request), request.state.stages
     facts, deadline = context.facts, context.deadline(request)
-    content_type = media_type_of(request.headers.get("content-type"))
-    if content_type != "application/json":
-        raise unsupported_content_type(
-            content_type, detail="not JSON", advice="Send application/json.", expected=["application/json"]
-        )
+    require_json(request.headers.get("content-type"))
     with stages.measure("read"):
         body = parse_body(GenerateRequest, await read_body(request, seconds=context.settings.body_timeout))
     generation = Generation.of(body, context)

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from service.context import ServiceContext
 from service.media import OUTPUT_EXTENSIONS
 from service.mixing import mix_tokens
-from service.negotiation import choose_media_type, media_type_of
+from service.negotiation import choose_media_type, require_json
 from service.openapi import answers
-from service.problems import InvalidRequest, NotFound, ProblemDetail, UnsupportedMediaType
+from service.problems import NotFound, invalid_value
 from service.rendering import OCTETS, as_base64, image_media_type, image_response, render
 from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, MixRequest, MixResponse, parse_body
 from service.tokens import tokens_from_json
@@ -68,19 +68,7 @@ async def mix(request: Request) -> Response:
     """
     context, stages = ServiceContext.of(request), request.state.stages
     facts, deadline = context.facts, context.deadline(request)
-    content_type = media_type_of(request.headers.get("content-type"))
-    if content_type != "application/json":
-        raise UnsupportedMediaType(
-            f"Content-Type is {content_type or 'absent'}. Send application/json.",
-            errors=[
-                ProblemDetail(
-                    pointer="header/Content-Type",
-                    detail="not JSON",
-                    value=content_type or None,
-                    expected="application/json",
-                )
-            ],
-        )
+    require_json(request.headers.get("content-type"))
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS, OCTETS])
     with stages.measure("read"):
         body = parse_body(MixRequest, await read_body(request, seconds=context.settings.body_timeout))
@@ -120,21 +108,18 @@ def _check(body: MixRequest, tokens: npt.NDArray[np.int64]) -> None:
     images, length = tokens.shape
     if body.weights is not None:
         if len(body.weights) != images:
-            raise _invalid("/weights", "one weight for each image is expected", len(body.weights), f"{images} weights")
+            raise invalid_value(
+                "/weights", "one weight for each image is expected", len(body.weights), f"{images} weights"
+            )
         if not any(body.weights):
-            raise _invalid("/weights", "no image weighs anything", 0, "a weight above 0")
+            raise invalid_value("/weights", "no image weighs anything", 0, "a weight above 0")
     if body.positions is not None:
         if len(body.positions) != length:
-            raise _invalid(
+            raise invalid_value(
                 "/positions", "one entry for each token is expected", len(body.positions), f"{length} entries"
             )
         for place, source in enumerate(body.positions):
             if source is not None and not 0 <= source < images:
-                raise _invalid(f"/positions/{place}", "there is no such image", source, f"0..{images - 1}, or null")
-
-
-def _invalid(pointer: str, detail: str, value: int, expected: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{pointer}: {detail}. The offending value is {value}. Expected: {expected}.",
-        errors=[ProblemDetail(pointer=pointer, detail=detail, value=value, expected=expected)],
-    )
+                raise invalid_value(
+                    f"/positions/{place}", "there is no such image", source, f"0..{images - 1}, or null"
+                )

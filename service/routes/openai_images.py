@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
@@ -15,11 +14,11 @@ from starlette.responses import Response
 
 from service.classes import ClassIndex
 from service.context import ServiceContext
-from service.engine import GenerateItem
+from service.generation import Generation, random_seeds
 from service.media import OUTPUT_EXTENSIONS
-from service.negotiation import media_type_of
+from service.negotiation import require_json
 from service.openapi import answers
-from service.problems import InvalidRequest, Problem, ProblemDetail, UnknownClass, UnsupportedMediaType
+from service.problems import Problem, UnknownClass, invalid_value
 from service.rendering import as_base64, image_media_type, render
 from service.schemas import EXAMPLE_CODE, ImageObject, ImagesRequest, ImagesResponse, parse_body
 from service.uploads import read_body
@@ -94,42 +93,32 @@ async def create_images(request: Request) -> Response:
     """
     context, stages = ServiceContext.of(request), request.state.stages
     facts, generator, deadline = context.facts, context.generator, context.deadline(request)
-    content_type = media_type_of(request.headers.get("content-type"))
-    if content_type != "application/json":
-        raise UnsupportedMediaType(
-            f"Content-Type is {content_type or 'absent'}. Send application/json.",
-            errors=[ProblemDetail(pointer="header/Content-Type", detail="not JSON", expected="application/json")],
-        )
+    require_json(request.headers.get("content-type"))
     with stages.measure("read"):
         body = parse_body(ImagesRequest, await read_body(request, seconds=context.settings.body_timeout))
     if body.stream:
-        raise _invalid("/stream", "events of this form are not given; POST /v1/generate has its own", True, "false")
+        raise invalid_value(
+            "/stream", "events of this form are not given; POST /v1/generate has its own", True, "false"
+        )
     context.check_model(body.model)
     count = body.n or 1
     context.check_count(count, context.settings.max_generate, "/n")
     side = _side(body.size, facts.image_size)
     if body.response_format == "url" and side != facts.image_size:
-        raise _invalid(
+        raise invalid_value(
             "/size", "an image at an address has the model's size", body.size, f"{facts.image_size}x{facts.image_size}"
         )
     label = _class_of(body.prompt, context.classes)
-    seeds = [secrets.randbelow(2**32) for _ in range(count)]
-    settings = generator.presets["demo"]
+    generation = Generation(label=label, settings=generator.presets["demo"], seeds=random_seeds(count))
     media_type = image_media_type(body.output_format or "png")
     quality = None if body.output_compression is None else max(1, body.output_compression)
 
     async def work() -> tuple[list[str], list[bytes] | None]:
-        with context.engine_call():
-            generated = await context.engine.generate(
-                [GenerateItem(label=label, seed=seed, settings=settings) for seed in seeds], deadline=deadline
-            )
-        context.note_timing(stages, generated.timing)
-        codes = facts.code_format.to_text(generated.tokens)
+        tokens = await generation.run(context, deadline=deadline, stages=stages)
+        codes = facts.code_format.to_text(tokens)
         if body.response_format == "url":
             return codes, None  # whoever follows the address has it drawn
-        rendered = await render(
-            context, generated.tokens, media_type, quality, side=side, deadline=deadline, stages=stages
-        )
+        rendered = await render(context, tokens, media_type, quality, side=side, deadline=deadline, stages=stages)
         return codes, rendered.files
 
     codes, files = await context.while_connected(request, work())
@@ -145,7 +134,7 @@ async def create_images(request: Request) -> Response:
                 url=f"{addresses}/{code}.{OUTPUT_EXTENSIONS[media_type]}" if has_address else None,
                 revised_prompt=context.classes.names[label][0],
                 code=code,
-                seed=seeds[index],
+                seed=generation.seeds[index],
             )
             for index, code in enumerate(codes)
         ],
@@ -171,15 +160,8 @@ def _side(size: str | None, own: int) -> int:
     match = _SIZE.fullmatch(size)
     if match is None or int(match[1]) not in _SIDES:
         allowed = f"auto, {own}x{own}, or another square of {_SIDES[0]} to {_SIDES[-1]} pixels a side"
-        raise _invalid("/size", "no size that can be drawn", size[:20], allowed)
+        raise invalid_value("/size", "no size that can be drawn", size[:20], allowed)
     return int(match[1])
-
-
-def _invalid(pointer: str, detail: str, value: str | bool | None, expected: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{pointer}: {detail}. The offending value is {value!r}. Expected: {expected}.",
-        errors=[ProblemDetail(pointer=pointer, detail=detail, value=value, expected=expected)],
-    )
 
 
 def _error(problem: Problem) -> dict[str, str | None]:
