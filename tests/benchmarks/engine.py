@@ -123,7 +123,7 @@ async def measure(engine: Engine, images_per_request: int, *, seconds: float) ->
         for images in requests:
             group.create_task(caller(images))
     await engine.stop(10)
-    return throughput([time for time in finished if time <= end]) * images_per_request
+    return throughput([time for time in finished if time <= end], seconds=seconds) * images_per_request
 
 
 def plot(rows: Sequence[Row]) -> Figure:

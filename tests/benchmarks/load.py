@@ -116,7 +116,7 @@ def capacity(requests: Sequence[Request], *, connections: int, seconds: float, w
         if set(load.statuses()) - {"200"}:
             raise RuntimeError(f"{requests[0].url} answered {load.statuses()}")
         try:
-            return throughput(load.finished(200)), load
+            return throughput(load.finished(200), seconds=seconds), load
         except ValueError:
             if seconds > LONGEST:
                 raise
@@ -138,23 +138,22 @@ def open_loop(request: Request, *, rate: float, seconds: float) -> Load:
     return Load(answers, total - len(rows), run.share)
 
 
-def throughput(finished: Sequence[float] | Seconds) -> float:
-    """Answers a second in the steady state of a run.
+def throughput(finished: Sequence[float] | Seconds, *, seconds: float) -> float:
+    """Answers a second in the steady state of a run that took so many ``seconds``.
 
     Answers come in bursts, one for each batch. The count begins and ends behind a burst, where the gap is widest in the
     first and in the last third of the time, so that a burst more or less at either end does not sway it. Raises
-    ``ValueError`` for fewer than three bursts.
+    ``ValueError`` for bursts too few to make out.
     """
-    if len(finished) < 3:
-        raise ValueError(f"{len(finished)} answers are too few for a rate: let it run longer")
-    ordered = np.sort(finished)
-    third = (ordered[-1] - ordered[0]) / 3
-    gaps = np.diff(ordered)
-    early, late = ordered[:-1] <= ordered[0] + third, ordered[1:] >= ordered[-1] - third
-    first, last = (int(np.where(where, gaps, -1.0).argmax()) for where in (early, late))
-    if last <= first:
-        raise ValueError(f"{len(ordered)} answers came in too few bursts for a rate: let it run longer")
-    return float((last - first) / (ordered[last] - ordered[first]))
+    if len(finished) >= 3:
+        ordered = np.sort(finished)
+        third = (ordered[-1] - ordered[0]) / 3
+        gaps = np.diff(ordered)
+        early, late = ordered[:-1] <= ordered[0] + third, ordered[1:] >= ordered[-1] - third
+        first, last = (int(np.where(where, gaps, -1.0).argmax()) for where in (early, late))
+        if (span := float(ordered[last] - ordered[first])) > seconds / 4:
+            return (last - first) / span
+    raise ValueError(f"{len(finished)} answers in {seconds:g} s show no rate: let it run longer")
 
 
 def require_h2load() -> None:

@@ -111,9 +111,10 @@ def overload(model: Model, *, seconds: float) -> tuple[Overload, Load]:
         after, _ = capacity([request], connections=CAPACITY_CONNECTIONS, seconds=seconds / 6, warm_up=2.0)
     accepted, refused = load.latencies(200), load.latencies(429)
     last_due = max(answer.due for answer in load.answers)
-    finished = load.finished(200)
     # What is still in the queue when the load ends is answered without any load.
-    goodput = throughput(finished[finished <= last_due])
+    finished = [moment for moment in load.finished(200) if moment <= last_due]
+    # Too few for a rate is a figure here as well.
+    goodput = throughput(finished, seconds=seconds) if len(finished) > 4 * MAX_BATCH else len(finished) / seconds
     result = Overload(
         capacity_before=before,
         capacity_after=after,
