@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from service.cores import usable_cores
-from service.listening import listen
+from service.listening import listen, url_of
 from service.settings import Settings
 from service.version import VERSION
 
@@ -56,16 +56,10 @@ def _checks() -> Iterator[Check]:
             name = "_".join(["TITOK", *map(str, place["loc"])]).upper()
             yield Check("settings", "wrong", f"{name}: {place['msg']}", "docs/configuration.md lists what is taken.")
         return
-    yield Check("settings", "ok", ", ".join(_given(settings)) or "all as they are by default")
+    yield Check("settings", "ok", ", ".join(settings.given) or "all as they are by default")
     yield from _models(settings)
     yield _port("port", settings.host, settings.port, "TITOK_PORT")
     yield _port("admin port", settings.host, settings.admin_port, "TITOK_ADMIN_PORT")
-
-
-def _given(settings: Settings) -> Iterator[str]:
-    """What differs from the defaults; secrets show themselves as stars."""
-    for name in sorted(settings.model_fields_set):
-        yield f"TITOK_{name.upper()}={getattr(settings, name)}"
 
 
 def _models(settings: Settings) -> Iterator[Check]:
@@ -127,9 +121,8 @@ def _port(name: str, host: str, port: int, setting: str) -> Check:
 def _is_ours(host: str, port: int) -> bool:
     import httpx
 
-    reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     try:
-        answer = httpx.get(f"http://{reached}:{port}/livez", timeout=2.0)
+        answer = httpx.get(f"{url_of(host, port)}/livez", timeout=2.0)
         return answer.status_code == HTTPStatus.OK and answer.json() == {"status": "alive"}
     except (httpx.HTTPError, ValueError):
         return False

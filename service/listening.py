@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 
-__all__ = ["listen", "refuse_handshakes", "url"]
+__all__ = ["listen", "refuse_handshakes", "url", "url_of"]
 
 BACKLOG = 2048  # connections not yet accepted, as uvicorn's own default
 
@@ -39,8 +39,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 def url(listener: socket.socket, host: str) -> str:
     """The address as a person would type it."""
+    return url_of(host, listener.getsockname()[1])
+
+
+def url_of(host: str, port: int) -> str:
+    """The same of whatever listens there."""
     shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{shown}:{listener.getsockname()[1]}"
+    return f"http://{shown}:{port}"
 
 
 def refuse_handshakes(listener: socket.socket) -> None:

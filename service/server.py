@@ -40,8 +40,7 @@ def serve(settings: Settings) -> int:
 
 
 def _log_settings(settings: Settings) -> None:
-    changed = [f"TITOK_{name.upper()}={getattr(settings, name)}" for name in sorted(settings.model_fields_set)]
     for name in sorted(os.environ):
         if name.startswith("TITOK_") and name.removeprefix("TITOK_").lower() not in Settings.model_fields:
             log.warning("%s is no setting of this version, and does nothing (docs/configuration.md)", name)
-    log.info("titok-service %s, %s", VERSION, ", ".join(changed) if changed else "every setting at its default")
+    log.info("titok-service %s, %s", VERSION, ", ".join(settings.given) or "every setting at its default")

@@ -174,6 +174,11 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def given(self) -> list[str]:
+        """What was set, as in the environment; secrets show themselves as stars."""
+        return [f"TITOK_{name.upper()}={getattr(self, name)}" for name in sorted(self.model_fields_set)]
+
+    @property
     def device_threads(self) -> int:
         """Threads of a CPU device."""
         return self.threads or usable_cores()

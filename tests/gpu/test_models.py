@@ -19,11 +19,11 @@ from models.graphs import CudaRecorder
 from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.memory import memory_bytes
 from models.precision import FORMATS
-from models.preprocess import eval_crop
 from models.sampling_settings import SamplingSettings
 from models.transfers import CudaTransfers, pin
 from service.device import ModelDevice
 from service.engine.protocol import RowState
+from tests.crops import crops_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,15 +36,7 @@ DEVICE = "cuda:0"
 
 @pytest.fixture(scope="module")
 def images(photographs: list[Image.Image]) -> np.ndarray:
-    """Crops of photographs at many places, uint8 [48, 128, 128, 3]."""
-    rng = np.random.default_rng(0)
-    crops = []
-    for index in range(48):
-        photograph = photographs[index % len(photographs)]
-        left, top = rng.integers(0, photograph.width - 130), rng.integers(0, photograph.height - 130)
-        side = int(rng.integers(100, 130))
-        crops.append(eval_crop(photograph.crop((left, top, left + side, top + side)), 128))
-    return np.stack(crops)
+    return crops_of(photographs, 48)
 
 
 @pytest.fixture(scope="module")

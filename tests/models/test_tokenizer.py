@@ -9,7 +9,7 @@ from PIL import Image
 
 from models import Tokenizer, load_tokenizer
 from models.codes import CodeError
-from models.preprocess import eval_crop
+from tests.crops import crops_of
 from tests.tiny_models import tiny_tokenizer
 
 
@@ -20,15 +20,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def images(photographs: list[Image.Image]) -> np.ndarray:
-    """Crops of photographs at many places, uint8 [64, 128, 128, 3]."""
-    rng = np.random.default_rng(0)
-    crops = []
-    for index in range(64):
-        photograph = photographs[index % len(photographs)]
-        left, top = rng.integers(0, photograph.width - 130), rng.integers(0, photograph.height - 130)
-        side = int(rng.integers(100, 130))
-        crops.append(eval_crop(photograph.crop((left, top, left + side, top + side)), 128))
-    return np.stack(crops)
+    return crops_of(photographs, 64)
 
 
 def test_ids_do_not_depend_on_company(tokenizer: Tokenizer, images: np.ndarray) -> None:
