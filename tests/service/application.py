@@ -39,9 +39,12 @@ def app_of(client: httpx.AsyncClient) -> FastAPI:
 
 
 async def until(client: httpx.AsyncClient, condition: Callable[[Any], bool]) -> httpx.Response:
-    """The first answer of /healthz that meets the condition. In-process calls never suspend, so the loop is let run."""
-    while True:
-        answer = await client.get("/healthz")
-        if condition(answer.json()):
-            return answer
-        await asyncio.sleep(0)
+    """The first answer of /healthz that meets the condition, which is given 20 seconds: less than a request, whose end
+    would hide that it never came true. In-process calls never suspend, so the loop is let run.
+    """
+    async with asyncio.timeout(20):
+        while True:
+            answer = await client.get("/healthz")
+            if condition(answer.json()):
+                return answer
+            await asyncio.sleep(0)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.test_overload import PNG, HeldDevice, picture, queued, service
+from tests.service.test_overload import PNG, HeldDevice, at_device, picture, queued, service
 
 pytestmark = pytest.mark.anyio
 
@@ -54,9 +54,8 @@ async def test_an_image_that_stands_twice_in_a_request_is_computed_once(device: 
 async def test_when_the_first_client_leaves_or_is_late_another_takes_over(device: HeldDevice) -> None:
     async with service(device) as client:
         blocker = post(client, picture(1))
-        await queued(client, 1)
+        await at_device(client)
         late = post(client, picture(7), **{"X-Request-Timeout-Ms": "60"})
-        await queued(client, 2)
         others = [post(client, picture(7)) for _ in range(5)]
         assert (await late).status_code == 504
         await queued(client, 2)  # one of the others has taken the place

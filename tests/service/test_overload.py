@@ -68,6 +68,11 @@ async def queued(client: httpx.AsyncClient, images: int) -> None:
     await until(client, lambda health: sum(lane_images(health)) == images)
 
 
+async def at_device(client: httpx.AsyncClient) -> None:
+    """Waits until the device holds the one image there is: what comes now is not in its batch."""
+    await until(client, lambda health: lane_images(health) == (0, 1))
+
+
 def lane_images(health: Any) -> tuple[int, int]:
     lane = health["lanes"]["encode"]
     return lane["queued_images"], lane["active_images"]
@@ -105,7 +110,7 @@ async def test_an_image_that_breaks_the_device_fails_alone() -> None:
     device = HeldDevice()
     async with service(device) as client:
         first = asyncio.create_task(client.post("/v1/encode", content=picture(1), headers=PNG))
-        await queued(client, 1)
+        await at_device(client)
         together = [
             asyncio.create_task(client.post("/v1/encode", content=picture(brightness), headers=PNG))
             for brightness in (0, 7, 8)
