@@ -23,7 +23,7 @@ from service.middleware import BodyLimit, RequestContext
 from service.observer import CacheMetrics, MetricsObserver
 from service.problem_handlers import add_problem_handlers
 from service.problems import Unauthorized
-from service.routes import decode, encode, generate, mix, models, openai_images, operations, reconstruct
+from service.routes import decode, encode, generate, images, mix, models, openai_images, operations, reconstruct
 from service.settings import Settings
 from service.version import VERSION
 
@@ -95,6 +95,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     for router in (
         encode.router,
         decode.router,
+        images.router,
         generate.router,
         reconstruct.router,
         mix.router,

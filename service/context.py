@@ -25,6 +25,7 @@ from service.engine import WorkerCrashed as EngineWorkerCrashed
 from service.facts import GeneratorFacts, ModelFacts
 from service.flights import Flights
 from service.metrics import Metrics
+from service.pictures import PictureCache
 from service.problems import (
     ContentTooLarge,
     DeadlineExceeded,
@@ -65,6 +66,7 @@ class ServiceContext:
         self.cache = cache
         self.metrics = metrics
         self.loaded: ModelFacts | None = None
+        self.pictures = PictureCache(settings.picture_cache_bytes)
         self.flights: Flights[TokenizedImage] = Flights()
         self.draining = False
 

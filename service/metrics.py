@@ -65,6 +65,12 @@ class Metrics:
         self.cache_requests = Counter(
             "titok_cache_requests", "Images looked up in the cache of codes.", ("result",), registry=registry
         )
+        self.picture_requests = Counter(
+            "titok_picture_requests",
+            "Images asked for by their address, by cache result.",
+            ("result",),
+            registry=registry,
+        )
         self.cache_duration = Histogram(
             "titok_cache_duration_seconds", "Round trips to Redis.", ("op",), buckets=SECONDS, registry=registry
         )

@@ -42,6 +42,7 @@ _WHEN = {
     406: "`Accept` allows no answer that this route can give.",
     408: "The body did not arrive in time.",
     409: "Tokens of another revision of the tokenizer.",
+    410: "The address names a revision that is not served any more.",
     413: "Too many bytes, pixels or images.",
     415: "A Content-Type, or an image format, that is not taken.",
     422: "A value is missing, of the wrong type, or out of range.",

@@ -38,6 +38,7 @@ __all__ = [
     "PROBLEM_MEDIA_TYPE",
     "ContentTooLarge",
     "DeadlineExceeded",
+    "Gone",
     "InternalError",
     "InvalidRequest",
     "MalformedBody",
@@ -181,6 +182,12 @@ class RevisionMismatch(Problem):
     """Tokens of another tokenizer, or of another revision of this one."""
 
     status, slug, title = HTTPStatus.CONFLICT, "revision-mismatch", "The tokens belong to another tokenizer"
+
+
+class Gone(Problem):
+    """The address of a revision that is not served any more."""
+
+    status, slug, title = HTTPStatus.GONE, "gone", "What the address names is not served any more"
 
 
 class ContentTooLarge(Problem):

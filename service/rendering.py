@@ -20,6 +20,7 @@ from service.stages import Stages
 __all__ = [
     "MULTIPART",
     "OCTETS",
+    "SIDES",
     "Rendered",
     "as_base64",
     "choose_image_answer",
@@ -31,6 +32,7 @@ __all__ = [
 
 MULTIPART = "multipart/mixed"
 OCTETS = "application/octet-stream"
+SIDES = range(16, 2049)  # pixels that an image can be scaled to
 
 
 @dataclass(frozen=True)

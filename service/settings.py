@@ -91,6 +91,11 @@ class Settings(BaseSettings):
     cache_lease: float = Field(
         2.0, ge=0, le=60, description="Seconds that others wait for an image one front end is computing; 0: not at all."
     )
+    picture_cache_bytes: int = Field(
+        32 * MiB,
+        ge=0,
+        description="Bytes of rendered images (/v1/images/...) that each process keeps in memory; 0: none.",
+    )
     redis_url: SecretStr | None = Field(
         None,
         description="`redis://user:password@host:6379/0`; `rediss://` with TLS, `unix://`, "

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from models.codes import CodeError, CodeFormat
+from models.packed_codes import PackedCodes
 from service.problems import InvalidRequest, ProblemDetail, invalid_value
 from service.schemas import DecodeRequest
 
-__all__ = ["tokens_from_bytes", "tokens_from_code", "tokens_from_json"]
+__all__ = ["packed_codes_from", "tokens_from_bytes", "tokens_from_code", "tokens_from_json"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -54,6 +55,14 @@ def tokens_from_bytes(data: bytes, code_format: CodeFormat) -> Ids:
         return code_format.from_bytes(data)
     except CodeError as error:
         raise invalid_value("body", str(error), None, f"a multiple of {code_format.num_bytes} bytes") from None
+
+
+def packed_codes_from(data: bytes) -> PackedCodes:
+    """A file of packed codes."""
+    try:
+        return PackedCodes.from_bytes(data)
+    except CodeError as error:
+        raise invalid_value("body", str(error), None, "a file of packed codes") from None
 
 
 def _row(row: Any, code_format: CodeFormat, pointer: str) -> Ids:

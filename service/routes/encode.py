@@ -8,6 +8,8 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from models.packed_codes import MEDIA_TYPE as PACKED_CODES
+from models.packed_codes import PackedCodes
 from service.context import ServiceContext
 from service.media import ACCEPTED_FORMATS
 from service.negotiation import choose_media_type
@@ -58,31 +60,36 @@ _EXAMPLE = {
     "/v1/encode",
     summary="Turn images into token ids",
     response_model=EncodeResponse,
-    responses=answers(400, 406, 408, 413, 415, 422, 429, 503, 504, example=_EXAMPLE, binary=[OCTETS]),
+    responses=answers(400, 406, 408, 413, 415, 422, 429, 503, 504, example=_EXAMPLE, binary=[OCTETS, PACKED_CODES]),
     openapi_extra=IMAGE_BODY,
 )
 async def encode(request: Request) -> Response:
     """Tokens of one or many images, in order.
 
-    `Accept: application/octet-stream` answers with the packed codes, one after the other (48 bytes each with the
-    default tokenizer); the headers `X-Titok-Model`, `X-Titok-Revision` and `X-Titok-Images` say whose and how many.
+    `Accept: application/vnd.titok.codes` answers with a file of packed codes, whose header says whose they are;
+    `application/octet-stream` with the packed codes alone, one after the other (48 bytes each with the default
+    tokenizer), and then the headers `X-Titok-Model`, `X-Titok-Revision` and `X-Titok-Images` say whose and how many.
     """
     context, stages = ServiceContext.of(request), request.state.stages
     facts, deadline = context.facts, context.deadline(request)
-    media_type = choose_media_type(request.headers.get("accept"), ["application/json", OCTETS])
+    media_type = choose_media_type(request.headers.get("accept"), ["application/json", OCTETS, PACKED_CODES])
     with stages.measure("read"):
         uploads = await read_uploads(
             request, seconds=context.settings.body_timeout, max_images=context.settings.max_images
         )
     images = await context.while_connected(request, tokenize(context, uploads, deadline=deadline, stages=stages))
-    if media_type == OCTETS:
-        packed = facts.code_format.pack(np.stack([image.tokens for image in images]))
+    if media_type != "application/json":
+        tokens = np.stack([image.tokens for image in images])
+        if media_type == PACKED_CODES:
+            body = PackedCodes(facts.name, facts.revision, facts.code_format, tokens).to_bytes()
+        else:
+            body = facts.code_format.pack(tokens).tobytes()
         headers = {
             "X-Titok-Model": facts.name,
             "X-Titok-Revision": facts.revision,
             "X-Titok-Images": str(len(images)),
         }
-        return Response(packed.tobytes(), media_type=OCTETS, headers=headers)
+        return Response(body, media_type=media_type, headers=headers)
     answer = EncodeResponse(
         model=facts.name,
         revision=facts.revision,

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from service.addresses import image_address
 from service.classes import ClassIndex
 from service.context import ServiceContext
 from service.generation import Generation, random_seeds
@@ -19,13 +20,12 @@ from service.media import OUTPUT_EXTENSIONS
 from service.negotiation import require_json
 from service.openapi import answers
 from service.problems import Problem, UnknownClass, invalid_value
-from service.rendering import as_base64, image_media_type, render
+from service.rendering import SIDES, as_base64, image_media_type, render
 from service.schemas import EXAMPLE_CODE, ImageObject, ImagesRequest, ImagesResponse, parse_body
 from service.uploads import read_body
 
 __all__ = ["router"]
 
-_SIDES = range(16, 2049)
 _SIZE = re.compile(r"([1-9][0-9]{1,3})x\1", re.ASCII)
 _PHRASE = re.compile(
     r"(?:(?:an?|the)\s+)?(?:(?:photo|photograph|picture|image)\s+of\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE
@@ -88,7 +88,7 @@ async def create_images(request: Request) -> Response:
     """The prompt is the name of a class; `a photo of a cat` is a cat, other words are not understood.
 
     Images come as base64, by their address, or, where `response_format` is absent, both. A `size` that is not the
-    model's own is scaled to, and has no address. Members of OpenAI's API that mean nothing here are ignored. Problems
+    model's own is scaled to. Members of OpenAI's API that mean nothing here are ignored. Problems
     have the usual statuses and an `error` of OpenAI's form besides.
     """
     context, stages = ServiceContext.of(request), request.state.stages
@@ -104,10 +104,6 @@ async def create_images(request: Request) -> Response:
     count = body.n or 1
     context.check_count(count, context.settings.max_generate, "/n")
     side = _side(body.size, facts.image_size)
-    if body.response_format == "url" and side != facts.image_size:
-        raise invalid_value(
-            "/size", "an image at an address has the model's size", body.size, f"{facts.image_size}x{facts.image_size}"
-        )
     label = _class_of(body.prompt, context.classes)
     generation = Generation(label=label, settings=generator.presets["demo"], seeds=random_seeds(count))
     media_type = image_media_type(body.output_format or "png")
@@ -122,8 +118,8 @@ async def create_images(request: Request) -> Response:
         return codes, rendered.files
 
     codes, files = await context.while_connected(request, work())
-    addresses = f"{request.base_url}v1/images/{facts.name}@{facts.revision}"
-    has_address = body.response_format != "b64_json" and side == facts.image_size
+    host = str(request.base_url).rstrip("/")
+    extension = OUTPUT_EXTENSIONS[media_type]
     document = ImagesResponse(
         created=int(time.time()),
         output_format=body.output_format or "png",
@@ -131,7 +127,9 @@ async def create_images(request: Request) -> Response:
         data=[
             ImageObject(
                 b64_json=None if files is None else as_base64(files[index]),
-                url=f"{addresses}/{code}.{OUTPUT_EXTENSIONS[media_type]}" if has_address else None,
+                url=None
+                if body.response_format == "b64_json"
+                else host + image_address(facts, code, extension, size=side, quality=quality),
                 revised_prompt=context.classes.names[label][0],
                 code=code,
                 seed=generation.seeds[index],
@@ -158,8 +156,8 @@ def _side(size: str | None, own: int) -> int:
     if size is None or size == "auto":
         return own
     match = _SIZE.fullmatch(size)
-    if match is None or int(match[1]) not in _SIDES:
-        allowed = f"auto, {own}x{own}, or another square of {_SIDES[0]} to {_SIDES[-1]} pixels a side"
+    if match is None or int(match[1]) not in SIDES:
+        allowed = f"auto, {own}x{own}, or another square of {SIDES[0]} to {SIDES[-1]} pixels a side"
         raise invalid_value("/size", "no size that can be drawn", size[:20], allowed)
     return int(match[1])
 

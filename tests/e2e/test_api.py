@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from email.parser import BytesParser
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models import load_generator, load_tokenizer
+from models import load_generator, load_tokenizer, packed_codes
 from models.codes import CodeFormat
+from models.packed_codes import PackedCodes
 from models.preprocess import eval_crop
 from tests.e2e.conftest import Server
 
@@ -119,6 +121,28 @@ def test_packed_codes_go_out_and_in(client: httpx.Client, encoded: dict[str, Any
         "/v1/decode", content=packed.content, headers={"Content-Type": "application/octet-stream", "Accept": "*/*"}
     )
     assert [item["content_type"] for item in images.json()["data"]] == ["image/jpeg"] * 2
+
+
+def test_a_file_of_packed_codes_says_whose_they_are(client: httpx.Client, encoded: dict[str, Any], jpeg: bytes) -> None:
+    accept = {"Accept": packed_codes.MEDIA_TYPE}
+    packed = client.post("/v1/encode", files=[("a", jpeg), ("b", jpeg)], headers=accept)
+    assert packed.headers["content-type"] == packed_codes.MEDIA_TYPE
+    codes = PackedCodes.from_bytes(packed.content)
+    assert (codes.tokenizer, codes.revision, codes.code_format) == (MODEL, encoded["revision"], CODES)
+    assert codes.tokens.tolist() == [encoded["data"][0]["tokens"]] * 2
+    # The header is recognised however the body is labelled, and another tokenizer's codes are no pixels here.
+    for media_type in (packed_codes.MEDIA_TYPE, "application/octet-stream"):
+        for file, status in (
+            (codes, 200),
+            (replace(codes, tokenizer="titok-l-32"), 404),
+            (replace(codes, revision="other"), 409),
+            (replace(codes, code_format=CodeFormat(16, 4096), tokens=codes.tokens[:, :16]), 422),
+        ):
+            answer = client.post("/v1/decode", content=file.to_bytes(), headers={"Content-Type": media_type})
+            assert answer.status_code == status
+    cut = client.post("/v1/decode", content=packed.content[:-1], headers={"Content-Type": packed_codes.MEDIA_TYPE})
+    assert cut.status_code == 422
+    assert "announces 2 images" in cut.json()["detail"]
 
 
 def test_tokens_and_code_become_the_same_picture_in_the_type_accept_asks_for(

@@ -200,9 +200,10 @@ ADDRESSES = {
     "an unknown model": ("/v1/models/titok-x", 404, "unknown-model"),
     "the classes of an unknown model": ("/v1/models/titok-x/classes", 404, "unknown-model"),
     "an image of another tokenizer": (f"/v1/images/titok-l-32/{GOOD_CODE}.png", 404, "unknown-model"),
-    "an image of another revision": (f"/v1/images/titok-mini-32@old/{GOOD_CODE}.png", 409, "revision-mismatch"),
+    "an image of another revision": (f"/v1/images/titok-mini-32@old/{GOOD_CODE}.png", 410, "gone"),
     "an image of a short code": ("/v1/images/titok-mini-32/AAAA.png", 422, "invalid-request"),
     "an image of another format": (f"/v1/images/titok-mini-32/{GOOD_CODE}.gif", 404, "not-found"),
+    "an image of 15 pixels": (f"/v1/images/titok-mini-32/{GOOD_CODE}.jpg?size=15", 422, "invalid-request"),
     "an image of quality 101": (f"/v1/images/titok-mini-32/{GOOD_CODE}.jpg?quality=101", 422, "invalid-request"),
     "a method that is none": ("/v1/encode", 405, "method-not-allowed"),
 }
