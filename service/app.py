@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +24,7 @@ from service.middleware import BodyLimit, RequestContext
 from service.observer import CacheMetrics, MetricsObserver
 from service.problem_handlers import add_problem_handlers
 from service.problems import Unauthorized
-from service.routes import decode, encode, generate, images, mix, models, openai_images, operations, reconstruct
+from service.routes import codes, decode, encode, generate, images, mix, models, openai_images, operations, reconstruct
 from service.settings import Settings
 from service.version import VERSION
 
@@ -95,6 +96,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     for router in (
         encode.router,
         decode.router,
+        codes.router,
         images.router,
         generate.router,
         reconstruct.router,
@@ -128,11 +130,14 @@ async def _authorize(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     keys = ServiceContext.of(request).settings.api_keys
+    request.state.caller = None
     if not keys:
         return
     given = credentials.credentials if credentials is not None else request.headers.get("x-api-key", "")
     # Every key is compared, in constant time, so that the time taken tells nothing.
     matches = [hmac.compare_digest(given.encode(), key.get_secret_value().encode()) for key in keys]
+    # A name of the key that does not tell it, the same in every process.
+    request.state.caller = hashlib.sha256(b"titok:caller:" + given.encode()).hexdigest()[:16]
     if not any(matches):
         reason = "unknown" if given else "missing"
         raise Unauthorized(

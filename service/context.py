@@ -105,10 +105,11 @@ class ServiceContext:
         """The generator's classes, by name."""
         return ClassIndex(self.generator.class_names)
 
-    @property
-    def keys(self) -> KeySpace:
-        """The names of codes in the cache."""
-        return KeySpace(self.settings.cache_namespace, self.facts.name, self.facts.revision)
+    def keys_for(self, request: Request) -> KeySpace:
+        """The names of codes in the cache: everybody's, or those of the request's API key."""
+        settings, facts = self.settings, self.facts
+        scope = request.state.caller if settings.cache_scope == "key" else None
+        return KeySpace(settings.cache_namespace, facts.name, facts.revision, scope)
 
     @cached_property
     def _image_threads(self) -> anyio.CapacityLimiter:

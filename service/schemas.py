@@ -30,7 +30,10 @@ __all__ = [
     "ImageObject",
     "ImagesRequest",
     "ImagesResponse",
+    "KnownCode",
     "Limits",
+    "LookupRequest",
+    "LookupResponse",
     "MixRequest",
     "MixResponse",
     "ModelEntry",
@@ -88,6 +91,30 @@ class EncodeResponse(BaseModel):
     num_tokens: int
     codebook_size: int
     data: list[EncodedItem]
+
+
+class LookupRequest(_Request):
+    """Images by the SHA-256 of their files."""
+
+    sha256: list[str] = Field(min_length=1, description="Digests in hexadecimal.")
+
+
+class KnownCode(BaseModel):
+    """The tokens of an image that was seen before."""
+
+    sha256: str
+    tokens: list[int] = Field(description="Token ids.", examples=[EXAMPLE_TOKENS])
+    code: str = Field(description="The ids packed, in URL-safe base64.", examples=[EXAMPLE_CODE])
+    original_size: Size
+
+
+class LookupResponse(BaseModel):
+    """What is known of the images asked for; the others have to be sent."""
+
+    model: str = Field(examples=["titok-mini-32"])
+    revision: str = Field(description="Changes whenever the same image may get other tokens.")
+    data: list[KnownCode]
+    missing: list[str] = Field(description="Digests that are not known.")
 
 
 class DecodeRequest(_Request):

@@ -73,6 +73,14 @@ class Settings(BaseSettings):
         description="Where codes of images already seen are kept: 'memory' of each process, 'redis', or 'off'; 'auto' is "
         "Redis where there is a URL of one, else memory.",
     )
+    cache_scope: Literal["shared", "key"] = Field(
+        "shared",
+        description="Who shares what the cache knows: all callers, or each API key alone, because a hit tells that "
+        "somebody has sent the same image.",
+    )
+    lookup: bool = Field(
+        True, description="Answer which codes are known by the SHA-256 of an image (/v1/codes), without its bytes."
+    )
     cache_entries: int = Field(
         100_000,
         ge=1,
@@ -173,6 +181,8 @@ class Settings(BaseSettings):
             raise ValueError(f"workers 'inline' runs one device, not {self.devices}")
         if self.cache == "redis" and self.redis_url is None:
             raise ValueError("cache 'redis' needs TITOK_REDIS_URL")
+        if self.cache_scope == "key" and not self.api_keys:
+            raise ValueError("cache_scope 'key' needs TITOK_API_KEYS")
         for name in ("max_images", "max_generate"):
             if getattr(self, name) > self.queue_images:
                 raise ValueError(f"{name} {getattr(self, name)} is more than queue_images {self.queue_images} can take")

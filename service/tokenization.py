@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from models.codes import CodeError
 from models.preprocess import eval_crop
-from service.cache import CachedCode
+from service.cache import CachedCode, KeySpace
 from service.context import ServiceContext, TokenizedImage
 from service.engine import Encoded, EncodeTicket
 from service.media import MediaLimits, decode_image
@@ -29,7 +29,7 @@ from service.problems import DeadlineExceeded, InternalError, Problem, WorkerCra
 from service.stages import Stages
 from service.uploads import Upload
 
-__all__ = ["TokenizedImage", "preprocess", "tokenize"]
+__all__ = ["TokenizedImage", "look_up", "preprocess", "tokenize"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05
 Pixels = npt.NDArray[np.uint8]
@@ -57,14 +57,14 @@ async def preprocess(
 
 
 async def tokenize(
-    context: ServiceContext, uploads: Sequence[Upload], *, deadline: float, stages: Stages
+    context: ServiceContext, uploads: Sequence[Upload], *, space: KeySpace, deadline: float, stages: Stages
 ) -> list[TokenizedImage]:
-    """Tokens of uploads. What the cache knows is neither decoded nor queued, and what is being computed for another
-    request, or stands twice in this one, is computed once.
+    """Tokens of uploads, which have their names in ``space``. What the cache knows is neither decoded nor queued, and
+    what is being computed for another request, or stands twice in this one, is computed once.
     """
     if context.settings.cache == "off":
         return await _compute_all(context, uploads, deadline=deadline, stages=stages)
-    keys = [context.keys.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
+    keys = [space.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
     wanted = dict(zip(reversed(keys), reversed(uploads), strict=True))  # of equal ones the first: problems point to it
     with stages.measure("cache"):
         known = await _known(context, list(wanted), "hit")
@@ -74,7 +74,7 @@ async def tokenize(
         own = [key for key, flight in flights.items() if flight is None]
         if own:
             uploaded = [wanted[key] for key in own]
-            computed = await _fly(context, uploaded, own, deadline=deadline, stages=stages)
+            computed = await _fly(context, uploaded, own, space=space, deadline=deadline, stages=stages)
             found.update(zip(own, computed, strict=True))
         for key, flight in flights.items():
             if flight is None:
@@ -90,7 +90,9 @@ async def tokenize(
                 found[key] = flight.result
             elif not flight.abandoned:
                 # It failed for the other request, perhaps by something that is not true of this one.
-                [found[key]] = await _compute(context, [wanted[key]], [key], deadline=deadline, stages=stages)
+                [found[key]] = await _compute(
+                    context, [wanted[key]], [key], space=space, deadline=deadline, stages=stages
+                )
     return [found[key] for key in keys]
 
 
@@ -110,14 +112,20 @@ async def _compute_all(
 
 
 async def _fly(
-    context: ServiceContext, uploads: Sequence[Upload], keys: Sequence[bytes], *, deadline: float, stages: Stages
+    context: ServiceContext,
+    uploads: Sequence[Upload],
+    keys: Sequence[bytes],
+    *,
+    space: KeySpace,
+    deadline: float,
+    stages: Stages,
 ) -> list[TokenizedImage]:
     """``_compute`` for all who wait for the same."""
     images: list[TokenizedImage | None] = [None] * len(keys)
     problem: Problem | None = None
     abandoned = False
     try:
-        computed = await _compute_once(context, uploads, keys, deadline=deadline, stages=stages)
+        computed = await _compute_once(context, uploads, keys, space=space, deadline=deadline, stages=stages)
         images = list(computed)
     except (InternalError, WorkerCrashed) as error:
         # What one image does to a device it does again; of several nobody knows which it was.
@@ -133,7 +141,13 @@ async def _fly(
 
 
 async def _compute_once(
-    context: ServiceContext, uploads: Sequence[Upload], keys: Sequence[bytes], *, deadline: float, stages: Stages
+    context: ServiceContext,
+    uploads: Sequence[Upload],
+    keys: Sequence[bytes],
+    *,
+    space: KeySpace,
+    deadline: float,
+    stages: Stages,
 ) -> list[TokenizedImage]:
     """``_compute``, unless another process is at it: then its result, if that comes before its claim runs out."""
     found: dict[bytes, TokenizedImage] = {}
@@ -152,7 +166,11 @@ async def _compute_once(
             if own:
                 mine = [given[key] for key in own]
                 found.update(
-                    zip(own, await _compute(context, mine, own, deadline=deadline, stages=stages), strict=True)
+                    zip(
+                        own,
+                        await _compute(context, mine, own, space=space, deadline=deadline, stages=stages),
+                        strict=True,
+                    )
                 )
             elif len(found) < len(keys):
                 with stages.measure("shared"):
@@ -165,7 +183,13 @@ async def _compute_once(
 
 
 async def _compute(
-    context: ServiceContext, uploads: Sequence[Upload], keys: Sequence[bytes], *, deadline: float, stages: Stages
+    context: ServiceContext,
+    uploads: Sequence[Upload],
+    keys: Sequence[bytes],
+    *,
+    space: KeySpace,
+    deadline: float,
+    stages: Stages,
 ) -> list[TokenizedImage]:
     """Tokens of uploads whose bytes are new, by their keys; both are remembered, and what their pixels are."""
     facts, engine = context.facts, context.engine
@@ -191,9 +215,7 @@ async def _compute(
         with room_for(count) as ticket:
             sizes = await preprocess(context, uploads, stages, use=keep)
             with stages.measure("cache"):
-                results = await _known(
-                    context, [context.keys.pixels(digests[index]) for index in range(count)], "pixels"
-                )
+                results = await _known(context, [space.pixels(digests[index]) for index in range(count)], "pixels")
             new = [index for index, result in enumerate(results) if result is None]
             if len(new) == count:
                 encoded = await encode(ticket)
@@ -210,19 +232,24 @@ async def _compute(
     packed = facts.code_format.pack(np.stack([image.tokens for image in images]))
     entries = [CachedCode(row.tobytes(), size) for row, size in zip(packed, sizes, strict=True)]
     await context.cache.put_many(
-        [*zip(keys, entries, strict=True), *((context.keys.pixels(digests[index]), entries[index]) for index in new)]
+        [*zip(keys, entries, strict=True), *((space.pixels(digests[index]), entries[index]) for index in new)]
     )
     return images
 
 
+async def look_up(context: ServiceContext, digests: Sequence[bytes], space: KeySpace) -> list[TokenizedImage | None]:
+    """What is known of uploads by the SHA-256 of their bytes, without any of them."""
+    return await _known(context, [space.upload(digest) for digest in digests], "lookup")
+
+
 async def _known(
-    context: ServiceContext, keys: Sequence[bytes], found: Literal["hit", "pixels"]
+    context: ServiceContext, keys: Sequence[bytes], found: Literal["hit", "pixels", "lookup"]
 ) -> list[TokenizedImage | None]:
     return [_from_cache(context, entry, found) for entry in await context.cache.get_many(keys)]
 
 
 def _from_cache(
-    context: ServiceContext, entry: CachedCode | None, found: Literal["hit", "pixels"]
+    context: ServiceContext, entry: CachedCode | None, found: Literal["hit", "pixels", "lookup"]
 ) -> TokenizedImage | None:
     """A cached code, checked as anything from outside; what does not fit counts as not known."""
     result = None

@@ -6,7 +6,8 @@
     titok:v1:{tokenizer}:{weights}:{preprocessing}:pixels:{sha256 of the pixels that the tokenizer sees}
 
 The first is known before an image is decoded. The second finds the same picture in another container or with other
-metadata. ``titok`` is the namespace, ``v1`` the layout of keys and values.
+metadata. ``titok`` is the namespace, ``v1`` the layout of keys and values. Where callers are not to share
+what is known, each has a ``scope``, which comes before the digest: ``...:of-{scope}:{sha256}``.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ class KeySpace:
     namespace: str
     tokenizer: str
     revision: str
+    scope: str | None = None
     prefix: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         weights, _, preprocessing = self.revision.partition("-")
-        parts = (self.namespace, LAYOUT, self.tokenizer, weights, preprocessing)
+        scope = () if self.scope is None else (f"of-{self.scope}",)
+        parts = (self.namespace, LAYOUT, self.tokenizer, weights, preprocessing, *scope)
         object.__setattr__(self, "prefix", (":".join(parts) + ":").encode())
 
     def upload(self, digest: bytes) -> bytes:

@@ -77,7 +77,8 @@ async def encode(request: Request) -> Response:
         uploads = await read_uploads(
             request, seconds=context.settings.body_timeout, max_images=context.settings.max_images
         )
-    images = await context.while_connected(request, tokenize(context, uploads, deadline=deadline, stages=stages))
+    work = tokenize(context, uploads, space=context.keys_for(request), deadline=deadline, stages=stages)
+    images = await context.while_connected(request, work)
     if media_type != "application/json":
         tokens = np.stack([image.tokens for image in images])
         if media_type == PACKED_CODES:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.cache import KeySpace
 from service.context import ServiceContext
 from service.media import OUTPUT_EXTENSIONS
 from service.negotiation import choose_media_type
@@ -57,8 +58,9 @@ async def reconstruct(request: Request) -> Response:
     media_type = image_media_type(None) if answer == "application/json" else answer
     with stages.measure("read"):
         uploads = await read_uploads(request, seconds=context.settings.body_timeout, max_images=1)
+    space = context.keys_for(request)
     image, original, rendered = await context.while_connected(
-        request, _reconstruct(context, uploads[0], media_type, deadline=deadline, stages=stages)
+        request, _reconstruct(context, uploads[0], media_type, space=space, deadline=deadline, stages=stages)
     )
     with stages.measure("quality"):
         decibels, similarity = await context.in_thread(measure_quality, rendered.pixels[0], original)
@@ -89,9 +91,9 @@ async def reconstruct(request: Request) -> Response:
 
 
 async def _reconstruct(
-    context: ServiceContext, upload: Upload, media_type: str, *, deadline: float, stages: Stages
+    context: ServiceContext, upload: Upload, media_type: str, *, space: KeySpace, deadline: float, stages: Stages
 ) -> tuple[TokenizedImage, npt.NDArray[np.uint8], Rendered]:
-    image = (await tokenize(context, [upload], deadline=deadline, stages=stages))[0]
+    image = (await tokenize(context, [upload], space=space, deadline=deadline, stages=stages))[0]
     originals: list[npt.NDArray[np.uint8]] = []
     rendered, _ = await asyncio.gather(
         render(context, image.tokens[None], media_type, None, deadline=deadline, stages=stages),
