@@ -62,19 +62,20 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
     server.wait_until_ready()
     configuration = yaml.safe_load((RULES / "prometheus.yml").read_text())
     configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    configuration["scrape_configs"][0]["static_configs"] = [{"targets": [server.admin_url.removeprefix("http://")]}]
+    [service, _] = configuration["scrape_configs"]
+    service["static_configs"] = [{"targets": [server.admin_url.removeprefix("http://")]}]
+    configuration["scrape_configs"] = [service]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    process = subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={folder}/prometheus.yml",
-            f"--storage.tsdb.path={folder}/data",
-            f"--web.listen-address={address}",
-        ],
-        stderr=(folder / "log").open("w"),
-    )
+    command = [
+        "prometheus",
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address={address}",
+    ]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stderr=log)
     try:
         with httpx.Client(base_url=f"http://{address}", timeout=30) as client:
             deadline = time.monotonic() + START_SECONDS
