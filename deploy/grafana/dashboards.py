@@ -134,6 +134,13 @@ _OVERVIEW = (
         queries=_quantiles("titok_preprocess_duration_seconds"),
     ),
     _Panel(
+        title="Encoding answers",
+        unit="s",
+        description="Scaling one image of an answer and making a file of it.",
+        queries=_quantiles("titok_render_duration_seconds"),
+        alert="TiTokSlow",
+    ),
+    _Panel(
         title="GPU memory",
         unit="bytes",
         description="By device and kind; a CPU has none.",

@@ -103,6 +103,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [packages] = (folder / "venv" / "lib").glob("python*/site-packages")
     # A folder named in a .pth file comes last, and .pth files in it (an editable install) are not followed.
     (packages / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    imported = subprocess.run(
+        [python, "-I", "-c", "import service; print(service.__file__)"], check=True, capture_output=True, text=True
+    )
+    assert Path(imported.stdout.strip()).is_relative_to(packages)
     return python.with_name("titok")
 
 
