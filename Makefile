@@ -15,8 +15,9 @@ run: $(VENV)/.run ## start the service with the checkpoint in this repository
 
 install: $(VENV)/.dev ## create .venv with everything, tests and training included
 
-test: $(VENV)/.dev ## run every test (needs redis-server)
+test: $(VENV)/.dev ## run every test (needs redis-server and prometheus)
 	@command -v redis-server >/dev/null || { echo "redis-server is missing: apt-get install redis-server, or brew install redis" >&2; exit 1; }
+	@command -v promtool >/dev/null || { echo "prometheus is missing: apt-get install prometheus, or brew install prometheus" >&2; exit 1; }
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## ruff and strict mypy
@@ -30,6 +31,7 @@ format: $(VENV)/.dev
 
 docs: $(VENV)/.dev ## write the pages that are made from code
 	$(BIN)/python -m service.settings_table > docs/configuration.md
+	$(BIN)/python deploy/grafana/dashboards.py
 
 bench: $(VENV)/.bench ## measure the engine and the service (nothing timed decides a test)
 	$(BIN)/python -m tests.benchmarks.engine

@@ -46,6 +46,13 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.render = Histogram(
+            "titok_render_duration_seconds",
+            "Scaling and encoding one image of an answer.",
+            ("format",),
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.queue_wait = Histogram(
             "titok_queue_wait_seconds", "From admission to the device.", ("op",), buckets=SECONDS, registry=registry
         )

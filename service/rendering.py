@@ -57,11 +57,15 @@ async def render(
     with context.engine_call():
         decoded = await context.engine.decode(tokens, deadline=deadline)
     context.note_timing(stages, decoded.timing)
+
+    def encode(pixels: npt.NDArray[np.uint8]) -> bytes:
+        watch = Stages()
+        file = encode_image(_scaled(pixels, side), media_type, quality=quality)
+        context.metrics.render.labels(OUTPUT_EXTENSIONS.get(media_type, "raw")).observe(watch.total)
+        return file
+
     with stages.measure("encode"):
-        files = await context.map_in_threads(
-            lambda pixels: encode_image(_scaled(pixels, side), media_type, quality=quality),
-            [(pixels,) for pixels in decoded.images],
-        )
+        files = await context.map_in_threads(encode, [(pixels,) for pixels in decoded.images])
     return Rendered(decoded.images, files)
 
 

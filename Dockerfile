@@ -1,0 +1,40 @@
+# syntax=docker/dockerfile:1
+# For an NVIDIA GPU: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126 .
+ARG PYTHON=3.12-slim-bookworm
+
+FROM python:${PYTHON} AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /src
+RUN python -m venv /opt/titok
+COPY requirements/run.lock requirements/run.lock
+RUN /opt/titok/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" -r requirements/run.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY models models
+COPY service service
+RUN /opt/titok/bin/pip install --no-cache-dir --no-deps . \
+    && /opt/titok/bin/pip uninstall --yes pip
+
+FROM python:${PYTHON}
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="titok-service" \
+      org.opencontainers.image.description="Images to 32 tokens and back, over HTTP" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin titok \
+    && install -d -o titok -g titok /weights \
+    && pip uninstall --yes --root-user-action=ignore pip
+COPY --from=build /opt/titok /opt/titok
+ENV HF_HOME=/weights \
+    PATH=/opt/titok/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    TITOK_HOST=0.0.0.0
+VOLUME /weights
+USER 10001
+EXPOSE 8000 8001
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8001/readyz', timeout=4)"]
+ENTRYPOINT ["titok"]
+CMD ["serve"]

@@ -1,0 +1,221 @@
+"""The dashboards as code: ``python deploy/grafana/dashboards.py`` writes the JSON that Grafana is provisioned with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from grafana_foundation_sdk.builders import heatmap, timeseries
+from grafana_foundation_sdk.builders.dashboard import Dashboard, DashboardLink
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import DashboardLinkType, DataSourceRef
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+__all__ = ["LANES", "documents"]
+
+LANES = ("encode", "decode", "generate")
+FOLDER = Path(__file__).parent / "json"
+_RUNBOOK = "docs/operations.md"
+_PROMETHEUS = DataSourceRef(type_val="prometheus", uid="prometheus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    """A question and the queries, by legend, that answer it. ``alert`` names the one to read about in the runbook."""
+
+    title: str
+    unit: str
+    description: str
+    queries: dict[str, str]
+    alert: str | None = None
+    is_heatmap: bool = False
+
+    def builder(self) -> timeseries.Panel | heatmap.Panel:
+        panel: timeseries.Panel | heatmap.Panel = heatmap.Panel() if self.is_heatmap else timeseries.Panel()
+        panel.title(self.title).unit(self.unit).description(self.description).datasource(_PROMETHEUS).span(12).height(8)
+        for index, (legend, expression) in enumerate(self.queries.items()):
+            query = Dataquery().ref_id(chr(ord("A") + index)).expr(expression).legend_format(legend)
+            panel.with_target(query.format(PromQueryFormat.HEATMAP) if self.is_heatmap else query)
+        if self.alert is not None:
+            link = DashboardLink(f"Runbook: {self.alert}").type(DashboardLinkType.LINK)
+            panel.links([link.url(f"{_RUNBOOK}#{self.alert.lower()}")])
+        return panel
+
+
+def _quantiles(metric: str, matchers: str = "") -> dict[str, str]:
+    return {
+        f"p{round(100 * quantile)}": f"histogram_quantile({quantile}, "
+        f"sum by (le) (rate({metric}_bucket{matchers}[$__rate_interval])))"
+        for quantile in (0.5, 0.95, 0.99)
+    }
+
+
+_OVERVIEW = (
+    _Panel(
+        title="Traffic",
+        unit="reqps",
+        description="Requests answered, by route.",
+        queries={"{{route}}": "route:titok_http_requests:rate5m"},
+        alert="TiTokDown",
+    ),
+    _Panel(
+        title="Errors and goodput",
+        unit="percentunit",
+        description="Requests answered 5xx, and requests that were served: not failed, refused or given up.",
+        queries={"5xx": "titok:http_errors:ratio_rate5m", "goodput": "titok:goodput:ratio_rate5m"},
+        alert="TiTokErrorBudgetBurnsFast",
+    ),
+    _Panel(
+        title="Error budget burn",
+        unit="none",
+        description="1: the budget of a month lasts a month.",
+        queries={window: f"titok:slo_burn:rate{window}" for window in ("5m", "30m", "1h", "6h")},
+        alert="TiTokErrorBudgetBurnsSlowly",
+    ),
+    _Panel(
+        title="Latency",
+        unit="s",
+        description="Requests by how long they took.",
+        is_heatmap=True,
+        queries={"{{le}}": "sum by (le) (increase(titok_http_request_duration_seconds_bucket[$__rate_interval]))"},
+        alert="TiTokSlow",
+    ),
+    _Panel(
+        title="Saturation",
+        unit="percentunit",
+        description="Part of the time in which the devices work.",
+        queries={"{{instance}}": "instance:titok_device_busy:ratio_rate5m"},
+        alert="TiTokSaturated",
+    ),
+    _Panel(
+        title="Workers",
+        unit="short",
+        description="Devices that can run a batch, and processes that were replaced.",
+        queries={"{{device}}": "titok_worker_up", "restarts {{instance}}": "instance:titok_restarts:increase15m"},
+        alert="TiTokWorkerDown",
+    ),
+    _Panel(
+        title="Cache hit ratio",
+        unit="percentunit",
+        description="Images whose code was known.",
+        queries={"hits": "titok:cache_hits:ratio_rate5m"},
+    ),
+    _Panel(
+        title="Circuit breaker of Redis",
+        unit="short",
+        description="0 closed, 1 half-open, 2 open.",
+        queries={"{{instance}}": "titok_cache_breaker"},
+        alert="TiTokCacheOpen",
+    ),
+    _Panel(
+        title="Batch size",
+        unit="short",
+        description="Device batches by how many images they have.",
+        is_heatmap=True,
+        queries={"{{le}}": "sum by (le) (increase(titok_batch_images_bucket[$__rate_interval]))"},
+    ),
+    _Panel(
+        title="Queue wait against device time",
+        unit="s",
+        description="Of an image, and of a batch; on average.",
+        queries={
+            f"{name} {{{{op}}}}": f"sum by (op) (rate({metric}_sum[$__rate_interval])) / "
+            f"sum by (op) (rate({metric}_count[$__rate_interval]))"
+            for name, metric in (("wait", "titok_queue_wait_seconds"), ("device", "titok_batch_duration_seconds"))
+        },
+        alert="TiTokQueueWaitLong",
+    ),
+    _Panel(
+        title="Preprocessing",
+        unit="s",
+        description="Decoding, resizing and cropping one image.",
+        queries=_quantiles("titok_preprocess_duration_seconds"),
+    ),
+    _Panel(
+        title="Encoding answers",
+        unit="s",
+        description="Scaling one image of an answer and making a file of it.",
+        queries=_quantiles("titok_render_duration_seconds"),
+        alert="TiTokSlow",
+    ),
+    _Panel(
+        title="GPU memory",
+        unit="bytes",
+        description="By device and kind; a CPU has none.",
+        queries={"{{device}} {{kind}}": "titok_gpu_memory_bytes"},
+        alert="TiTokGpuOutOfMemory",
+    ),
+)
+
+
+def _lane(op: str) -> tuple[_Panel, ...]:
+    only = f'{{op="{op}"}}'
+    return (
+        _Panel(
+            title="Waiting",
+            unit="short",
+            description="Images in the queue.",
+            queries={"images": f"sum(titok_queue_images{only})"},
+            alert="TiTokQueueWaitLong",
+        ),
+        _Panel(
+            title="Queue wait",
+            unit="s",
+            description="From admission to the device.",
+            queries=_quantiles("titok_queue_wait_seconds", only),
+            alert="TiTokQueueWaitLong",
+        ),
+        _Panel(
+            title="Device time",
+            unit="s",
+            description="Of a batch; of generate: of a sampling step.",
+            queries=_quantiles("titok_batch_duration_seconds", only),
+            alert="TiTokSlow",
+        ),
+        _Panel(
+            title="Batch size",
+            unit="short",
+            description="Images of a batch, on average.",
+            queries={
+                "images": f"sum(rate(titok_batch_images_sum{only}[$__rate_interval])) / "
+                f"sum(rate(titok_batch_images_count{only}[$__rate_interval]))"
+            },
+        ),
+        _Panel(
+            title="Refused and dropped",
+            unit="ops",
+            description="Refused at admission; dropped unfinished.",
+            queries={
+                name: f"sum(rate({metric}{only}[$__rate_interval])) or vector(0)"
+                for name, metric in (("refused", "titok_rejected_total"), ("dropped", "titok_abandoned_total"))
+            },
+            alert="TiTokRejects",
+        ),
+        _Panel(
+            title="Under way",
+            unit="short",
+            description="Requests that are being answered.",
+            queries={"requests": f"sum(titok_requests_in_progress{only})"},
+        ),
+    )
+
+
+def _dashboard(name: str, title: str, panels: tuple[_Panel, ...]) -> str:
+    board = Dashboard(title).uid(f"titok-{name}").tags(["titok"]).refresh("15s").time("now-1h", "now").readonly()
+    for panel in panels:
+        board.with_panel(panel.builder())
+    return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
+
+
+def documents() -> Iterator[tuple[Path, str]]:
+    """Each file, and what it should hold."""
+    yield FOLDER / "overview.json", _dashboard("overview", "TiTok overview", _OVERVIEW)
+    for op in LANES:
+        yield FOLDER / f"{op}.json", _dashboard(op, f"TiTok {op}", _lane(op))
+
+
+if __name__ == "__main__":
+    for path, document in documents():
+        path.write_text(document)
