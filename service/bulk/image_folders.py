@@ -43,7 +43,7 @@ class ImageFolder:
         for path, stem in stems.items():
             folder = class_of(path, in_folders)
             key = path if shared[stem] > 1 else stem
-            self._files.append(_File(path, key, None if folder is None else numbers[folder]))
+            self._files.append(_File(path, _text(key), None if folder is None else numbers[folder]))
 
     def count(self) -> int:
         """How many images there are."""
@@ -60,3 +60,8 @@ class ImageFolder:
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise BrokenImage(f"cannot be read: {error.strerror or type(error).__name__}") from None
         return data
+
+
+def _text(key: str) -> str:
+    """A name whose bytes are no UTF-8, which no file of tokens can hold, with these bytes written out."""
+    return key.encode(errors="surrogateescape").decode(errors="backslashreplace")

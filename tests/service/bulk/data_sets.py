@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from service.bulk.entries import Source
+from service.bulk.pipeline import Progress
 from service.bulk.run import Job, Result, tokenize_source
 from service.bulk.sources import open_source
 from service.bulk.views import Views
@@ -111,8 +112,8 @@ def job(source: Source | Path | str, destination: Path, **changes: Any) -> Job:
     return dataclasses.replace(plain, **changes)
 
 
-def run(asked: Job) -> Result:
-    return tokenize_source(asked, tiny_tokenizer(), asked.work(torch.device("cpu")))
+def run(asked: Job, *, progress: Progress | None = None, **tokenizer: Any) -> Result:
+    return tokenize_source(asked, tiny_tokenizer(**tokenizer), asked.work(torch.device("cpu")), progress=progress)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
