@@ -65,7 +65,13 @@ def run_job(job: Job, *, progress: Progress | None = None) -> Result:
     """Does what is left to do. Raises ``BulkError``, and what loading the tokenizer raises."""
     check_format(job.format)
     tokenizer, work = open_device(job)
-    return tokenize_source(job, tokenizer, work, progress=progress)
+    try:
+        return tokenize_source(job, tokenizer, work, progress=progress)
+    except OSError as error:
+        place = error.filename or f"{job.source.name} or {job.destination}"
+        raise BulkError(
+            f"{place}: {error.strerror or error}; what is written is whole, and the same command goes on"
+        ) from error
 
 
 def open_device(job: Job) -> tuple[Tokenizer, Work]:

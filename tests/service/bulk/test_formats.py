@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ def from_webdataset(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
         with path.open("rb") as stream:
             members = tariterators.tar_file_expander([{"url": path.name, "stream": stream}])
             for sample in tariterators.group_by_keys(members):
-                tokens = np.lib.format.read_array(_file(sample["npy"]))
+                tokens = np.lib.format.read_array(io.BytesIO(sample["npy"]))
                 assert tokens.dtype == np.uint16
                 assert tokens.shape == ((K,) if views.count == 1 else (views.count, K))
                 yield from _rows(sample["__key__"], int(sample["cls"]), tokens.reshape(views.count, K))
@@ -79,12 +80,6 @@ def _beside(path: Path, tokens: Any) -> Iterator[dict[str, Any]]:
 def _rows(key: str, label: int, tokens: Any) -> Iterator[dict[str, Any]]:
     for view, ids in enumerate(tokens.tolist()):
         yield {"key": key, "view": view, "class_id": label, "tokens": ids}
-
-
-def _file(data: bytes) -> Any:
-    import io
-
-    return io.BytesIO(data)
 
 
 READERS: dict[str, Callable[[Path, Views], Iterator[dict[str, Any]]]] = {

@@ -198,7 +198,7 @@ def test_a_file_that_was_taken_away_meanwhile_is_missed(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", images())
     stopped_after(3, source, tmp_path / "tokens")
     (tmp_path / "tokens" / "tokens-000001.jsonl").unlink()
-    with pytest.raises(BulkError, match="tokens-000001.jsonl is not as it was written"):
+    with pytest.raises(BulkError, match=r"tokens-000001\.jsonl is not as it was written"):
         run(job(source, tmp_path / "tokens"))
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
-from models.preprocess import eval_crop
+from models.preprocess import adm_crop, eval_crop
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
 from service.bulk.sources import open_source
+from service.bulk.views import Views
 from service.media import MediaLimits, decode_image
 from tests.service.bulk.data_sets import (
     CLASSES,
@@ -96,11 +98,9 @@ def test_text_labels_of_parquet_are_kept_and_its_columns_can_be_named(tmp_path: 
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {"picture": images(3), "thumbnail": images(3), "species": ["ant", "bee", None], "id": [7, 8, 9]}
     pq.write_table(pa.table(columns), tmp_path / "all.parquet")
-    with pytest.raises(BulkError, match="picture, thumbnail.*--image-column"):
+    with pytest.raises(BulkError, match=r"picture, thumbnail.*--image-column"):
         open_source(str(tmp_path))
-    source = open_source(
-        str(tmp_path / "all.parquet"), image_column="picture", label_column="species", key_column="id"
-    )
+    source = open_source(str(tmp_path / "all.parquet"), image_column="picture", label_column="species", key_column="id")
     run(job(source, tmp_path / "tokens"))
     assert [(row["key"], row["class_id"]) for row in rows_of(tmp_path / "tokens")] == [
         ("7", "ant"),
@@ -179,8 +179,6 @@ def test_the_ten_crops_of_the_published_protocol_come_in_its_order(tmp_path: Pat
     files = images(4)
     folder_of(tmp_path / "source", files)
     for name, views, count in (("ten", {"crops": "ten"}, 10), ("flip", {"flip": True}, 2)):
-        from service.bulk.views import Views
-
         run(job(tmp_path / "source", tmp_path / name, views=Views(**views), batch_size=25))  # type: ignore[arg-type]
         rows = rows_of(tmp_path / name)
         assert [row["view"] for row in rows] == list(range(count)) * 4
@@ -197,11 +195,6 @@ def test_the_ten_crops_of_the_published_protocol_come_in_its_order(tmp_path: Pat
 
 def _published(picture: Any, size: int) -> list[np.ndarray]:
     """Section by section as the protocol says it, with Pillow's own crop and mirror."""
-    from PIL import ImageOps
-
-    from models.preprocess import adm_crop
-    from PIL import Image
-
     large = Image.fromarray(adm_crop(picture, int(size * 1.1)))
     far, middle = large.width - size, round((large.width - size) / 2)
     squares = []
