@@ -46,17 +46,18 @@ _TOLERANCE, _LEAST_TOLERANCE = 1e-4, 1e-5
 class Tokenizer:
     """A network with its weights on a device.
 
-    Attributes: ``name``; ``revision``, which changes whenever ids may; ``image_size`` S; ``num_tokens`` K;
-    ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C; ``patch_size``, the side of
-    the decoder's patches in pixels; ``source`` of the weights; ``encoder`` and ``decoder``, what is run on the device
-    (``models.graphs``); ``tolerance``, the margin (of squared distances, over the latents' scale) below which an image is
-    encoded again on its own (``models.tolerance``).
+    Attributes: ``name``; ``digest`` of the weights; ``revision``, which changes whenever ids may; ``image_size`` S;
+    ``num_tokens`` K; ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C;
+    ``patch_size``, the side of the decoder's patches in pixels; ``source`` of the weights; ``encoder`` and
+    ``decoder``, what is run on the device (``models.graphs``); ``tolerance``, the margin (of squared distances, over
+    the latents' scale) below which an image is encoded again on its own (``models.tolerance``).
     """
 
     def __init__(
         self, network: TiTok | MaskGITVQGAN, *, name: str, digest: str, source: str, device: torch.device, dtype: str
     ) -> None:
         self.name = name
+        self.digest = digest
         self.source = source
         self.device = device
         self.precision = Precision.of(dtype, device)

@@ -17,6 +17,7 @@ from service.evaluation_command import evaluate
 from service.image_commands import CommandError, Tokenizer, decode, encode, generate, reconstruct
 from service.problems import Problem
 from service.settings import Settings
+from service.tokenize_command import tokenize
 from service.train_command import train
 from service.verify_command import verify
 from service.version import VERSION
@@ -26,6 +27,7 @@ __all__ = ["main"]
 app = typer.Typer(name="titok", help="Images to tokens and back.", no_args_is_help=True, add_completion=False)
 for command in (encode, decode, generate, reconstruct):
     app.command()(command)
+app.command()(tokenize)
 app.command()(doctor)
 app.command()(verify)
 app.command()(evaluate)

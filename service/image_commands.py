@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from service.media import ACCEPTED_FORMATS, OUTPUT_EXTENSIONS
+from service.media import ACCEPTED_SUFFIXES, OUTPUT_EXTENSIONS
 from service.problems import Problem
 from service.settings import Settings
 
@@ -25,7 +25,6 @@ __all__ = ["CommandError", "ImageModels", "Tokenizer", "decode", "encode", "gene
 console = Console(stderr=True)
 
 _MEDIA_TYPES = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()} | {"jpeg": "image/jpeg"}
-_IMAGE_SUFFIXES = {f".{name.lower()}" for name in ACCEPTED_FORMATS} | {".jpg", ".tif"}
 _REMOTE_FILES = 256  # read and sent before their lines are printed
 
 Tokenizer = Annotated[
@@ -173,7 +172,7 @@ def _files(path: Path) -> list[Path]:
     """The path itself, or the images in a folder and below, by name."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file())
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in ACCEPTED_SUFFIXES and file.is_file())
 
 
 def _read(path: Path) -> bytes:

@@ -33,6 +33,7 @@ from service.problems import ContentTooLarge, Problem, ProblemDetail, Undecodabl
 
 __all__ = [
     "ACCEPTED_FORMATS",
+    "ACCEPTED_SUFFIXES",
     "DEFAULT_QUALITY",
     "OUTPUT_EXTENSIONS",
     "OUTPUT_MEDIA_TYPES",
@@ -55,6 +56,9 @@ ACCEPTED_FORMATS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Format -> media type of everything :func:`decode_image` takes."""
+
+ACCEPTED_SUFFIXES: frozenset[str] = frozenset({f".{name.lower()}" for name in ACCEPTED_FORMATS} | {".jpg", ".tif"})
+"""How files of these formats are called, in lower case."""
 
 OUTPUT_EXTENSIONS: Mapping[str, str] = MappingProxyType(
     {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"},

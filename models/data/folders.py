@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.class_folders import class_folders, class_of
 from models.data.decoding import IMAGE_SUFFIXES
 from models.data.faults import DataError, Faults
 from models.data.sources import Sample, Split
@@ -43,7 +44,7 @@ class ClassFolders:
         train, val = folder / "train", folder / "val"
         root = next((root for root in (train, val) if root.is_dir()), folder)
         files = _files(root)
-        classes = _classes(files)
+        classes = class_folders(file.path for file in files)
         if not val.is_dir():
             files = _share(root, files, split)
         elif root != folder / split:
@@ -52,7 +53,7 @@ class ClassFolders:
             _check_classes(root, files, classes)
         self.names: tuple[str, ...] = tuple(sorted(classes))
         numbers = {name: number for number, name in enumerate(self.names)}
-        labelled = [(file, numbers[name]) for file in files if (name := _class_of(file.path, classes)) is not None]
+        labelled = [(file, numbers[name]) for file in files if (name := class_of(file.path, classes)) is not None]
         self.labels: NDArray[np.int64] = np.array([label for _, label in labelled], dtype=np.int64)
         self._root = root
         self._files = [file for file, _ in labelled]
@@ -113,23 +114,8 @@ def _files(root: Path) -> list[_File]:
     return sorted(found)
 
 
-def _parents(path: str) -> list[str]:
-    """``a``, ``a/b`` of ``a/b/photo.jpg``."""
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-
-
-def _classes(files: list[_File]) -> set[str]:
-    holding = {file.path.rpartition("/")[0] for file in files} - {""}
-    return {next(parent for parent in _parents(f"{folder}/") if parent in holding) for folder in holding}
-
-
-def _class_of(path: str, classes: set[str]) -> str | None:
-    return next((parent for parent in _parents(path) if parent in classes), None)
-
-
 def _check_classes(root: Path, files: list[_File], classes: set[str]) -> None:
-    unknown = {file.path.rpartition("/")[0] for file in files if _class_of(file.path, classes) is None} - {""}
+    unknown = {file.path.rpartition("/")[0] for file in files if class_of(file.path, classes) is None} - {""}
     if unknown:
         shown = ", ".join(sorted(unknown)[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
         raise DataError(f"{root} holds classes that train does not: {shown}")

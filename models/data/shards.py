@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from webdataset import tariterators
 
@@ -22,6 +22,7 @@ from models.data.decoding import IMAGE_SUFFIXES
 from models.data.faults import DataError, Faults
 from models.data.shard_index import ShardIndex, ShardMember
 from models.data.sources import Sample, Split
+from models.data.tar_headers import WholeHeader
 
 __all__ = ["Shards", "find_shards", "read_class_names"]
 
@@ -161,22 +162,9 @@ def _grouped(shard: Path, members: Iterable[dict[str, Any]], faults: Faults) -> 
         yield f"{shard.name}/{sample['__key__']}", sample
 
 
-class _Header(tarfile.TarInfo):
-    """A header that must be whole: ``tarfile`` takes a damaged one for the end of the archive."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if buf and not any(buf):  # a block of zeros is the end mark
-                raise
-            raise tarfile.ReadError(f"damaged or cut off: {error}") from error
-
-
 def _headers(shard: Path, faults: Faults) -> Iterator[tarfile.TarInfo]:
     try:
-        with tarfile.open(shard, "r|gz" if shard.suffix == ".gz" else "r:", tarinfo=_Header) as archive:
+        with tarfile.open(shard, "r|gz" if shard.suffix == ".gz" else "r:", tarinfo=WholeHeader) as archive:
             for member in archive:
                 if member.isreg():
                     yield member

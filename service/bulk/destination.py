@@ -1,0 +1,182 @@
+"""The folder that shards go to: whatever moment a run is killed at, the next one goes on behind its last whole shard.
+
+::
+
+    DEST/tokens-000000.parquet   written under another name, synced, renamed
+    DEST/journal.jsonl           first line: the settings; then a line a shard that is whole. Gone when all is done
+    DEST/errors.jsonl            a line a broken image: key, reason           } written at the end
+    DEST/manifest.json           settings, counts, digests of all files       }
+
+A shard counts when its line is in the journal, and the line is written when the shard's files are. A line that was cut off
+is taken away, and its shard is made again: the same bytes, under the same names.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from service.bulk.entries import Position
+from service.bulk.errors import BulkError
+from service.bulk.shards import Shard
+
+__all__ = ["Destination", "Settings"]
+
+Settings = Mapping[str, Any]
+"""Everything that decides which bytes come out, as JSON."""
+
+_JOURNAL, _ERRORS, _MANIFEST = "journal.jsonl", "errors.jsonl", "manifest.json"
+_PARTIAL = ".partial"
+
+
+class Destination:
+    """A folder being written to by this process alone, as a context.
+
+    ``done`` says whether all was written, by an earlier run or this one.
+
+    Raises ``BulkError``: another process writes there, the folder holds other things, or it was begun with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self._settings = json.loads(json.dumps(settings))
+        self._records: list[dict[str, Any]] = []
+        self.done = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise BulkError(f"cannot write to {folder}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._open()
+        except BlockingIOError:
+            os.close(self._lock)
+            raise BulkError(f"another process is writing to {folder}") from None
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+    @property
+    def shards(self) -> int:
+        """How many shards are whole."""
+        return len(self._records)
+
+    @property
+    def position(self) -> Position:
+        """Where in the source the next shard begins."""
+        return Position(*self._records[-1]["end"]) if self._records else Position(0, 0)
+
+    @property
+    def images(self) -> int:
+        """How many images have their tokens."""
+        return sum(record["images"] for record in self._records)
+
+    @property
+    def broken(self) -> int:
+        """How many images were left out."""
+        return sum(len(record["broken"]) for record in self._records)
+
+    def add(self, shard: Shard, contents: Mapping[str, bytes]) -> None:
+        """Writes the files of the next shard; when this returns they outlast a loss of power."""
+        if shard.number != self.shards:
+            raise ValueError(f"shard {shard.number} is not the next one, which is {self.shards}")
+        for name, content in contents.items():
+            self._write(name, content)
+        os.fsync(self._lock)
+        record = {
+            "images": len(shard.rows),
+            "broken": [[one.key, one.reason] for one in shard.broken],
+            "end": list(shard.end),
+            "files": [_described(name, content) for name, content in contents.items()],
+        }
+        with (self.folder / _JOURNAL).open("ab") as journal:
+            journal.write(_line(record))
+            journal.flush()
+            os.fsync(journal.fileno())
+        self._records.append(record)
+
+    def finish(self, manifest: Callable[[Settings, list[dict[str, Any]], dict[str, Any]], dict[str, Any]]) -> None:
+        """Writes the errors and the manifest, which ``manifest`` makes of the settings, the shards and the errors' file."""
+        broken = [(key, reason) for record in self._records for key, reason in record["broken"]]
+        errors = b"".join(_line({"key": key, "reason": reason}) for key, reason in broken)
+        self._write(_ERRORS, errors)
+        whole = manifest(self._settings, self._records, _described(_ERRORS, errors))
+        self._write(_MANIFEST, (json.dumps(whole, indent=2) + "\n").encode())
+        os.fsync(self._lock)
+        (self.folder / _JOURNAL).unlink()
+        os.fsync(self._lock)
+        self.done = True
+
+    def _open(self) -> None:
+        manifest, journal = self.folder / _MANIFEST, self.folder / _JOURNAL
+        for partial in self.folder.glob(f"*{_PARTIAL}"):
+            partial.unlink()
+        if manifest.exists():
+            whole = json.loads(manifest.read_text(encoding="utf-8"))
+            self._compare({name: whole.get(name) for name in self._settings})
+            self._records = [shard | {"broken": [None] * shard["broken"]} for shard in whole["shards"]]
+            journal.unlink(missing_ok=True)  # the last step of a run that was killed
+            self.done = True
+        elif journal.exists():
+            self._go_on(journal)
+        elif any(self.folder.iterdir()):
+            raise BulkError(f"{self.folder} is not empty, and nothing in it is of such a run: name another folder")
+        else:
+            self._write(_JOURNAL, _line(self._settings))
+            os.fsync(self._lock)
+
+    def _go_on(self, journal: Path) -> None:
+        written = journal.read_bytes()
+        whole = written[: written.rfind(b"\n") + 1]
+        settings, *self._records = map(json.loads, whole.splitlines())
+        self._compare(settings)
+        if whole != written:
+            with journal.open("r+b") as file:
+                file.truncate(len(whole))
+                os.fsync(file.fileno())
+        for file in (file for record in self._records for file in record["files"]):
+            path = self.folder / file["name"]
+            if not path.is_file() or path.stat().st_size != file["bytes"]:
+                raise BulkError(f"{path} is not as it was written: remove {self.folder} and begin anew")
+
+    def _compare(self, begun: Settings) -> None:
+        for name, before, now in _differences(begun, self._settings):
+            raise BulkError(
+                f"{self.folder} was begun with {name} {before}, not {now}: give what was given then, or another folder"
+            )
+
+    def _write(self, name: str, content: bytes) -> None:
+        partial = self.folder / f"{name}{_PARTIAL}"
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.folder / name)
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, str, str]]:
+    """What differs, by its name: the innermost places first."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = list(dict.fromkeys([*before, *now]))
+        return [one for key in names for one in _differences(before.get(key), now.get(key), f"{name} {key}".strip())]
+    return [] if before == now else [(name, json.dumps(before), json.dumps(now))]
+
+
+def _described(name: str, content: bytes) -> dict[str, Any]:
+    return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _line(value: Settings) -> bytes:
+    return (json.dumps(value) + "\n").encode()

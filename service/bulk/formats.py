@@ -1,0 +1,139 @@
+"""A shard as files, the same bytes for the same tokens.
+
+==========  ============================  =============================================================================
+format      files of shard 0              what is in them
+==========  ============================  =============================================================================
+jsonl       tokens-000000.jsonl           a line a view: key, view, class_id (the label), tokens
+webdataset  tokens-000000.tar             a sample an image: KEY.npy uint16 [K] or [views, K], KEY.cls with the label
+parquet     tokens-000000.parquet         a row a view: key, view, label, tokens as list<uint16>
+npy         tokens-000000.npy, .keys.jsonl  uint16 [images, K] or [images, views, K]; a line an image: key, label
+bin         tokens-000000.bin, .keys.jsonl  the same numbers, little-endian, without a header
+==========  ============================  =============================================================================
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bulk.entries import LabelType
+from service.bulk.errors import BulkError
+from service.bulk.shards import Shard
+
+__all__ = ["FORMATS", "Layout", "check_format", "files_of"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``views`` of an image, ``num_tokens`` (K) of a view, and what the source's ``labels`` are."""
+
+    views: int
+    num_tokens: int
+    labels: LabelType
+
+
+def files_of(shard: Shard, format_name: str, layout: Layout) -> dict[str, bytes]:
+    """The files of a shard by their names."""
+    contents = FORMATS[format_name](shard, layout)
+    return {f"tokens-{shard.number:06d}{suffix}": content for suffix, content in contents.items()}
+
+
+def check_format(format_name: str) -> None:
+    """Raises ``BulkError`` where the format needs a package that is not installed."""
+    if format_name == "parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ModuleNotFoundError:
+            raise BulkError("Parquet needs the package pyarrow: pip install 'titok-service[bulk]'") from None
+
+
+def _json_lines(shard: Shard, layout: Layout) -> dict[str, bytes]:  # noqa: ARG001
+    lines = [
+        {"key": row.key, "view": view, "class_id": row.label, "tokens": tokens}
+        for row in shard.rows
+        for view, tokens in enumerate(row.tokens.tolist())
+    ]
+    return {".jsonl": _lines(lines)}
+
+
+def _webdataset(shard: Shard, layout: Layout) -> dict[str, bytes]:
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for row in shard.rows:
+            key = _archive_key(row.key)
+            members = {"npy": _npy(row.tokens[0] if layout.views == 1 else row.tokens)}
+            if row.label is not None:
+                members["cls"] = str(row.label).encode()
+            for suffix, content in members.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return {".tar": written.getvalue()}
+
+
+def _archive_key(key: str) -> str:
+    """A key with the dots of its last part escaped as in URLs: readers of WebDataset end a key at the first of them."""
+    folder, slash, name = key.lstrip("/").rpartition("/")
+    return f"{folder}{slash}" + name.replace("%", "%25").replace(".", "%2E")
+
+
+def _parquet(shard: Shard, layout: Layout) -> dict[str, bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = {"integer": pa.int64(), "text": pa.string(), None: pa.null()}[layout.labels]
+    flat = pa.array(_stacked(shard, layout).reshape(-1))
+    offsets = pa.array(np.arange(0, len(flat) + 1, layout.num_tokens, dtype=np.int32))
+    columns = {
+        "key": pa.array([row.key for row in shard.rows for _ in range(layout.views)], pa.string()),
+        "view": pa.array(np.tile(np.arange(layout.views, dtype=np.uint8), len(shard.rows))),
+        "label": pa.array([row.label for row in shard.rows for _ in range(layout.views)], kind),
+        "tokens": pa.ListArray.from_arrays(offsets, flat),
+    }
+    if layout.labels is None:
+        del columns["label"]
+    written = io.BytesIO()
+    pq.write_table(pa.table(columns), written, compression="zstd", use_dictionary=["key", "label"])
+    return {".parquet": written.getvalue()}
+
+
+def _npy_files(shard: Shard, layout: Layout) -> dict[str, bytes]:
+    tokens = _stacked(shard, layout)
+    return {".npy": _npy(tokens[:, 0] if layout.views == 1 else tokens), ".keys.jsonl": _keys(shard)}
+
+
+def _bin_files(shard: Shard, layout: Layout) -> dict[str, bytes]:
+    return {".bin": _stacked(shard, layout).astype("<u2").tobytes(), ".keys.jsonl": _keys(shard)}
+
+
+def _stacked(shard: Shard, layout: Layout) -> npt.NDArray[np.uint16]:
+    """Uint16 [images, views, K]."""
+    empty = np.empty((0, layout.views, layout.num_tokens), np.uint16)
+    return np.concatenate([empty, *(row.tokens[None] for row in shard.rows)])
+
+
+def _keys(shard: Shard) -> bytes:
+    return _lines([{"key": row.key, "label": row.label} for row in shard.rows])
+
+
+def _npy(array: npt.NDArray[np.uint16]) -> bytes:
+    written = io.BytesIO()
+    np.save(written, np.ascontiguousarray(array, "<u2"))
+    return written.getvalue()
+
+
+def _lines(values: list[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
+
+
+FORMATS: Mapping[str, Callable[[Shard, Layout], dict[str, bytes]]] = MappingProxyType(
+    {"jsonl": _json_lines, "webdataset": _webdataset, "parquet": _parquet, "npy": _npy_files, "bin": _bin_files}
+)
+"""What a shard may be written as: by suffix, the bytes of its files."""

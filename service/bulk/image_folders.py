@@ -1,0 +1,67 @@
+"""Images as files below a folder; the folders they are in are their classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+
+from fsspec import AbstractFileSystem
+
+from models.data.class_folders import class_folders, class_of
+from service.bulk.entries import Entry
+from service.bulk.errors import BrokenImage
+
+__all__ = ["ImageFolder"]
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str  # below the folder
+    key: str
+    label: int | None
+
+
+class ImageFolder:
+    """The images of one folder and below, by path. ``paths`` are relative to ``name``, with slashes.
+
+    A key is the path without its suffix, or with it where two files differ in nothing else. A label is the number of the
+    topmost folder that has images right in it, by name; an image outside of such folders has none.
+    """
+
+    def __init__(self, files: AbstractFileSystem, name: str, paths: Sequence[str]) -> None:
+        self.name = name
+        self._system = files
+        in_folders = class_folders(paths)
+        self.classes: tuple[str, ...] = tuple(sorted(in_folders))
+        numbers = {folder: number for number, folder in enumerate(self.classes)}
+        stems = {path: str(PurePosixPath(path).with_suffix("")) for path in sorted(paths)}
+        shared = Counter(stems.values())
+        self._files = []
+        for path, stem in stems.items():
+            folder = class_of(path, in_folders)
+            key = path if shared[stem] > 1 else stem
+            self._files.append(_File(path, _text(key), None if folder is None else numbers[folder]))
+
+    def count(self) -> int:
+        """How many images there are."""
+        return len(self._files)
+
+    def entries(self, start: int) -> Iterator[Entry]:
+        """See ``Part``."""
+        for file in self._files[start:]:
+            yield Entry(file.key, file.label, partial(self._read, file.path))
+
+    def _read(self, path: str) -> bytes:
+        try:
+            data: bytes = self._system.cat_file(f"{self.name}/{path}")
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise BrokenImage(f"cannot be read: {error.strerror or type(error).__name__}") from None
+        return data
+
+
+def _text(key: str) -> str:
+    """A name whose bytes are no UTF-8, which no file of tokens can hold, with these bytes written out."""
+    return key.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -1,0 +1,81 @@
+"""What a folder of tokens says of itself: ``manifest.json``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from models.preprocess import PREPROCESSING_VERSION
+from service.bulk.destination import Settings
+from service.bulk.entries import Source
+from service.bulk.errors import BulkError
+from service.bulk.pipeline import Work
+
+if TYPE_CHECKING:
+    from models.tokenizer import Tokenizer
+
+__all__ = ["manifest_of", "settings_of"]
+
+VERSION = 1
+LARGEST_CODEBOOK = 1 << 16
+
+
+def settings_of(source: Source, tokenizer: Tokenizer, work: Work, format_name: str) -> Settings:
+    """Everything that decides which bytes come out. Raises ``BulkError`` for a tokenizer whose tokens are no uint16."""
+    if not tokenizer.is_discrete:
+        raise BulkError(f"{tokenizer.name} is a VAE: its tokens are vectors, not ids")
+    if tokenizer.codebook_size > LARGEST_CODEBOOK:
+        raise BulkError(f"{tokenizer.name} has {tokenizer.codebook_size} codes; uint16 holds {LARGEST_CODEBOOK}")
+    encoder = tokenizer.precision.encoder
+    return {
+        "version": VERSION,
+        "source": {
+            "name": source.name,
+            "kind": source.kind,
+            "parts": len(source.parts),
+            "digest": source.digest,
+            "classes": source.classes,
+        },
+        "tokenizer": {
+            "name": tokenizer.name,
+            "weights": tokenizer.digest,
+            "revision": tokenizer.revision,
+            "image_size": tokenizer.image_size,
+            "num_tokens": tokenizer.num_tokens,
+            "codebook_size": tokenizer.codebook_size,
+        },
+        "preprocessing": {
+            "version": PREPROCESSING_VERSION,
+            "crops": work.views.crops,
+            "flip": work.views.flip,
+            "views": work.views.count,
+            "max_pixels": work.max_pixels,
+        },
+        "computed_in": {
+            "dtype": encoder.name,
+            # Below float32 an image's company may decide a token.
+            "batch_size": None if encoder.rounds_like_float32 else work.batch_images * work.views.count,
+        },
+        "output": {"format": format_name, "dtype": "uint16", "shard_images": work.shard_images},
+    }
+
+
+def manifest_of(settings: Settings, records: list[dict[str, Any]], errors: dict[str, Any]) -> dict[str, Any]:
+    """The settings, what came of them, and the digests of all files."""
+    images = sum(record["images"] for record in records)
+    broken = sum(len(record["broken"]) for record in records)
+    views, tokens = settings["preprocessing"]["views"], settings["tokenizer"]["num_tokens"]
+    return {
+        **settings,
+        "counts": {
+            "entries": images + broken,
+            "images": images,
+            "broken": broken,
+            "rows": images * views,
+            "tokens": images * views * tokens,
+        },
+        "shards": [
+            {"images": record["images"], "broken": len(record["broken"]), "files": record["files"]}
+            for record in records
+        ],
+        "errors": errors,
+    }

@@ -1,0 +1,148 @@
+"""What a source is, by its name: a folder of images, WebDataset archives or Parquet files, here or at a URL of fsspec's.
+
+::
+
+    photos/                      images below it; folders are classes
+    data/train-{0000..0099}.tar  archives; also with * and ?, also .tar.gz and .tgz
+    s3://bucket/set/             a folder of archives, of Parquet files or of images
+    dataset/data/train-*.parquet a Hugging Face data set; its folder will do where it has one split
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from service.bulk.entries import LabelType, Part, Source
+from service.bulk.errors import BulkError
+from service.bulk.image_folders import ImageFolder
+from service.bulk.tar_archives import TarArchive
+from service.media import ACCEPTED_SUFFIXES
+
+__all__ = ["open_source"]
+
+_ARCHIVES = (".tar", ".tar.gz", ".tgz")
+_PARQUET = (".parquet",)
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_SPLIT = re.compile(r"(.+?)-\d+-of-\d+")  # as Hugging Face names the files of a split
+
+
+def open_source(
+    name: str, *, image_column: str | None = None, label_column: str | None = None, key_column: str | None = None
+) -> Source:
+    """Looks at what ``name`` stands for; the columns are those of Parquet files (see ``columns_of``).
+
+    Raises:
+        BulkError: there is nothing, or not one kind of thing.
+    """
+    try:
+        files, path = fsspec.core.url_to_fs(name)
+    except (ImportError, ValueError) as error:
+        raise BulkError(f"{name} cannot be opened: {error}") from None
+    try:
+        found = _find(files, path)
+    except OSError as error:
+        raise BulkError(f"cannot read {name}: {error.strerror or error}") from None
+    described = list(found)
+    if not described:
+        raise BulkError(f"there is nothing at {name}")
+    archives, tables = _ending(described, _ARCHIVES), _ending(described, _PARQUET)
+    if archives and tables:
+        raise BulkError(
+            f"{name} holds both archives and Parquet files: name one kind, such as {name.rstrip('/')}/*.tar"
+        )
+    named = files.unstrip_protocol(path).removeprefix("file://")
+    if tables:
+        return _parquet(files, named, tables, found, image_column, label_column, key_column)
+    if image_column or label_column or key_column:
+        raise BulkError(f"{name} is no Parquet: it has no columns")
+    if archives:
+        parts = [TarArchive(files, path) for path in archives]
+        return _source(named, "webdataset", parts, found, archives, labels="integer")
+    images = _ending(described, tuple(ACCEPTED_SUFFIXES))
+    if not images:
+        raise BulkError(f"there are no images, no .tar and no .parquet files at {name}")
+    root = path.rstrip("/")
+    if any(not image.startswith(f"{root}/") for image in images):
+        raise BulkError(f"{name} is no folder: titok encode takes single images")
+    folder = ImageFolder(files, root, [image.removeprefix(f"{root}/") for image in images])
+    labels: LabelType = "integer" if folder.classes else None
+    classes = folder.classes or None
+    return _source(named, "folder", [folder], found, images, labels=labels, classes=classes, total=folder.count())
+
+
+def _find(files: AbstractFileSystem, path: str) -> dict[str, str]:
+    """What is at a path, a pattern or a range, and below it: each file with what would change if it did."""
+    paths = _expanded(path)
+    if any(character in path for character in "*?["):
+        paths = [match for one in paths for match in files.glob(one)]
+    found: dict[str, str] = {}
+    for one in paths:
+        # A file by its own name is taken as it is: servers of HTTP list nothing.
+        single = one.lower().endswith((*_ARCHIVES, *_PARQUET))
+        details = {one: files.info(one)} if single else files.find(one, detail=True)
+        for file, detail in details.items():
+            if not any(part.startswith(".") for part in file.removeprefix(one).split("/")):
+                changed = detail.get("mtime") or detail.get("LastModified") or detail.get("ETag")
+                found[file] = f"{file}\0{detail.get('size')}\0{changed}"
+    return dict(sorted(found.items()))
+
+
+def _expanded(path: str) -> list[str]:
+    """``a-{08..10}.tar`` is a-08.tar, a-09.tar, a-10.tar."""
+    if not (match := _RANGE.search(path)):
+        return [path]
+    first, last = match.groups()
+    numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    return [rest for number in numbers for rest in _expanded(path[: match.start()] + number + path[match.end() :])]
+
+
+def _ending(paths: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
+    return [path for path in paths if path.lower().endswith(suffixes)]
+
+
+def _parquet(
+    files: AbstractFileSystem,
+    name: str,
+    tables: list[str],
+    found: dict[str, str],
+    image: str | None,
+    label: str | None,
+    key: str | None,
+) -> Source:
+    try:
+        import pyarrow as pa
+
+        from service.bulk.parquet_files import ParquetFile, columns_of
+    except ModuleNotFoundError as error:
+        raise BulkError(f"Parquet needs the package {error.name}: pip install 'titok-service[bulk]'") from None
+    splits = {match[1] for table in tables if (match := _SPLIT.fullmatch(table.removesuffix(".parquet")))}
+    if len(splits) > 1:
+        shown = ", ".join(f"'{split}-*.parquet'" for split in sorted(splits))
+        raise BulkError(f"{name} has more than one split: name one of {shown}")
+    try:
+        columns = columns_of(files, tables[0], image=image, label=label, key=key)
+        parts = [ParquetFile(files, table, columns) for table in tables]
+        total = sum(part.count() for part in parts)
+    except (OSError, pa.ArrowException) as error:
+        raise BulkError(f"cannot read {name}: {error}") from None
+    return _source(name, "parquet", parts, found, tables, labels=columns.labels, classes=columns.classes, total=total)
+
+
+def _source(
+    name: str,
+    kind: str,
+    parts: Sequence[Part],
+    found: dict[str, str],
+    used: Sequence[str],
+    *,
+    labels: LabelType,
+    classes: tuple[str, ...] | None = None,
+    total: int | None = None,
+) -> Source:
+    digest = hashlib.sha256("\n".join(found[path] for path in used).encode(errors="surrogateescape"))
+    return Source(name, kind, tuple(parts), classes, labels, total, digest.hexdigest())

@@ -1,0 +1,104 @@
+"""How much of the bare model's speed ``titok tokenize`` keeps: ``python -m tests.benchmarks.bulk [IMAGES]``.
+
+The same JPEG files, already of the model's size, through the whole command's work (reading, decoding, encoding, writing)
+and through loops over the bare model, with one batch size: one loop over pixels that are in memory, one that decodes each
+batch first. Loading the model counts in none of them. The best of three runs each, taken in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from service.bulk.run import Job, open_device, tokenize_source
+from service.bulk.sources import open_source
+from service.bulk.views import Views
+from service.cores import usable_cores
+from service.media import MediaLimits, decode_image
+from tests.benchmarks.images import distinct_images
+
+RUNS = 3
+
+
+def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
+    """Prints a line for each way."""
+    source = folder / "images.tar"
+    asked = Job(
+        source=open_source(str(_shard(source, 1, 8))),
+        destination=folder / "tokens",
+        tokenizer="titok-mini-32",
+        weights=None,
+        device=device,
+        dtype="float32",
+        format="webdataset",
+        views=Views(),
+        shard_images=10_000,
+        batch_size=batch_size,
+        threads=usable_cores(),
+        max_pixels=40_000_000,
+    )
+    tokenizer, work = open_device(asked)
+    _shard(source, count, tokenizer.image_size)
+    asked = dataclasses.replace(asked, source=open_source(str(source)))
+    files = [entry.read() for part in asked.source.parts for entry in part.entries(0)]
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files])
+    batches = range(0, count, work.batch_size)
+
+    def bare() -> None:
+        for first in batches:
+            tokenizer.encode(pixels[first : first + work.batch_size])
+
+    def bare_with_decoding() -> None:
+        for first in batches:
+            chosen = [decode_image(data, limits=MediaLimits()) for data in files[first : first + work.batch_size]]
+            tokenizer.encode(np.stack([np.asarray(image.image) for image in chosen]))
+
+    runs = iter(range(100))
+
+    def command() -> None:
+        tokenize_source(dataclasses.replace(asked, destination=folder / f"tokens-{next(runs)}"), tokenizer, work)
+
+    ways: dict[str, Callable[[], None]] = {
+        "bare model": bare,
+        "bare model, decoding first": bare_with_decoding,
+        "titok tokenize": command,
+    }
+    tokenizer.encode(pixels[: work.batch_size])
+    best = dict.fromkeys(ways, 0.0)
+    for _ in range(RUNS):
+        for name, way in ways.items():
+            begun = time.perf_counter()
+            way()
+            best[name] = max(best[name], count / (time.perf_counter() - begun))
+    for name, rate in best.items():
+        print(f"{name:<28} {rate:8.1f} images/s   {best['titok tokenize'] / rate:.3f}")
+
+
+def _shard(path: Path, count: int, size: int) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for number, image in enumerate(distinct_images(count, size) if size > 8 else [np.zeros((8, 8, 3), np.uint8)]):
+            written = io.BytesIO()
+            Image.fromarray(image).save(written, "JPEG", quality=90)
+            member = tarfile.TarInfo(f"{number:06d}.jpg")
+            member.size = written.tell()
+            archive.addfile(member, io.BytesIO(written.getvalue()))
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=int, nargs="?", default=512)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(given.images, given.device, given.batch_size, Path(folder))

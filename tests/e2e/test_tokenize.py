@@ -1,0 +1,83 @@
+"""``titok tokenize`` as people run it, with the shipped checkpoint."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def source(photographs: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty photographs in two folders, and two files that are none."""
+    folder = tmp_path_factory.mktemp("set")
+    for number in range(40):
+        path = folder / ("even", "odd")[number % 2] / f"{number:02d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        left = 5 * (number // 4)
+        photographs[number % 4].crop((left, left, left + 200, left + 180)).save(path)
+    (folder / "even" / "broken.jpg").write_bytes(b"no image")
+    (folder / "odd" / "broken.png").write_bytes(b"")
+    return folder
+
+
+def tokenize(titok: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([titok, "tokenize", *arguments], capture_output=True, text=True, timeout=240)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_becomes_the_tokens_that_encode_prints_and_broken_images_are_counted(
+    titok: Path, source: Path, tmp_path: Path
+) -> None:
+    ended = tokenize(titok, source, tmp_path / "tokens", "--format", "jsonl")
+    assert ended.returncode == 3
+    assert ended.stderr.splitlines()[-1].startswith("40 images tokenized, 2 left out (see ")
+    lines = (tmp_path / "tokens" / "tokens-000000.jsonl").read_text().splitlines()
+    tokens = {row["key"]: row["tokens"] for row in map(json.loads, lines)}
+    paths = [source / "even" / "00.jpg", source / "odd" / "39.jpg"]
+    encoded = subprocess.run([titok, "encode", *paths], capture_output=True, text=True, timeout=240, check=True)
+    for line in map(json.loads, encoded.stdout.splitlines()):
+        assert tokens[str(Path(line["image"]).relative_to(source).with_suffix(""))] == line["tokens"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_was_ended_midway_goes_on_to_the_same_bytes(
+    number: signal.Signals, titok: Path, source: Path, tmp_path: Path
+) -> None:
+    options = ["--format", "npy", "--shard-images", "2"]
+    assert tokenize(titok, source, tmp_path / "whole", *options).returncode == 3
+    process = subprocess.Popen([titok, "tokenize", source, tmp_path / "ended", *options], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "ended" / "tokens-000003.npy").exists():
+        assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait() != 3
+    assert not (tmp_path / "ended" / "manifest.json").exists()
+    assert tokenize(titok, source, tmp_path / "ended", *options).returncode == 3
+    assert contents(tmp_path / "ended") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere", "tokens"], "there is nothing at /nowhere"),
+        ([".", "tokens", "--crops", "ten", "--flip"], "leave out --flip"),
+        ([".", "tokens", "--device", "abacus"], "'abacus' is no device"),
+        ([".", "tokens", "--tokenizer", "titok-vae"], "no tokenizer is called 'titok-vae'"),
+        ([".", "tokens", "--image-column", "image"], "it has no columns"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(
+    arguments: list[str], message: str, titok: Path, source: Path, tmp_path: Path
+) -> None:
+    given = [str(source) if argument == "." else argument for argument in arguments]
+    ended = subprocess.run([titok, "tokenize", *given], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr

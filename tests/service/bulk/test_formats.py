@@ -1,0 +1,153 @@
+"""What is written can be read with the tools people have for it, and says what the JSON lines say."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.bulk.views import Views
+from tests.service.bulk.data_sets import folder_of, images, job, rows_of, run, tars_of
+
+K, BROKEN = 16, 7
+
+
+@pytest.fixture(scope="module", params=["centre", "ten"])
+def views(request: pytest.FixtureRequest) -> Views:
+    return Views(request.param)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    files = images()
+    files[BROKEN] = b"broken"
+    return folder_of(tmp_path_factory.mktemp("set") / "source", files)
+
+
+@pytest.fixture(scope="module")
+def expected(views: Views, source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("lines") / "tokens"
+    run(job(source, folder, views=views))
+    return rows_of(folder)
+
+
+def from_webdataset(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
+    tariterators = pytest.importorskip("webdataset.tariterators")
+    for path in sorted(folder.glob("tokens-*.tar")):
+        with path.open("rb") as stream:
+            members = tariterators.tar_file_expander([{"url": path.name, "stream": stream}])
+            for sample in tariterators.group_by_keys(members):
+                tokens = np.lib.format.read_array(io.BytesIO(sample["npy"]))
+                assert tokens.dtype == np.uint16
+                assert tokens.shape == ((K,) if views.count == 1 else (views.count, K))
+                yield from _rows(sample["__key__"], int(sample["cls"]), tokens.reshape(views.count, K))
+
+
+def from_parquet(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("tokens-*.parquet"))])
+    assert table.schema.field("tokens").type == pa.list_(pa.uint16())
+    assert table.schema.field("label").type == pa.int64()
+    for row in table.to_pylist():
+        yield {"key": row["key"], "view": row["view"], "class_id": row["label"], "tokens": row["tokens"]}
+
+
+def from_npy(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("tokens-*.npy")):
+        tokens = np.load(path)
+        assert tokens.dtype == np.uint16
+        yield from _beside(path, tokens.reshape(-1, views.count, K))
+
+
+def from_bin(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("tokens-*.bin")):
+        yield from _beside(path, np.memmap(path, "<u2", "r").reshape(-1, views.count, K))
+
+
+def _beside(path: Path, tokens: Any) -> Iterator[dict[str, Any]]:
+    lines = path.with_suffix(".keys.jsonl").read_text().splitlines()
+    for line, image in zip(map(json.loads, lines), tokens, strict=True):
+        yield from _rows(line["key"], line["label"], image)
+
+
+def _rows(key: str, label: int, tokens: Any) -> Iterator[dict[str, Any]]:
+    for view, ids in enumerate(tokens.tolist()):
+        yield {"key": key, "view": view, "class_id": label, "tokens": ids}
+
+
+READERS: dict[str, Callable[[Path, Views], Iterator[dict[str, Any]]]] = {
+    "webdataset": from_webdataset,
+    "parquet": from_parquet,
+    "npy": from_npy,
+    "bin": from_bin,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_format_says_what_the_json_lines_say(
+    name: str, views: Views, source: Path, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run(job(source, tmp_path / "tokens", format=name, views=views))
+    assert list(READERS[name](tmp_path / "tokens", views)) == expected
+
+
+@pytest.mark.parametrize("name", ["jsonl", *READERS])
+def test_the_manifest_names_every_file_with_its_digest(name: str, source: Path, tmp_path: Path) -> None:
+    if name == "parquet":
+        pytest.importorskip("pyarrow")
+    folder = tmp_path / "tokens"
+    result = run(job(source, folder, format=name))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files = [file for shard in manifest["shards"] for file in shard["files"]] + [manifest["errors"]]
+    assert {file["name"] for file in files} | {"manifest.json"} == {path.name for path in folder.iterdir()}
+    for file in files:
+        content = (folder / file["name"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
+    assert (manifest["counts"]["images"], manifest["counts"]["broken"]) == (result.images, result.broken) == (22, 1)
+    assert manifest["output"] == {"format": name, "dtype": "uint16", "shard_images": 5}
+    assert manifest["tokenizer"]["weights"] == "0" * 64
+    assert manifest["preprocessing"]["version"] == "1"
+
+
+@pytest.mark.parametrize("name", ["jsonl", *READERS])
+def test_a_shard_of_nothing_but_broken_images_is_empty_and_can_be_read(name: str, tmp_path: Path) -> None:
+    if name == "parquet":
+        pytest.importorskip("pyarrow")
+    folder_of(tmp_path / "source", [b""] * 6)
+    assert run(job(tmp_path / "source", tmp_path / "tokens", format=name)).broken == 6
+    if name not in ("jsonl", "bin"):  # nothing can be mapped in a file of no bytes
+        assert list(READERS[name](tmp_path / "tokens", Views())) == []
+
+
+def test_keys_with_dots_stay_whole_for_readers_of_webdataset(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("v1.5 50%.jpg", "v1.6.jpg"):
+        (tmp_path / "source" / name).write_bytes(images(1)[0])
+    run(job(tmp_path / "source", tmp_path / "tokens", format="webdataset"))
+    with tarfile.open(tmp_path / "tokens" / "tokens-000000.tar") as archive:
+        members = archive.getmembers()
+    assert [member.name for member in members] == ["v1%2E5 50%25.npy", "v1%2E6.npy"]
+    assert {(member.mtime, member.uid, member.uname) for member in members} == {(0, 0, "")}
+
+
+def test_a_file_name_that_is_no_text_still_becomes_a_key(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "source").mkdir()
+    path = bytes(tmp_path / "source") + b"/caf\xe9.jpg"
+    with open(path, "wb") as file:  # noqa: PTH123  a path of bytes
+        file.write(images(1)[0])
+    for name in ("jsonl", "parquet", "webdataset"):
+        assert run(job(tmp_path / "source", tmp_path / name, format=name)).images == 1
+    assert rows_of(tmp_path / "jsonl")[0]["key"] == "caf\\xe9"
+
+
+def test_tokens_of_tars_come_in_the_order_of_the_tars(tmp_path: Path) -> None:
+    run(job(tars_of(tmp_path / "source", images(), each=4), tmp_path / "tokens"))
+    assert [row["key"][-4:] for row in rows_of(tmp_path / "tokens")] == [f"{number:04d}" for number in range(23)]

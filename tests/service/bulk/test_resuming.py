@@ -1,0 +1,224 @@
+"""A run may be killed at any moment: the next one leaves the bytes that an undisturbed one would have left."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import service.bulk.destination
+from service.bulk.destination import Destination
+from service.bulk.errors import BulkError
+from service.bulk.views import Views
+from tests.service.bulk import killable
+from tests.service.bulk.data_sets import COUNT, digests, folder_of, images, job, parquet_of, run, tars_of
+
+KILLS = int(os.environ.get("TITOK_TEST_KILLS", "6"))  # 50 for a release
+SOURCES: dict[str, Callable[[Path], Path]] = {
+    "folder": lambda folder: folder_of(folder, broken_images()),
+    "tars": lambda folder: tars_of(folder, broken_images()),
+    "parquet": lambda folder: parquet_of(folder, list(broken_images())),
+}
+
+
+def broken_images() -> list[bytes]:
+    files = images()
+    files[4], files[13] = b"broken", files[13][:100]
+    return files
+
+
+@pytest.mark.parametrize(("kind", "written"), [("folder", "webdataset"), ("tars", "npy"), ("parquet", "parquet")])
+def test_runs_killed_at_random_moments_end_in_the_bytes_of_an_undisturbed_one(
+    kind: str, written: str, tmp_path: Path
+) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    source = SOURCES[kind](tmp_path / "source")
+    killable.start(source, tmp_path / "first", written).join()  # the forking process itself takes seconds to begin
+    begun = time.monotonic()
+    undisturbed = killable.start(source, tmp_path / "whole", written)
+    undisturbed.join()
+    lasted = time.monotonic() - begun
+    assert undisturbed.exitcode == 0
+    chance, died = random.Random(f"{kind} {KILLS}"), 0
+    while died < KILLS:
+        destination = tmp_path / "killed"
+        shutil.rmtree(destination, ignore_errors=True)
+        for _ in range(3):  # killed again while it goes on
+            process = killable.start(source, destination, written)
+            process.join(chance.uniform(0.0, 1.1 * lasted))
+            process.kill()
+            process.join()
+            died += process.exitcode != 0
+        last = killable.start(source, destination, written)
+        last.join()
+        assert last.exitcode == 0
+        assert digests(destination) == digests(tmp_path / "whole")
+
+
+class Killed(BaseException):
+    """Nothing runs after it, as after SIGKILL."""
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_run_that_ends_at_any_write_goes_on_to_the_same_bytes(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every ``fsync`` is a moment: each in turn is the last thing a run does."""
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    source = SOURCES[kind](tmp_path / "source")
+    run(job(source, tmp_path / "whole"))
+    fsync, moment = os.fsync, 0
+    while True:
+        moment, calls = moment + 1, 0
+
+        def die_in_time(file: int, moment: int = moment) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == moment:
+                raise Killed
+            fsync(file)
+
+        destination = tmp_path / f"killed-{moment}"
+        monkeypatch.setattr(service.bulk.destination.os, "fsync", die_in_time)
+        try:
+            run(job(source, destination))
+        except Killed:
+            monkeypatch.setattr(service.bulk.destination.os, "fsync", fsync)
+            run(job(source, destination))
+            assert digests(destination) == digests(tmp_path / "whole")
+        else:
+            break
+    assert moment > 10
+
+
+def test_a_line_of_the_journal_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source", images())
+    run(job(source, tmp_path / "whole"))
+    stopped_after(3, source, tmp_path / "cut")
+    journal = tmp_path / "cut" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-7])
+    (tmp_path / "cut" / "tokens-000003.jsonl.partial").write_bytes(b"half")
+    stopped_after(4, source, tmp_path / "cut")  # what is written behind the cut counts as well
+    run(job(source, tmp_path / "cut"))
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_shards_that_are_whole_are_not_made_again(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source", images())
+    stopped_after(3, source, tmp_path / "tokens")
+    files = [tmp_path / "tokens" / f"tokens-{shard:06d}.jsonl" for shard in range(3)]
+    before = [file.stat().st_mtime_ns for file in files]
+    seen: list[int] = []
+    run(job(source, tmp_path / "tokens"), progress=lambda done, _: seen.append(done))
+    assert (seen[0], sum(seen)) == (15, COUNT)  # at once, what was there
+    assert [file.stat().st_mtime_ns for file in files] == before
+
+
+def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source", broken_images())
+    first = run(job(source, tmp_path / "tokens"))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tokens").iterdir()}
+    assert run(job(source, tmp_path / "tokens")) == first
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tokens").iterdir()} == before
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["half done", "done"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "npy"}, 'output format "jsonl", not "npy"'),
+        ({"shard_images": 6}, "output shard_images 5, not 6"),
+        ({"views": Views("ten")}, 'preprocessing crops "centre", not "ten"'),
+        ({"views": Views(flip=True)}, "preprocessing flip false, not true"),
+        ({"max_pixels": 7}, "preprocessing max_pixels 1000000, not 7"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_other_settings_for_a_folder_that_was_begun_are_refused(
+    changes: dict[str, object], message: str, finished: bool, tmp_path: Path
+) -> None:
+    source = folder_of(tmp_path / "source", images())
+    if finished:
+        run(job(source, tmp_path / "tokens"))
+    else:
+        stopped_after(2, source, tmp_path / "tokens")
+    before = digests(tmp_path / "tokens")
+    with pytest.raises(BulkError, match=f"{message}: give what was given then, or another folder"):
+        run(job(source, tmp_path / "tokens", **changes))
+    assert digests(tmp_path / "tokens") == before
+
+
+def test_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source", images())
+    stopped_after(2, source, tmp_path / "tokens")
+    (source / "ant" / "0000.jpg").write_bytes(images()[1])
+    with pytest.raises(BulkError, match="was begun with source digest"):
+        run(job(source, tmp_path / "tokens"))
+
+
+def test_another_batch_size_goes_on_in_float32_to_the_same_bytes(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source", broken_images())
+    run(job(source, tmp_path / "whole"))
+    stopped_after(2, source, tmp_path / "tokens")
+    run(job(source, tmp_path / "tokens", batch_size=5, threads=1))
+    assert digests(tmp_path / "tokens") == digests(tmp_path / "whole")
+
+
+def test_another_batch_size_is_refused_below_float32_where_company_may_decide_a_token(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source", images(6))
+    run(job(source, tmp_path / "tokens"), dtype="bfloat16")
+    with pytest.raises(BulkError, match="computed_in batch_size 2, not 4"):
+        run(job(source, tmp_path / "tokens", batch_size=4), dtype="bfloat16")
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source", images(2))
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "thesis.txt").write_text("mine")
+    with pytest.raises(BulkError, match="is not empty"):
+        run(job(source, tmp_path / "tokens"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BulkError, match="cannot write to"):
+        run(job(source, tmp_path / "file"))
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source", images(2))
+    with Destination(tmp_path / "tokens", {}), pytest.raises(BulkError, match="another process is writing"):
+        run(job(source, tmp_path / "tokens"))
+
+
+def test_a_file_that_was_taken_away_meanwhile_is_missed(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "source", images())
+    stopped_after(3, source, tmp_path / "tokens")
+    (tmp_path / "tokens" / "tokens-000001.jsonl").unlink()
+    with pytest.raises(BulkError, match=r"tokens-000001\.jsonl is not as it was written"):
+        run(job(source, tmp_path / "tokens"))
+
+
+def test_a_tokenizer_of_vectors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BulkError, match="its tokens are vectors, not ids"):
+        run(job(folder_of(tmp_path / "source", images(2)), tmp_path / "tokens"), quantize_mode="vae")
+    assert not (tmp_path / "tokens").exists()
+
+
+def stopped_after(shards: int, source: Path, destination: Path) -> None:
+    """A run that ends when so many shards are whole."""
+    whole = Destination.add
+
+    def add(self: Destination, *arguments: object) -> None:
+        if self.shards == shards:
+            raise Killed
+        whole(self, *arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Destination, "add", add)
+        with pytest.raises(Killed):
+            run(job(source, destination))
