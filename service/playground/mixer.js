@@ -90,10 +90,11 @@ export function createMixer(model, { open: openBetween }) {
   async function take(picture) {
     const mine = (expected = Symbol("load"));
     await reporting(problem, async () => {
+      const given = await picture;
       const body = new FormData();
-      body.set("image", await picture, "image");
+      body.set("image", given, "image");
       const { data } = await (await call("v1/encode", { body })).json();
-      if (expected === mine) put(data[0].tokens, "");
+      if (expected === mine) put(data[0].tokens, given.name ?? "");
     });
   }
 
