@@ -15,9 +15,10 @@ run: $(VENV)/.run ## start the service with the checkpoint in this repository
 
 install: $(VENV)/.dev ## create .venv with everything, tests and training included
 
-test: $(VENV)/.dev ## run every test (needs redis-server and prometheus)
+test: $(VENV)/.dev ## run every test (needs redis-server, prometheus and chromium)
 	@command -v redis-server >/dev/null || { echo "redis-server is missing: apt-get install redis-server, or brew install redis" >&2; exit 1; }
 	@command -v promtool >/dev/null || { echo "prometheus is missing: apt-get install prometheus, or brew install prometheus" >&2; exit 1; }
+	@command -v chromium >/dev/null || { echo "chromium is missing: apt-get install chromium" >&2; exit 1; }
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## ruff and strict mypy

@@ -24,7 +24,19 @@ from service.middleware import BodyLimit, RequestContext
 from service.observer import CacheMetrics, MetricsObserver
 from service.problem_handlers import add_problem_handlers
 from service.problems import Unauthorized
-from service.routes import codes, decode, encode, generate, images, mix, models, openai_images, operations, reconstruct
+from service.routes import (
+    codes,
+    decode,
+    encode,
+    generate,
+    images,
+    mix,
+    models,
+    openai_images,
+    operations,
+    playground,
+    reconstruct,
+)
 from service.settings import Settings
 from service.version import VERSION
 
@@ -106,6 +118,9 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     ):
         app.include_router(router, dependencies=[Depends(_authorize)])
     app.include_router(operations.health_router)
+    if settings.playground:
+        # Without a key: it holds nothing, and asks for one itself where the API does.
+        app.include_router(playground.create_router())
     return app
 
 

@@ -1,5 +1,5 @@
 """Media types: which one an answer has, by what ``Accept`` wants (RFC 9110, section 12.5.1) among what a route can give,
-and which ones a request may come in.
+which ones a request may come in, and whether a caller has the answer already.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from service.problems import NotAcceptable, ProblemDetail, UnsupportedMediaType
 
-__all__ = ["choose_media_type", "media_type_of", "require_json", "unsupported_content_type"]
+__all__ = ["choose_media_type", "holds_etag", "media_type_of", "require_json", "unsupported_content_type"]
 
 
 def media_type_of(content_type: str | None) -> str:
@@ -40,6 +40,11 @@ def require_json(content_type: str | None) -> None:
         raise unsupported_content_type(
             media_type, detail="not JSON", advice="Send application/json.", expected=["application/json"]
         )
+
+
+def holds_etag(if_none_match: str | None, etag: str) -> bool:
+    """Whether an ``If-None-Match`` header names the entity tag, so that its sender need not be sent the content again."""
+    return etag in (tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(","))
 
 
 def choose_media_type(accept: str | None, offers: Sequence[str]) -> str:

@@ -68,6 +68,8 @@ class Settings(BaseSettings):
         (), description="Comma-separated keys, one of which a caller must send; none: no key is needed."
     )
 
+    playground: bool = Field(True, description="Whether the page to try the service on is there, at `/`.")
+
     cache: Literal["auto", "memory", "redis", "off"] = Field(
         "auto",
         description="Where codes of images already seen are kept: 'memory' of each process, 'redis', or 'off'; 'auto' is "

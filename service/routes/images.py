@@ -12,6 +12,7 @@ from starlette.responses import Response
 from service.addresses import image_address
 from service.context import ServiceContext
 from service.media import OUTPUT_EXTENSIONS
+from service.negotiation import holds_etag
 from service.openapi import answers
 from service.problems import Gone, NotFound, ProblemDetail, RevisionMismatch
 from service.rendering import SIDES, render
@@ -72,7 +73,7 @@ async def image(
         "Cache-Control": "public, max-age=31536000, immutable" if revision else f"public, max-age={_DAY}",
         "Content-Location": address,
     }
-    if etag in (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")):
+    if holds_etag(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     file = context.pictures.get(etag)
     context.metrics.picture_requests.labels("miss" if file is None else "hit").inc()
