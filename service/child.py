@@ -198,6 +198,9 @@ class Child:
             channel.close()
             self._process = self._channel = None
             self._status = {}
+            # A cancelled supervisor stays for the end of what it has killed: else it would be a zombie of nobody's.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), 1.0)
 
     async def _spawn(self, control: socket.socket) -> asyncio.subprocess.Process:
         hold_signals()  # until the child is prepared for them
