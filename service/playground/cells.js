@@ -18,12 +18,13 @@ export function paint(made, token) {
 }
 
 /** Cells, of which one is chosen: radio buttons, so that arrow keys move as everybody knows it. */
-export function choice(box, tokens, { name, onChoose }) {
+export function choice(box, tokens, { group, onChoose }) {
   const fields = tokens.map((token, place) => {
-    const input = element("input", { type: "radio", name, value: place, checked: place === 0 });
+    const input = element("input", { type: "radio", name: group, value: place, checked: place === 0 });
     input.addEventListener("change", () => onChoose(place));
     const shown = cell(token);
-    box.append(element("label", {}, input, element("span", { className: "unseen", textContent: `Token ${place + 1}: ` }), shown));
+    const name = element("span", { className: "unseen", textContent: `Token ${place + 1}: ` });
+    box.append(element("label", {}, input, name, shown));
     return { input, shown };
   });
   return {

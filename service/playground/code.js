@@ -22,8 +22,12 @@ export function tokensOf(code, bits, count) {
   let width = 0;
   for (const byte of bytes) {
     held = (held << 8) | byte.charCodeAt(0);
-    for (width += 8; width >= bits && tokens.length < count; width -= bits) tokens.push(held >> (width - bits) & ((1 << bits) - 1));
-    held &= (1 << width) - 1;
+    width += 8;
+    while (width >= bits && tokens.length < count) {
+      width -= bits;
+      tokens.push(held >> width);
+      held &= (1 << width) - 1;
+    }
   }
   return tokens;
 }

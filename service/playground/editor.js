@@ -16,10 +16,13 @@ export function createEditor(model, { onSettled }) {
   let expected = null; // what is on its way; an answer for anything else comes too late
 
   const address = () => addressOf(`v1/images/${id}@${revision}/${codeOf(image.tokens, bits)}.png`);
+  const decode = async (what) => {
+    const answer = await call("v1/decode", { json: { ...what, model: id, revision }, accept: "image/jpeg" });
+    return answer.blob();
+  };
   const redraw = newest((of, tokens) =>
     reporting(problem, async () => {
-      const answer = await call("v1/decode", { json: { tokens, model: id, revision }, accept: "image/jpeg" });
-      const picture = await answer.blob();
+      const picture = await decode({ tokens });
       if (of === image) show(byId("image-result"), picture);
     }),
   );
@@ -39,34 +42,33 @@ export function createEditor(model, { onSettled }) {
   const take = (picture) =>
     load(async () => {
       const original = await picture;
-      const body = new FormData();
-      body.set("image", original, "image");
-      const answer = await (await call("v1/reconstruct", { body })).json();
+      const answer = await (await call("v1/reconstruct", { image: original })).json();
       return () => {
         put(answer.tokens, blobOf(answer), original);
         const { psnr, ssim } = answer.quality;
-        byId("image-quality").textContent = `${psnr === null ? "exact" : `PSNR ${psnr.toFixed(1)} dB`} · SSIM ${ssim.toFixed(2)}`;
+        const close = psnr === null ? "exact" : `PSNR ${psnr.toFixed(1)} dB`;
+        byId("image-quality").textContent = `${close} · SSIM ${ssim.toFixed(2)}`;
         announce("The image and its reconstruction are shown.");
       };
     });
 
-  /** Shows tokens, or a code; there is no original then. */
-  const open = (tokens) => load(async () => {
-    const answer = await call("v1/decode", { json: { tokens, model: id, revision }, accept: "image/jpeg" });
-    const picture = await answer.blob();
-    return () => put(tokens, picture, null);
-  });
+  /** Shows tokens; there is no original then. */
+  const open = (tokens) =>
+    load(async () => {
+      const picture = await decode({ tokens });
+      return () => put(tokens, picture, null);
+    });
 
-  const openCode = (code) => load(async () => {
-    const answer = await call("v1/decode", { json: { code, model: id, revision }, accept: "image/jpeg" });
-    const picture = await answer.blob();
-    return () => put(tokensOf(code, bits, count), picture, null);
-  });
+  const openCode = (code) =>
+    load(async () => {
+      const picture = await decode({ code });
+      return () => put(tokensOf(code, bits, count), picture, null);
+    });
 
   function put(tokens, picture, original) {
     byId("tokens").replaceChildren();
     image = { first: tokens, tokens: [...tokens], chosen: 0 };
-    image.cells = choice(byId("tokens"), tokens, { name: "token", onChoose: choose });
+    image.cells = choice(byId("tokens"), tokens, { group: "token", onChoose: choose });
     show(byId("image-original"), original);
     byId("image-missing").hidden = original !== null;
     byId("image-missing").textContent = "No original: opened from its tokens.";
@@ -74,7 +76,8 @@ export function createEditor(model, { onSettled }) {
     byId("image-quality").textContent = "";
     byId("size-file").textContent = original ? `${number(original.size)} bytes` : "–";
     byId("size-code").textContent = `${number(model.code_bytes)} bytes`;
-    byId("size-ratio").textContent = original ? `${number(Math.round(original.size / model.code_bytes))} times smaller` : "";
+    const ratio = original && number(Math.round(original.size / model.code_bytes));
+    byId("size-ratio").textContent = original ? `${ratio} times smaller` : "";
     choose(0);
     describe();
     onSettled(image.tokens);
@@ -90,6 +93,7 @@ export function createEditor(model, { onSettled }) {
     image.cells.paint(image.tokens);
     byId("code").textContent = codeOf(image.tokens, bits);
     byId("address").href = address();
+    byId("address").textContent = new URL(address()).pathname;
     const changed = image.tokens.filter((token, place) => token !== image.first[place]).length;
     byId("tokens-back").disabled = !changed;
     byId("token-back").disabled = image.tokens[image.chosen] === image.first[image.chosen];

@@ -31,7 +31,9 @@ export async function createGenerator(model, { open, openOther }) {
       class: text === "" ? null : /^\d+$/.test(text) ? Number(text) : text,
       seed: seed.valueAsNumber,
       preset: preset.value,
-      ...Object.fromEntries(Object.entries(SLIDERS).map(([setting, id]) => [setting, byId(id).valueAsNumber])),
+      steps: byId(SLIDERS.steps).valueAsNumber,
+      guidance_scale: byId(SLIDERS.guidance_scale).valueAsNumber,
+      temperature: byId(SLIDERS.temperature).valueAsNumber,
     };
   }
 
@@ -55,7 +57,8 @@ export async function createGenerator(model, { open, openOther }) {
       if (event === "error") throw new Problem(data);
       if (event === "step") {
         tokens(data.tokens);
-        progress(data.step, data.steps, `Step ${data.step} of ${data.steps}, ${data.known} of ${model.num_tokens} tokens`);
+        const known = `${data.known} of ${model.num_tokens} tokens`;
+        progress(data.step, data.steps, `Step ${data.step} of ${data.steps}, ${known}`);
       }
       if (event === "image") item = data;
       if (data.image) picture(blobOf(data));
@@ -74,27 +77,28 @@ export async function createGenerator(model, { open, openOther }) {
     const label = `${title}, seed ${item.seed}`;
     const image = element("img", { alt: label });
     show(image, blobOf(item));
-    const act = (text, act) => {
-      const button = element("button", { type: "button", textContent: text });
-      button.setAttribute("aria-label", `${text}: ${label}`);
-      button.addEventListener("click", act);
-      return button;
+    const button = (text, act) => {
+      const made = element("button", { type: "button", textContent: text, ariaLabel: `${text}: ${label}` });
+      made.addEventListener("click", act);
+      return made;
     };
-    const settings = act("Settings", () => {
+    const settings = button("Settings", () => {
       [name.value, seed.value, preset.value] = [wish.class ?? "", item.seed, wish.preset];
       set(wish);
       name.focus();
     });
-    const edit = act("Edit", () => {
+    const edit = button("Edit", () => {
       open(item.tokens);
       byId("tokens-section").scrollIntoView();
     });
-    const second = act("Use as B", () => {
+    const second = button("Use as B", () => {
       openOther(item.tokens, label);
       byId("mix-section").scrollIntoView();
     });
-    const caption = element("p", {}, element("strong", { textContent: title }), element("span", { className: "quiet", textContent: `seed ${item.seed}` }));
-    byId("gallery").prepend(element("li", {}, image, caption, element("div", { className: "buttons" }, settings, edit, second)));
+    const quiet = element("span", { className: "quiet", textContent: `seed ${item.seed}` });
+    const caption = element("p", {}, element("strong", { textContent: title }), quiet);
+    const buttons = element("div", { className: "buttons" }, settings, edit, second);
+    byId("gallery").prepend(element("li", {}, image, caption, buttons));
     byId("gallery-title").hidden = false;
   }
 
@@ -102,7 +106,7 @@ export async function createGenerator(model, { open, openOther }) {
     seed.value = Math.floor(Math.random() * 2 ** 31);
   }
 
-  for (const title of Object.keys(model.generator.presets)) preset.append(element("option", { value: title, textContent: title }));
+  preset.append(...Object.keys(model.generator.presets).map((value) => element("option", { value, textContent: value })));
   preset.value = FIRST_PRESET;
   set(model.generator.presets[preset.value]);
   preset.addEventListener("change", () => set(model.generator.presets[preset.value]));

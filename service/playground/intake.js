@@ -20,7 +20,8 @@ export function takesImages(name, take) {
     target.value = "";
   });
   for (const [key, title] of Object.entries(SAMPLES)) {
-    const button = element("button", { type: "button", title }, element("img", { src: addressOf(`playground/samples/${key}.jpg`), alt: title }));
+    const image = element("img", { src: addressOf(`playground/samples/${key}.jpg`), alt: title });
+    const button = element("button", { type: "button", title }, image);
     button.addEventListener("click", () => take(sample(key)));
     byId(`${name}-samples`).append(button);
   }
@@ -37,7 +38,7 @@ export function takesImages(name, take) {
   });
 }
 
-/** Pasted pictures go to `take`, and ones dropped beside every image as well, so that the browser does not leave the page. */
+/** Pasted pictures go to `take`, and so do ones dropped beside every image, for which the browser would leave the page. */
 export function takesStrayImages(take) {
   document.addEventListener("paste", ({ clipboardData }) => {
     const [file] = clipboardData.files;

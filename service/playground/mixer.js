@@ -1,6 +1,6 @@
 // Two images: what lies between them, and tokens swapped from one to the other.
 
-import { paint, cell } from "./cells.js";
+import { cell, paint } from "./cells.js";
 import { tokensOf } from "./code.js";
 import { takesImages } from "./intake.js";
 import { newest } from "./newest.js";
@@ -91,16 +91,17 @@ export function createMixer(model, { open: openBetween }) {
     const mine = (expected = Symbol("load"));
     await reporting(problem, async () => {
       const given = await picture;
-      const body = new FormData();
-      body.set("image", given, "image");
-      const { data } = await (await call("v1/encode", { body })).json();
+      const { data } = await (await call("v1/encode", { image: given })).json();
       if (expected === mine) put(data[0].tokens, given.name ?? "");
     });
   }
 
   for (let place = 0; place < count; place += 1) {
     const button = element("button", { type: "button", className: "swap" }, cell(null), cell(null));
-    button.addEventListener("click", () => swap([...swapped].includes(place) ? [...swapped].filter((other) => other !== place) : [...swapped, place]));
+    button.addEventListener("click", () => {
+      if (!swapped.delete(place)) swapped.add(place);
+      redraw();
+    });
     byId("swaps").append(button);
   }
   const places = [...Array(count).keys()];

@@ -30,8 +30,8 @@ function describe(model) {
     classes: number(model.generator?.num_classes ?? 0),
   };
   for (const place of document.querySelectorAll("[data-fact]")) place.textContent = facts[place.dataset.fact];
-  const side = model.image_size;
-  byId("served").textContent = `${model.id} · ${side} × ${side} pixels · ${facts.tokens} of ${number(model.codebook_size)} codes`;
+  const [side, codes] = [model.image_size, number(model.codebook_size)];
+  byId("served").textContent = `${model.id} · ${side} × ${side} pixels · ${facts.tokens} of ${codes} codes`;
   byId("served").title = `Revision ${model.revision}`;
   byId("served").hidden = false;
 }

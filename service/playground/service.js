@@ -24,10 +24,18 @@ export const addressOf = (path) => new URL(path, document.baseURI).href;
 
 export const keepKey = (key) => sessionStorage.setItem(KEY, key);
 
-/** A call. `json` is sent as JSON, `body` as it is; without either it is a GET. Throws a Problem unless it succeeds. */
-export async function call(path, { json, body = json && JSON.stringify(json), accept = "application/json", signal } = {}) {
+/**
+ * A call: `json` is sent as JSON, `image` (a Blob) as a form's file; without either it is a GET. Throws a Problem unless
+ * it succeeds.
+ */
+export async function call(path, { json, image, accept = "application/json", signal } = {}) {
   const headers = { Accept: accept };
-  if (json) headers["Content-Type"] = "application/json";
+  let body;
+  if (image) (body = new FormData()).set("image", image, "image");
+  if (json) {
+    body = JSON.stringify(json);
+    headers["Content-Type"] = "application/json";
+  }
   const key = sessionStorage.getItem(KEY);
   if (key) headers.Authorization = `Bearer ${key}`;
   let answer;
@@ -41,16 +49,16 @@ export async function call(path, { json, body = json && JSON.stringify(json), ac
   return answer;
 }
 
-/** The events of a stream as [name, data] (WHATWG HTML, section 9.2, as far as this service uses it). */
+/** The events of a stream as [name, data]: WHATWG HTML, section 9.2, as far as this service uses it (a line of JSON each). */
 export async function* eventsOf(answer) {
   let waiting = "";
   for await (const text of chunksOf(answer.body.pipeThrough(new TextDecoderStream()))) {
     const blocks = (waiting + text).split("\n\n");
     waiting = blocks.pop();
     for (const block of blocks) {
-      const fields = block.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1).trim()]);
-      const data = fields.filter(([name]) => name === "data").map(([, value]) => value);
-      if (data.length) yield [fields.find(([name]) => name === "event")?.[1] ?? "message", JSON.parse(data.join("\n"))];
+      const lines = block.split("\n");
+      const field = (name) => lines.find((line) => line.startsWith(`${name}:`))?.slice(name.length + 1).trim();
+      if (field("data")) yield [field("event"), JSON.parse(field("data"))];
     }
   }
 }

@@ -138,7 +138,7 @@ def decode(client: httpx.Client, tokens: list[int]) -> bytes:
 def expect_picture(page: Page, selector: str, file: bytes) -> None:
     """The element comes to show the picture; images of one batch may differ in their last bits."""
     page.wait_for_function(
-        f"async (given) => await ({DIFFERENCE})(given) < 1", arg=[selector, base64.b64encode(file).decode()]
+        f"async (given) => await ({DIFFERENCE})(given) < 0.25", arg=[selector, base64.b64encode(file).decode()]
     )
 
 
@@ -291,6 +291,7 @@ def test_an_answer_that_comes_too_late_changes_nothing(page: Page, client: httpx
     )
     page.fill("#token-number", "99")  # is asked for when the late answer has come
     held[0].continue_()
+    page.wait_for_function("() => window.changes")
     expect_picture(page, "#image-result", decode(client, [99, *tokens[1:]]))
     assert page.evaluate("window.changes") == 1
 
@@ -560,7 +561,8 @@ def test_nothing_is_inaccessible_in_the_light_in_the_dark_or_on_a_phone(
     page.fill("#token-number", "7")
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"
+    width = (DESKTOP | options)["viewport"]["width"]  # a phone's window grows with what is too wide for it
+    assert page.evaluate("document.documentElement.scrollWidth") == width
     page.context.close()
     assert opened.complaints == []
 
