@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -56,6 +56,16 @@ async def preprocess(
         return await context.map_in_threads(work, list(enumerate(uploads)))
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What all steps of a request share."""
+
+    context: ServiceContext
+    space: KeySpace
+    deadline: float
+    stages: Stages
+
+
 async def tokenize(
     context: ServiceContext, uploads: Sequence[Upload], *, space: KeySpace, deadline: float, stages: Stages
 ) -> list[TokenizedImage]:
@@ -64,6 +74,7 @@ async def tokenize(
     """
     if context.settings.cache == "off":
         return await _compute_all(context, uploads, deadline=deadline, stages=stages)
+    run = _Run(context, space, deadline, stages)
     keys = [space.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
     wanted = dict(zip(reversed(keys), reversed(uploads), strict=True))  # of equal ones the first: problems point to it
     with stages.measure("cache"):
@@ -71,11 +82,9 @@ async def tokenize(
     found = {key: image for key, image in zip(wanted, known, strict=True) if image is not None}
     while missing := [key for key in dict.fromkeys(keys) if key not in found]:
         flights = {key: context.flights.join(key) for key in missing}
-        own = [key for key, flight in flights.items() if flight is None]
+        own = {key: wanted[key] for key, flight in flights.items() if flight is None}
         if own:
-            uploaded = [wanted[key] for key in own]
-            computed = await _fly(context, uploaded, own, space=space, deadline=deadline, stages=stages)
-            found.update(zip(own, computed, strict=True))
+            found |= await _fly(run, own)
         for key, flight in flights.items():
             if flight is None:
                 continue
@@ -90,9 +99,7 @@ async def tokenize(
                 found[key] = flight.result
             elif not flight.abandoned:
                 # It failed for the other request, perhaps by something that is not true of this one.
-                [found[key]] = await _compute(
-                    context, [wanted[key]], [key], space=space, deadline=deadline, stages=stages
-                )
+                found |= await _compute(run, {key: wanted[key]})
     return [found[key] for key in keys]
 
 
@@ -111,50 +118,33 @@ async def _compute_all(
     return [TokenizedImage(ids, size, cached=False) for ids, size in zip(encoded.tokens, sizes, strict=True)]
 
 
-async def _fly(
-    context: ServiceContext,
-    uploads: Sequence[Upload],
-    keys: Sequence[bytes],
-    *,
-    space: KeySpace,
-    deadline: float,
-    stages: Stages,
-) -> list[TokenizedImage]:
+async def _fly(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, TokenizedImage]:
     """``_compute`` for all who wait for the same."""
-    images: list[TokenizedImage | None] = [None] * len(keys)
+    images: dict[bytes, TokenizedImage] = {}
     problem: Problem | None = None
     abandoned = False
     try:
-        computed = await _compute_once(context, uploads, keys, space=space, deadline=deadline, stages=stages)
-        images = list(computed)
+        images = await _compute_once(run, wanted)
     except (InternalError, WorkerCrashed) as error:
         # What one image does to a device it does again; of several nobody knows which it was.
-        problem = error if len(keys) == 1 else None
+        problem = error if len(wanted) == 1 else None
         raise
     except (asyncio.CancelledError, DeadlineExceeded):
         abandoned = True
         raise
     finally:
-        for key, image in zip(keys, images, strict=True):
-            context.flights.land(key, result=image, problem=problem, abandoned=abandoned)
-    return computed
+        for key in wanted:
+            run.context.flights.land(key, result=images.get(key), problem=problem, abandoned=abandoned)
+    return images
 
 
-async def _compute_once(
-    context: ServiceContext,
-    uploads: Sequence[Upload],
-    keys: Sequence[bytes],
-    *,
-    space: KeySpace,
-    deadline: float,
-    stages: Stages,
-) -> list[TokenizedImage]:
+async def _compute_once(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, TokenizedImage]:
     """``_compute``, unless another process is at it: then its result, if that comes before its claim runs out."""
+    context, stages = run.context, run.stages
     found: dict[bytes, TokenizedImage] = {}
-    given = dict(zip(keys, uploads, strict=True))
-    until = min(deadline, time.monotonic() + context.settings.cache_lease)
+    until = min(run.deadline, time.monotonic() + context.settings.cache_lease)
     pause = _FIRST_PAUSE
-    while missing := [key for key in keys if key not in found]:
+    while missing := [key for key in wanted if key not in found]:
         with stages.measure("cache"):
             claims = dict(zip(missing, await context.cache.claim_many(missing), strict=True))
         for key, claim in claims.items():
@@ -164,36 +154,22 @@ async def _compute_once(
         own = [key for key, claim in claims.items() if key not in found and (claim.is_own or is_over)]
         try:
             if own:
-                mine = [given[key] for key in own]
-                found.update(
-                    zip(
-                        own,
-                        await _compute(context, mine, own, space=space, deadline=deadline, stages=stages),
-                        strict=True,
-                    )
-                )
-            elif len(found) < len(keys):
+                found |= await _compute(run, {key: wanted[key] for key in own})
+            elif len(found) < len(wanted):
                 with stages.measure("shared"):
                     await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
             # Of what was computed the claims have ended; of what was known they are not needed.
-            await context.cache.release_many(keys if len(found) == len(keys) else own)
-    return [found[key] for key in keys]
+            await context.cache.release_many(list(wanted) if len(found) == len(wanted) else own)
+    return found
 
 
-async def _compute(
-    context: ServiceContext,
-    uploads: Sequence[Upload],
-    keys: Sequence[bytes],
-    *,
-    space: KeySpace,
-    deadline: float,
-    stages: Stages,
-) -> list[TokenizedImage]:
+async def _compute(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, TokenizedImage]:
     """Tokens of uploads whose bytes are new, by their keys; both are remembered, and what their pixels are."""
+    context, space, stages = run.context, run.space, run.stages
     facts, engine = context.facts, context.engine
-    count = len(uploads)
+    count = len(wanted)
     seen: dict[int, Pixels] = {}
     digests: dict[int, bytes] = {}
 
@@ -202,7 +178,7 @@ async def _compute(
         digests[index] = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
 
     def room_for(images: int) -> EncodeTicket:
-        return engine.open_encode(images, image_size=facts.image_size, deadline=deadline)
+        return engine.open_encode(images, image_size=facts.image_size, deadline=run.deadline)
 
     async def encode(ticket: EncodeTicket) -> Encoded:
         for row, index in enumerate(new):
@@ -213,7 +189,7 @@ async def _compute(
     with context.engine_call():
         # Room first: a full queue is told at once, before any work is done, and decoded images have a place to go.
         with room_for(count) as ticket:
-            sizes = await preprocess(context, uploads, stages, use=keep)
+            sizes = await preprocess(context, list(wanted.values()), stages, use=keep)
             with stages.measure("cache"):
                 results = await _known(context, [space.pixels(digests[index]) for index in range(count)], "pixels")
             new = [index for index, result in enumerate(results) if result is None]
@@ -232,9 +208,9 @@ async def _compute(
     packed = facts.code_format.pack(np.stack([image.tokens for image in images]))
     entries = [CachedCode(row.tobytes(), size) for row, size in zip(packed, sizes, strict=True)]
     await context.cache.put_many(
-        [*zip(keys, entries, strict=True), *((space.pixels(digests[index]), entries[index]) for index in new)]
+        [*zip(wanted, entries, strict=True), *((space.pixels(digests[index]), entries[index]) for index in new)]
     )
-    return images
+    return dict(zip(wanted, images, strict=True))
 
 
 async def look_up(context: ServiceContext, digests: Sequence[bytes], space: KeySpace) -> list[TokenizedImage | None]:
