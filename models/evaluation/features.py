@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from models.evaluation.lite0 import Lite0
 from models.evaluation.progress import Track, silently
-from models.training.state import write_whole
+from models.whole_files import write_whole
 
 __all__ = ["BATCH_SIZE", "Features", "as_tensor", "batches", "embed_all", "extract"]
 

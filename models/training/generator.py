@@ -28,7 +28,8 @@ from models.training.loop import Step, compute_dtype
 from models.training.losses import masked_token_loss, random_masks
 from models.training.order import rows_of_step, seeded
 from models.training.starting_points import FrozenTokenizer
-from models.training.state import save_checkpoint, write_whole
+from models.training.state import save_checkpoint
+from models.whole_files import write_whole
 
 __all__ = ["GeneratorTask", "TokenSet", "generator_classes", "tokenize"]
 

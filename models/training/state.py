@@ -1,36 +1,19 @@
-"""Files that are either whole or not there: written beside their place, synced, renamed."""
+"""What a training run leaves on the disk: its state, and checkpoints."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["load_state", "save_checkpoint", "save_state", "write_whole"]
+from models.whole_files import write_whole
 
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls ``write`` on a new file that takes the place of ``path`` only once all of it is on the disk.
-
-    Whatever goes wrong before that, a full disk or a kill, leaves the previous file as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+__all__ = ["load_state", "save_checkpoint", "save_state"]
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from models.whole_files import PARTIAL_SUFFIX, write_whole
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
 from service.bulk.shards import Shard
@@ -31,7 +32,6 @@ Settings = Mapping[str, Any]
 """Everything that decides which bytes come out, as JSON."""
 
 _JOURNAL, _ERRORS, _MANIFEST = "journal.jsonl", "errors.jsonl", "manifest.json"
-_PARTIAL = ".partial"
 
 
 class Destination:
@@ -121,7 +121,7 @@ class Destination:
 
     def _open(self) -> None:
         manifest, journal = self.folder / _MANIFEST, self.folder / _JOURNAL
-        for partial in self.folder.glob(f"*{_PARTIAL}"):
+        for partial in self.folder.glob(f"*{PARTIAL_SUFFIX}"):
             partial.unlink()
         if manifest.exists():
             whole = json.loads(manifest.read_text(encoding="utf-8"))
@@ -158,12 +158,7 @@ class Destination:
             )
 
     def _write(self, name: str, content: bytes) -> None:
-        partial = self.folder / f"{name}{_PARTIAL}"
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / name)
+        write_whole(self.folder / name, lambda file: file.write(content))
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, str, str]]:
