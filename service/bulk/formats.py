@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.bulk.entries import LabelType
-from service.bulk.errors import BulkError
+from service.bulk.errors import parquet_needs
 from service.bulk.shards import Shard
 
 __all__ = ["FORMATS", "Layout", "check_format", "files_of"]
@@ -50,8 +50,8 @@ def check_format(format_name: str) -> None:
     if format_name == "parquet":
         try:
             import pyarrow.parquet  # noqa: F401
-        except ModuleNotFoundError:
-            raise BulkError("Parquet needs the package pyarrow: pip install 'titok-service[bulk]'") from None
+        except ModuleNotFoundError as error:
+            raise parquet_needs(error.name) from None
 
 
 def _json_lines(shard: Shard, layout: Layout) -> dict[str, bytes]:  # noqa: ARG001

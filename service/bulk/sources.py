@@ -18,7 +18,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from service.bulk.entries import LabelType, Part, Source
-from service.bulk.errors import BulkError
+from service.bulk.errors import BulkError, parquet_needs
 from service.bulk.image_folders import ImageFolder
 from service.bulk.tar_archives import TarArchive
 from service.media import ACCEPTED_SUFFIXES
@@ -119,7 +119,7 @@ def _parquet(
 
         from service.bulk.parquet_files import ParquetFile, columns_of
     except ModuleNotFoundError as error:
-        raise BulkError(f"Parquet needs the package {error.name}: pip install 'titok-service[bulk]'") from None
+        raise parquet_needs(error.name) from None
     splits = {match[1] for table in tables if (match := _SPLIT.fullmatch(table.removesuffix(".parquet")))}
     if len(splits) > 1:
         shown = ", ".join(f"'{split}-*.parquet'" for split in sorted(splits))
