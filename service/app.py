@@ -145,17 +145,17 @@ async def _authorize(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     keys = ServiceContext.of(request).settings.api_keys
-    request.state.caller = None
     if not keys:
+        request.state.caller = None
         return
     given = credentials.credentials if credentials is not None else request.headers.get("x-api-key", "")
     # Every key is compared, in constant time, so that the time taken tells nothing.
     matches = [hmac.compare_digest(given.encode(), key.get_secret_value().encode()) for key in keys]
-    # A name of the key that does not tell it, the same in every process.
-    request.state.caller = hashlib.sha256(b"titok:caller:" + given.encode()).hexdigest()[:16]
     if not any(matches):
         reason = "unknown" if given else "missing"
         raise Unauthorized(
             f"The API key is {reason}. Send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
             headers={"WWW-Authenticate": "Bearer"},
         )
+    # A name of the key that does not tell it, the same in every process.
+    request.state.caller = hashlib.sha256(b"titok:caller:" + given.encode()).hexdigest()[:16]
