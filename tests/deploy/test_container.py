@@ -94,7 +94,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     uv = Path(sys.executable).with_name("uv")
     python = folder / "venv" / "bin" / "python"
     for command in (
-        [uv, "build", "--quiet", "--wheel", "--out-dir", folder, PROJECT],
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, PROJECT],
         [sys.executable, "-m", "venv", "--without-pip", folder / "venv"],
     ):
         subprocess.run(command, check=True, timeout=120)
