@@ -19,7 +19,8 @@ test: $(VENV)/.dev ## run every test (needs redis-server, prometheus and chromiu
 	@command -v redis-server >/dev/null || { echo "redis-server is missing: apt-get install redis-server, or brew install redis" >&2; exit 1; }
 	@command -v promtool >/dev/null || { echo "prometheus is missing: apt-get install prometheus, or brew install prometheus" >&2; exit 1; }
 	@command -v chromium >/dev/null || { echo "chromium is missing: apt-get install chromium" >&2; exit 1; }
-	$(BIN)/python -m pytest
+	@# Threads that wait for each other do not spin for long, or they keep the cores from the servers under test.
+	GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest
 
 lint: $(VENV)/.dev ## ruff and strict mypy
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.checkpoints import Checkpoint, HubFile, load_strictly, open_checkpoint
 from models.configuration import class_names, class_sources, generator_config
+from models.cores import Cores
 from models.errors import CheckpointError, UnknownVariantError
 from models.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
 from models.graphs import GraphedFunction
@@ -80,7 +81,7 @@ class Generator:
         self._network = network.eval().requires_grad_(False).to(device)
         self._network.set_compute_dtype(self.precision.generator.dtype)
         self._predicting = self.precision.generator.on(device)
-        self._transfers = transfers_of(device)
+        self._transfers, self._cores = transfers_of(device), Cores(device)
         self.revision = f"{digest[:12]}{self.precision.generator.suffix}"
         self._exact = FORMATS["float32"].on(device)
         # As for the tokenizer: a row alone is stepped in float32.
@@ -140,7 +141,12 @@ class Generator:
         """
         # Guided rows come first, so that the network's second half is that of a leading part.
         order = sorted(range(len(rows)), key=lambda index: not rows[index].needs_unconditional)
-        tokens, sampled, margins = self._submit([rows[index] for index in order])()
+        # Every core gets as many of them as the others. What is recorded replays one batch at a time.
+        parts = 1 if self.stepper.sizes else self._cores.parts(len(rows))
+        shares = [order[first::parts] for first in range(parts)]
+        results = self._cores.map(lambda share: self._submit([rows[index] for index in share])(), shares)
+        order = [index for share in shares for index in share]
+        tokens, sampled, margins = map(torch.cat, zip(*results, strict=True))
         if self._decides_alone and len(rows) > 1 - self._alone:
             close = (margins < _TOLERANCE).nonzero()[:, 0].tolist()
             alone = [self._submit([rows[order[place]]], self._alone) for place in close]

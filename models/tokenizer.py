@@ -21,6 +21,7 @@ from torch import Tensor
 from models.checkpoints import Checkpoint, HubFile, load_strictly, open_checkpoint
 from models.codes import CodeFormat
 from models.configuration import tokenizer_config
+from models.cores import Cores
 from models.errors import CheckpointError, UnknownVariantError
 from models.graphs import GraphedFunction
 from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
@@ -65,7 +66,7 @@ class Tokenizer:
         self._network.set_compute_dtype(encoder=self.precision.encoder.dtype, decoder=self.precision.decoder.dtype)
         self._encoding, self._decoding = self.precision.encoder.on(device), self.precision.decoder.on(device)
         self._exact = FORMATS["float32"].on(device)
-        self._transfers = transfers_of(device)
+        self._transfers, self._cores = transfers_of(device), Cores(device)
         if isinstance(network, TiTok):
             self.is_discrete = network.config.quantize_mode == "vq"
             self.num_tokens, self.token_size = network.config.num_latent_tokens, network.config.token_size
@@ -151,7 +152,14 @@ class Tokenizer:
         return self.precision.encoder.rounds_like_float32
 
     def _assign(self, pixels: Tensor, exactly: int = 0) -> Arriving:
-        return self._transfers.run(pixels, lambda images: self.encoder(images, exactly))
+        return self._submit(pixels, self.encoder, exactly)
+
+    def _submit(self, host: Tensor, function: GraphedFunction, *static: int, into: Tensor | None = None) -> Arriving:
+        def compute(batch: Tensor) -> tuple[Tensor, ...]:
+            return function(batch, *static)
+
+        # What is recorded replays in memory of its own, one batch at a time.
+        return self._transfers.run(host, compute if function.sizes else self._cores.divided(compute), into)
 
     def _encode(self, images: Tensor, exactly: int) -> tuple[Tensor, Tensor]:
         """Images uint8 [B, S, S, 3] on the device -> ids int64 [B, K], and margins float32 [B, K] over the latents' scale;
@@ -225,22 +233,21 @@ class Tokenizer:
         """Begins to decode (see :meth:`decode`): calling what it gives waits for the images, and gives ``into`` if one is
         given, a tensor of the host for them. The next batch can be submitted meanwhile.
         """
-        function: Callable[[Tensor], tuple[Tensor, ...]] = self.decoder if self.is_discrete else self._decode_latents
-        if not self.is_discrete:
-            latents = torch.as_tensor(tokens)
-            if latents.ndim != 3 or latents.shape[1:] != (self.num_tokens, self.token_size):
-                raise ValueError(
-                    f"expected latents [B, {self.num_tokens}, {self.token_size}], not {list(latents.shape)}"
-                )
-            host = latents.to(torch.float32)
-        else:
+        if self.is_discrete:
             ids = self.code_format.check(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
             if ids.ndim != 2:
                 raise ValueError(f"expected ids [B, {self.num_tokens}], not {list(ids.shape)}")
             host = torch.from_numpy(ids)
+        else:
+            host = torch.as_tensor(tokens).to(torch.float32)
+            if host.ndim != 3 or host.shape[1:] != (self.num_tokens, self.token_size):
+                raise ValueError(f"expected latents [B, {self.num_tokens}, {self.token_size}], not {list(host.shape)}")
         if len(host) == 0:
             return lambda: torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
-        arriving = self._transfers.run(host, function, into)
+        if self.is_discrete:
+            arriving = self._submit(host, self.decoder, into=into)
+        else:
+            arriving = self._transfers.run(host, self._decode_latents, into)
         return lambda: arriving()[0]
 
     def _decode(self, ids: Tensor) -> tuple[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -69,6 +69,7 @@ def test_a_tokenizer_measures_its_own(images: np.ndarray) -> None:
     assert low.tolerance == cautious  # it decides nothing alone
 
 
+@pytest.mark.usefixtures("one_core")
 def test_only_closer_decisions_are_made_alone(images: np.ndarray) -> None:
     tokenizer = tiny_tokenizer()
     sizes = spy(tokenizer)
@@ -92,6 +93,15 @@ def spy(tokenizer: Tokenizer) -> list[tuple[int, int]]:
 
 
 @pytest.fixture
+def one_core() -> Iterator[None]:
+    """No batch is run in parts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def three_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a CPU compute in three TF32 passes, as arithmetic."""
     kind = FORMATS["tf32x3"]
@@ -101,7 +111,7 @@ def three_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.usefixtures("three_passes")
+@pytest.mark.usefixtures("three_passes", "one_core")
 def test_close_decisions_of_three_tf32_passes_are_made_in_float32(images: np.ndarray) -> None:
     exact, three = tiny_tokenizer(), tiny_tokenizer(dtype="tf32x3")
     sizes = spy(three)

@@ -1,0 +1,81 @@
+"""A batch on a CPU, shared by its cores: each computes some of the images with one thread, instead of all of each together.
+
+::
+
+    one image      ════════ every operator divided among all cores, which wait for each other at its end
+    eight, on two  core 0: images 0-3 ─────────────┐
+                   core 1: images 4-7 ─────────────┴─ wait once a batch
+
+Cores that wait for each other once a batch instead of some hundred times do a sixth to a quarter more images a second
+(measured on two cores, batches of 2 to 16), and more still where something else wants a core now and then.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Cores"]
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+Compute = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class Cores:
+    """The cores of ``device``: as many as the thread that calls has PyTorch threads (``torch.set_num_threads``). A GPU
+    shares its work out by itself, and counts as one. Used by one thread at a time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cpu = device.type == "cpu"
+        self._pool: ThreadPoolExecutor | None = None
+        self._size = 0
+        self._own = threading.local()
+
+    def parts(self, count: int) -> int:
+        """Into how many parts a batch of ``count`` is best divided, at least 1."""
+        return max(1, min(count, torch.get_num_threads())) if self._is_cpu else 1
+
+    def divided(self, compute: Compute) -> Compute:
+        """The same function of a batch [B, ...] whose rows do not see each other, computed in parts."""
+
+        def run(batch: Tensor) -> tuple[Tensor, ...]:
+            results = self.map(compute, batch.tensor_split(self.parts(len(batch))))
+            return results[0] if len(results) == 1 else tuple(map(torch.cat, zip(*results, strict=True)))
+
+        return run
+
+    def map(self, function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+        """The function of every part, at the same time. Raises what the first that failed has raised, when all of them
+        have ended.
+        """
+        if len(parts) == 1:
+            return [function(parts[0])]
+        cores = torch.get_num_threads()
+        share = max(1, cores // len(parts))
+
+        @torch.inference_mode()
+        def work(part: Part) -> Result:
+            if getattr(self._own, "threads", None) != share:
+                torch.set_num_threads(share)  # of this thread
+                self._own.threads = share
+            return function(part)
+
+        running = [self._threads(cores).submit(work, part) for part in parts]
+        wait(running)
+        # PyTorch would give what the last caller said to threads that are yet to begin.
+        torch.set_num_threads(cores)
+        return [future.result() for future in running]
+
+    def _threads(self, cores: int) -> ThreadPoolExecutor:
+        if self._pool is None or self._size < cores:
+            if self._pool is not None:
+                self._pool.shutdown()
+            self._pool, self._size = ThreadPoolExecutor(cores, thread_name_prefix="core"), cores
+        return self._pool
