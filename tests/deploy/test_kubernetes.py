@@ -30,7 +30,7 @@ KUBERNETES = PROJECT / "deploy" / "kubernetes"
 DOCKERFILE = (PROJECT / "Dockerfile").read_text()
 OVERLAYS = ("cpu", "gpu")
 # The oldest that is meant to work, and the newest known.
-VERSIONS = ("1.30", kubernetes_validate.latest_version())
+VERSIONS = ("1.27", kubernetes_validate.latest_version())
 CUSTOM: Mapping[str, type[pydantic.BaseModel]] = {
     model.__name__: model for model in (ScaledObject, PrometheusRule, ServiceMonitor)
 }

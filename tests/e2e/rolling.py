@@ -17,7 +17,6 @@ import json
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -36,6 +35,7 @@ KEEPING_CLIENTS = 6
 ARRIVALS_PER_SECOND = 5.0
 HANG_SECONDS = 120.0
 EXIT_SECONDS = 120.0
+KINDS = ("encode, kept connection", "encode, new connection", "decode, kept connection", "decode, new connection")
 # Of 255, on average: replicas may draw in different precisions.
 ALIKE = 2.0
 SETTINGS = {"shutdown_delay": "2", "cache": "off", "threads": "1", "max_batch_size": "4"}
@@ -56,7 +56,7 @@ class Outcome:
 
     rounds: int
     replacements: int = 0
-    answered: Counter[str] = field(default_factory=Counter)  # by what was asked
+    answered: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     failed: list[str] = field(default_factory=list)
     answered_in_replacement: list[int] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)  # of the replaced
@@ -196,11 +196,11 @@ def run_rolling(jpegs: Sequence[bytes], *, rounds: int) -> Outcome:
 
 
 def _replace(replica: _Replica, balancer: LoadBalancer, outcome: Outcome) -> None:
-    before = outcome.answered.total()
+    before = sum(outcome.answered.values())
     outcome.exits.append(replica.replace())
     replica.server.wait_until_ready()
     balancer.wait_until_up(replica.name)
-    outcome.answered_in_replacement.append(outcome.answered.total() - before)
+    outcome.answered_in_replacement.append(sum(outcome.answered.values()) - before)
     outcome.replacements += 1
 
 
