@@ -31,7 +31,7 @@ from tests.e2e.load_balancer import LoadBalancer, free_port, load_balancer
 
 __all__ = ["Outcome", "run_rolling"]
 
-KEEPING_CLIENTS = 6
+KEEPING_CLIENTS = 4
 ARRIVALS_PER_SECOND = 5.0
 HANG_SECONDS = 120.0
 EXIT_SECONDS = 120.0
