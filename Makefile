@@ -15,9 +15,11 @@ run: $(VENV)/.run ## start the service with the checkpoint in this repository
 
 install: $(VENV)/.dev ## create .venv with everything, tests and training included
 
-test: $(VENV)/.dev ## run every test (needs redis-server, prometheus and chromium)
+test: $(VENV)/.dev ## run every test (needs redis-server, prometheus, haproxy, kubectl and chromium)
 	@command -v redis-server >/dev/null || { echo "redis-server is missing: apt-get install redis-server, or brew install redis" >&2; exit 1; }
 	@command -v promtool >/dev/null || { echo "prometheus is missing: apt-get install prometheus, or brew install prometheus" >&2; exit 1; }
+	@command -v haproxy >/dev/null || { echo "haproxy is missing: apt-get install haproxy, or brew install haproxy" >&2; exit 1; }
+	@command -v kubectl >/dev/null || { echo "kubectl is missing: apt-get install kubernetes-client, or brew install kubectl" >&2; exit 1; }
 	@command -v chromium >/dev/null || { echo "chromium is missing: apt-get install chromium" >&2; exit 1; }
 	@# Threads that wait for each other do not spin for long, or they keep the cores from the servers under test.
 	GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest
@@ -34,6 +36,7 @@ format: $(VENV)/.dev
 docs: $(VENV)/.dev ## write the pages that are made from code
 	$(BIN)/python -m service.settings_table > docs/configuration.md
 	$(BIN)/python deploy/grafana/dashboards.py
+	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
 bench: $(VENV)/.bench ## measure the engine and the service (nothing timed decides a test)
 	$(BIN)/python -m tests.benchmarks.engine

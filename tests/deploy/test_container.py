@@ -49,6 +49,24 @@ def test_what_the_image_copies_is_not_ignored() -> None:
     assert all((PROJECT / source).exists() for source in sources)
 
 
+@pytest.mark.parametrize("name", ["docker-compose.yml", "deploy/compose.gpu.yml"])
+def test_a_compose_file_is_valid_by_the_schema_of_the_compose_specification(name: str) -> None:
+    checked = check_compose(PROJECT / name)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_a_misspelt_key_of_a_compose_file_is_found(tmp_path: Path) -> None:
+    misspelt = tmp_path / "docker-compose.yml"
+    misspelt.write_text((PROJECT / "docker-compose.yml").read_text().replace("read_only:", "readonly:"))
+    assert "'readonly' was unexpected" in check_compose(misspelt).stdout
+
+
+def check_compose(path: Path) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("check-jsonschema")
+    command = [program, "--builtin-schema", "vendor.compose-spec", path]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_is_read_only_not_root_and_says_whether_it_is_well(name: str) -> None:
     service = SERVICES[name]

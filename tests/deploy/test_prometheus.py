@@ -46,6 +46,10 @@ def queries() -> dict[str, str]:
             for target in panel["targets"]:
                 name = f"{path.stem}: {panel['title']} {target['refId']}"
                 found[name] = target["expr"].replace("$__rate_interval", "1m")
+    scaler = yaml.safe_load((DEPLOY / "kubernetes" / "components" / "keda" / "scaledobject.yaml").read_text())
+    for trigger in scaler["spec"]["triggers"]:
+        # Without a cluster, nobody labels what is scraped with a namespace.
+        found[f"autoscaler: {trigger['name']}"] = trigger["metadata"]["query"].replace('{namespace="titok"}', "")
     return found
 
 

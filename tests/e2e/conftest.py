@@ -70,11 +70,11 @@ def child_of(health: Any, name: str) -> Any:
     return next(child for child in health["processes"] if child["name"] == name)
 
 
-def start_server(program: Path = TITOK, **settings: str) -> Server:
+def start_server(program: Path = TITOK, *, port: str = "0", admin_port: str = "0", **settings: str) -> Server:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TITOK_")}
     environment |= {f"TITOK_{name.upper()}": value for name, value in settings.items()}
     process = subprocess.Popen(
-        [program, "serve", "--port", "0", "--admin-port", "0"],
+        [program, "serve", "--port", port, "--admin-port", admin_port],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
