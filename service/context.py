@@ -50,9 +50,10 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 @dataclass(frozen=True)
 class TokenizedImage:
-    """Ids int64 [K] of an upload, and whether the cache knew them."""
+    """Ids int64 [K] of an upload, the same packed, and whether the cache knew them."""
 
     tokens: npt.NDArray[np.int64]
+    packed: bytes
     original_size: tuple[int, int]
     cached: bool
 

@@ -122,6 +122,6 @@ def _item(context: ServiceContext, digest: bytes, image: TokenizedImage) -> Know
     return KnownCode(
         sha256=digest.hex(),
         tokens=image.tokens.tolist(),
-        code=context.facts.code_format.to_text(image.tokens[None])[0],
+        code=context.facts.code_format.text_of(image.packed),
         original_size=Size(width=width, height=height),
     )

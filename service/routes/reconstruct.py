@@ -65,7 +65,7 @@ async def reconstruct(request: Request) -> Response:
     with stages.measure("quality"):
         decibels, similarity = await context.in_thread(measure_quality, rendered.pixels[0], original)
     quality = Quality(psnr=decibels, ssim=similarity)
-    code = facts.code_format.to_text(image.tokens[None])[0]
+    code = facts.code_format.text_of(image.packed)
     if answer != "application/json":
         headers = {
             "X-Titok-Model": facts.name,
