@@ -16,6 +16,7 @@ from fastapi_offline import FastAPIOffline
 
 from service.cache.opening import open_cache
 from service.context import ServiceContext
+from service.direct_routes import serve_directly
 from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.facts import ModelFacts
 from service.health import application_health
@@ -117,6 +118,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         models.router,
     ):
         app.include_router(router, dependencies=[Depends(_authorize)])
+    serve_directly(app, encode.router, admit=_admit)
     app.include_router(operations.health_router)
     if settings.playground:
         # Without a key: it holds nothing, and asks for one itself where the API does.
@@ -139,6 +141,10 @@ async def _report_readiness(context: ServiceContext) -> None:
         ", ".join(f"{part} {dtype}" for part, dtype in facts.precision.items()),
         facts.generator.revision if facts.generator else "none",
     )
+
+
+async def _admit(request: Request) -> None:
+    await _authorize(request, await _bearer(request))
 
 
 async def _authorize(

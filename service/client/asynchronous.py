@@ -197,13 +197,14 @@ class AsyncTiTokClient:
     async def _encode_unknown(self, images: KnownFirst) -> list[Encoded]:
         known = await self._known(images.lookup())
         upload = images.upload(known)
-        return images.merge(known, () if upload is None else await self._run(upload))
+        return images.merge(known, [] if upload is None else await self._run(upload))
 
     async def _known(self, question: Call[list[tuple[str, Encoded | None]]]) -> Known:
         try:
-            return dict(await self._run(question))
+            pairs = await self._run(question)
         except NotFound:  # it does not tell
             return {}
+        return dict(pairs)
 
     async def _run_all(
         self,

@@ -215,13 +215,14 @@ class TiTokClient:
     def _encode_unknown(self, images: KnownFirst) -> list[Encoded]:
         known = self._known(images.lookup())
         upload = images.upload(known)
-        return images.merge(known, () if upload is None else self._run(upload))
+        return images.merge(known, [] if upload is None else self._run(upload))
 
     def _known(self, question: Call[list[tuple[str, Encoded | None]]]) -> Known:
         try:
-            return dict(self._run(question))
+            pairs = self._run(question)
         except NotFound:  # it does not tell
             return {}
+        return dict(pairs)
 
     def _run_all(
         self, parts: Iterable[P], run: Callable[[P], list[T]], total: int | None, progress: Progress | None

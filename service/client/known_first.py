@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from service.client import calls
 from service.client.batches import Batch
@@ -41,7 +41,7 @@ class KnownFirst:
         images = [self._images[digest] for digest in unknown]
         return calls.encode_batch([data for _, data in images], [place for place, _ in images]) if unknown else None
 
-    def merge(self, known: Known, uploaded: Iterable[Encoded]) -> list[Encoded]:
+    def merge(self, known: Known, uploaded: Sequence[Encoded]) -> list[Encoded]:
         """The tokens of all images, in their order."""
         found = {**known, **dict(zip(self._unknown(known), uploaded, strict=True))}
         return [image for digest in self._digests if (image := found[digest]) is not None]

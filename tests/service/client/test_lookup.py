@@ -28,7 +28,11 @@ def knowing(*known: int) -> Reply:
     codes = {digest(numbered(number)): number for number in known}
 
     def reply(handler: Handler) -> None:
-        if handler.path != "/v1/codes:lookup":
+        if handler.path == "/v1/encode":
+            items = [{**encoded(1, number)["data"][0], "index": i} for i, number in enumerate(numbers(handler.seen))]
+            answer({**encoded(0), "data": items})(handler)
+            return
+        if handler.path == "/v1/models":
             service(handler)
             return
         asked = json.loads(handler.seen.body)["sha256"]
