@@ -100,6 +100,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
     )
     app.state.context = context
     app.state.health = health
@@ -144,7 +145,8 @@ async def _report_readiness(context: ServiceContext) -> None:
 
 
 async def _admit(request: Request) -> None:
-    await _authorize(request, await _bearer(request))
+    """``_authorize``, as FastAPI calls it."""
+    await _authorize(request, await _bearer(request) if "authorization" in request.headers else None)
 
 
 async def _authorize(

@@ -25,9 +25,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def serve_directly(app: FastAPI, router: APIRouter, *, admit: Callable[[Request], Awaitable[None]]) -> None:
-    """Puts a direct route in front of each route of a router that ``app`` includes. ``admit`` raises the problem of a request
-    that is not let in; it stands for the dependencies that the router was included with. Endpoints have one parameter, the
-    request.
+    """Puts a direct route in front of each route of a router that ``app`` includes, whose endpoints take the request alone.
+    ``admit`` raises the problem of a request that is not let in; it stands for the dependencies of the inclusion.
     """
     for route in router.routes:
         assert isinstance(route, APIRoute)  # noqa: S101  whatever a router of this service has

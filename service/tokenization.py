@@ -19,7 +19,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.codes import CodeError
 from models.preprocess import eval_crop
 from service.cache import CachedCode, KeySpace
 from service.context import ServiceContext, TokenizedImage
@@ -148,10 +147,7 @@ async def _compute_all(
         encoded = await ticket.result()
     context.note_timing(stages, encoded.timing)
     packed = context.facts.code_format.pack(encoded.tokens)
-    return [
-        TokenizedImage(ids, code.tobytes(), size, cached=False)
-        for ids, code, size in zip(encoded.tokens, packed, sizes, strict=True)
-    ]
+    return [TokenizedImage(code.tobytes(), size, cached=False) for code, size in zip(packed, sizes, strict=True)]
 
 
 async def _fly(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, TokenizedImage]:
@@ -238,8 +234,8 @@ async def _compute(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, Tok
     if encoded is not None:
         context.note_timing(stages, encoded.timing)
         packed = facts.code_format.pack(encoded.tokens)
-        for index, tokens, code in zip(new, encoded.tokens, packed, strict=True):
-            results[index] = TokenizedImage(tokens, code.tobytes(), sizes[index], cached=False)
+        for index, code in zip(new, packed, strict=True):
+            results[index] = TokenizedImage(code.tobytes(), sizes[index], cached=False)
     # A picture known by its pixels may have come in another size.
     images = [replace(result, original_size=size) for result, size in zip(results, sizes, strict=True) if result]
     entries = [CachedCode(image.packed, image.original_size) for image in images]
@@ -265,14 +261,8 @@ def _from_cache(
 ) -> TokenizedImage | None:
     """A cached code, checked as anything from outside; what does not fit counts as not known."""
     result = None
-    if entry is not None:
-        try:
-            ids = context.facts.code_format.from_bytes(entry.code)
-        except CodeError:
-            pass
-        else:
-            if len(ids) == 1:
-                result = TokenizedImage(ids[0], entry.code, entry.original_size, cached=True)
+    if entry is not None and context.facts.code_format.is_code(entry.code):
+        result = TokenizedImage(entry.code, entry.original_size, cached=True)
     if result is not None:
         context.metrics.cache_requests.labels(found).inc()
     elif found == "pixels":

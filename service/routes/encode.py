@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request
 from pydantic_core import to_json
 from starlette.responses import Response
@@ -85,7 +84,7 @@ async def encode(request: Request) -> Response:
         images = await context.while_connected(request, work)
     if media_type != "application/json":
         if media_type == PACKED_CODES:
-            tokens = np.stack([image.tokens for image in images])
+            tokens = facts.code_format.from_bytes(b"".join(image.packed for image in images))
             body = PackedCodes(facts.name, facts.revision, facts.code_format, tokens).to_bytes()
         else:
             body = b"".join(image.packed for image in images)
@@ -110,7 +109,7 @@ def _item(context: ServiceContext, index: int, image: TokenizedImage) -> dict[st
     width, height = image.original_size
     return {
         "index": index,
-        "tokens": image.tokens.tolist(),
+        "tokens": context.facts.code_format.ids_of(image.packed),
         "code": context.facts.code_format.text_of(image.packed),
         "original_size": {"width": width, "height": height},
         "cached": image.cached,

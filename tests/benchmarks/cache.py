@@ -145,7 +145,7 @@ def bare_route(folder: Path, constant: bytes) -> Iterator[Endpoint]:
     path = folder / "answer.json"
     path.write_bytes(constant)
     command = [sys.executable, "-m", "tests.benchmarks.bare_route", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
