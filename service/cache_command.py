@@ -36,6 +36,7 @@ console = Console(stderr=True)
 
 _PATIENCE = 10.0  # seconds that Redis may take for an answer
 _REMOTE_REQUESTS, _LOCAL_IMAGES = 16, 64  # under way at a time
+_WIDE = 200  # characters, where nobody's window says how many there are
 _SHOWN = 20  # broken images named on a terminal
 
 RedisUrl = Annotated[
@@ -234,6 +235,8 @@ def _show(census: Census) -> None:
             _ends(revision),
         )
     output = Console()
+    if not output.is_terminal:
+        output = Console(width=_WIDE)
     output.print(table)
     if census.revisions:
         output.print("bytes: MEMORY USAGE of the keys sampled, times the number of keys; ends in: of the keys sampled")

@@ -41,7 +41,9 @@ class _DirectRoute(Route):
             await admit(request)
             return await endpoint(request)
 
-        super().__init__(route.path, admitted, methods=list(route.methods), name=route.name, include_in_schema=False)
+        super().__init__(
+            route.path, admitted, methods=list(route.methods or ()), name=route.name, include_in_schema=False
+        )
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """As for FastAPI's routes, the scope says which one was taken."""

@@ -197,7 +197,8 @@ class AsyncTiTokClient:
     async def _encode_unknown(self, images: KnownFirst) -> list[Encoded]:
         known = await self._known(images.lookup())
         upload = images.upload(known)
-        return images.merge(known, [] if upload is None else await self._run(upload))
+        uploaded: list[Encoded] = [] if upload is None else await self._run(upload)
+        return images.merge(known, uploaded)
 
     async def _known(self, question: Call[list[tuple[str, Encoded | None]]]) -> Known:
         try:

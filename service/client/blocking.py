@@ -215,7 +215,8 @@ class TiTokClient:
     def _encode_unknown(self, images: KnownFirst) -> list[Encoded]:
         known = self._known(images.lookup())
         upload = images.upload(known)
-        return images.merge(known, [] if upload is None else self._run(upload))
+        uploaded: list[Encoded] = [] if upload is None else self._run(upload)
+        return images.merge(known, uploaded)
 
     def _known(self, question: Call[list[tuple[str, Encoded | None]]]) -> Known:
         try:
