@@ -16,7 +16,7 @@ from fastapi_offline import FastAPIOffline
 
 from service.cache.opening import open_cache
 from service.context import ServiceContext
-from service.direct_routes import serve_directly
+from service.direct_routes import DirectRoutes
 from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.facts import ModelFacts
 from service.health import application_health
@@ -104,6 +104,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     )
     app.state.context = context
     app.state.health = health
+    app.add_middleware(DirectRoutes, routers=[encode.router], admit=_admit)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=metrics, is_draining=lambda: context.draining)
     add_problem_handlers(app)
@@ -119,7 +120,6 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         models.router,
     ):
         app.include_router(router, dependencies=[Depends(_authorize)])
-    serve_directly(app, encode.router, admit=_admit)
     app.include_router(operations.health_router)
     if settings.playground:
         # Without a key: it holds nothing, and asks for one itself where the API does.

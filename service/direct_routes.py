@@ -1,51 +1,57 @@
-"""Routes that take nothing but the request, called without FastAPI's machinery for parameters and dependencies.
+"""Routes that take nothing but the request, answered before the framework's machinery for parameters and dependencies.
 
 ::
 
-    FastAPI   match, match again, dependencies, parameters, exit stacks ──> endpoint
-    direct    match ──────────────────────────────── admit ───────────────> endpoint
+    FastAPI   exit stacks ──> match, match again ──> dependencies, parameters ──> endpoint
+    direct    look up the path ──> admit ──────────────────────────────────────> endpoint
 
-FastAPI's way through an included router costs as much as all the rest of an answer from the cache. The route that FastAPI
-has stays where it is, and in the OpenAPI document; the direct one stands in front of it.
+FastAPI's way through an included router costs more than all else that an answer from the cache needs. The route that FastAPI
+has stays where it is, and in the OpenAPI document; requests for its path and method do not come that far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
-from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["serve_directly"]
+from service.problem_handlers import answer_to
+
+__all__ = ["DirectRoutes"]
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def serve_directly(app: FastAPI, router: APIRouter, *, admit: Callable[[Request], Awaitable[None]]) -> None:
-    """Puts a direct route in front of each route of a router that ``app`` includes, whose endpoints take the request alone.
-    ``admit`` raises the problem of a request that is not let in; it stands for the dependencies of the inclusion.
+class DirectRoutes:
+    """The innermost middleware. Endpoints of ``routers`` have one parameter, the request. ``admit`` raises the problem of a
+    request that is not let in; it stands for the dependencies that the routers are included with.
     """
-    for route in router.routes:
-        assert isinstance(route, APIRoute)  # noqa: S101  whatever a router of this service has
-        app.router.routes.insert(0, _DirectRoute(route, admit))
 
+    def __init__(self, app: ASGIApp, routers: Sequence[APIRouter], admit: Callable[[Request], Awaitable[None]]) -> None:
+        self._app = app
+        self._admit = admit
+        self._routes: dict[tuple[str, str], tuple[APIRoute, Endpoint]] = {
+            (method, route.path): (route, route.endpoint)
+            for router in routers
+            for route in router.routes
+            if isinstance(route, APIRoute)
+            for method in route.methods or ()
+        }
 
-class _DirectRoute(Route):
-    def __init__(self, route: APIRoute, admit: Callable[[Request], Awaitable[None]]) -> None:
-        endpoint: Endpoint = route.endpoint
-
-        async def admitted(request: Request) -> Response:
-            await admit(request)
-            return await endpoint(request)
-
-        super().__init__(
-            route.path, admitted, methods=list(route.methods or ()), name=route.name, include_in_schema=False
-        )
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """As for FastAPI's routes, the scope says which one was taken."""
-        match, child_scope = super().matches(scope)
-        return match, child_scope if match is Match.NONE else {**child_scope, "route": self}
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        found = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if found is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"], endpoint = found  # as FastAPI says which one was taken
+        request = Request(scope, receive, send)
+        try:
+            await self._admit(request)
+            response = await endpoint(request)
+        except Exception as error:
+            response = await answer_to(request, error)
+        await response(scope, receive, send)
