@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Extra arguments, for example: make run ARGS="--port 9000"
 ARGS ?=
 
-.PHONY: help run install test lint format docs bench bench-models gpu-check lock clean
+.PHONY: help run install test lint format docs bench bench-cache bench-models gpu-check lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench: $(VENV)/.bench ## measure the engine and the service (nothing timed decid
 	$(BIN)/python -m tests.benchmarks.engine
 	$(BIN)/python -m tests.benchmarks.service
 	$(BIN)/python -m tests.benchmarks.overload
+
+bench-cache: $(VENV)/.bench ## measure the cache, with Redis whole and broken
+	$(BIN)/python -m tests.benchmarks.cache
 
 bench-models: $(VENV)/.dev ## measure the bare models
 	$(BIN)/python -m tests.benchmarks.models

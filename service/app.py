@@ -16,6 +16,7 @@ from fastapi_offline import FastAPIOffline
 
 from service.cache.opening import open_cache
 from service.context import ServiceContext
+from service.direct_routes import DirectRoutes
 from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.facts import ModelFacts
 from service.health import application_health
@@ -99,9 +100,11 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
     )
     app.state.context = context
     app.state.health = health
+    app.add_middleware(DirectRoutes, routers=[encode.router], admit=_admit)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=metrics, is_draining=lambda: context.draining)
     add_problem_handlers(app)
@@ -139,6 +142,11 @@ async def _report_readiness(context: ServiceContext) -> None:
         ", ".join(f"{part} {dtype}" for part, dtype in facts.precision.items()),
         facts.generator.revision if facts.generator else "none",
     )
+
+
+async def _admit(request: Request) -> None:
+    """``_authorize``, as FastAPI calls it."""
+    await _authorize(request, await _bearer(request) if "authorization" in request.headers else None)
 
 
 async def _authorize(

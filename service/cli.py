@@ -12,11 +12,12 @@ from rich.console import Console
 
 from models.codes import CodeError
 from models.errors import CheckpointError, ConfigError, UnknownVariantError
+from service.cache_command import cache
 from service.doctor_command import doctor
 from service.evaluation_command import evaluate
 from service.image_commands import CommandError, Tokenizer, decode, encode, generate, reconstruct
 from service.problems import Problem
-from service.settings import Settings
+from service.settings import Settings, invalid_settings
 from service.tokenize_command import tokenize
 from service.train_command import train
 from service.verify_command import verify
@@ -32,6 +33,7 @@ app.command()(doctor)
 app.command()(verify)
 app.command()(evaluate)
 app.add_typer(train, name="train")
+app.add_typer(cache, name="cache")
 console = Console(stderr=True)
 
 
@@ -67,8 +69,7 @@ def serve(
     try:
         settings = Settings(**flags)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, place['loc']))}: {place['msg']}" for place in error.errors()]
-        raise CommandError("; ".join(lines)) from None
+        raise CommandError(invalid_settings(error)) from None
     raise typer.Exit(run(settings))
 
 

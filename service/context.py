@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
-import numpy as np
-import numpy.typing as npt
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
@@ -50,9 +48,9 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 @dataclass(frozen=True)
 class TokenizedImage:
-    """Ids int64 [K] of an upload, and whether the cache knew them."""
+    """An upload's ids, packed as ``CodeFormat`` does, and whether the cache knew them."""
 
-    tokens: npt.NDArray[np.int64]
+    packed: bytes
     original_size: tuple[int, int]
     cached: bool
 
@@ -109,7 +107,7 @@ class ServiceContext:
         """The names of codes in the cache: everybody's, or those of the request's API key."""
         settings, facts = self.settings, self.facts
         scope = request.state.caller if settings.cache_scope == "key" else None
-        return KeySpace(settings.cache_namespace, facts.name, facts.revision, scope)
+        return _key_space(settings.cache_namespace, facts.name, facts.revision, scope)
 
     @cached_property
     def _image_threads(self) -> anyio.CapacityLimiter:
@@ -215,6 +213,11 @@ class ServiceContext:
         """Adds what the engine measured to a request's stages."""
         stages.add("queue", timing.queue_seconds)
         stages.add("device", timing.device_seconds)
+
+
+@lru_cache(maxsize=1024)
+def _key_space(namespace: str, name: str, revision: str, scope: str | None) -> KeySpace:
+    return KeySpace(namespace, name, revision, scope)
 
 
 async def _disconnected(request: Request) -> None:

@@ -49,7 +49,9 @@ def holds_etag(if_none_match: str | None, etag: str) -> bool:
 
 def choose_media_type(accept: str | None, offers: Sequence[str]) -> str:
     """The offer that ``Accept`` likes best; among equals the first. Raises ``NotAcceptable`` if it allows none."""
-    ranges = _parse(accept or "*/*")
+    if not accept or accept == "*/*":
+        return offers[0]
+    ranges = _parse(accept)
     best, best_quality = None, 0.0
     for offer in offers:
         quality = _quality(offer, ranges)

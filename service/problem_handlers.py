@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,17 +25,23 @@ from service.problems import (
     ProblemDetail,
 )
 
-__all__ = ["add_problem_handlers"]
+__all__ = ["add_problem_handlers", "answer_to"]
 
 log = logging.getLogger(__name__)
 
 
 def add_problem_handlers(app: FastAPI) -> None:
     """Registers them."""
-    app.exception_handler(Problem)(_on_problem)
-    app.exception_handler(RequestValidationError)(_on_invalid_parameter)
-    app.exception_handler(HTTPException)(_on_http_exception)
-    app.exception_handler(ClientDisconnect)(_on_disconnect)
+    for kind, handler in _HANDLERS.items():
+        app.exception_handler(kind)(handler)
+
+
+async def answer_to(request: Request, error: Exception) -> Response:
+    """The answer that the application gives to an exception. Raises the exception if there is none."""
+    for kind, handler in _HANDLERS.items():
+        if isinstance(error, kind):
+            return await handler(request, error)
+    raise error
 
 
 def _answer(request: Request, problem: Problem) -> Response:
@@ -80,3 +88,11 @@ async def _on_http_exception(request: Request, error: HTTPException) -> Response
 async def _on_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
     """Nobody reads this answer; its status is for the metrics (499, as nginx counts it)."""
     return Response(status_code=499)
+
+
+_HANDLERS: Mapping[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
+    Problem: _on_problem,
+    RequestValidationError: _on_invalid_parameter,
+    HTTPException: _on_http_exception,
+    ClientDisconnect: _on_disconnect,
+}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.shipped import DEFAULT_VARIANT
 from service.cores import usable_cores
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "invalid_settings"]
 
 MiB = 1024 * 1024
 _DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
@@ -204,3 +204,8 @@ class Settings(BaseSettings):
     def image_threads(self) -> int:
         """Threads that decode and encode images."""
         return self.decode_threads or usable_cores()
+
+
+def invalid_settings(error: ValidationError) -> str:
+    """What is wrong with which settings, in one line."""
+    return "; ".join(f"{'.'.join(map(str, place['loc']))}: {place['msg']}" for place in error.errors())

@@ -19,7 +19,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.codes import CodeError
 from models.preprocess import eval_crop
 from service.cache import CachedCode, KeySpace
 from service.context import ServiceContext, TokenizedImage
@@ -29,7 +28,7 @@ from service.problems import DeadlineExceeded, InternalError, Problem, WorkerCra
 from service.stages import Stages
 from service.uploads import Upload
 
-__all__ = ["TokenizedImage", "look_up", "preprocess", "tokenize"]
+__all__ = ["Recalled", "TokenizedImage", "look_up", "preprocess", "recall", "tokenize", "tokenize_recalled"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05
 Pixels = npt.NDArray[np.uint8]
@@ -66,20 +65,52 @@ class _Run:
     stages: Stages
 
 
+@dataclass(frozen=True)
+class Recalled:
+    """Uploads, which have their names in ``space``, and those that the cache knew by the digest of their bytes."""
+
+    uploads: Sequence[Upload]
+    space: KeySpace
+    keys: Sequence[bytes]
+    found: Mapping[bytes, TokenizedImage]
+
+    @property
+    def images(self) -> list[TokenizedImage] | None:
+        """All of them, if all were known."""
+        return [self.found[key] for key in self.keys] if self.keys and self.found.keys() >= set(self.keys) else None
+
+
+async def recall(context: ServiceContext, uploads: Sequence[Upload], *, space: KeySpace, stages: Stages) -> Recalled:
+    """Looks up uploads. Takes no longer than the cache may, so that nobody need watch whether the client is still there."""
+    if context.settings.cache == "off":
+        return Recalled(uploads, space, (), {})
+    with stages.measure("cache"):
+        keys = [space.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
+        asked = list(dict.fromkeys(keys))
+        known = await _known(context, asked, "hit")
+    return Recalled(uploads, space, keys, {key: image for key, image in zip(asked, known, strict=True) if image})
+
+
 async def tokenize(
     context: ServiceContext, uploads: Sequence[Upload], *, space: KeySpace, deadline: float, stages: Stages
 ) -> list[TokenizedImage]:
-    """Tokens of uploads, which have their names in ``space``. What the cache knows is neither decoded nor queued, and
-    what is being computed for another request, or stands twice in this one, is computed once.
+    """Tokens of uploads. What the cache knows is neither decoded nor queued, and what is being computed for another
+    request, or stands twice in this one, is computed once.
     """
+    recalled = await recall(context, uploads, space=space, stages=stages)
+    return recalled.images or await tokenize_recalled(context, recalled, deadline=deadline, stages=stages)
+
+
+async def tokenize_recalled(
+    context: ServiceContext, recalled: Recalled, *, deadline: float, stages: Stages
+) -> list[TokenizedImage]:
+    """``tokenize`` for uploads that were looked up and are not all known."""
     if context.settings.cache == "off":
-        return await _compute_all(context, uploads, deadline=deadline, stages=stages)
-    run = _Run(context, space, deadline, stages)
-    keys = [space.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
-    wanted = dict(zip(reversed(keys), reversed(uploads), strict=True))  # of equal ones the first: problems point to it
-    with stages.measure("cache"):
-        known = await _known(context, list(wanted), "hit")
-    found = {key: image for key, image in zip(wanted, known, strict=True) if image is not None}
+        return await _compute_all(context, recalled.uploads, deadline=deadline, stages=stages)
+    run = _Run(context, recalled.space, deadline, stages)
+    keys, found = recalled.keys, dict(recalled.found)
+    # Of equal ones the first: problems point to it.
+    wanted = dict(zip(reversed(keys), reversed(recalled.uploads), strict=True))
     while missing := [key for key in dict.fromkeys(keys) if key not in found]:
         flights = {key: context.flights.join(key) for key in missing}
         own = {key: wanted[key] for key, flight in flights.items() if flight is None}
@@ -115,7 +146,8 @@ async def _compute_all(
         sizes = await preprocess(context, uploads, stages, use=ticket.put)
         encoded = await ticket.result()
     context.note_timing(stages, encoded.timing)
-    return [TokenizedImage(ids, size, cached=False) for ids, size in zip(encoded.tokens, sizes, strict=True)]
+    packed = context.facts.code_format.pack(encoded.tokens)
+    return [TokenizedImage(code.tobytes(), size, cached=False) for code, size in zip(packed, sizes, strict=True)]
 
 
 async def _fly(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, TokenizedImage]:
@@ -201,12 +233,12 @@ async def _compute(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, Tok
                 encoded = await encode(ticket)
     if encoded is not None:
         context.note_timing(stages, encoded.timing)
-        for index, tokens in zip(new, encoded.tokens, strict=True):
-            results[index] = TokenizedImage(tokens, sizes[index], cached=False)
+        packed = facts.code_format.pack(encoded.tokens)
+        for index, code in zip(new, packed, strict=True):
+            results[index] = TokenizedImage(code.tobytes(), sizes[index], cached=False)
     # A picture known by its pixels may have come in another size.
     images = [replace(result, original_size=size) for result, size in zip(results, sizes, strict=True) if result]
-    packed = facts.code_format.pack(np.stack([image.tokens for image in images]))
-    entries = [CachedCode(row.tobytes(), size) for row, size in zip(packed, sizes, strict=True)]
+    entries = [CachedCode(image.packed, image.original_size) for image in images]
     await context.cache.put_many(
         [*zip(wanted, entries, strict=True), *((space.pixels(digests[index]), entries[index]) for index in new)]
     )
@@ -229,14 +261,8 @@ def _from_cache(
 ) -> TokenizedImage | None:
     """A cached code, checked as anything from outside; what does not fit counts as not known."""
     result = None
-    if entry is not None:
-        try:
-            ids = context.facts.code_format.from_bytes(entry.code)
-        except CodeError:
-            pass
-        else:
-            if len(ids) == 1:
-                result = TokenizedImage(ids[0], entry.original_size, cached=True)
+    if entry is not None and context.facts.code_format.is_code(entry.code):
+        result = TokenizedImage(entry.code, entry.original_size, cached=True)
     if result is not None:
         context.metrics.cache_requests.labels(found).inc()
     elif found == "pixels":

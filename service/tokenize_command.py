@@ -14,7 +14,7 @@ from service.cores import usable_cores
 from service.image_commands import Tokenizer, Weights
 from service.settings import Settings
 
-__all__ = ["SOME_BROKEN", "tokenize"]
+__all__ = ["SOME_BROKEN", "progress_bar", "tokenize"]
 
 SOME_BROKEN = 3
 """Exit code: all is written, and some images could not be used."""
@@ -88,7 +88,7 @@ def tokenize(
         max_pixels=settings.max_pixels,
     )
     console = Console(stderr=True)
-    with _progress(console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("tokenize", total=job.source.total, broken="")
         broken = 0
 
@@ -109,7 +109,8 @@ def tokenize(
     raise typer.Exit(SOME_BROKEN if result.broken else 0)
 
 
-def _progress(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """Shows images done and left, with a remark in the field ``broken``."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

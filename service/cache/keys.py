@@ -12,11 +12,23 @@ what is known, each has a ``scope``, which comes before the digest: ``...:of-{sc
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import Literal
 
-__all__ = ["LAYOUT", "KeySpace"]
+__all__ = ["LAYOUT", "LEASE", "KeyParts", "KeySpace", "namespace_prefix"]
 
 LAYOUT = "v1"
+LEASE = b":lease"
+"""Behind the key of a code that somebody computes."""
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def namespace_prefix(namespace: str) -> bytes:
+    """What the keys of all codes of a namespace begin with."""
+    return f"{namespace}:{LAYOUT}:".encode()
 
 
 @dataclass(frozen=True)
@@ -42,3 +54,32 @@ class KeySpace:
     def pixels(self, digest: bytes) -> bytes:
         """The key of pixels uint8 [S, S, 3], by their SHA-256."""
         return self.prefix + b"pixels:" + digest.hex().encode()
+
+
+@dataclass(frozen=True)
+class KeyParts:
+    """What a key says: whose code it is, and what kind of name."""
+
+    tokenizer: str
+    revision: str
+    kind: Literal["upload", "pixels", "lease"]
+    is_scoped: bool
+
+    @classmethod
+    def of(cls, key: bytes, namespace: str) -> KeyParts | None:
+        """The parts of a key that a ``KeySpace`` of this namespace has made; None for any other."""
+        prefix = namespace_prefix(namespace)
+        if not key.startswith(prefix):
+            return None
+        is_lease = key.endswith(LEASE)
+        parts = key[len(prefix) :].removesuffix(LEASE).decode(errors="replace").split(":")
+        if len(parts) < 4:
+            return None
+        tokenizer, weights, preprocessing, *rest = parts
+        is_scoped = rest[0].startswith("of-")
+        rest = rest[is_scoped:]
+        if not rest or not _DIGEST.fullmatch(rest[-1]) or rest[:-1] not in ([], ["pixels"]):
+            return None
+        revision = f"{weights}-{preprocessing}" if preprocessing else weights
+        kind: Literal["upload", "pixels", "lease"] = "lease" if is_lease else "pixels" if rest[:-1] else "upload"
+        return cls(tokenizer, revision, kind, is_scoped)

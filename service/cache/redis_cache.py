@@ -25,6 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.cache.breaker import CircuitBreaker
 from service.cache.connection import RedisClient, disconnect
+from service.cache.keys import LEASE
 from service.cache.protocol import CachedCode, CacheObserver, Claim, NullCacheObserver
 from service.cache.values import pack_value, unpack_value
 
@@ -274,7 +275,7 @@ class RedisCache:
 
 
 def _lease_of(key: bytes) -> bytes:
-    return key + b":lease"
+    return key + LEASE
 
 
 async def _awaited(command: Awaitable[T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "read_encoded",
     "read_generated",
     "read_generated_item",
+    "read_known",
     "read_mixed",
     "read_models",
     "read_picture",
@@ -85,6 +86,18 @@ def read_encoded(answer: Answer, count: int) -> list[Encoded]:
         Encoded(**_tokenized(item, document), original_size=_size(item), cached=item["cached"])
         for item in _items(document, count)
     ]
+
+
+def read_known(answer: Answer, digests: Sequence[str]) -> list[tuple[str, Encoded | None]]:
+    """What is known of the images asked for, in their order."""
+    document = answer.json()
+    known = {
+        item["sha256"]: Encoded(**_tokenized(item, document), original_size=_size(item), cached=True)
+        for item in document["data"]
+    }
+    if known.keys() | set(document["missing"]) != set(digests):
+        raise ValueError(f"{len(known)} known and {len(document['missing'])} missing of {len(digests)} images")
+    return [(digest, known.get(digest)) for digest in digests]
 
 
 def read_reconstruction(answer: Answer) -> Reconstruction:

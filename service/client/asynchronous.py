@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Self, TypeVar, Unpack, cast, overload
 
 import httpx
@@ -14,15 +14,17 @@ from service.client.answers import Answer
 from service.client.batches import batches
 from service.client.calls import Call, Class, DecodeOptions, GenerateOptions, TokenSource
 from service.client.connection import Connection, Progress, total_of
-from service.client.errors import TiTokError
+from service.client.errors import NotFound, TiTokError
 from service.client.events import GenerationEvents
-from service.client.images import ImageSource, image_bytes, is_image
+from service.client.images import ImageSource, image_bytes, image_digest, is_image
+from service.client.known_first import Known, KnownFirst
 from service.client.results import Encoded, Generated, ImageClass, Limits, Mixed, Model, Picture, Reconstruction, Step
 from service.client.retrying import RetryPolicy, Tries
 
 __all__ = ["AsyncTiTokClient"]
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 
 class AsyncTiTokClient:
@@ -59,17 +61,30 @@ class AsyncTiTokClient:
 
     # A string is a path, though to a type checker it is a list of strings as well.
     @overload
-    async def encode(self, images: ImageSource) -> Encoded: ...  # type: ignore[overload-overlap]
+    async def encode(  # type: ignore[overload-overlap]
+        self, images: ImageSource, *, lookup_first: bool = False
+    ) -> Encoded: ...
 
     @overload
-    async def encode(self, images: Iterable[ImageSource], *, progress: Progress | None = None) -> list[Encoded]: ...
+    async def encode(
+        self, images: Iterable[ImageSource], *, lookup_first: bool = False, progress: Progress | None = None
+    ) -> list[Encoded]: ...
 
     async def encode(
-        self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        lookup_first: bool = False,
+        progress: Progress | None = None,
     ) -> Encoded | list[Encoded]:
         """The tokens of an image; of several in their order, which are read as they are needed."""
         if is_image(images):
-            return await self._run(calls.encode(await asyncio.to_thread(image_bytes, images)))
+            image = await asyncio.to_thread(image_bytes, images)
+            if lookup_first and (known := await self._known(calls.lookup([image_digest(image)]))):
+                [result] = known.values()
+                if result is not None:
+                    return result
+            return await self._run(calls.encode(image))
         sources = cast("Iterable[ImageSource]", images)
         limits = await self._service_limits()
         parts = batches(
@@ -78,7 +93,19 @@ class AsyncTiTokClient:
             max_bytes=limits.max_body_bytes,
             size=calls.upload_size,
         )
-        return await self._run_all(map(calls.encode_batch, parts), total_of(sources), progress)
+        if lookup_first:
+            return await self._run_all(map(KnownFirst, parts), self._encode_unknown, total_of(sources), progress)
+        uploads = (calls.encode_batch(part.items, part.places) for part in parts)
+        return await self._run_all(uploads, self._run, total_of(sources), progress)
+
+    async def lookup(
+        self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
+    ) -> dict[str, Encoded | None]:
+        """What the service knows of images, by the SHA-256 of their files in hexadecimal; None: they have to be sent."""
+        sources = [images] if is_image(images) else cast("Iterable[ImageSource]", images)
+        parts = batches(map(image_digest, sources), max_items=calls.LOOKUP_DIGESTS)
+        questions = (calls.lookup(part.items) for part in parts)
+        return dict(await self._run_all(questions, self._run, total_of(sources), progress))
 
     @overload
     async def decode(  # type: ignore[overload-overlap]
@@ -103,7 +130,8 @@ class AsyncTiTokClient:
             return await self._run(call)
         sources = cast("Iterable[TokenSource]", tokens)
         parts = batches(sources, max_items=(await self._service_limits()).max_images)
-        return await self._run_all((calls.decode_batch(part, options) for part in parts), total_of(sources), progress)
+        work = (calls.decode_batch(part, options) for part in parts)
+        return await self._run_all(work, self._run, total_of(sources), progress)
 
     async def reconstruct(self, image: ImageSource) -> Reconstruction:
         """An image after its tokens, and how close it came."""
@@ -125,7 +153,7 @@ class AsyncTiTokClient:
     ) -> list[Generated]:
         """``n`` new images of a class. Image i has the seed ``seed`` + i; a seed is drawn where none is given."""
         most = (await self._service_limits()).max_generate if n > 1 else 1
-        return await self._run_all(calls.generate(class_, n, most, options), n, progress)
+        return await self._run_all(calls.generate(class_, n, most, options), self._run, n, progress)
 
     async def generate_stream(
         self, class_: Class, *, n: int = 1, preview: bool = False, **options: Unpack[GenerateOptions]
@@ -166,7 +194,26 @@ class AsyncTiTokClient:
 
         return await self._retried(attempt, tries)
 
-    async def _run_all(self, parts: Iterable[Call[list[T]]], total: int | None, progress: Progress | None) -> list[T]:
+    async def _encode_unknown(self, images: KnownFirst) -> list[Encoded]:
+        known = await self._known(images.lookup())
+        upload = images.upload(known)
+        uploaded: list[Encoded] = [] if upload is None else await self._run(upload)
+        return images.merge(known, uploaded)
+
+    async def _known(self, question: Call[list[tuple[str, Encoded | None]]]) -> Known:
+        try:
+            pairs = await self._run(question)
+        except NotFound:  # it does not tell
+            return {}
+        return dict(pairs)
+
+    async def _run_all(
+        self,
+        parts: Iterable[P],
+        run: Callable[[P], Coroutine[Any, Any, list[T]]],
+        total: int | None,
+        progress: Progress | None,
+    ) -> list[T]:
         """Results of all parts in order, a few of which are under way at a time; the first failure ends the rest."""
         results: list[T] = []
         waiting: deque[asyncio.Task[list[T]]] = deque()
@@ -180,10 +227,10 @@ class AsyncTiTokClient:
 
         try:
             # The next part is made in a thread: files are read for it.
-            while (call := await asyncio.to_thread(next, remaining, None)) is not None:
+            while (part := await asyncio.to_thread(next, remaining, None)) is not None:
                 if len(waiting) == self._connection.concurrency:
                     await collect()
-                waiting.append(asyncio.create_task(self._run(call)))
+                waiting.append(asyncio.create_task(run(part)))
             while waiting:
                 await collect()
         finally:

@@ -18,6 +18,11 @@ class Batch(Generic[T]):
     first: int
     items: list[T]
 
+    @property
+    def places(self) -> range:
+        """The items' places in the list."""
+        return range(self.first, self.first + len(self.items))
+
 
 def batches(
     items: Iterable[T], *, max_items: int, max_bytes: int | None = None, size: Callable[[T], int] = lambda _: 0

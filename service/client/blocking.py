@@ -15,15 +15,17 @@ from service.client.answers import Answer
 from service.client.batches import batches
 from service.client.calls import Call, Class, DecodeOptions, GenerateOptions, TokenSource
 from service.client.connection import Connection, Progress, total_of
-from service.client.errors import TiTokError
+from service.client.errors import NotFound, TiTokError
 from service.client.events import GenerationEvents
-from service.client.images import ImageSource, image_bytes, is_image
+from service.client.images import ImageSource, image_bytes, image_digest, is_image
+from service.client.known_first import Known, KnownFirst
 from service.client.results import Encoded, Generated, ImageClass, Limits, Mixed, Model, Picture, Reconstruction, Step
 from service.client.retrying import RetryPolicy, Tries
 
 __all__ = ["TiTokClient"]
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 
 class TiTokClient:
@@ -68,20 +70,34 @@ class TiTokClient:
 
     # A string is a path, though to a type checker it is a list of strings as well.
     @overload
-    def encode(self, images: ImageSource) -> Encoded: ...  # type: ignore[overload-overlap]
+    def encode(  # type: ignore[overload-overlap]
+        self, images: ImageSource, *, lookup_first: bool = False
+    ) -> Encoded: ...
 
     @overload
-    def encode(self, images: Iterable[ImageSource], *, progress: Progress | None = None) -> list[Encoded]: ...
+    def encode(
+        self, images: Iterable[ImageSource], *, lookup_first: bool = False, progress: Progress | None = None
+    ) -> list[Encoded]: ...
 
     def encode(
-        self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        lookup_first: bool = False,
+        progress: Progress | None = None,
     ) -> Encoded | list[Encoded]:
         """The tokens of an image; of several in their order, which are read as they are needed.
 
-        A broken image fails the call: ``ServiceProblem.index`` says which one it was.
+        ``lookup_first`` asks for images by their digests and sends only those that the service does not know; one that
+        tells nothing is sent all of them. A broken image fails the call: ``ServiceProblem.index`` says which one it was.
         """
         if is_image(images):
-            return self._run(calls.encode(image_bytes(images)))
+            image = image_bytes(images)
+            if lookup_first and (known := self._known(calls.lookup([image_digest(image)]))):
+                [result] = known.values()
+                if result is not None:
+                    return result
+            return self._run(calls.encode(image))
         sources = cast("Iterable[ImageSource]", images)
         limits = self._service_limits()
         parts = batches(
@@ -90,7 +106,23 @@ class TiTokClient:
             max_bytes=limits.max_body_bytes,
             size=calls.upload_size,
         )
-        return self._run_all(map(calls.encode_batch, parts), total_of(sources), progress)
+        if lookup_first:
+            return self._run_all(map(KnownFirst, parts), self._encode_unknown, total_of(sources), progress)
+        uploads = (calls.encode_batch(part.items, part.places) for part in parts)
+        return self._run_all(uploads, self._run, total_of(sources), progress)
+
+    def lookup(
+        self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
+    ) -> dict[str, Encoded | None]:
+        """What the service knows of images, by the SHA-256 of their files in hexadecimal; None: they have to be sent.
+
+        Images are files' bytes, paths, or digests: a string of 64 hexadecimal digits is one. Raises ``NotFound`` where
+        the service does not tell.
+        """
+        sources = [images] if is_image(images) else cast("Iterable[ImageSource]", images)
+        parts = batches(map(image_digest, sources), max_items=calls.LOOKUP_DIGESTS)
+        questions = (calls.lookup(part.items) for part in parts)
+        return dict(self._run_all(questions, self._run, total_of(sources), progress))
 
     @overload
     def decode(  # type: ignore[overload-overlap]
@@ -114,7 +146,8 @@ class TiTokClient:
             return self._run(calls.decode(tokens, options))
         sources = cast("Iterable[TokenSource]", tokens)
         parts = batches(sources, max_items=self._service_limits().max_images)
-        return self._run_all((calls.decode_batch(part, options) for part in parts), total_of(sources), progress)
+        work = (calls.decode_batch(part, options) for part in parts)
+        return self._run_all(work, self._run, total_of(sources), progress)
 
     def reconstruct(self, image: ImageSource) -> Reconstruction:
         """An image after its tokens, and how close it came."""
@@ -136,7 +169,7 @@ class TiTokClient:
     ) -> list[Generated]:
         """``n`` new images of a class. Image i has the seed ``seed`` + i; a seed is drawn where none is given."""
         most = self._service_limits().max_generate if n > 1 else 1
-        return self._run_all(calls.generate(class_, n, most, options), n, progress)
+        return self._run_all(calls.generate(class_, n, most, options), self._run, n, progress)
 
     def generate_stream(
         self, class_: Class, *, n: int = 1, preview: bool = False, **options: Unpack[GenerateOptions]
@@ -179,7 +212,22 @@ class TiTokClient:
         tries = self._connection.tries()
         return self._retried(lambda: call.result(self._answer(call, tries)), tries)
 
-    def _run_all(self, parts: Iterable[Call[list[T]]], total: int | None, progress: Progress | None) -> list[T]:
+    def _encode_unknown(self, images: KnownFirst) -> list[Encoded]:
+        known = self._known(images.lookup())
+        upload = images.upload(known)
+        uploaded: list[Encoded] = [] if upload is None else self._run(upload)
+        return images.merge(known, uploaded)
+
+    def _known(self, question: Call[list[tuple[str, Encoded | None]]]) -> Known:
+        try:
+            pairs = self._run(question)
+        except NotFound:  # it does not tell
+            return {}
+        return dict(pairs)
+
+    def _run_all(
+        self, parts: Iterable[P], run: Callable[[P], list[T]], total: int | None, progress: Progress | None
+    ) -> list[T]:
         """Results of all parts in order, a few of which are under way at a time; the first failure ends the rest."""
         results: list[T] = []
         waiting: deque[Future[list[T]]] = deque()
@@ -191,10 +239,10 @@ class TiTokClient:
 
         with ThreadPoolExecutor(self._connection.concurrency, thread_name_prefix="titok-client") as threads:
             try:
-                for call in parts:
+                for part in parts:
                     if len(waiting) == self._connection.concurrency:
                         collect()
-                    waiting.append(threads.submit(self._run, call))
+                    waiting.append(threads.submit(run, part))
                 while waiting:
                     collect()
             finally:

@@ -18,6 +18,7 @@ from service.client.answers import (
     read_classes,
     read_encoded,
     read_generated,
+    read_known,
     read_mixed,
     read_models,
     read_picture,
@@ -39,6 +40,7 @@ from service.client.results import (
 
 __all__ = [
     "EVENT_STREAM",
+    "LOOKUP_DIGESTS",
     "Call",
     "Class",
     "DecodeOptions",
@@ -53,6 +55,7 @@ __all__ = [
     "generate",
     "generate_events",
     "is_tokens",
+    "lookup",
     "mix",
     "models",
     "reconstruct",
@@ -69,6 +72,9 @@ TokenSource: TypeAlias = str | Tokenized | Sequence[int]
 """A code, anything that has one, or K token ids."""
 
 EVENT_STREAM = "text/event-stream"
+LOOKUP_DIGESTS = 1000
+"""How many digests one look-up takes."""
+
 _OCTETS = "application/octet-stream"
 _PART_BYTES = 256  # of a form beside each file's own
 _SEEDS = 2**32
@@ -100,14 +106,14 @@ class GenerateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[T]):
-    """A request; ``body`` holds httpx's arguments for it. ``first`` is the place of its first image in the caller's list."""
+    """A request; ``body`` holds httpx's arguments for it. ``places`` are those of its images in the caller's list."""
 
     method: str = "GET"
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
     read: Callable[[Answer], T]
-    first: int | None = None
+    places: Sequence[int] | None = None
 
     def result(self, answer: Answer) -> T:
         """What the answer holds. Raises the error that it stands for."""
@@ -115,8 +121,8 @@ class Call(Generic[T]):
             answer.check()
             return self.read(answer)
         except TiTokError as error:
-            if isinstance(error, ServiceProblem) and self.first is not None:
-                error.blame(self.first)
+            if isinstance(error, ServiceProblem) and self.places is not None:
+                error.blame(self.places)
             raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise answer.unexpected(f"{type(error).__name__}: {error}") from error
@@ -133,14 +139,24 @@ def encode(image: bytes) -> Call[Encoded]:
     )
 
 
-def encode_batch(batch: Batch[bytes]) -> Call[list[Encoded]]:
+def encode_batch(images: Sequence[bytes], places: Sequence[int]) -> Call[list[Encoded]]:
     """Several images as the files of a form."""
     return Call(
         method="POST",
         path="/v1/encode",
-        body={"files": [("image", (str(index), image, _OCTETS)) for index, image in enumerate(batch.items)]},
-        read=lambda answer: read_encoded(answer, len(batch.items)),
-        first=batch.first,
+        body={"files": [("image", (str(index), image, _OCTETS)) for index, image in enumerate(images)]},
+        read=lambda answer: read_encoded(answer, len(images)),
+        places=places,
+    )
+
+
+def lookup(digests: Sequence[str]) -> Call[list[tuple[str, Encoded | None]]]:
+    """What is known of images, by the digests of their files."""
+    return Call(
+        method="POST",
+        path="/v1/codes:lookup",
+        body={"json": {"sha256": list(digests)}},
+        read=lambda answer: read_known(answer, digests),
     )
 
 
@@ -181,7 +197,7 @@ def decode_batch(batch: Batch[TokenSource], options: DecodeOptions) -> Call[list
         headers={"Accept": "application/json"},
         body={"json": {"format": "png", **options, **_tokens(batch.items, options)}},
         read=lambda answer: read_pictures(answer, len(batch.items)),
-        first=batch.first,
+        places=batch.places,
     )
 
 

@@ -23,7 +23,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 __all__ = [
@@ -126,12 +126,12 @@ class ServiceProblem(TiTokError):
         """Seconds, from ``Retry-After``."""
         return self._retry_after
 
-    def blame(self, first: int) -> None:
-        """Sets ``index`` from the pointer, where ``first`` is the place of the request's first image in the list."""
+    def blame(self, places: Sequence[int]) -> None:
+        """Sets ``index`` from the pointer, where ``places`` are those of the request's images in the list."""
         for error in self.errors:
             place = str(error.get("pointer", "")).rpartition("/")[2]
-            if place.isdigit():
-                self.index = first + int(place)
+            if place.isdigit() and int(place) < len(places):
+                self.index = places[int(place)]
                 self.add_note(f"image {self.index} of the list")
                 return
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -13,11 +15,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-__all__ = ["ImageSource", "image_bytes", "is_image"]
+__all__ = ["ImageSource", "image_bytes", "image_digest", "is_image"]
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
 """A path, a file's bytes, a Pillow image, or pixels uint8 [H, W, 3] (or [H, W], gray)."""
 
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 _PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
 _ORIENTATION = 0x0112
 
@@ -45,6 +48,20 @@ def image_bytes(source: ImageSource) -> bytes:
     if _is_pillow(source):
         return _pillow_bytes(source)
     raise TypeError(f"an image is a path, bytes, a Pillow image or an array of pixels, not {type(source).__name__}")
+
+
+def image_digest(source: ImageSource) -> str:
+    """The SHA-256, in hexadecimal, of the file that goes out for this image. A string that is such a digest is taken for
+    one, and a path of that form has to be a ``Path``.
+
+    Raises what ``image_bytes`` raises.
+    """
+    if isinstance(source, str) and _DIGEST.fullmatch(source):
+        return source.lower()
+    if isinstance(source, str | os.PathLike):
+        with Path(source).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(image_bytes(source)).hexdigest()
 
 
 def _is_pillow(source: object) -> bool:

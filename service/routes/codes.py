@@ -121,7 +121,7 @@ def _item(context: ServiceContext, digest: bytes, image: TokenizedImage) -> Know
     width, height = image.original_size
     return KnownCode(
         sha256=digest.hex(),
-        tokens=image.tokens.tolist(),
-        code=context.facts.code_format.to_text(image.tokens[None])[0],
+        tokens=context.facts.code_format.ids_of(image.packed),
+        code=context.facts.code_format.text_of(image.packed),
         original_size=Size(width=width, height=height),
     )

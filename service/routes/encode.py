@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request
+from pydantic_core import to_json
 from starlette.responses import Response
 
 from models.packed_codes import MEDIA_TYPE as PACKED_CODES
@@ -15,8 +15,8 @@ from service.media import ACCEPTED_FORMATS
 from service.negotiation import choose_media_type
 from service.openapi import answers
 from service.rendering import OCTETS
-from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, Base64Images, EncodedItem, EncodeResponse, Size
-from service.tokenization import TokenizedImage, tokenize
+from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, Base64Images, EncodeResponse
+from service.tokenization import TokenizedImage, recall, tokenize_recalled
 from service.uploads import read_uploads
 
 __all__ = ["IMAGE_BODY", "router"]
@@ -77,36 +77,40 @@ async def encode(request: Request) -> Response:
         uploads = await read_uploads(
             request, seconds=context.settings.body_timeout, max_images=context.settings.max_images
         )
-    work = tokenize(context, uploads, space=context.keys_for(request), deadline=deadline, stages=stages)
-    images = await context.while_connected(request, work)
+    recalled = await recall(context, uploads, space=context.keys_for(request), stages=stages)
+    images = recalled.images
+    if images is None:
+        work = tokenize_recalled(context, recalled, deadline=deadline, stages=stages)
+        images = await context.while_connected(request, work)
     if media_type != "application/json":
-        tokens = np.stack([image.tokens for image in images])
         if media_type == PACKED_CODES:
+            tokens = facts.code_format.from_bytes(b"".join(image.packed for image in images))
             body = PackedCodes(facts.name, facts.revision, facts.code_format, tokens).to_bytes()
         else:
-            body = facts.code_format.pack(tokens).tobytes()
+            body = b"".join(image.packed for image in images)
         headers = {
             "X-Titok-Model": facts.name,
             "X-Titok-Revision": facts.revision,
             "X-Titok-Images": str(len(images)),
         }
         return Response(body, media_type=media_type, headers=headers)
-    answer = EncodeResponse(
-        model=facts.name,
-        revision=facts.revision,
-        num_tokens=facts.code_format.num_tokens,
-        codebook_size=facts.code_format.codebook_size,
-        data=[_item(context, index, image) for index, image in enumerate(images)],
-    )
-    return Response(answer.model_dump_json(), media_type="application/json")
+    # What EncodeResponse says, without its checks: these values are this service's own, and a hit costs little else.
+    answer = {
+        "model": facts.name,
+        "revision": facts.revision,
+        "num_tokens": facts.code_format.num_tokens,
+        "codebook_size": facts.code_format.codebook_size,
+        "data": [_item(context, index, image) for index, image in enumerate(images)],
+    }
+    return Response(to_json(answer), media_type="application/json")
 
 
-def _item(context: ServiceContext, index: int, image: TokenizedImage) -> EncodedItem:
+def _item(context: ServiceContext, index: int, image: TokenizedImage) -> dict[str, Any]:
     width, height = image.original_size
-    return EncodedItem(
-        index=index,
-        tokens=image.tokens.tolist(),
-        code=context.facts.code_format.to_text(image.tokens[None])[0],
-        original_size=Size(width=width, height=height),
-        cached=image.cached,
-    )
+    return {
+        "index": index,
+        "tokens": context.facts.code_format.ids_of(image.packed),
+        "code": context.facts.code_format.text_of(image.packed),
+        "original_size": {"width": width, "height": height},
+        "cached": image.cached,
+    }

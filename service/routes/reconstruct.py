@@ -65,7 +65,7 @@ async def reconstruct(request: Request) -> Response:
     with stages.measure("quality"):
         decibels, similarity = await context.in_thread(measure_quality, rendered.pixels[0], original)
     quality = Quality(psnr=decibels, ssim=similarity)
-    code = facts.code_format.to_text(image.tokens[None])[0]
+    code = facts.code_format.text_of(image.packed)
     if answer != "application/json":
         headers = {
             "X-Titok-Model": facts.name,
@@ -79,7 +79,7 @@ async def reconstruct(request: Request) -> Response:
     document = ReconstructResponse(
         model=facts.name,
         revision=facts.revision,
-        tokens=image.tokens.tolist(),
+        tokens=facts.code_format.ids_of(image.packed),
         code=code,
         code_bytes=facts.code_format.num_bytes,
         original_size=Size(width=width, height=height),
@@ -94,9 +94,10 @@ async def _reconstruct(
     context: ServiceContext, upload: Upload, media_type: str, *, space: KeySpace, deadline: float, stages: Stages
 ) -> tuple[TokenizedImage, npt.NDArray[np.uint8], Rendered]:
     image = (await tokenize(context, [upload], space=space, deadline=deadline, stages=stages))[0]
+    tokens = context.facts.code_format.from_bytes(image.packed)
     originals: list[npt.NDArray[np.uint8]] = []
     rendered, _ = await asyncio.gather(
-        render(context, image.tokens[None], media_type, None, deadline=deadline, stages=stages),
+        render(context, tokens, media_type, None, deadline=deadline, stages=stages),
         preprocess(context, [upload], stages, use=lambda _, pixels: originals.append(pixels)),
     )
     return image, originals[0], rendered

@@ -113,8 +113,8 @@ def pixels_of(jpeg: bytes, size: int) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def serve(model: Model, **settings: str) -> Iterator[tuple[Server, Endpoint]]:
-    """``titok serve`` with the cache off; ``settings`` are its own, without ``TITOK_``."""
-    server = start_server(cache="off", drain_seconds=str(DRAIN_SECONDS), **model.settings, **settings)
+    """``titok serve`` with the cache off unless told otherwise; ``settings`` are its own, without ``TITOK_``."""
+    server = start_server(**{"cache": "off", "drain_seconds": str(DRAIN_SECONDS), **model.settings, **settings})
     try:
         server.wait_until_ready()
         yield (

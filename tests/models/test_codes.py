@@ -111,3 +111,26 @@ def test_an_id_read_from_bytes_is_checked_against_the_codebook() -> None:
 def test_different_bytes_have_different_text(packed: list[bytes]) -> None:
     first, second = (MINI.to_text(MINI.from_bytes(data))[0] for data in packed)
     assert first != second
+
+
+@given(
+    st.builds(CodeFormat, st.integers(min_value=1, max_value=40), st.sampled_from([2, 3, 16, 1000, 4096])),
+    st.data(),
+)
+def test_the_ids_of_one_code_are_those_of_many_and_what_is_none_is_refused_alike(
+    code_format: CodeFormat, data: st.DataObject
+) -> None:
+    length = st.sampled_from([code_format.num_bytes, code_format.num_bytes + 1])
+    packed = data.draw(length.flatmap(lambda size: st.binary(min_size=size, max_size=size)))
+    try:
+        expected = code_format.from_bytes(packed)
+    except CodeError:
+        expected = np.empty((0, 0), np.int64)
+    if len(expected) != 1:
+        assert not code_format.is_code(packed)
+        with pytest.raises(CodeError):
+            code_format.ids_of(packed)
+    else:
+        assert code_format.is_code(packed)
+        assert code_format.ids_of(packed) == expected[0].tolist()
+        assert [code_format.text_of(packed)] == code_format.to_text(expected)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from service.cache.connection import connect
+from service.cache.census import take_census
+from service.cache.connection import connect, disconnect
+from service.cache.purging import Selection, purge_codes
 from service.cache.redis_cache import RedisCache
 from tests.service.cache.conftest import FakeObserver, until_known
 from tests.service.cache.redis_server import RedisServer
@@ -124,3 +126,29 @@ async def test_a_cluster_whose_keys_lie_in_many_slots(launch: Launch, open_redis
 def test_what_is_no_redis_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"Redis URL|Sentinel URL"):
         connect(url, socket_timeout=1.0)
+
+
+async def test_every_primary_of_a_cluster_is_counted_and_purged(launch: Launch, open_redis: Open) -> None:
+    ports = [free_port(), free_port()]
+    buses = [free_port(), free_port()]
+    clients = [redis.Redis(port=port) for port in ports]
+    for number, (port, bus) in enumerate(zip(ports, buses, strict=True)):
+        options = ["--cluster-enabled", "yes", "--cluster-port", str(bus)]
+        launch(f"node-{number}", "--port", str(port), *options).wait_for(clients[number])
+    clients[0].execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+    clients[1].execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
+    clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", ports[1], buses[1])
+    while {client.execute_command("CLUSTER INFO")["cluster_state"] for client in clients} != {"ok"}:
+        pass
+    url = f"redis+cluster://127.0.0.1:{ports[0]}"
+    assert await works(open_redis(url))
+    assert all(client.dbsize() for client in clients)
+    client = connect(url, socket_timeout=10)
+    census = await take_census(client, "titok", sample=5)
+    assert [(revision.uploads, revision.sampled) for revision in census.revisions] == [(len(ENTRIES), 5)]
+    assert len(census.servers) == 2
+    assert await purge_codes(client, Selection("titok")) == len(ENTRIES)
+    await disconnect(client)
+    for opened in clients:
+        assert opened.dbsize() == 0
+        opened.close()

@@ -1,0 +1,45 @@
+"""A FastAPI route that reads a body and answers with a constant: ``python -m tests.benchmarks.bare_route FILE``.
+
+What HTTP, FastAPI and reading the body cost by themselves. It runs on the service's own uvicorn, with its settings, on a
+port that the system chooses and that it prints. The file holds the constant.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from service.http_server import HttpServer
+from service.process import SWITCH_SECONDS, event_loop
+
+
+def bare_app(constant: bytes) -> FastAPI:
+    """The application."""
+    app = FastAPI()
+
+    @app.post("/v1/encode")
+    async def encode(request: Request) -> Response:
+        await request.body()
+        return Response(constant, media_type="application/json")
+
+    return app
+
+
+def main() -> None:
+    """Serves until it is killed."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    app = bare_app(Path(sys.argv[1]).read_bytes())
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    listener.setblocking(False)
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    server = HttpServer(app, listener, lifespan="off", drain_seconds=1.0, quiet_seconds=0.0)
+    with event_loop() as runner:
+        runner.run(server.run_until_stopped())
+
+
+if __name__ == "__main__":
+    main()
