@@ -15,6 +15,7 @@ from models.errors import CheckpointError, ConfigError, UnknownVariantError
 from service.doctor_command import doctor
 from service.evaluation_command import evaluate
 from service.image_commands import CommandError, Tokenizer, decode, encode, generate, reconstruct
+from service.keys_command import keys
 from service.problems import Problem
 from service.settings import Settings
 from service.tokenize_command import tokenize
@@ -32,6 +33,7 @@ app.command()(doctor)
 app.command()(verify)
 app.command()(evaluate)
 app.add_typer(train, name="train")
+app.add_typer(keys, name="keys")
 console = Console(stderr=True)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 
-from service.listening import listen, url
+from service.access.key_file import load_keys
+from service.listening import allow_descriptors, listen, url
 from service.process import begin_process, hold_signals, limit_spinning
 from service.settings import Settings
 from service.version import VERSION
@@ -14,6 +15,8 @@ __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 
+_OWN_DESCRIPTORS = 512
+
 
 def serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT, then drains. Gives the exit status."""
@@ -21,6 +24,12 @@ def serve(settings: Settings) -> int:
     inline = settings.workers == "inline"
     begin_process("front end 0" if inline else "supervisor", log_level=settings.log_level)
     _log_settings(settings)
+    try:
+        load_keys(settings)
+    except (OSError, ValueError) as error:
+        log.error("API keys: %s", error)  # noqa: TRY400  the message is all there is to say
+        return 1
+    allow_descriptors(settings.max_connections + _OWN_DESCRIPTORS)
     try:
         public, admin = listen(settings.host, settings.port), listen(settings.host, settings.admin_port)
     except OSError as error:
