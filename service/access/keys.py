@@ -32,7 +32,8 @@ Model = TypeVar("Model", bound=BaseModel)
 _PREFIX = "titok_"  # lets scanners of source code recognise a key that was left in it
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _DIGEST = r"^[0-9a-f]{64}$"
-_HASHED = ":sha256:"
+# Also a slip in writing one: it must not become a plain key with every role.
+_HASHED = re.compile(r":sha256:|:[0-9a-f]{64}", re.IGNORECASE)
 _RATE = re.compile(r"[1-9]\d{0,9} ?(?:/|per) ?(?:[1-9]\d{0,4} ?)?(?:second|minute|hour|day)s?", re.IGNORECASE)
 
 
@@ -119,7 +120,7 @@ class KeyRing:
         """Of the entries of ``TITOK_API_KEYS``; plain ones are named by their place. Raises ``ValueError``."""
         return cls(
             [
-                ApiKey.from_entry(entry) if _HASHED in entry else ApiKey.plain(entry, name=f"key-{place}")
+                ApiKey.from_entry(entry) if _HASHED.search(entry) else ApiKey.plain(entry, name=f"key-{place}")
                 for place, entry in enumerate(entries, start=1)
             ]
         )
