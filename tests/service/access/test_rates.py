@@ -45,8 +45,8 @@ async def test_processes_that_share_a_redis_share_a_callers_rate(
     assert 0 < spent[0].reset <= 3600
     assert (await other.spend("bob", "10/hour", 10)).is_allowed
     with redis.client() as client:
-        assert all(key.startswith(b"{titok:rates") or b"titok:rates" in key for key in client.keys())
-        assert all(client.ttl(key) > 0 for key in client.keys())
+        assert all(b"titok:rates" in key for key in client.scan_iter())
+        assert all(client.ttl(key) > 0 for key in client.scan_iter())
 
 
 async def test_while_redis_is_gone_each_process_counts_for_itself(
