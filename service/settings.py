@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     admin_port: int = Field(
         8001, ge=0, le=65535, description="Port of /metrics and the health routes, never to be made public."
     )
+    admin_host: str | None = Field(None, description="Address of the admin port; by default that of the API.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         description="Comma-separated keys, one of which a caller must send: plain ones, which have every role, or hashed "
