@@ -133,7 +133,7 @@ class LimitedProtocol(HttpToolsProtocol):
         length = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         app = self.app
         if length > self._limits.header_bytes:
-            self.app = _refusal(self._too_long())  # type: ignore[assignment]
+            self.app = _refusal(self._too_long())
         super().on_headers_complete()
         self.app = app
 

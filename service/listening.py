@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import resource
 import socket
 import struct
 import sys
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["allow_descriptors", "listen", "refuse_handshakes", "url", "url_of"]
 
@@ -51,10 +55,11 @@ def url_of(host: str, port: int) -> str:
 
 def allow_descriptors(count: int) -> None:
     """Raises the number of files and sockets that this process, and those it starts, may have open, as far as it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if resource is not None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def refuse_handshakes(listener: socket.socket) -> None:
