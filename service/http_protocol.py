@@ -9,8 +9,9 @@
     a body that nobody reads any more ── IGNORED_BYTES ──> closed
 
 Answers are problem documents. Where one is due while an earlier answer of the same connection is still on its way, the
-connection is closed instead. After an answer of these the connection lingers for a second, unread: closed at once, with
-bytes that have not been read, the system would reset it, and the client might never see the answer.
+connection is closed instead. After an answer to a request that has not arrived as a whole, the connection lingers for a
+second, and what still comes is dropped: closed at once, with bytes that have not been read, the system would reset it, and
+the client might never see the answer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.middleware import problem_response
 from service.problems import (
@@ -69,7 +70,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unused_bytes = 0
         self._ignored_bytes = 0
         self._has_progressed = False
-        self._is_refused = False
+        self._is_lingering = False
         self._quiet_since = time.monotonic()
 
     @property
@@ -77,7 +78,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Whether no request is being answered, nor being received: the scope is made with a request's first byte, the
         cycle with the last of its header.
         """
-        if self._is_refused or self.transport.is_closing():
+        if self._is_lingering or self.transport.is_closing():
             return False
         cycle = self.cycle
         return bool(self.scope is None if cycle is None else cycle.response_complete and cycle.scope is self.scope)
@@ -99,7 +100,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """From the event loop."""
-        if self._is_refused or self.transport.is_closing():
+        if self._is_lingering or self.transport.is_closing():
             return
         self._has_progressed = False
         super().data_received(data)
@@ -134,8 +135,11 @@ class LimitedProtocol(HttpToolsProtocol):
         app = self.app
         if length > self._limits.header_bytes:
             self.app = _refusal(self._too_long())
+        before = self.cycle
         super().on_headers_complete()
         self.app = app
+        if self.cycle is not before:
+            self.cycle.transport = _AnswersTransport(self.transport, self, self.cycle)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         """A piece of it."""
@@ -156,7 +160,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer's last byte."""
         self._quiet_since = time.monotonic()
-        super().on_response_complete()
+        if self._is_lingering:
+            self.server_state.total_requests += 1
+            self.flow.resume_reading()
+        else:
+            super().on_response_complete()
 
     # --- refusals ----------------------------------------------------------------------------------------------------
 
@@ -187,10 +195,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answers, if an answer can be told from what was sent before, and closes."""
-        if self._is_refused or self.transport.is_closing():
+        if self._is_lingering or self.transport.is_closing():
             return
-        self._is_refused = True
-        self._forget_timer()
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.close()
             return
@@ -204,11 +210,40 @@ class LimitedProtocol(HttpToolsProtocol):
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(STATUS_LINE[problem.status] + lines.encode() + b"\r\n" + body)
+        self.linger()
+
+    def linger(self) -> None:
+        """Ends the connection from this side, and closes it when the other has had time to read what it was told."""
+        if self._is_lingering:
+            return
+        self._is_lingering = True
+        self._forget_timer()
         self.transport.write_eof()
         if len(self.connections) > 2 * self._limits.connections:
             self.transport.close()
         else:
             self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+class _AnswersTransport:
+    """The connection as a request's answer sees it, which ends it where it says that it ends."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: LimitedProtocol, cycle: RequestResponseCycle) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._cycle = cycle
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._cycle.response_complete and self._cycle.more_body and not self.is_closing():
+            self._protocol.linger()
+        else:
+            self._transport.close()
 
 
 def _refusal(problem: Problem) -> ASGIApp:

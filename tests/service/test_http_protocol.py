@@ -122,7 +122,8 @@ async def test_headers_that_are_too_long_are_refused_whether_they_end_or_not(sen
 @pytest.mark.parametrize(
     "endless",
     [
-        pytest.param(b"1\r\nx\r\n0\r\nX: " + b"x" * LARGE, id="a trailer"),
+        # Longer than one read of the socket, the first of which ends a piece of the body.
+        pytest.param(b"1\r\nx\r\n0\r\nX: " + b"x" * 64 * LARGE, id="a trailer"),
         pytest.param(b"1;" + b"x" * LARGE, id="a chunk's extension"),
     ],
 )
@@ -239,3 +240,14 @@ async def test_a_body_that_goes_on_after_its_answer_is_cut_off() -> None:
             with pytest.raises(ConnectionError):
                 await send_on()
         writer.transport.abort()
+
+
+async def test_an_answer_that_ends_its_connection_is_read_by_a_client_that_is_still_sending() -> None:
+    async with serving() as service:
+        for _ in range(20):
+            reader, writer = await service.connect()
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for _ in range(100):
+                writer.write(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+            assert (await answer_of(reader))[0] == 200
+            writer.transport.abort()
