@@ -233,14 +233,11 @@ class _AnswersTransport:
         self._protocol = protocol
         self._cycle = cycle
 
-    def write(self, data: bytes) -> None:
-        self._transport.write(data)
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
     def close(self) -> None:
-        if self._cycle.response_complete and self._cycle.more_body and not self.is_closing():
+        if self._cycle.response_complete and self._cycle.more_body and not self._transport.is_closing():
             self._protocol.linger()
         else:
             self._transport.close()

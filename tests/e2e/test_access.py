@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ from tests.e2e.conftest import TITOK, Server, end, start_server
 PATIENCE = 60.0
 PNG = {"Content-Type": "image/png"}
 CODE = "A" * 64
+Status = Callable[..., int]
 
 
 class KeysFile:
@@ -50,45 +51,51 @@ def keyed(keys: KeysFile) -> Iterator[Server]:
     end(started)
 
 
-def status(server: Server, key: str, path: str = "/v1/models") -> int:
-    """On a connection of its own, which either front end may take."""
-    return httpx.get(f"{server.url}{path}", headers={"X-API-Key": key}, timeout=PATIENCE).status_code
+@pytest.fixture(scope="module")
+def status(keyed: Server) -> Iterator[Status]:
+    """The status of a path for a key, on a connection of its own, which either front end may take."""
+    with httpx.Client(base_url=keyed.url, headers={"Connection": "close"}, timeout=PATIENCE) as client:
+        yield lambda key, path="/v1/models": client.get(path, headers={"X-API-Key": key}).status_code
 
 
-def until_everywhere(server: Server, key: str, expected: int) -> None:
+def until_everywhere(status: Status, key: str, expected: int) -> None:
     """Until forty answers in a row are as expected: both front ends have given some of them."""
     deadline, row = time.monotonic() + PATIENCE, 0
     while row < 40:
         assert time.monotonic() < deadline
-        row = row + 1 if status(server, key) == expected else 0
+        row = row + 1 if status(key) == expected else 0
 
 
-def test_a_key_opens_what_its_role_allows_and_nothing_else(keyed: Server, keys: KeysFile) -> None:
-    assert status(keyed, keys.ann) == 200
-    assert status(keyed, keys.bob) == 401
-    assert status(keyed, keys.ann, f"/v1/images/titok-mini-32/{CODE}.png") == 200
+def test_a_key_opens_what_its_role_allows_and_nothing_else(keyed: Server, status: Status, keys: KeysFile) -> None:
+    assert status(keys.ann) == 200
+    assert status(keys.bob) == 401
+    assert status(keys.ann, f"/v1/images/titok-mini-32/{CODE}.png") == 200
     refused = httpx.post(
         f"{keyed.url}/v1/encode", content=b"x", headers={**PNG, "X-API-Key": keys.ann}, timeout=PATIENCE
     )
     assert refused.status_code == 403
 
 
-def test_every_front_end_follows_the_file_and_keeps_the_last_good_one(keyed: Server, keys: KeysFile) -> None:
+def test_every_front_end_follows_the_file_and_keeps_the_last_good_one(
+    keyed: Server, status: Status, keys: KeysFile
+) -> None:
     keys.write(ApiKey.plain(keys.bob, name="bob", roles=["encode"]))
-    until_everywhere(keyed, keys.bob, 200)
-    until_everywhere(keyed, keys.ann, 401)
+    until_everywhere(status, keys.bob, 200)
+    until_everywhere(status, keys.ann, 401)
     keys.path.write_text("[[keys]\n")
     deadline = time.monotonic() + PATIENCE
     while sum("the keys read before stay in force" in line for line in keyed.log) < 2:
         assert time.monotonic() < deadline
-        assert status(keyed, keys.bob) == 200
+        assert status(keys.bob) == 200
     keys.write_ann()
-    until_everywhere(keyed, keys.ann, 200)
+    until_everywhere(status, keys.ann, 200)
 
 
-def test_metrics_and_health_of_the_processes_are_on_the_admin_port_alone(keyed: Server, keys: KeysFile) -> None:
+def test_metrics_and_health_of_the_processes_are_on_the_admin_port_alone(
+    keyed: Server, status: Status, keys: KeysFile
+) -> None:
     for path in ("/metrics", "/admin", "/debug"):
-        assert status(keyed, keys.ann, path) == 404
+        assert status(keys.ann, path) == 404
     assert httpx.get(f"{keyed.admin_url}/metrics").status_code == 200
     assert "processes" not in httpx.get(f"{keyed.url}/healthz").json()
     for path in ("/v1/models", "/v1/encode", "/docs"):
