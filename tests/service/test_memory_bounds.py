@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
 
@@ -15,7 +16,9 @@ from service.body_memory import BodyMemory
 from service.decoding_memory import DecodingMemory
 from service.media import MediaLimits, decode_image
 from service.problems import ContentTooLarge, TooManyRequests
+from tests.service.application import app_of, service
 from tests.service.asgi_client import AsgiClient, request
+from tests.service.test_overload import PNG, HeldDevice, picture
 
 pytestmark = pytest.mark.anyio
 
@@ -83,6 +86,22 @@ def test_images_wait_for_each_others_memory_and_one_that_needs_all_of_it_is_deco
         thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert 0 < most <= 100
+
+
+async def test_a_request_whose_image_finds_no_memory_waits_for_it_and_then_succeeds() -> None:
+    device = HeldDevice()
+    device.release.set()
+    async with service(device) as client:
+        memory: DecodingMemory = app_of(client).state.context.decoding_memory
+        with memory.lease() as reserve:
+            reserve(2**40)
+            asked = asyncio.ensure_future(client.post("/v1/encode", content=picture(7), headers=PNG))
+            async with asyncio.timeout(60):
+                while not memory._turn.locked():  # noqa: ASYNC110  a thread waits
+                    await asyncio.sleep(0)
+            assert not asked.done()
+            assert device.batches == []
+        assert (await asked).status_code == 200
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
