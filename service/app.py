@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
-from fastapi import Depends, FastAPI, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
+from service.access.gate import Gate, admit, admit_directly
+from service.access.rate_headers import RateHeaders
+from service.access.roles import check_routes
+from service.body_memory import BodyMemory
 from service.cache.opening import open_cache
 from service.context import ServiceContext
 from service.direct_routes import DirectRoutes
@@ -24,10 +26,10 @@ from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
 from service.observer import CacheMetrics, MetricsObserver
 from service.problem_handlers import add_problem_handlers
-from service.problems import Unauthorized
 from service.routes import (
     codes,
     decode,
+    documentation,
     encode,
     generate,
     images,
@@ -49,7 +51,36 @@ _DESCRIPTION = """Turns an image into a few discrete tokens and back, and makes 
 
 Errors are problem documents (RFC 9457): `application/problem+json` with what was wrong, what was expected, and where.
 """
-_bearer = HTTPBearer(auto_error=False, description="One of the keys in TITOK_API_KEYS, where keys are set.")
+
+# What pages of other origins may send and read, where any may; credentials of a browser's own (cookies) are never used.
+_CORS_SENT = (
+    "Accept",
+    "Authorization",
+    "Content-Type",
+    "X-API-Key",
+    "X-Request-ID",
+    "X-Request-Timeout-Ms",
+    "X-Titok-Model",
+    "X-Titok-Revision",
+    "traceparent",
+)
+_CORS_READ = (
+    "Content-Location",
+    "ETag",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "Server-Timing",
+    "WWW-Authenticate",
+    "X-Request-ID",
+    "X-Shape",
+    "X-Dtype",
+    "X-Titok-Code",
+    "X-Titok-Images",
+    "X-Titok-Model",
+    "X-Titok-Revision",
+    "X-Titok-Seed",
+)
 
 
 class EngineFactory(Protocol):
@@ -78,6 +109,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     engine = create_engine(limits=limits, observer=MetricsObserver(metrics), on_facts=note_facts)
     cache = open_cache(settings, CacheMetrics(metrics))
     context = ServiceContext(settings, engine=engine, cache=cache, metrics=metrics)
+    gate = Gate(settings)
 
     async def health() -> dict[str, Any]:
         return application_health(context)
@@ -92,8 +124,10 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
             ready.cancel()
             await engine.stop(settings.drain_seconds)
             await context.cache.close()
+            await gate.close()
 
     app = FastAPIOffline(
+        docs_url=None,  # ours has a policy of what it may load
         redoc_url=None,
         title="TiTok image tokens",
         version=VERSION,
@@ -104,8 +138,19 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     )
     app.state.context = context
     app.state.health = health
-    app.add_middleware(DirectRoutes, routers=[encode.router], admit=_admit)
+    app.state.gate = gate
+    app.add_middleware(DirectRoutes, routers=[encode.router], admit=admit_directly)
+    app.add_middleware(BodyMemory, max_bytes=settings.body_bytes_in_flight)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RateHeaders)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=_CORS_SENT,
+            expose_headers=_CORS_READ,
+        )
     app.add_middleware(RequestContext, metrics=metrics, is_draining=lambda: context.draining)
     add_problem_handlers(app)
     for router in (
@@ -119,11 +164,13 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         openai_images.router,
         models.router,
     ):
-        app.include_router(router, dependencies=[Depends(_authorize)])
+        app.include_router(router, dependencies=[Depends(admit)])
     app.include_router(operations.health_router)
     if settings.playground:
         # Without a key: it holds nothing, and asks for one itself where the API does.
         app.include_router(playground.create_router())
+    app.include_router(documentation.create_router(app))
+    check_routes(app.routes)
     return app
 
 
@@ -142,28 +189,3 @@ async def _report_readiness(context: ServiceContext) -> None:
         ", ".join(f"{part} {dtype}" for part, dtype in facts.precision.items()),
         facts.generator.revision if facts.generator else "none",
     )
-
-
-async def _admit(request: Request) -> None:
-    """``_authorize``, as FastAPI calls it."""
-    await _authorize(request, await _bearer(request) if "authorization" in request.headers else None)
-
-
-async def _authorize(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> None:
-    keys = ServiceContext.of(request).settings.api_keys
-    if not keys:
-        request.state.caller = None
-        return
-    given = credentials.credentials if credentials is not None else request.headers.get("x-api-key", "")
-    # Every key is compared, in constant time, so that the time taken tells nothing.
-    matches = [hmac.compare_digest(given.encode(), key.get_secret_value().encode()) for key in keys]
-    if not any(matches):
-        reason = "unknown" if given else "missing"
-        raise Unauthorized(
-            f"The API key is {reason}. Send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-    # A name of the key that does not tell it, the same in every process.
-    request.state.caller = hashlib.sha256(b"titok:caller:" + given.encode()).hexdigest()[:16]

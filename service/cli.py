@@ -16,6 +16,7 @@ from service.cache_command import cache
 from service.doctor_command import doctor
 from service.evaluation_command import evaluate
 from service.image_commands import CommandError, Tokenizer, decode, encode, generate, reconstruct
+from service.keys_command import keys
 from service.problems import Problem
 from service.settings import Settings, invalid_settings
 from service.tokenize_command import tokenize
@@ -34,6 +35,7 @@ app.command()(verify)
 app.command()(evaluate)
 app.add_typer(train, name="train")
 app.add_typer(cache, name="cache")
+app.add_typer(keys, name="keys")
 console = Console(stderr=True)
 
 

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from service.cache import CodeCache, KeySpace
 from service.classes import ClassIndex
+from service.decoding_memory import DecodingMemory
 from service.engine import DeadlineExceeded as EngineDeadlineExceeded
 from service.engine import DeviceFailed, Engine, EngineState, EngineStopped, QueueFull, Timing
 from service.engine import WorkerCrashed as EngineWorkerCrashed
@@ -65,6 +66,7 @@ class ServiceContext:
         self.metrics = metrics
         self.loaded: ModelFacts | None = None
         self.pictures = PictureCache(settings.picture_cache_bytes)
+        self.decoding_memory = DecodingMemory(settings.decoded_bytes_in_flight)
         self.flights: Flights[TokenizedImage] = Flights()
         self.draining = False
 

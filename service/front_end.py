@@ -26,6 +26,7 @@ from service.engine import Engine, EngineObserver, LaneLimits
 from service.engine.remote import RemoteEngine
 from service.facts import ModelFacts
 from service.health import application_health
+from service.http_protocol import ConnectionLimits
 from service.http_server import HttpServer
 from service.metrics import share_metrics
 from service.process import SWITCH_SECONDS, begin_process, event_loop, release_signals
@@ -61,6 +62,7 @@ class _FrontEnd:
             lifespan="on",
             drain_seconds=settings.drain_seconds,
             quiet_seconds=settings.shutdown_delay,
+            limits=ConnectionLimits.of(settings),
         )
         self._closing = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None

@@ -20,11 +20,13 @@ import select
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.http_protocol import ConnectionLimits, LimitedProtocol
 from service.listening import refuse_handshakes
 
 __all__ = ["HttpServer"]
@@ -46,11 +48,12 @@ class HttpServer(uvicorn.Server):
         lifespan: Literal["on", "off"],
         drain_seconds: float,
         quiet_seconds: float,
+        limits: ConnectionLimits,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=partial(LimitedProtocol, limits=limits),  # type: ignore[arg-type]
                 lifespan=lifespan,
                 log_config=None,
                 access_log=False,
@@ -138,7 +141,7 @@ class HttpServer(uvicorn.Server):
         before, self._quiet_since = self._quiet_since, {}
         connections: set[Any] = self.server_state.connections
         for connection in connections:
-            if _is_quiet(connection):
+            if connection.is_quiet:
                 cycle = connection.cycle
                 last, since = before.get(connection, (cycle, now))
                 self._quiet_since[connection] = (cycle, since if last is cycle else now)
@@ -147,18 +150,6 @@ class HttpServer(uvicorn.Server):
             for connection, (_, since) in self._quiet_since.items()
             if now - since >= self._quiet_seconds and not _has_arrived(connection.transport)
         ]
-
-
-def _is_quiet(connection: Any) -> bool:
-    """Whether no request is being answered, nor being received: the scope is made with a request's first byte, the
-    cycle with the last of its header.
-    """
-    if connection.transport.is_closing():
-        return False
-    cycle = connection.cycle
-    return bool(
-        connection.scope is None if cycle is None else cycle.response_complete and cycle.scope is connection.scope
-    )
 
 
 def _has_arrived(transport: asyncio.Transport) -> bool:

@@ -8,7 +8,12 @@ import socket
 import struct
 import sys
 
-__all__ = ["listen", "refuse_handshakes", "url", "url_of"]
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+__all__ = ["allow_descriptors", "listen", "refuse_handshakes", "url", "url_of"]
 
 BACKLOG = 2048  # connections not yet accepted, as uvicorn's own default
 
@@ -46,6 +51,15 @@ def url_of(host: str, port: int) -> str:
     """The same of whatever listens there."""
     shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"http://{shown}:{port}"
+
+
+def allow_descriptors(count: int) -> None:
+    """Raises the number of files and sockets that this process, and those it starts, may have open, as far as it may."""
+    if resource is not None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def refuse_handshakes(listener: socket.socket) -> None:

@@ -18,7 +18,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import IO
@@ -206,6 +206,10 @@ class MediaLimits:
     max_run_length_pixels: int = 1_000_000
 
 
+# JPEG is held twice only when it is turned upright; a WebP decoder holds frames of its own beside Pillow's.
+_PEAK_BYTES_OF_A_PIXEL = {"JPEG": 8, "WEBP": 21}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
     """A picture as a viewer shows it.
@@ -222,7 +226,12 @@ class DecodedImage:
 
 
 def decode_image(
-    data: bytes, *, limits: MediaLimits, pointer: str = "body", declared: str | None = None
+    data: bytes,
+    *,
+    limits: MediaLimits,
+    pointer: str = "body",
+    declared: str | None = None,
+    reserve: Callable[[int], None] = lambda _: None,
 ) -> DecodedImage:
     """Decode the first frame of an image of unknown origin. Safe to call from many threads at once.
 
@@ -231,6 +240,7 @@ def decode_image(
         limits: what the image may cost.
         pointer: names the image's place in the request, for ``errors`` of the problem.
         declared: the Content-Type that came with the bytes, to be named in the message.
+        reserve: is called once, with the bytes of memory that decoding will take at most, before it takes them.
 
     Raises:
         UndecodableImage: empty, truncated, corrupt, or not an image.
@@ -242,9 +252,13 @@ def decode_image(
         raise _unrecognised(data, pointer, declared)
     _ignore_pillow_warnings()
     try:
-        _check_stream(data, format_name, limits, pointer)
+        canvas = _check_stream(data, format_name, limits, pointer)
+        if canvas is not None:
+            reserve(_peak_bytes(format_name, *canvas))
         with Image.open(io.BytesIO(data), formats=[format_name]) as image:
             _check_header(image, limits, pointer)
+            if canvas is None:
+                reserve(_peak_bytes(format_name, *image.size))
             rgb = to_rgb(image)
     except Problem:
         raise
@@ -253,15 +267,23 @@ def decode_image(
     return DecodedImage(image=rgb, original_size=rgb.size, format=format_name)
 
 
-def _check_stream(data: bytes, format_name: str, limits: MediaLimits, pointer: str) -> None:
-    """The checks that must come before ``Image.open``, or that it leaves no trace for."""
-    if format_name == "WEBP" and (canvas := _webp_canvas(data)) is not None:
+def _peak_bytes(format_name: str, width: int, height: int) -> int:
+    return width * height * _PEAK_BYTES_OF_A_PIXEL.get(format_name, 16)
+
+
+def _check_stream(data: bytes, format_name: str, limits: MediaLimits, pointer: str) -> tuple[int, int] | None:
+    """The checks that must come before ``Image.open``, or that it leaves no trace for. Gives the canvas (width, height) of
+    a WebP image, which opening it allocates.
+    """
+    canvas = _webp_canvas(data) if format_name == "WEBP" else None
+    if canvas is not None:
         _check_pixels(*canvas, limits.max_pixels, pointer)
     if format_name == "JPEG" and _has_more_scans(data, limits.max_jpeg_scans):
         raise UndecodableImage(
             f"The JPEG image has more than {limits.max_jpeg_scans} scans. Save it anew, or as baseline JPEG.",
             errors=[ProblemDetail(pointer=pointer, detail="too many scans", expected=f"<= {limits.max_jpeg_scans}")],
         )
+    return canvas
 
 
 def _check_header(image: Image.Image, limits: MediaLimits, pointer: str) -> None:

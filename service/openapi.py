@@ -38,6 +38,7 @@ _PROBLEM_SCHEMA = {
 _WHEN = {
     400: "An image cannot be decoded, or the body is malformed.",
     401: "No API key, or an unknown one.",
+    403: "The API key does not have the role that the route asks for.",
     404: "An unknown model, class or address.",
     406: "`Accept` allows no answer that this route can give.",
     408: "The body did not arrive in time.",
@@ -46,7 +47,7 @@ _WHEN = {
     413: "Too many bytes, pixels or images.",
     415: "A Content-Type, or an image format, that is not taken.",
     422: "A value is missing, of the wrong type, or out of range.",
-    429: "The queue is full; `Retry-After` says when to come back.",
+    429: "The queue or the memory for bodies is full, or the key's rate is used up; `Retry-After` says when to come back.",
     503: "Starting, draining, or no ready worker.",
     504: "The deadline has passed.",
 }
@@ -69,7 +70,7 @@ def answers(
     if description is not None:
         success["description"] = description
     documented: dict[int | str, dict[str, Any]] = {HTTPStatus.OK.value: success}
-    return documented | {status: _problem(status) for status in (*problems, 401)}
+    return documented | {status: _problem(status) for status in (*problems, 401, 403, 429)}
 
 
 def _problem(status: int) -> dict[str, Any]:

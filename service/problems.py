@@ -5,18 +5,21 @@
     Problem
     ├── UndecodableImage      400   the bytes are not a whole image of a known format
     ├── MalformedBody         400   not JSON, not multipart, or not what the header says
+    ├── MalformedRequest      400   not HTTP
     ├── Unauthorized          401   no key, or an unknown one
+    ├── Forbidden             403   a key without the role that the route asks for
     ├── NotFound              404   no such route, or nothing at that address
     │   ├── UnknownModel      404
     │   └── UnknownClass      404
     ├── MethodNotAllowed      405
     ├── NotAcceptable         406   no answer in a media type that ``Accept`` allows
-    ├── RequestTimeout        408   the body did not arrive in time
+    ├── RequestTimeout        408   the headers or the body did not arrive in time
     ├── RevisionMismatch      409   tokens of another tokenizer or of another revision
     ├── ContentTooLarge       413   too many bytes, pixels or images
     ├── UnsupportedMediaType  415
     ├── InvalidRequest        422   the schema, an id or a parameter is out of range
-    ├── TooManyRequests       429   a queue is full; ``Retry-After`` says when to come back
+    ├── TooManyRequests       429   a queue is full, or a rate is used up; ``Retry-After`` says when to come back
+    ├── HeadersTooLarge       431   the request's line and headers are too long
     ├── InternalError         500   a defect of ours
     ├── Unavailable           503   starting, draining, or no ready worker
     └── DeadlineExceeded      504   the answer would have come too late
@@ -38,10 +41,13 @@ __all__ = [
     "PROBLEM_MEDIA_TYPE",
     "ContentTooLarge",
     "DeadlineExceeded",
+    "Forbidden",
     "Gone",
+    "HeadersTooLarge",
     "InternalError",
     "InvalidRequest",
     "MalformedBody",
+    "MalformedRequest",
     "MethodNotAllowed",
     "NotAcceptable",
     "NotFound",
@@ -136,10 +142,22 @@ class MalformedBody(Problem):
     status, slug, title = HTTPStatus.BAD_REQUEST, "malformed-body", "The request body is malformed"
 
 
+class MalformedRequest(Problem):
+    """Bytes that are no HTTP request."""
+
+    status, slug, title = HTTPStatus.BAD_REQUEST, "malformed-request", "The request is not HTTP"
+
+
 class Unauthorized(Problem):
     """No API key, or an unknown one."""
 
     status, slug, title = HTTPStatus.UNAUTHORIZED, "unauthorized", "An API key is required"
+
+
+class Forbidden(Problem):
+    """A key without the role that the route asks for."""
+
+    status, slug, title = HTTPStatus.FORBIDDEN, "forbidden", "The API key does not have the role"
 
 
 class NotFound(Problem):
@@ -173,7 +191,7 @@ class NotAcceptable(Problem):
 
 
 class RequestTimeout(Problem):
-    """The body did not arrive in time."""
+    """The headers or the body did not arrive in time."""
 
     status, slug, title = HTTPStatus.REQUEST_TIMEOUT, "request-timeout", "The request took too long to arrive"
 
@@ -208,8 +226,15 @@ class InvalidRequest(Problem):
     status, slug, title = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid"
 
 
+class HeadersTooLarge(Problem):
+    """The request's line and headers are too long."""
+
+    status, slug = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large"
+    title = "The headers are too large"
+
+
 class TooManyRequests(Problem):
-    """A queue is full. ``retry_after`` is in seconds."""
+    """A queue or the memory for bodies is full, or a rate is used up. ``retry_after`` is in seconds."""
 
     status, slug, title = HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", "Too many requests"
 

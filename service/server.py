@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 
-from service.listening import listen, url
+from service.access.key_file import load_keys
+from service.listening import allow_descriptors, listen, url
 from service.process import begin_process, hold_signals, limit_spinning
 from service.settings import Settings
 from service.version import VERSION
@@ -13,6 +14,8 @@ from service.version import VERSION
 __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
+
+_OWN_DESCRIPTORS = 512  # beside those of connections, of which as many again may be closing
 
 
 def serve(settings: Settings) -> int:
@@ -22,12 +25,19 @@ def serve(settings: Settings) -> int:
     begin_process("front end 0" if inline else "supervisor", log_level=settings.log_level)
     _log_settings(settings)
     try:
-        public, admin = listen(settings.host, settings.port), listen(settings.host, settings.admin_port)
+        load_keys(settings)
+    except (OSError, ValueError) as error:
+        log.error("API keys: %s", error)  # noqa: TRY400  the message is all there is to say
+        return 1
+    admin_host = settings.admin_host or settings.host
+    allow_descriptors(2 * settings.max_connections + _OWN_DESCRIPTORS)
+    try:
+        public, admin = listen(settings.host, settings.port), listen(admin_host, settings.admin_port)
     except OSError as error:
         log.error("cannot listen: %s", error)  # noqa: TRY400  the message is all there is to say
         return 1
     address = url(public, settings.host)
-    metrics = f"{url(admin, settings.host)}/metrics"
+    metrics = f"{url(admin, admin_host)}/metrics"
     print(f"TiTok is at {address}  (API: {address}/docs, metrics: {metrics})", flush=True)
     if inline:
         limit_spinning()

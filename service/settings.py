@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.shipped import DEFAULT_VARIANT
+from service.access.keys import check_rate
 from service.cores import usable_cores
 
 __all__ = ["Settings", "invalid_settings"]
 
 MiB = 1024 * 1024
 _DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
+_ORIGIN = re.compile(r"https?://[\w.\-\[\]:]+", re.ASCII)
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
 
 
@@ -64,8 +67,30 @@ class Settings(BaseSettings):
     admin_port: int = Field(
         8001, ge=0, le=65535, description="Port of /metrics and the health routes, never to be made public."
     )
+    admin_host: str | None = Field(None, description="Address of the admin port; by default that of the API.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Comma-separated keys, one of which a caller must send; none: no key is needed."
+        (),
+        description="Comma-separated keys, one of which a caller must send: plain ones, which have every role, or hashed "
+        "ones, `NAME:ROLE+ROLE:sha256:HEX[:RATE]` (`titok keys new`). Neither these nor a file: no key is needed.",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="A TOML file of hashed keys, besides those above; read again within a second when it has changed "
+        "([how](security.md)).",
+    )
+    rate_limit: Annotated[str, AfterValidator(check_rate)] | None = Field(
+        None,
+        description="Images that a key may ask for, `100/second` or `5000 per 10 minutes`, where it has no rate of its "
+        "own; shared by all processes through Redis if there is one, else counted by each front end.",
+    )
+    anonymous_rate_limit: Annotated[str, AfterValidator(check_rate)] | None = Field(
+        None,
+        description="The same for each client address, where no keys are set. Behind a proxy all addresses are the proxy's.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated origins (`https://app.example.com`) whose pages may call the API, or `*`; none: no "
+        "page of another origin may.",
     )
 
     playground: bool = Field(True, description="Whether the page to try the service on is there, at `/`.")
@@ -115,7 +140,28 @@ class Settings(BaseSettings):
         0.01, gt=0, le=1, description="Seconds that Redis may take to connect or answer; later it counts as not there."
     )
 
+    max_connections: int = Field(
+        1000,
+        ge=2,
+        le=100_000,
+        description="Connections open at a time in each front end; an idle one gives way to a new one, else 503.",
+    )
+    max_header_bytes: int = Field(
+        32 * 1024, ge=1024, le=MiB, description="Bytes of a request's line and headers together (431)."
+    )
+    header_timeout: float = Field(
+        10.0, gt=0, le=3600, description="Seconds that the headers of a request may take, from its first byte (408)."
+    )
     max_body_bytes: int = Field(32 * MiB, ge=1024, description="Longest request body.")
+    body_bytes_in_flight: int = Field(
+        256 * MiB, ge=1024, description="Bytes of all request bodies together that each front end holds; else 429."
+    )
+    decoded_bytes_in_flight: int = Field(
+        1024 * MiB,
+        ge=MiB,
+        description="Bytes of memory that decoding images may take in each front end at a time; images wait for their turn, "
+        "and one that needs more is decoded alone.",
+    )
     max_pixels: int = Field(40_000_000, ge=1, description="Pixels of one image, by its header, before it is decoded.")
     max_images: int = Field(64, ge=1, le=4096, description="Images of one request, encoded or decoded.")
     max_generate: int = Field(16, ge=1, le=1024, description="Images of one generate request.")
@@ -155,10 +201,18 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least important log line.")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
-        return tuple(key for part in value.split(",") if (key := part.strip())) if isinstance(value, str) else value
+    def _split(cls, value: object) -> object:
+        return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin[:80]!r} is no origin; write https://app.example.com, without a path, or *")
+        return value
 
     @field_validator("devices")
     @classmethod
@@ -183,8 +237,13 @@ class Settings(BaseSettings):
             raise ValueError(f"workers 'inline' runs one device, not {self.devices}")
         if self.cache == "redis" and self.redis_url is None:
             raise ValueError("cache 'redis' needs TITOK_REDIS_URL")
-        if self.cache_scope == "key" and not self.api_keys:
-            raise ValueError("cache_scope 'key' needs TITOK_API_KEYS")
+        if self.cache_scope == "key" and not self.api_keys and self.api_keys_file is None:
+            raise ValueError("cache_scope 'key' needs TITOK_API_KEYS or TITOK_API_KEYS_FILE")
+        if self.body_bytes_in_flight < self.max_body_bytes:
+            raise ValueError(
+                f"body_bytes_in_flight {self.body_bytes_in_flight} is less than one body, max_body_bytes "
+                f"{self.max_body_bytes}"
+            )
         for name in ("max_images", "max_generate"):
             if getattr(self, name) > self.queue_images:
                 raise ValueError(f"{name} {getattr(self, name)} is more than queue_images {self.queue_images} can take")

@@ -20,6 +20,7 @@ from service.device import ServedDevice, open_device
 from service.engine import Engine, EngineObserver, InlineEngine, LaneLimits
 from service.facts import ModelFacts
 from service.health import application_health
+from service.http_protocol import ConnectionLimits
 from service.http_server import HttpServer
 from service.process import SWITCH_SECONDS, event_loop, release_signals
 from service.settings import Settings
@@ -52,11 +53,22 @@ async def _serve(settings: Settings, public: socket.socket, admin: socket.socket
     app = create_app(settings, inline_engine(settings))
     context: ServiceContext = app.state.context
     exposition = _exposition(context)
+    limits = ConnectionLimits.of(settings)
     api = HttpServer(
-        app, public, lifespan="on", drain_seconds=settings.drain_seconds, quiet_seconds=settings.shutdown_delay
+        app,
+        public,
+        lifespan="on",
+        drain_seconds=settings.drain_seconds,
+        quiet_seconds=settings.shutdown_delay,
+        limits=limits,
     )
     operations = HttpServer(
-        create_admin_app(app.state.health, exposition), admin, lifespan="off", drain_seconds=1.0, quiet_seconds=0.0
+        create_admin_app(app.state.health, exposition),
+        admin,
+        lifespan="off",
+        drain_seconds=1.0,
+        quiet_seconds=0.0,
+        limits=limits,
     )
     leaving = asyncio.Event()
 

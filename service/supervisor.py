@@ -36,6 +36,7 @@ from service.child import Child
 from service.control import FrontEndStart, WorkerStart, pack_settings
 from service.device_names import device_names
 from service.health import service_health
+from service.http_protocol import ConnectionLimits
 from service.http_server import HttpServer
 from service.listening import refuse_handshakes
 from service.metrics import forget_gauges, shared_metrics
@@ -80,7 +81,12 @@ class _Supervisor:
         self._settings = settings
         self._public = public
         self._admin = HttpServer(
-            create_admin_app(self._health, self._exposition), admin, lifespan="off", drain_seconds=1, quiet_seconds=0
+            create_admin_app(self._health, self._exposition),
+            admin,
+            lifespan="off",
+            drain_seconds=1,
+            quiet_seconds=0,
+            limits=ConnectionLimits.of(settings),
         )
         self._folder = folder
         self._metrics_folder = folder / "metrics"

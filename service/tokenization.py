@@ -45,11 +45,16 @@ async def preprocess(
 
     def work(index: int, upload: Upload) -> tuple[int, int]:
         watch = Stages()
-        decoded = decode_image(upload.data, limits=limits, pointer=upload.pointer, declared=upload.declared)
-        pixels = eval_crop(decoded.image, size)
-        context.metrics.preprocess.labels(decoded.format).observe(watch.total)
+        with context.decoding_memory.lease() as reserve:
+            decoded = decode_image(
+                upload.data, limits=limits, pointer=upload.pointer, declared=upload.declared, reserve=reserve
+            )
+            pixels = eval_crop(decoded.image, size)
+            original_size, image_format = decoded.original_size, decoded.format
+            del decoded  # its memory goes before another image may have it
+        context.metrics.preprocess.labels(image_format).observe(watch.total)
         use(index, pixels)
-        return decoded.original_size
+        return original_size
 
     with stages.measure("preprocess"):
         return await context.map_in_threads(work, list(enumerate(uploads)))

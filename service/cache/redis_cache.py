@@ -16,29 +16,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.cache.breaker import CircuitBreaker
 from service.cache.connection import RedisClient, disconnect
 from service.cache.keys import LEASE
 from service.cache.protocol import CachedCode, CacheObserver, Claim, NullCacheObserver
+from service.cache.timed_calls import TimedCalls
 from service.cache.values import pack_value, unpack_value
 
 __all__ = ["SOCKET_TIMEOUT", "RedisCache"]
-
-T = TypeVar("T")
 
 SOCKET_TIMEOUT = 1.0
 """Seconds after which the client itself gives a connection up; nobody has waited for it for long."""
 
 _KEYS_OF_A_ROUND = 1000
 _WRITES_OF_A_PIPELINE = 256
-_TURNS_OF_GRACE = 8
 
 
 class _Lookup:
@@ -82,10 +77,10 @@ class RedisCache:
         self._max_writes = max_writes
         self._observer = observer or NullCacheObserver()
         self._breaker = CircuitBreaker(pause=breaker_pause, on_change=self._observer.breaker)
+        self._calls = TimedCalls(self._breaker, self._observer)
         self._lookups: deque[_Lookup] = deque()
         self._writes: deque[tuple[bytes, bytes | None]] = deque()
         self._reading = self._writing = False
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
         """See ``CodeCache``. Nothing is known while Redis does not answer."""
@@ -95,7 +90,7 @@ class RedisCache:
         self._lookups.append(lookup)
         if not self._reading:
             self._reading = True
-            self._begin(self._read())
+            self._calls.begin(self._read())
         return await lookup.future
 
     async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
@@ -120,7 +115,7 @@ class RedisCache:
         own = [Claim(is_own=True)] * len(keys)
         if not self._lease or not self._is_closed():
             return own
-        answers = await self._in_time("claim", self._set_leases(keys), self._timeout)
+        answers = await self._calls.call("claim", self._set_leases(keys), self._timeout)
         if answers is None:
             return own
         claims = []
@@ -138,11 +133,7 @@ class RedisCache:
 
     async def close(self) -> None:
         """See ``CodeCache``."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=2 * SOCKET_TIMEOUT)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._calls.close(2 * SOCKET_TIMEOUT)
         await disconnect(self._client)
 
     # --- the tasks ---------------------------------------------------------------------------------------------------
@@ -150,13 +141,13 @@ class RedisCache:
     def _is_closed(self) -> bool:
         """Whether the circuit is closed; if it is not, a probe may be due."""
         if self._breaker.wants_probe():
-            self._begin(self._probe())
+            self._calls.begin(self._probe())
         return self._breaker.state == "closed"
 
     def _begin_to_write(self) -> None:
         if self._writes and not self._writing:
             self._writing = True
-            self._begin(self._write())
+            self._calls.begin(self._write())
 
     async def _read(self) -> None:
         try:
@@ -171,7 +162,7 @@ class RedisCache:
                 try:
                     # If the circuit has opened since the question, it has waited enough.
                     if self._breaker.state == "closed":
-                        values = await self._in_time("get", self._values(keys), self._timeout)
+                        values = await self._calls.call("get", self._values(keys), self._timeout)
                         if values is not None:
                             found = list(map(self._unpack, keys, values))
                 finally:
@@ -194,7 +185,7 @@ class RedisCache:
                         self._claimed.pop(key, None)
                 else:
                     # Nobody waits for it, so it may take a little longer.
-                    answers = await self._in_time("put", self._set(entries), 10 * self._timeout)
+                    answers = await self._calls.call("put", self._set(entries), 10 * self._timeout)
                     for answer in answers or ():
                         if isinstance(answer, Exception):
                             self._observer.failed("put", "response")
@@ -202,7 +193,7 @@ class RedisCache:
             self._writing = False
 
     async def _probe(self) -> None:
-        await self._in_time("probe", self._client.ping(), self._timeout)
+        await self._calls.call("probe", self._client.ping(), self._timeout)
 
     async def _values(self, keys: list[bytes]) -> Sequence[object]:
         if isinstance(self._client, RedisCluster):
@@ -239,50 +230,6 @@ class RedisCache:
             self._observer.failed("get", "value")
         return entry
 
-    async def _in_time(self, op: str, command: Awaitable[T], seconds: float) -> T | None:
-        """What Redis answers, or None where it does not, or not in time. The breaker and the observer are told."""
-        started = time.perf_counter()
-        task = self._begin(_awaited(command))
-        await asyncio.wait({task}, timeout=seconds)
-        # A busy event loop looks at its clock before it hands out what has arrived: give it a few turns to do so.
-        for _ in range(_TURNS_OF_GRACE):
-            if task.done():
-                break
-            await asyncio.sleep(0)
-        try:
-            if not task.done():
-                # It is left to end by the client's own time-out: a connection is never abandoned with an answer due.
-                raise TimeoutError  # noqa: TRY301
-            answer = task.result()
-        except Exception as error:  # whatever a client library may raise, a request does not fail of it
-            self._observer.failed(op, _reason(error))
-            self._breaker.failed()
-            return None
-        self._observer.finished(op, time.perf_counter() - started)
-        self._breaker.succeeded()
-        return answer
-
-    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._end)
-        return task
-
-    def _end(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # told where it was awaited; a late one is of no interest
-
 
 def _lease_of(key: bytes) -> bytes:
     return key + LEASE
-
-
-async def _awaited(command: Awaitable[T]) -> T:
-    return await command
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, TimeoutError | RedisTimeoutError):
-        return "timeout"
-    return "connection" if isinstance(error, RedisConnectionError | OSError) else "response"

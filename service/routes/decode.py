@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from models.packed_codes import MEDIA_TYPE as PACKED_CODES
 from models.packed_codes import SIGNATURE
+from service.access.gate import spend
 from service.context import ServiceContext
 from service.media import OUTPUT_MEDIA_TYPES
 from service.negotiation import media_type_of, unsupported_content_type
@@ -93,6 +94,7 @@ async def decode(request: Request) -> Response:
             expected=["application/json", PACKED_CODES, OCTETS],
         )
     context.check_count(len(tokens), context.settings.max_images, "body")
+    await spend(request, len(tokens))
     answer = choose_image_answer(request, many=len(tokens) > 1)
     media_type = image_media_type(body.format) if answer in ("application/json", MULTIPART) else answer
     rendered = await context.while_connected(

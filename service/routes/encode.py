@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from models.packed_codes import MEDIA_TYPE as PACKED_CODES
 from models.packed_codes import PackedCodes
+from service.access.gate import spend
 from service.context import ServiceContext
 from service.media import ACCEPTED_FORMATS
 from service.negotiation import choose_media_type
@@ -77,6 +78,7 @@ async def encode(request: Request) -> Response:
         uploads = await read_uploads(
             request, seconds=context.settings.body_timeout, max_images=context.settings.max_images
         )
+    await spend(request, len(uploads))
     recalled = await recall(context, uploads, space=context.keys_for(request), stages=stages)
     images = recalled.images
     if images is None:

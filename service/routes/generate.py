@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.access.gate import spend
 from service.context import ServiceContext
 from service.event_stream import EVENT_STREAM, EventStream, event
 from service.generation import Generation
@@ -90,6 +91,7 @@ async def generate(request: Request) -> Response:
     with stages.measure("read"):
         body = parse_body(GenerateRequest, await read_body(request, seconds=context.settings.body_timeout))
     generation = Generation.of(body, context)
+    await spend(request, body.n)
     offers = ["application/json", *(OUTPUT_MEDIA_TYPES if body.n == 1 else ()), EVENT_STREAM]
     answer = choose_media_type(request.headers.get("accept"), offers)
     if body.preview and answer != EVENT_STREAM:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from service.access.gate import spend
 from service.addresses import image_address
 from service.classes import ClassIndex
 from service.context import ServiceContext
@@ -103,6 +104,7 @@ async def create_images(request: Request) -> Response:
     context.check_model(body.model)
     count = body.n or 1
     context.check_count(count, context.settings.max_generate, "/n")
+    await spend(request, count)
     side = _side(body.size, facts.image_size)
     label = _class_of(body.prompt, context.classes)
     generation = Generation(label=label, settings=generator.presets["demo"], seeds=random_seeds(count))

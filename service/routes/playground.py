@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from service.negotiation import choose_media_type, holds_etag
+from service.page_headers import page_headers
 from service.problems import NotFound
 from service.version import VERSION
 
@@ -24,20 +25,8 @@ _MEDIA_TYPES = {
     "svg": "image/svg+xml",
 }
 _PAGE = "index.html"
-_POLICY = {
-    "default-src": "'none'",
-    "script-src": "'self'",
-    "style-src": "'self'",
-    "img-src": "'self' blob:",
-    "connect-src": "'self'",
-    "base-uri": "'none'",
-    "form-action": "'none'",
-    "frame-ancestors": "'none'",
-}
 _HEADERS = {
-    "Content-Security-Policy": "; ".join(f"{directive} {sources}" for directive, sources in _POLICY.items()),
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
+    **page_headers({"img-src": "'self' blob:"}),
     # The files have the same addresses in every version, so that a browser asks each time; mostly it is told 304.
     "Cache-Control": "no-cache",
     "Vary": "Accept",

@@ -616,3 +616,8 @@ def test_another_tokenizer_a_key_and_no_generator(
         expect_picture(page, "#image-result", decode(client, [4999, *tokens[1:]]))
     page.context.close()
     assert opened.complaints == []
+
+
+def test_the_reference_draws_itself_under_its_policy(page: Page) -> None:
+    page.goto("/docs")
+    expect(page.locator("#operations-tokens-encode_v1_encode_post")).to_be_visible()

@@ -14,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from service.http_protocol import ConnectionLimits
 from service.http_server import HttpServer
 from service.listening import listen
+from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +40,14 @@ async def serving(
 
     app = Starlette(routes=[Route("/", endpoint)])
     with listen("127.0.0.1", 0) as listener:
-        server = HttpServer(app, listener, lifespan="off", drain_seconds=drain_seconds, quiet_seconds=quiet_seconds)
+        server = HttpServer(
+            app,
+            listener,
+            lifespan="off",
+            drain_seconds=drain_seconds,
+            quiet_seconds=quiet_seconds,
+            limits=ConnectionLimits.of(Settings()),
+        )
         running = asyncio.create_task(server.run_until_stopped())
         await until(lambda: server.started)
         yield server, listener, running
