@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 
+from service.access_log import AccessLog
 from service.cache.opening import open_cache
 from service.context import ServiceContext
 from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
@@ -38,6 +39,7 @@ from service.routes import (
     reconstruct,
 )
 from service.settings import Settings
+from service.tracing import open_tracer
 from service.version import VERSION
 
 __all__ = ["EngineFactory", "create_app"]
@@ -60,9 +62,13 @@ class EngineFactory(Protocol):
         """``on_facts`` is to be called with what is served, once that is known."""
 
 
-def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
+def create_app(settings: Settings, create_engine: EngineFactory, *, access_log: AccessLog | None = None) -> FastAPI:
     """The public API. Its lifespan starts the engine, and stops it in good order."""
     metrics = Metrics()
+    tracer = open_tracer()
+    observer: EngineObserver = MetricsObserver(metrics)
+    if tracer is not None:
+        observer = tracer.observe(observer)
     context: ServiceContext
 
     def note_facts(facts: ModelFacts) -> None:
@@ -74,7 +80,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         max_bytes=settings.queue_bytes,
         max_wait=settings.max_wait_ms / 1000,
     )
-    engine = create_engine(limits=limits, observer=MetricsObserver(metrics), on_facts=note_facts)
+    engine = create_engine(limits=limits, observer=observer, on_facts=note_facts)
     cache = open_cache(settings, CacheMetrics(metrics))
     context = ServiceContext(settings, engine=engine, cache=cache, metrics=metrics)
 
@@ -91,6 +97,8 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
             ready.cancel()
             await engine.stop(settings.drain_seconds)
             await context.cache.close()
+            if tracer is not None:
+                await tracer.close()
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -103,7 +111,13 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     app.state.context = context
     app.state.health = health
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext, metrics=metrics, is_draining=lambda: context.draining)
+    app.add_middleware(
+        RequestContext,
+        metrics=metrics,
+        is_draining=lambda: context.draining,
+        access_log=access_log,
+        tracer=tracer,
+    )
     add_problem_handlers(app)
     for router in (
         encode.router,

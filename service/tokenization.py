@@ -72,6 +72,7 @@ async def tokenize(
     """Tokens of uploads, which have their names in ``space``. What the cache knows is neither decoded nor queued, and
     what is being computed for another request, or stands twice in this one, is computed once.
     """
+    stages.note_images(len(uploads))
     if context.settings.cache == "off":
         return await _compute_all(context, uploads, deadline=deadline, stages=stages)
     run = _Run(context, space, deadline, stages)
@@ -100,7 +101,9 @@ async def tokenize(
             elif not flight.abandoned:
                 # It failed for the other request, perhaps by something that is not true of this one.
                 found |= await _compute(run, {key: wanted[key]})
-    return [found[key] for key in keys]
+    images = [found[key] for key in keys]
+    stages.note_images(len(images), cache_hits=sum(image.cached for image in images))
+    return images
 
 
 async def _compute_all(
