@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,9 +95,14 @@ def test_access_lines_can_be_turned_off() -> None:
     assert open_access_log("front end 0", Settings()) is not None
 
 
-def test_a_log_that_cannot_be_written_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    with open("/dev/full", "w", buffering=1) as full:  # noqa: PTH123
-        monkeypatch.setattr(sys, "stderr", full)
-        AccessLog("front end 0", level="info", log_format="json").write(record())
-        monkeypatch.undo()
-        full.detach().detach().close()
+def test_a_log_that_cannot_be_written_fails_no_request() -> None:
+    probe = """
+from service.access_log import AccessLog
+from tests.service.test_log_lines import record
+AccessLog("front end 0", level="info", log_format="json").write(record())
+print("alive")
+"""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", probe]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False, timeout=60)
+    assert ended.stdout == "alive\n"
