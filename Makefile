@@ -54,12 +54,12 @@ bench-models: $(VENV)/.dev ## measure the bare models
 gpu-check: ## check and measure a CUDA device, in less than eight minutes
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.benchmarks.gpu $(ARGS)
 
-# torch pins its own CUDA packages and only its CUDA builds need them, so they stay out of the lock.
+# torch pins its own CUDA packages and only its CUDA builds need them, so they stay out of the lock; nvidia-ml-py is Python.
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements/constraints.txt
 lock: $(VENV)/.dev ## resolve the locked versions anew
-	$(LOCK) pyproject.toml | grep -vE '^(nvidia-|cuda-|triton)' > requirements/run.lock
-	$(LOCK) pyproject.toml --extra train --extra evaluate --extra bulk --group dev | grep -vE '^(nvidia-|cuda-|triton)' > requirements/dev.lock
-	$(LOCK) pyproject.toml --extra train --extra evaluate --extra bulk --group dev --group bench | grep -vE '^(nvidia-|cuda-|triton)' > requirements/bench.lock
+	$(LOCK) pyproject.toml --extra otel | grep -vE '^(nvidia-[^m]|cuda-|triton)' > requirements/run.lock
+	$(LOCK) pyproject.toml --extra train --extra evaluate --extra bulk --extra otel --group dev | grep -vE '^(nvidia-[^m]|cuda-|triton)' > requirements/dev.lock
+	$(LOCK) pyproject.toml --extra train --extra evaluate --extra bulk --extra otel --group dev --group bench | grep -vE '^(nvidia-[^m]|cuda-|triton)' > requirements/bench.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

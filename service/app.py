@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.access.gate import Gate, admit, admit_directly
 from service.access.rate_headers import RateHeaders
 from service.access.roles import check_routes
+from service.access_log import AccessLog
 from service.body_memory import BodyMemory
 from service.cache.opening import open_cache
 from service.context import ServiceContext
@@ -41,6 +42,7 @@ from service.routes import (
     reconstruct,
 )
 from service.settings import Settings
+from service.tracing import open_tracer
 from service.version import VERSION
 
 __all__ = ["EngineFactory", "create_app"]
@@ -92,9 +94,13 @@ class EngineFactory(Protocol):
         """``on_facts`` is to be called with what is served, once that is known."""
 
 
-def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
+def create_app(settings: Settings, create_engine: EngineFactory, *, access_log: AccessLog | None = None) -> FastAPI:
     """The public API. Its lifespan starts the engine, and stops it in good order."""
     metrics = Metrics()
+    tracer = open_tracer()
+    observer: EngineObserver = MetricsObserver(metrics)
+    if tracer is not None:
+        observer = tracer.observe(observer)
     context: ServiceContext
 
     def note_facts(facts: ModelFacts) -> None:
@@ -106,7 +112,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         max_bytes=settings.queue_bytes,
         max_wait=settings.max_wait_ms / 1000,
     )
-    engine = create_engine(limits=limits, observer=MetricsObserver(metrics), on_facts=note_facts)
+    engine = create_engine(limits=limits, observer=observer, on_facts=note_facts)
     cache = open_cache(settings, CacheMetrics(metrics))
     context = ServiceContext(settings, engine=engine, cache=cache, metrics=metrics)
     gate = Gate(settings)
@@ -125,6 +131,8 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
             await engine.stop(settings.drain_seconds)
             await context.cache.close()
             await gate.close()
+            if tracer is not None:
+                await tracer.close()
 
     app = FastAPIOffline(
         docs_url=None,  # ours has a policy of what it may load
@@ -151,7 +159,13 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
             allow_headers=_CORS_SENT,
             expose_headers=_CORS_READ,
         )
-    app.add_middleware(RequestContext, metrics=metrics, is_draining=lambda: context.draining)
+    app.add_middleware(
+        RequestContext,
+        metrics=metrics,
+        is_draining=lambda: context.draining,
+        access_log=access_log,
+        tracer=tracer,
+    )
     add_problem_handlers(app)
     for router in (
         encode.router,

@@ -63,6 +63,7 @@ def serve(
     front_ends: Annotated[int | None, typer.Option(help="Processes that answer HTTP; 0: as many as fit.")] = None,
     cache: Annotated[str | None, typer.Option(help="auto, memory, redis or off.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, json or text.")] = None,
 ) -> None:
     """Start the service. Every other setting is an environment variable (see docs/configuration.md)."""
     from service.server import serve as run  # the web framework is slow to import

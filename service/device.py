@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -25,6 +25,7 @@ from service.batch_limits import LARGEST_BATCH, batch_sizes, find_batch_limit
 from service.engine import Device, RowState, Stepped
 from service.engine.protocol import LaneName
 from service.facts import GeneratorFacts, ModelFacts
+from service.gpu_sensors import open_sensors
 from service.stopwatch import cpu_seconds, wall_seconds
 
 __all__ = ["ModelDevice", "ServedDevice", "open_device"]
@@ -75,6 +76,9 @@ class ModelDevice:
         if generator is not None:
             self._functions["generate"] = generator.stepper
         self._out_of_memory = 0
+        self._rows: Counter[LaneName] = Counter()
+        self._padding: Counter[LaneName] = Counter()
+        self._sensors = open_sensors(tokenizer.device)
         self.batch_limits: dict[LaneName, int] = dict.fromkeys(self._functions, self._largest)
         self._facts = ModelFacts(
             name=tokenizer.name,
@@ -107,14 +111,19 @@ class ModelDevice:
 
     def status(self) -> dict[str, object]:
         """``batch_limits`` as they are now; ``out_of_memory``, how many batches did not fit; ``graphs``, the batch sizes
-        recorded in each lane; ``memory``, on a CUDA device its bytes by kind (see ``models.memory``), else None. May be
-        called from any thread.
+        recorded in each lane; ``padding``, which part of the rows that ran in each were there only to fill up to one of
+        those; ``memory``, on a CUDA device its bytes by kind (see ``models.memory``), else None; ``sensors``, what a GPU's
+        driver tells of it (see ``service.gpu_sensors``), else None. May be called from any thread.
         """
         return {
             "batch_limits": self._limits(),
             "out_of_memory": self._out_of_memory,
             "graphs": {str(lane): function.sizes for lane, function in self._functions.items()},
+            "padding": {
+                str(lane): self._padding[lane] / rows if (rows := self._rows[lane]) else 0.0 for lane in self._functions
+            },
             "memory": memory_bytes(self._tokenizer.device),
+            "sensors": None if self._sensors is None else self._sensors.read(),
         }
 
     def pin(self, array: npt.NDArray[Any]) -> None:
@@ -181,6 +190,9 @@ class ModelDevice:
                     begun += size
                 size, arrived = running.popleft()
                 results.append(arrived())
+                rows = self._functions[lane].padded(size)
+                self._rows[lane] += rows
+                self._padding[lane] += rows - size
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

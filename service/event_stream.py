@@ -79,7 +79,8 @@ class EventStream(EventSourceResponse):
                 raise
             problem = error if isinstance(error, Problem) else InternalError()
             if isinstance(problem, InternalError):
-                log.exception("request %s failed", request.state.request_id)
+                request_id = request.state.request_id
+                log.exception("request %s failed", request_id, extra={"request_id": request_id})
             await self._fail(request, send, problem)
         else:
             await self._send(send, b"", more_body=False)
@@ -105,6 +106,7 @@ class EventStream(EventSourceResponse):
             return None
 
     async def _fail(self, request: Request, send: Send, problem: Problem) -> None:
+        request.state.has_failed = True
         chunk = event("error", problem.to_json(instance=request.state.request_id))
         await self._send(send, chunk, more_body=False)
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from service.access_log import open_access_log
 from service.app import EngineFactory, create_app
 from service.context import ServiceContext
 from service.control import ControlChannel, FrontEndStart, beat_seconds, unpack_settings
@@ -54,7 +55,7 @@ class _FrontEnd:
     def __init__(self, start: FrontEndStart, settings: Settings, channel: ControlChannel) -> None:
         self._settings = settings
         self._channel = channel
-        self._app = create_app(settings, remote_engine(start.workers))
+        self._app = create_app(settings, remote_engine(start.workers), access_log=open_access_log(start.name, settings))
         self._context: ServiceContext = self._app.state.context
         self._server = HttpServer(
             self._app,
@@ -131,7 +132,7 @@ async def _serve(control: socket.socket) -> None:
         return
     start = FrontEndStart(**first["start"])
     settings = unpack_settings(start.settings)
-    begin_process(start.name, log_level=settings.log_level)
+    begin_process(start.name, log_level=settings.log_level, log_format=settings.log_format)
     share_metrics(Path(start.metrics_folder), start.metrics_place)
     await _FrontEnd(start, settings, channel).run()
 

@@ -46,6 +46,7 @@ class Generation:
     ) -> npt.NDArray[np.int64]:
         """Ids int64 [n, K], through the generate lane. Raises the problem that the engine's refusal becomes."""
         items = [GenerateItem(label=self.label, seed=seed, settings=self.settings) for seed in self.seeds]
+        stages.note_images(len(items))
         with context.engine_call():
             generated = await context.engine.generate(items, deadline=deadline, on_step=on_step)
         context.note_timing(stages, generated.timing)

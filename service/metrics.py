@@ -57,10 +57,14 @@ class Metrics:
             "titok_queue_wait_seconds", "From admission to the device.", ("op",), buckets=SECONDS, registry=registry
         )
         self.batch_images = Histogram(
-            "titok_batch_images", "Images of a device batch.", ("op",), buckets=IMAGES, registry=registry
+            "titok_batch_images", "Images of a device batch.", ("op", "device"), buckets=IMAGES, registry=registry
         )
         self.batch_duration = Histogram(
-            "titok_batch_duration_seconds", "Device time of a batch.", ("op",), buckets=SECONDS, registry=registry
+            "titok_batch_duration_seconds",
+            "A batch by stage: handed over to the worker, at the device, its results copied to their requests.",
+            ("op", "device", "stage"),
+            buckets=SECONDS,
+            registry=registry,
         )
         self.rejections = Counter("titok_rejected", "Images refused at admission.", ("op", "reason"), registry=registry)
         self.abandonments = Counter(

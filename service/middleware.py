@@ -17,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access_log import AccessLog
 from service.metrics import Metrics
 from service.problems import (
     PROBLEM_MEDIA_TYPE,
@@ -26,7 +27,9 @@ from service.problems import (
     ProblemDetail,
     shutting_down,
 )
+from service.request_record import RequestRecord
 from service.stages import Stages
+from service.tracing import Tracer
 
 __all__ = ["BodyLimit", "RequestContext", "problem_response"]
 
@@ -34,7 +37,6 @@ log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-_OPERATIONS = ("encode", "decode", "generate", "reconstruct", "images", "models")
 _SECURITY_HEADERS: Mapping[str, str] = {"X-Content-Type-Options": "nosniff"}
 
 
@@ -45,17 +47,26 @@ def problem_response(problem: Problem, *, instance: str | None) -> Response:
 
 
 class RequestContext:
-    """Gives a request its id and stopwatch, counts it, ends its connection while ``is_draining``, and answers what nobody
-    else did.
+    """Gives a request its id and stopwatch, tells of it when it is over, ends its connection while ``is_draining``, and
+    answers what nobody else did.
 
     ``X-Request-ID`` (1 to 128 visible ASCII characters) and ``traceparent`` (W3C Trace Context) are taken over if they
     are well-formed, and echoed; an id is made up where there is none.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        is_draining: Callable[[], bool],
+        access_log: AccessLog | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._is_draining = is_draining
+        self._access_log = access_log
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -66,18 +77,24 @@ class RequestContext:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
         trace = headers.get("traceparent", "")
+        trace = trace if _TRACEPARENT.fullmatch(trace) else ""
         stages = Stages()
         scope.setdefault("state", {}).update(request_id=request_id, stages=stages)
-        status = 0
+        record = RequestRecord(scope, request_id, stages, trace_id=trace[3:35] or None)
+        span = self._tracer.begin(record) if self._tracer is not None else None
+
+        async def receive_counted() -> Message:
+            message = await receive()
+            record.note_received(message)
+            return message
 
         async def send_with_context(message: Message) -> None:
-            nonlocal status
+            record.note_sent(message)
             if message["type"] == "http.response.start":
-                status = message["status"]
                 answer = MutableHeaders(scope=message)
                 answer["X-Request-ID"] = request_id
                 answer["Server-Timing"] = stages.header()
-                if _TRACEPARENT.fullmatch(trace):
+                if trace:
                     answer["traceparent"] = trace
                 for name, value in _SECURITY_HEADERS.items():
                     answer[name] = value
@@ -85,38 +102,34 @@ class RequestContext:
                     answer["Connection"] = "close"
             await send(message)
 
-        in_progress = self._metrics.in_progress.labels(_operation(scope["path"]))
+        in_progress = self._metrics.in_progress.labels(record.operation)
         in_progress.inc()
         try:
-            await self._app(scope, receive, send_with_context)
+            await self._app(scope, receive_counted, send_with_context)
         except asyncio.CancelledError:
             # The server gives up on a request only when the time to drain is over.
-            if not status:
+            if not record.status:
                 await problem_response(shutting_down(), instance=request_id)(scope, receive, send_with_context)
             raise
         except Exception:
-            log.exception("request %s failed", request_id)
-            if status:
+            log.exception("request %s failed", request_id, extra={"request_id": request_id})
+            if record.status:
+                scope["state"]["has_failed"] = True
                 raise  # half an answer is out; closing the connection is the only way to say so
             await problem_response(InternalError(), instance=request_id)(scope, receive, send_with_context)
         finally:
             in_progress.dec()
-            self._count(scope, status or 499, stages)
+            record.seconds = stages.total
+            self._tell(record)
+            if span is not None:
+                span.end(record)
 
-    def _count(self, scope: Scope, status: int, stages: Stages) -> None:
-        # Paths that match no route share one label, so that a scanner cannot fill the memory of Prometheus.
-        route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
-        self._metrics.requests.labels(route, method, status).inc()
-        self._metrics.duration.labels(route, method).observe(stages.total)
-        log.debug("%s %s %s %.1f ms", scope["method"], scope["path"], status, 1000 * stages.total)
-
-
-def _operation(path: str) -> str:
-    """What a path asks for, as one of few words: its route is not known before it is taken."""
-    version, _, rest = path.removeprefix("/").partition("/")
-    operation = rest.partition("/")[0]
-    return operation if version == "v1" and operation in _OPERATIONS else "other"
+    def _tell(self, record: RequestRecord) -> None:
+        route, method = record.route, record.method
+        self._metrics.requests.labels(route, method, record.code).inc()
+        self._metrics.duration.labels(route, method).observe(record.seconds)
+        if self._access_log is not None:
+            self._access_log.write(record)
 
 
 class BodyLimit:

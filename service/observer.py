@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.cache.protocol import BreakerState
+from service.engine import BatchReport
 from service.metrics import Metrics
 
 __all__ = ["CacheMetrics", "MetricsObserver"]
@@ -14,10 +15,20 @@ class MetricsObserver:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def batch(self, lane: str, images: int, seconds: float) -> None:
+    def caller(self) -> object | None:
+        """Nobody in particular."""
+        return None
+
+    def batch(self, report: BatchReport) -> None:
         """The device has run a batch (of generate: one step)."""
-        self._metrics.batch_images.labels(lane).observe(images)
-        self._metrics.batch_duration.labels(lane).observe(seconds)
+        lane, device = report.lane, report.device
+        self._metrics.batch_images.labels(lane, device).observe(report.images)
+        for stage, seconds in (
+            ("hand_over", report.hand_over_seconds),
+            ("device", report.device_seconds),
+            ("results", report.results_seconds),
+        ):
+            self._metrics.batch_duration.labels(lane, device, stage).observe(seconds)
 
     def queue_wait(self, lane: str, seconds: float) -> None:
         """An image was taken by the device."""

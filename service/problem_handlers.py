@@ -50,7 +50,8 @@ def _answer(request: Request, problem: Problem) -> Response:
 
 async def _on_problem(request: Request, problem: Problem) -> Response:
     if isinstance(problem, InternalError):
-        log.error("request %s failed", getattr(request.state, "request_id", None), exc_info=problem)
+        request_id = getattr(request.state, "request_id", None)
+        log.error("request %s failed", request_id, exc_info=problem, extra={"request_id": request_id})
     return _answer(request, problem)
 
 

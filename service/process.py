@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 
 import setproctitle
+
+from service.log_lines import configure_log
+from service.settings import LogFormat
 
 __all__ = ["SWITCH_SECONDS", "begin_process", "event_loop", "hold_signals", "limit_spinning", "release_signals"]
 
@@ -17,11 +19,10 @@ SWITCH_SECONDS = 0.0005
 _HELD = (signal.SIGINT, signal.SIGTERM)
 
 
-def begin_process(name: str, *, log_level: str) -> None:
+def begin_process(name: str, *, log_level: str, log_format: LogFormat) -> None:
     """Names the process ``titok: NAME`` and sends its log lines, which bear the name, to standard error."""
     setproctitle.setproctitle(f"titok: {name}")
-    logging.basicConfig(level=log_level.upper(), format=f"%(asctime)s %(levelname)s {name}: %(name)s: %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    configure_log(name, level=log_level, log_format=log_format)
 
 
 def hold_signals() -> None:

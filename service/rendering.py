@@ -54,6 +54,7 @@ async def render(
     side: int | None = None,
 ) -> Rendered:
     """Ids int64 [B, K] -> images, through the decode lane; the files are scaled to ``side`` pixels where it is given."""
+    stages.note_images(len(tokens))
     with context.engine_call():
         decoded = await context.engine.decode(tokens, deadline=deadline)
     context.note_timing(stages, decoded.timing)

@@ -22,7 +22,8 @@ def serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT, then drains. Gives the exit status."""
     hold_signals()  # until there is an event loop that knows what to do with them
     inline = settings.workers == "inline"
-    begin_process("front end 0" if inline else "supervisor", log_level=settings.log_level)
+    name = "front end 0" if inline else "supervisor"
+    begin_process(name, log_level=settings.log_level, log_format=settings.log_format)
     _log_settings(settings)
     try:
         load_keys(settings)

@@ -13,9 +13,10 @@ from models.shipped import DEFAULT_VARIANT
 from service.access.keys import check_rate
 from service.cores import usable_cores
 
-__all__ = ["Settings", "invalid_settings"]
+__all__ = ["LogFormat", "Settings", "invalid_settings"]
 
 MiB = 1024 * 1024
+LogFormat = Literal["auto", "json", "text"]
 _DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
 _ORIGIN = re.compile(r"https?://[\w.\-\[\]:]+", re.ASCII)
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
@@ -200,6 +201,11 @@ class Settings(BaseSettings):
         120.0, gt=0, le=3600, description="Seconds of one batch after which a worker is replaced."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least important log line.")
+    log_format: LogFormat = Field(
+        "auto",
+        description="Log lines: 'json', 'text', or 'auto', text where standard error is a terminal and else JSON.",
+    )
+    access_log: bool = Field(True, description="A log line for each request; docs/operations.md says what it holds.")
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod

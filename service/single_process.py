@@ -13,6 +13,7 @@ from typing import Any
 
 from prometheus_client.exposition import generate_latest
 
+from service.access_log import open_access_log
 from service.admin import create_admin_app
 from service.app import EngineFactory, create_app
 from service.context import ServiceContext
@@ -50,7 +51,7 @@ def serve_inline(settings: Settings, public: socket.socket, admin: socket.socket
 
 
 async def _serve(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
-    app = create_app(settings, inline_engine(settings))
+    app = create_app(settings, inline_engine(settings), access_log=open_access_log(NAME, settings))
     context: ServiceContext = app.state.context
     exposition = _exposition(context)
     limits = ConnectionLimits.of(settings)

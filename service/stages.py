@@ -1,20 +1,28 @@
-"""Where a request's time went: named stages, told to the client in ``Server-Timing``."""
+"""Where a request's time went and what it was spent on: named stages, told to the client in ``Server-Timing``."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 __all__ = ["Stages"]
 
 
 class Stages:
-    """Seconds by stage, in the order of first use."""
+    """Seconds by stage, in the order of first use. ``images``: how many the request is about; ``cache_hits``: how many of
+    them were known. ``spans``: each stretch of time that was measured here, as stage, beginning and end on
+    ``time.perf_counter``.
+    """
+
+    __slots__ = ("_seconds", "_started", "cache_hits", "images", "spans")
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self._seconds: dict[str, float] = {}
+        self.images = 0
+        self.cache_hits = 0
+        self.spans: list[tuple[str, float, float]] = []
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
@@ -23,11 +31,28 @@ class Stages:
         try:
             yield
         finally:
-            self.add(stage, time.perf_counter() - started)
+            ended = time.perf_counter()
+            self.add(stage, ended - started)
+            self.spans.append((stage, started, ended))
 
     def add(self, stage: str, seconds: float) -> None:
         """Adds time that was measured elsewhere."""
         self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+
+    def note_images(self, count: int, *, cache_hits: int = 0) -> None:
+        """Notes images that a part of the request was about; the parts of one request are about the same images."""
+        self.images = max(self.images, count)
+        self.cache_hits = max(self.cache_hits, cache_hits)
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """By stage."""
+        return self._seconds
+
+    @property
+    def started(self) -> float:
+        """When the request began, on ``time.perf_counter``."""
+        return self._started
 
     @property
     def total(self) -> float:

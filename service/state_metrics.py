@@ -14,7 +14,14 @@ from prometheus_client.registry import Collector
 from service.child import Child, DeathReason
 from service.version import VERSION
 
-__all__ = ["GpusCollector", "ProcessesCollector", "RestartsCollector", "ServiceCollector", "WorkersCollector"]
+__all__ = [
+    "GpusCollector",
+    "PaddingCollector",
+    "ProcessesCollector",
+    "RestartsCollector",
+    "ServiceCollector",
+    "WorkersCollector",
+]
 
 
 class ServiceCollector(Collector):
@@ -75,6 +82,25 @@ class RestartsCollector(Collector):
         yield from (workers, front_ends)
 
 
+class PaddingCollector(Collector):
+    """Of what devices say of themselves, by name: see ``ModelDevice.status``. Empty while one does not say anything."""
+
+    def __init__(self, statuses: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
+        self._statuses = statuses
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``Collector``."""
+        family = GaugeMetricFamily(
+            "titok_batch_padding_ratio",
+            "Part of the rows of batches, since the worker's start, that only filled up to a recorded size.",
+            labels=("op", "device"),
+        )
+        for device, status in self._statuses().items():
+            for op, ratio in status.get("padding", {}).items():
+                family.add_metric((op, device), ratio)
+        yield family
+
+
 class GpusCollector(Collector):
     """Of the GPUs, as their workers told last."""
 
@@ -86,6 +112,10 @@ class GpusCollector(Collector):
         memory = GaugeMetricFamily(
             "titok_gpu_memory_bytes", "Memory in use by kind, and in all.", labels=("device", "kind")
         )
+        utilization = GaugeMetricFamily(
+            "titok_gpu_utilization_ratio", "Part of the time in which the GPU computed, by NVML.", labels=("device",)
+        )
+        temperature = GaugeMetricFamily("titok_gpu_temperature_celsius", "By NVML.", labels=("device",))
         failures = CounterMetricFamily("titok_gpu_oom", "Batches that did not fit into memory.", labels=("device",))
         for device, worker in self._workers.items():
             kinds = worker.status.get("memory")
@@ -94,7 +124,10 @@ class GpusCollector(Collector):
             for kind, size in kinds.items():
                 memory.add_metric((device, kind), size)
             failures.add_metric((device,), worker.status["out_of_memory"])
-        yield from (memory, failures)
+            if (sensors := worker.status.get("sensors")) is not None:
+                utilization.add_metric((device,), sensors["utilization"])
+                temperature.add_metric((device,), sensors["temperature"])
+        yield from (memory, failures, utilization, temperature)
 
 
 class ProcessesCollector(Collector):

@@ -44,6 +44,7 @@ from service.process import release_signals
 from service.settings import Settings
 from service.state_metrics import (
     GpusCollector,
+    PaddingCollector,
     ProcessesCollector,
     RestartsCollector,
     ServiceCollector,
@@ -100,6 +101,7 @@ class _Supervisor:
             ServiceCollector(self._document),
             WorkersCollector(lambda: {device: worker.state == "ready" for device, worker in self._workers.items()}),
             RestartsCollector(self._front_ends, self._workers),
+            PaddingCollector(lambda: {device: worker.status for device, worker in self._workers.items()}),
             GpusCollector(self._workers),
             ProcessesCollector(lambda: {"supervisor": os.getpid()} | {child.name: child.pid for child in self._lives}),
         ):

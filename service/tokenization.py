@@ -87,13 +87,16 @@ class Recalled:
 
 async def recall(context: ServiceContext, uploads: Sequence[Upload], *, space: KeySpace, stages: Stages) -> Recalled:
     """Looks up uploads. Takes no longer than the cache may, so that nobody need watch whether the client is still there."""
+    stages.note_images(len(uploads))
     if context.settings.cache == "off":
         return Recalled(uploads, space, (), {})
     with stages.measure("cache"):
         keys = [space.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
         asked = list(dict.fromkeys(keys))
         known = await _known(context, asked, "hit")
-    return Recalled(uploads, space, keys, {key: image for key, image in zip(asked, known, strict=True) if image})
+    found = {key: image for key, image in zip(asked, known, strict=True) if image}
+    stages.note_images(len(uploads), cache_hits=sum(key in found for key in keys))
+    return Recalled(uploads, space, keys, found)
 
 
 async def tokenize(
@@ -136,7 +139,9 @@ async def tokenize_recalled(
             elif not flight.abandoned:
                 # It failed for the other request, perhaps by something that is not true of this one.
                 found |= await _compute(run, {key: wanted[key]})
-    return [found[key] for key in keys]
+    images = [found[key] for key in keys]
+    stages.note_images(len(images), cache_hits=sum(image.cached for image in images))
+    return images
 
 
 async def _compute_all(

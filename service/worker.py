@@ -48,7 +48,7 @@ class _Worker:
         self._start = start = WorkerStart(**decode_message(self._lines.readline())["start"])
         self._settings = settings = unpack_settings(start.settings)
         self._speaking = threading.Lock()
-        begin_process(start.name, log_level=settings.log_level)
+        begin_process(start.name, log_level=settings.log_level, log_format=settings.log_format)
         self._server = DeviceServer(_listen(Path(start.address)), lambda: _open(settings, start))
 
     def run(self) -> int:

@@ -121,9 +121,12 @@ _OVERVIEW = (
         unit="s",
         description="Of an image, and of a batch; on average.",
         queries={
-            f"{name} {{{{op}}}}": f"sum by (op) (rate({metric}_sum[$__rate_interval])) / "
-            f"sum by (op) (rate({metric}_count[$__rate_interval]))"
-            for name, metric in (("wait", "titok_queue_wait_seconds"), ("device", "titok_batch_duration_seconds"))
+            f"{name} {{{{op}}}}": f"sum by (op) (rate({metric}_sum{only}[$__rate_interval])) / "
+            f"sum by (op) (rate({metric}_count{only}[$__rate_interval]))"
+            for name, metric, only in (
+                ("wait", "titok_queue_wait_seconds", ""),
+                ("device", "titok_batch_duration_seconds", '{stage="device"}'),
+            )
         },
         alert="TiTokQueueWaitLong",
     ),
@@ -146,6 +149,20 @@ _OVERVIEW = (
         description="By device and kind; a CPU has none.",
         queries={"{{device}} {{kind}}": "titok_gpu_memory_bytes"},
         alert="TiTokGpuOutOfMemory",
+    ),
+    _Panel(
+        title="GPU utilisation",
+        unit="percentunit",
+        description="Part of the time in which the GPU computed, for whomever; a CPU has none.",
+        queries={"{{device}}": "titok_gpu_utilization_ratio"},
+        alert="TiTokSaturated",
+    ),
+    _Panel(
+        title="GPU temperature",
+        unit="celsius",
+        description="A GPU that is too hot slows down; a CPU has none.",
+        queries={"{{device}}": "titok_gpu_temperature_celsius"},
+        alert="TiTokSlow",
     ),
 )
 
@@ -171,8 +188,25 @@ def _lane(op: str) -> tuple[_Panel, ...]:
             title="Device time",
             unit="s",
             description="Of a batch; of generate: of a sampling step.",
-            queries=_quantiles("titok_batch_duration_seconds", only),
+            queries=_quantiles("titok_batch_duration_seconds", f'{{op="{op}",stage="device"}}'),
             alert="TiTokSlow",
+        ),
+        _Panel(
+            title="Around the device",
+            unit="s",
+            description="Of a batch, on average: handing it to the worker, copying its results to their requests.",
+            queries={
+                stage: f'sum(rate(titok_batch_duration_seconds_sum{{op="{op}",stage="{stage}"}}[$__rate_interval])) / '
+                f'sum(rate(titok_batch_duration_seconds_count{{op="{op}",stage="{stage}"}}[$__rate_interval]))'
+                for stage in ("hand_over", "results")
+            },
+        ),
+        _Panel(
+            title="Padding",
+            unit="percentunit",
+            description="Part of the rows that ran only to fill a batch up to a recorded size, since the worker's start; "
+            "a CPU pads nothing.",
+            queries={"{{device}}": f"titok_batch_padding_ratio{only}"},
         ),
         _Panel(
             title="Batch size",

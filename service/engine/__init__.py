@@ -4,6 +4,7 @@ from service.engine.errors import DeadlineExceeded, DeviceFailed, EngineError, E
 from service.engine.inline import InlineEngine
 from service.engine.lanes import LaneLimits
 from service.engine.protocol import (
+    BatchReport,
     Decoded,
     Device,
     Encoded,
@@ -22,6 +23,7 @@ from service.engine.protocol import (
 )
 
 __all__ = [
+    "BatchReport",
     "DeadlineExceeded",
     "Decoded",
     "Device",

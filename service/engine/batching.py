@@ -234,6 +234,7 @@ class BatchingEngine:
                 self._queues.observer.rejected(name, "stopped")
                 raise EngineStopped(self._why())
             self._queues.lanes[name].admit(work, payloads, num_bytes, wait=self._expected_wait)
+            work.caller = self._queues.observer.caller()
             self._queues.works.add(work)
             self._queues.wake.notify_all()
         return work

@@ -18,10 +18,10 @@ __all__ = ["InlineEngine"]
 class _LocalLink:
     """See ``service.engine.jobs.Link``. The thread that asks is the one that runs."""
 
-    name = "inline"
     depth = 1
 
     def __init__(self, device_factory: Callable[[], Device]) -> None:
+        self.name = "inline"
         self._device_factory = device_factory
         self._device: Device | None = None
         self._jobs: deque[Job] = deque()
@@ -29,7 +29,9 @@ class _LocalLink:
     def open(self) -> Any:
         """See ``Link``. Raises what the factory raises."""
         self._device = self._device_factory()
-        return getattr(self._device, "facts", None)
+        facts = getattr(self._device, "facts", None)
+        self.name = getattr(facts, "device", self.name)
+        return facts
 
     def is_alive(self) -> bool:
         """See ``Link``."""

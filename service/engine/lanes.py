@@ -52,7 +52,7 @@ class LaneLimits:
 @dataclass(slots=True)
 class Batch:
     """Images that a worker takes together; those of encode lie in a ``block``, from row ``first`` on. ``alone``: one
-    image, whose last batch failed.
+    image, whose last batch failed. ``hand_over_seconds``: what telling the worker took.
     """
 
     lane: Lane
@@ -60,6 +60,7 @@ class Batch:
     block: Block | None = None
     first: int = 0
     alone: bool = False
+    hand_over_seconds: float = 0.0
 
     def job(self) -> Job:
         """What the worker is told."""

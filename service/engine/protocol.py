@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "BatchReport",
     "Decoded",
     "Device",
     "EncodeTicket",
@@ -212,13 +213,33 @@ class Device(Protocol):
         """Rows, at any steps, after one step more of each."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchReport:
+    """A batch that came back: seconds that handing it to the worker took, that the device had it, and that copying its
+    results to their requests took; ``callers`` are what ``EngineObserver.caller`` gave for the requests in it.
+    """
+
+    lane: LaneName
+    device: str
+    images: int
+    hand_over_seconds: float
+    device_seconds: float
+    results_seconds: float
+    callers: Sequence[object] = ()
+
+
 class EngineObserver(Protocol):
     """Told of the engine's work, from its device thread and from the event loop; must be quick, thread-safe and never
     raise.
     """
 
-    def batch(self, lane: str, images: int, seconds: float) -> None:
-        """The device has run a batch (of generate: one step)."""
+    def caller(self) -> object | None:
+        """A request was admitted, in the event loop and the context of whoever asked: what its batches are to be reported
+        with, or None.
+        """
+
+    def batch(self, report: BatchReport) -> None:
+        """The device has run a batch (of generate: one step). Told before those who wait for its results are."""
 
     def queue_wait(self, lane: str, seconds: float) -> None:
         """An image was taken by the device."""
@@ -233,7 +254,11 @@ class EngineObserver(Protocol):
 class NullObserver:
     """Listens to nothing."""
 
-    def batch(self, lane: str, images: int, seconds: float) -> None:
+    def caller(self) -> object | None:
+        """See ``EngineObserver``."""
+        return None
+
+    def batch(self, report: BatchReport) -> None:
         """See ``EngineObserver``."""
 
     def queue_wait(self, lane: str, seconds: float) -> None:

@@ -11,6 +11,7 @@ workers is found, and refused when it has killed its second.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from service.engine.errors import DeadlineExceeded, DeviceFailed, WorkerCrashed
 from service.engine.jobs import Link, LinkDown, Outcome
 from service.engine.lanes import Batch, Lane
-from service.engine.protocol import Stepped
+from service.engine.protocol import BatchReport, Stepped
 from service.engine.queues import Queues
 from service.engine.work import Item, Work
 
@@ -81,6 +82,7 @@ class LinkRunner:
         try:
             while True:
                 while len(sent) < self._link.depth and (batch := self._next_batch(is_idle=not sent)) is not None:
+                    started = time.perf_counter()
                     try:
                         job = batch.job()
                     except Exception as error:
@@ -91,6 +93,7 @@ class LinkRunner:
                     except LinkDown:
                         self._put_back([batch])
                         raise
+                    batch.hand_over_seconds = time.perf_counter() - started
                     sent.append(batch)
                 if not sent:
                     return
@@ -146,13 +149,25 @@ class LinkRunner:
 
     def _complete(self, batch: Batch, outcome: Outcome) -> None:
         lane, items, result = batch.lane, batch.items, outcome.result
-        self._queues.observer.batch(lane.name, len(items), outcome.seconds)
+        started = time.perf_counter()
         if result is not None and not isinstance(result, Stepped):
             self._put_results(items, result)
+        works = {item.work for item in items}
+        self._queues.observer.batch(
+            BatchReport(
+                lane=lane.name,
+                device=self._link.name,
+                images=len(items),
+                hand_over_seconds=batch.hand_over_seconds,
+                device_seconds=outcome.seconds,
+                results_seconds=time.perf_counter() - started,
+                callers=[work.caller for work in works if work.caller is not None],
+            )
+        )
         with self._queues.wake:
             if self._queues.is_over:
                 return
-            for work in {item.work for item in items}:
+            for work in works:
                 work.note_batch(len(items), outcome.seconds)
             reports: list[Callable[[], None]] = []
             if outcome.error is not None:

@@ -21,7 +21,7 @@ class Work:
     """
 
     __slots__ = (
-        *("size", "deadline", "admitted", "future", "on_step", "error", "abandoned", "items"),
+        *("size", "deadline", "admitted", "future", "on_step", "caller", "error", "abandoned", "items"),
         *("_results", "_remaining", "_taken", "_device_seconds", "_batch_images"),
     )
 
@@ -39,6 +39,7 @@ class Work:
         self.admitted = admitted
         self.future = future
         self.on_step = on_step
+        self.caller: object | None = None
         self.error: EngineError | None = None
         self.abandoned = False
         self.items: list[Item] = []

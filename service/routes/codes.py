@@ -106,9 +106,11 @@ def _context_of(request: Request) -> ServiceContext:
 
 
 async def _look_up(request: Request, digests: list[bytes]) -> list[TokenizedImage | None]:
-    context = ServiceContext.of(request)
-    with request.state.stages.measure("cache"):
-        return await look_up(context, digests, context.keys_for(request))
+    context, stages = ServiceContext.of(request), request.state.stages
+    with stages.measure("cache"):
+        known = await look_up(context, digests, context.keys_for(request))
+    stages.note_images(len(digests), cache_hits=len(digests) - known.count(None))
+    return known
 
 
 def _digest(text: str, pointer: str) -> bytes:

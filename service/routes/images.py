@@ -77,6 +77,7 @@ async def image(
         return Response(status_code=304, headers=headers)
     file = context.pictures.get(etag)
     context.metrics.picture_requests.labels("miss" if file is None else "hit").inc()
+    stages.note_images(1, cache_hits=int(file is not None))
     if file is None:
         work = render(context, tokens, media_type, quality, side=size, deadline=deadline, stages=stages)
         [file] = (await context.while_connected(request, work)).files

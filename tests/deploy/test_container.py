@@ -99,6 +99,16 @@ def test_the_gpu_override_changes_what_is_there_and_reserves_devices() -> None:
     assert set(override) - set(SERVICES) == {"dcgm-exporter"}
 
 
+def test_the_traces_override_sends_them_to_a_collector_that_it_brings() -> None:
+    override = yaml.safe_load((PROJECT / "deploy" / "compose.traces.yml").read_text())["services"]
+    endpoint = httpx.URL(override["titok"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    assert set(override) - set(SERVICES) == {endpoint.host}
+    jaeger = override[endpoint.host]
+    assert jaeger["read_only"]
+    assert jaeger["cap_drop"] == ["ALL"]
+    assert all(port.startswith("127.0.0.1:") for port in jaeger["ports"])
+
+
 def test_the_stop_is_given_longer_than_the_drain() -> None:
     settings = Settings()
     drain = settings.shutdown_delay + settings.drain_seconds

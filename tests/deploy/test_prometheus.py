@@ -23,7 +23,7 @@ RULES = DEPLOY / "prometheus"
 RUNBOOK = (DEPLOY.parent / "docs" / "operations.md").read_text()
 PHOTOGRAPH = DEPLOY.parent / "docs" / "images" / "photograph.jpg"
 # Only workers on a GPU tell of these.
-OF_GPUS = ("titok_gpu_memory_bytes", "titok_gpu_oom_total")
+OF_GPUS = ("titok_gpu_",)
 START_SECONDS = 90
 
 

@@ -272,7 +272,7 @@ def test_metrics_are_on_the_admin_port_alone_and_count(client: httpx.Client, ser
     text = httpx.get(f"{server.admin_url}/metrics").text
     assert 'titok_http_requests_total{code="200",method="POST",route="/v1/encode"}' in text
     assert 'titok_worker_up{device="cpu"} 1.0' in text
-    assert 'titok_batch_images_count{op="encode"}' in text
+    assert 'titok_batch_images_count{device="cpu",op="encode"}' in text
     refused = client.get("/metrics")
     assert refused.status_code == 404
     assert "admin port" in refused.json()["detail"]

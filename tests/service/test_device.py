@@ -153,7 +153,9 @@ def test_out_of_memory_halves_the_lane_for_good_and_loses_nothing() -> None:
         "batch_limits": {"encode": 3, "decode": 16, "generate": 16},
         "out_of_memory": 2,
         "graphs": {"encode": [], "decode": [], "generate": []},
+        "padding": {"encode": 0.0, "decode": 0.0, "generate": 0.0},
         "memory": None,
+        "sensors": None,
     }
     device.encode(images(5))
     assert tokenizer.batches[6:] == [3, 2]
@@ -231,6 +233,15 @@ def test_graphs_are_recorded_up_to_each_lanes_limit_and_give_the_same() -> None:
     assert (device.step(states).tokens == plain.step(states).tokens).all()
     assert set(recorder.recorded) <= {1, 2, 3}
     assert recorder.replays >= 5
+
+
+def test_rows_that_only_fill_up_a_recorded_size_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.device.find_batch_limit", lambda *_, **__: 4)
+    device = ModelDevice(tiny_tokenizer(), None, recorder=CallingRecorder())
+    device.warm_up()
+    assert device.status()["padding"] == {"encode": 0.0, "decode": 0.0}
+    device.encode(images(7))  # as 4 and 3, the latter in 4
+    assert device.status()["padding"] == {"encode": 1 / 8, "decode": 0.0}
 
 
 def test_where_graphs_cannot_be_recorded_batches_run_without_and_the_log_says_so(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.engine import Device, Engine, EngineSnapshot, GenerateItem, LaneSnapshot, RowState, Stepped
+from service.engine import BatchReport, Device, Engine, EngineSnapshot, GenerateItem, LaneSnapshot, RowState, Stepped
 from service.engine.worker import DeviceServer
 
 Ids = npt.NDArray[np.int64]
@@ -219,13 +219,19 @@ class FakeObserver:
     def __init__(self) -> None:
         self.batches: list[tuple[str, int]] = []
         self.batch_seconds: list[float] = []
+        self.next_caller: object | None = None
+        self.callers: list[list[object]] = []
         self.waits: list[tuple[str, float]] = []
         self.rejections: Counter[tuple[str, str]] = Counter()
         self.abandonments: Counter[tuple[str, str]] = Counter()
 
-    def batch(self, lane: str, images: int, seconds: float) -> None:
-        self.batches.append((lane, images))
-        self.batch_seconds.append(seconds)
+    def caller(self) -> object | None:
+        return self.next_caller
+
+    def batch(self, report: BatchReport) -> None:
+        self.batches.append((report.lane, report.images))
+        self.batch_seconds.append(report.device_seconds)
+        self.callers.append(list(report.callers))
 
     def queue_wait(self, lane: str, seconds: float) -> None:
         self.waits.append((lane, seconds))

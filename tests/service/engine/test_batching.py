@@ -184,3 +184,17 @@ async def test_a_snapshot_tells_what_waits_and_what_the_device_is_at(
     )
     device.release()
     await asyncio.gather(first, *others)
+
+
+async def test_a_batch_is_reported_with_those_who_asked_for_it(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
+) -> None:
+    engine = await start()
+    first = await busy(engine)
+    observer.next_caller = "one"
+    others = await submit(engine.encode(images(1, 2), deadline=soon))
+    observer.next_caller = "other"
+    others += await submit(engine.encode(images(3), deadline=soon))
+    device.release()
+    await asyncio.gather(first, *others)
+    assert [sorted(map(str, callers)) for callers in observer.callers] == [[], ["one", "other"]]

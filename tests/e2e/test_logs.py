@@ -1,0 +1,164 @@
+"""What a real service writes to standard error: JSON where that is no terminal, words where it is one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pty
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import START_SECONDS, Server, end, start_server
+
+KEY = "a-key-nobody-may-see"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+PHOTOGRAPH = {**HEADERS, "Content-Type": "image/jpeg"}
+
+
+@pytest.fixture(scope="module")
+def logged() -> Iterator[Server]:
+    """A ready service with an API key."""
+    started = start_server(max_batch_size="4", api_keys=KEY)
+    started.wait_until_ready()
+    yield started
+    end(started)
+
+
+def lines(server: Server) -> list[dict[str, Any]]:
+    """All but the one on standard output, each parsed."""
+    return [json.loads(line) for line in list(server.log) if not line.startswith("TiTok is at ")]
+
+
+def access_line(server: Server, request_id: str) -> dict[str, Any]:
+    """That of a request, which comes just after its answer."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        for line in lines(server):
+            if line["event"] == "request" and line["request_id"] == request_id:
+                return line
+        assert time.monotonic() < deadline, "".join(server.log)
+
+
+def test_every_line_of_every_process_is_json_and_says_whose_it_is(logged: Server) -> None:
+    found = lines(logged)
+    assert {line["process"] for line in found} == {"supervisor", "front end 0", "worker cpu"}
+    for line in found:
+        assert line["level"] in ("info", "warning")
+        assert line["logger"]
+        assert line["event"]
+        assert line["timestamp"].endswith("Z")
+
+
+def test_a_request_leaves_one_line_that_tells_what_it_came_to(logged: Server, jpeg: bytes) -> None:
+    headers = {**PHOTOGRAPH, "X-Request-ID": "first", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    answer = httpx.post(f"{logged.url}/v1/encode", content=jpeg, headers=headers, timeout=60)
+    line = access_line(logged, "first")
+    assert line | {"trace_id": TRACE, "op": "encode", "route": "/v1/encode", "method": "POST", "status": 200} == line
+    assert line | {"level": "info", "outcome": "ok", "images": 1, "cache_hits": 0, "process": "front end 0"} == line
+    assert (line["bytes_in"], line["bytes_out"]) == (len(jpeg), len(answer.content))
+    assert set(line["stages_ms"]) == {"read", "cache", "preprocess", "queue", "device"}
+    assert all(0 <= spent <= line["duration_ms"] for spent in line["stages_ms"].values())
+    httpx.get(f"{logged.url}/v1/models", headers={**HEADERS, "X-Request-ID": "after"})
+    access_line(logged, "after")
+    assert [line.get("request_id") for line in lines(logged)].count("first") == 1
+
+
+def test_images_that_were_known_are_counted(logged: Server, jpeg: bytes) -> None:
+    for request_id in ("once", "again"):
+        headers = {**PHOTOGRAPH, "X-Request-ID": request_id}
+        httpx.post(f"{logged.url}/v1/encode", content=jpeg, headers=headers, timeout=60).raise_for_status()
+    line = access_line(logged, "again")
+    assert (line["images"], line["cache_hits"]) == (1, 1)
+    assert "device" not in line["stages_ms"]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [("/v1/encode", HEADERS | {"Content-Type": "text/html"}, 415), ("/v1/encode", {}, 401), ("/nowhere", HEADERS, 404)],
+    ids=["unsupported", "no key", "no route"],
+)
+def test_a_refusal_is_told_apart(logged: Server, path: str, headers: dict[str, str], status: int) -> None:
+    request_id = f"refused-{status}"
+    httpx.post(f"{logged.url}{path}", content=b"<p>", headers={**headers, "X-Request-ID": request_id})
+    line = access_line(logged, request_id)
+    assert (line["status"], line["outcome"], line["level"]) == (status, "refused", "info")
+    assert line["route"] == ("unmatched" if status == 404 else path)
+
+
+def test_an_answer_of_5xx_is_a_warning(logged: Server) -> None:
+    headers = {**HEADERS, "X-Request-ID": "late", "X-Request-Timeout-Ms": "1"}
+    answer = httpx.post(f"{logged.url}/v1/generate", json={"class": 0, "n": 4}, headers=headers, timeout=60)
+    assert answer.status_code == 504
+    line = access_line(logged, "late")
+    assert (line["status"], line["outcome"], line["level"]) == (504, "failed", "warning")
+
+
+def test_a_client_that_leaves_is_told_apart(logged: Server) -> None:
+    url = httpx.URL(logged.url)
+    head = (
+        f"POST /v1/encode HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n"
+        f"Authorization: Bearer {KEY}\r\nX-Request-ID: gone\r\n\r\n"
+    )
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(head.encode() + b"\xff\xd8\xff")
+    line = access_line(logged, "gone")
+    assert (line["status"], line["outcome"], line["bytes_in"]) == (499, "client_gone", 3)
+
+
+def test_health_probes_leave_none(logged: Server) -> None:
+    for path in ("/livez", "/readyz", "/healthz"):
+        httpx.get(f"{logged.url}{path}", headers={"X-Request-ID": "probe"})
+    httpx.get(f"{logged.url}/v1/models", headers={**HEADERS, "X-Request-ID": "no-probe"})
+    access_line(logged, "no-probe")
+    assert "probe" not in [line.get("request_id") for line in lines(logged)]
+
+
+def test_neither_keys_nor_images_are_written(logged: Server, jpeg: bytes) -> None:
+    headers = {**HEADERS, "X-Request-ID": "secret"}
+    encoded = base64.b64encode(jpeg).decode()
+    answer = httpx.post(f"{logged.url}/v1/encode", json={"image": encoded}, headers=headers, timeout=60)
+    code = answer.raise_for_status().json()["data"][0]["code"]
+    name = answer.json()["model"]
+    picture = {**HEADERS, "X-Request-ID": "picture"}
+    httpx.get(f"{logged.url}/v1/images/{name}/{code}.jpg", headers=picture, timeout=60).raise_for_status()
+    line = access_line(logged, "picture")
+    assert line["route"] == "/v1/images/{tokenizer}/{code}.{extension}"
+    text = "".join(logged.log)
+    for secret in (KEY, "Bearer", code, encoded[:40]):
+        assert secret not in text
+
+
+def test_a_terminal_is_written_to_in_words(titok: Path) -> None:
+    ours, theirs = pty.openpty()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [titok, "serve", "--port", str(taken.getsockname()[1]), "--admin-port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+            os.close(theirs)
+            text = read_terminal(ours)
+            assert process.wait(timeout=START_SECONDS) == 1
+    assert "cannot listen" in text
+    assert "supervisor" in text
+    assert "{" not in text
+
+
+def read_terminal(descriptor: int) -> str:
+    """What was written until the other end closed, which a terminal tells by an error."""
+    written = b""
+    with open(descriptor, "rb", buffering=0) as terminal:
+        while True:
+            try:
+                chunk = terminal.read(4096)
+            except OSError:
+                chunk = b""
+            if not chunk:
+                return written.decode()
+            written += chunk

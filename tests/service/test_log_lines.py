@@ -1,0 +1,108 @@
+"""Log lines of one process: whatever writes them, they have one form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.access_log import AccessLog, open_access_log
+from service.request_record import RequestRecord
+from service.settings import Settings
+from service.stages import Stages
+
+START = """
+import logging, threading, warnings
+from service.log_lines import configure_log
+configure_log("front end 0", level="info", log_format={form!r})
+log = logging.getLogger("some.library")
+image = b"bytes of an image"
+"""
+
+
+def written(statements: str, form: str = "json") -> str:
+    """What a process that runs the statements writes to standard error."""
+    command = [sys.executable, "-c", START.format(form=form) + statements]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stderr
+
+
+@pytest.mark.parametrize(
+    ("statements", "logger", "event"),
+    [
+        ("log.info('%d of %d', 1, 2)", "some.library", "1 of 2"),
+        ("warnings.warn('old')", "py.warnings", "old"),
+        ("1 / 0", "service.log_lines", "the process ends with an exception"),
+        (
+            "threading.Thread(target=lambda: 1 / 0, name='decoder').start()",
+            "service.log_lines",
+            "thread 'decoder' ends with an exception",
+        ),
+    ],
+    ids=["logging", "warnings", "an exception", "an exception in a thread"],
+)
+def test_whatever_is_told_is_one_line_of_json(statements: str, logger: str, event: str) -> None:
+    [line] = [json.loads(line) for line in written(statements).splitlines()]
+    assert (line["logger"], line["process"]) == (logger, "front end 0")
+    assert event in line["event"]
+    assert ("ZeroDivisionError" in line.get("exception", "")) == ("exception" in event)
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_traceback_does_not_tell_what_variables_hold(form: str) -> None:
+    text = written("try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('failed')", form)
+    assert "ZeroDivisionError" in text
+    assert "bytes of an image" not in text
+
+
+def test_a_line_holds_the_request_id_and_no_other_extras() -> None:
+    statements = "log.warning('failed', extra={'request_id': 'abc', 'authorization': 'Bearer secret'})"
+    line = json.loads(written(statements))
+    assert line["request_id"] == "abc"
+    assert "secret" not in json.dumps(line)
+
+
+def record(**state: object) -> RequestRecord:
+    scope = {"path": "/v1/encode", "method": "POST", "state": state}
+    made = RequestRecord(scope, "abc", Stages())
+    made.note_sent({"type": "http.response.start", "status": 200})
+    made.note_sent({"type": "http.response.body", "body": b"{}"})
+    return made
+
+
+def test_an_access_line_names_the_key_of_its_caller(capsys: pytest.CaptureFixture[str]) -> None:
+    AccessLog("front end 0", level="info", log_format="json").write(record(key_name="batch jobs"))
+    assert json.loads(capsys.readouterr().err)["key_name"] == "batch jobs"
+
+
+def test_an_access_line_for_people_is_no_json(capsys: pytest.CaptureFixture[str]) -> None:
+    AccessLog("front end 0", level="info", log_format="text").write(record())
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert "request_id=abc" in text
+    assert "outcome=ok" in text
+
+
+def test_access_lines_keep_to_the_level(capsys: pytest.CaptureFixture[str]) -> None:
+    AccessLog("front end 0", level="warning", log_format="json").write(record())
+    assert not capsys.readouterr().err
+
+
+def test_access_lines_can_be_turned_off() -> None:
+    assert open_access_log("front end 0", Settings(access_log=False)) is None
+    assert open_access_log("front end 0", Settings()) is not None
+
+
+def test_a_log_that_cannot_be_written_fails_no_request() -> None:
+    probe = """
+from service.access_log import AccessLog
+from tests.service.test_log_lines import record
+AccessLog("front end 0", level="info", log_format="json").write(record())
+print("alive")
+"""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", probe]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False, timeout=60)
+    assert ended.stdout == "alive\n"
