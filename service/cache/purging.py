@@ -39,10 +39,10 @@ async def purge_codes(client: RedisClient, selection: Selection) -> int:
     removed = 0
     async for keys in _selected(client, selection):
         for start in range(0, len(keys), _KEYS_OF_A_PIPELINE):
-            # One key a command: those of a Cluster lie on different servers.
+            # One key a command: those of a Cluster lie on different servers, and its pipeline has no unlink() of its own.
             pipeline = client.pipeline(transaction=False)
             for key in keys[start : start + _KEYS_OF_A_PIPELINE]:
-                pipeline.unlink(key)
+                pipeline.execute_command("UNLINK", key)
             removed += sum(await pipeline.execute())
     return removed
 

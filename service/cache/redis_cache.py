@@ -217,7 +217,7 @@ class RedisCache:
                 pipeline.set(key, value, ex=self._ttl)
             # Once it has run out, the lease may be another's.
             if self._claimed.pop(key, now) > now:
-                pipeline.unlink(_lease_of(key))
+                pipeline.execute_command("UNLINK", _lease_of(key))  # unlink() of a Cluster's pipeline queues nothing
         answers: Sequence[object] = await pipeline.execute(raise_on_error=False)
         return answers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ import redis
 
 from service.cache.census import take_census
 from service.cache.connection import connect, disconnect
+from service.cache.keys import LEASE
 from service.cache.purging import Selection, purge_codes
 from service.cache.redis_cache import RedisCache
 from tests.service.cache.conftest import FakeObserver, until_known
@@ -120,6 +122,12 @@ async def test_a_cluster_whose_keys_lie_in_many_slots(launch: Launch, open_redis
             pass
         assert await works(open_redis(f"redis+cluster://127.0.0.1:{port}"))
         assert client.dbsize() == len(ENTRIES)
+        leased = open_redis(f"redis+cluster://127.0.0.1:{port}", lease=60)
+        names = [key + b"0" for key, _ in ENTRIES[:2]]
+        assert all(claim.is_own for claim in await leased.claim_many(names))
+        await leased.release_many(names)
+        while any(client.exists(name + LEASE) for name in names):  # noqa: ASYNC110  another process's doing
+            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("url", ["http://localhost", "redis+sentinel://localhost", "redis+sentinel:///service"])
