@@ -29,6 +29,7 @@ from tests.service.cache.test_redis_faults import delayed
 __all__ = ["FaultRow", "fault_rows"]
 
 IMAGES = 32
+LEAST_REQUESTS = 200  # of a row, however slow the machine: fewer have no p99
 LOAD = 0.4  # of what the service can do without a cache
 FAULT_AT = 1 / 3  # of a row's time; what is wrong from the beginning has been so before
 DELAY = 0.2
@@ -107,7 +108,7 @@ class _Load:
         self._images = images
         self._truth = truth
         self._rate = rate
-        self._seconds = seconds
+        self._seconds = max(seconds, LEAST_REQUESTS / rate)
 
     def run(self, fault: str, endpoint: Endpoint, strike: Callable[[], None]) -> FaultRow:
         """A row; ``strike`` is called in the midst of it."""
