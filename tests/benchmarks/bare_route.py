@@ -13,8 +13,10 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from service.http_protocol import ConnectionLimits
 from service.http_server import HttpServer
 from service.process import SWITCH_SECONDS, event_loop
+from service.settings import Settings
 
 
 def bare_app(constant: bytes) -> FastAPI:
@@ -36,7 +38,8 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     listener.setblocking(False)
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    server = HttpServer(app, listener, lifespan="off", drain_seconds=1.0, quiet_seconds=0.0)
+    limits = ConnectionLimits.of(Settings())
+    server = HttpServer(app, listener, lifespan="off", drain_seconds=1.0, quiet_seconds=0.0, limits=limits)
     with event_loop() as runner:
         runner.run(server.run_until_stopped())
 
