@@ -13,12 +13,11 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from service.access.gate import Gate, admit, admit_directly
-from service.access.rate_headers import RateHeaders
 from service.access.roles import check_routes
 from service.access_log import AccessLog
 from service.body_memory import BodyMemory
 from service.cache.opening import open_cache
-from service.context import ServiceContext
+from service.context import ServiceContext, lane_limits
 from service.direct_routes import DirectRoutes
 from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.facts import ModelFacts
@@ -106,13 +105,7 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, access_log: 
     def note_facts(facts: ModelFacts) -> None:
         context.loaded = facts
 
-    limits = LaneLimits(
-        max_batch_size=settings.max_batch_size or None,
-        max_images=settings.queue_images,
-        max_bytes=settings.queue_bytes,
-        max_wait=settings.max_wait_ms / 1000,
-    )
-    engine = create_engine(limits=limits, observer=observer, on_facts=note_facts)
+    engine = create_engine(limits=lane_limits(settings), observer=observer, on_facts=note_facts)
     cache = open_cache(settings, CacheMetrics(metrics))
     context = ServiceContext(settings, engine=engine, cache=cache, metrics=metrics)
     gate = Gate(settings)
@@ -150,7 +143,6 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, access_log: 
     app.add_middleware(DirectRoutes, routers=[encode.router], admit=admit_directly)
     app.add_middleware(BodyMemory, max_bytes=settings.body_bytes_in_flight)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RateHeaders)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -6,10 +6,9 @@ Nothing ever waits for room, so that no two requests can wait for each other's.
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.middleware import problem_response
+from service.middleware import announced_length, refuse
 from service.problems import TooManyRequests
 
 __all__ = ["BodyMemory"]
@@ -32,10 +31,8 @@ class BodyMemory:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isascii() and announced.isdigit() and self._held + int(announced) > self._max_bytes:
-            instance = scope.get("state", {}).get("request_id")
-            await problem_response(self._full(), instance=instance)(scope, receive, send)
+        if self._held + announced_length(scope) > self._max_bytes:
+            await refuse(self._full(), scope, receive, send)
             return
         received = 0
 

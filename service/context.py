@@ -19,7 +19,7 @@ from service.cache import CodeCache, KeySpace
 from service.classes import ClassIndex
 from service.decoding_memory import DecodingMemory
 from service.engine import DeadlineExceeded as EngineDeadlineExceeded
-from service.engine import DeviceFailed, Engine, EngineState, EngineStopped, QueueFull, Timing
+from service.engine import DeviceFailed, Engine, EngineState, EngineStopped, LaneLimits, QueueFull, Timing
 from service.engine import WorkerCrashed as EngineWorkerCrashed
 from service.facts import GeneratorFacts, ModelFacts
 from service.flights import Flights
@@ -41,7 +41,7 @@ from service.problems import (
 from service.settings import Settings
 from service.stages import Stages
 
-__all__ = ["ServiceContext", "TokenizedImage"]
+__all__ = ["ServiceContext", "TokenizedImage", "lane_limits"]
 
 T = TypeVar("T")
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
@@ -54,6 +54,16 @@ class TokenizedImage:
     packed: bytes
     original_size: tuple[int, int]
     cached: bool
+
+
+def lane_limits(settings: Settings) -> LaneLimits:
+    """What each lane of an engine may hold."""
+    return LaneLimits(
+        max_batch_size=settings.max_batch_size or None,
+        max_images=settings.queue_images,
+        max_bytes=settings.queue_bytes,
+        max_wait=settings.max_wait_ms / 1000,
+    )
 
 
 class ServiceContext:

@@ -31,7 +31,7 @@ from service.request_record import RequestRecord
 from service.stages import Stages
 from service.tracing import Tracer
 
-__all__ = ["BodyLimit", "RequestContext", "problem_response"]
+__all__ = ["BodyLimit", "RequestContext", "announced_length", "problem_response", "refuse"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,17 @@ def problem_response(problem: Problem, *, instance: str | None) -> Response:
     """The answer that a problem becomes."""
     body = problem.to_json(instance=instance)
     return Response(body, problem.status, {"Cache-Control": "no-store", **problem.headers}, PROBLEM_MEDIA_TYPE)
+
+
+def announced_length(scope: Scope) -> int:
+    """Bytes of the body by its Content-Length; 0 where there is none that can be read."""
+    announced = Headers(scope=scope).get("content-length", "")
+    return int(announced) if announced.isascii() and announced.isdigit() else 0
+
+
+async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers a request with a problem, before the application has seen it."""
+    await problem_response(problem, instance=scope.get("state", {}).get("request_id"))(scope, receive, send)
 
 
 class RequestContext:
@@ -98,6 +109,8 @@ class RequestContext:
                     answer["traceparent"] = trace
                 for name, value in _SECURITY_HEADERS.items():
                     answer[name] = value
+                for name, value in scope["state"].get("rate_headers", {}).items():  # what the gate had to say
+                    answer[name] = value
                 if self._is_draining():
                     answer["Connection"] = "close"
             await send(message)
@@ -144,10 +157,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isascii() and announced.isdigit() and int(announced) > self._max_bytes:
-            instance = scope.get("state", {}).get("request_id")
-            await problem_response(self._too_long(int(announced)), instance=instance)(scope, receive, send)
+        announced = announced_length(scope)
+        if announced > self._max_bytes:
+            await refuse(self._too_long(announced), scope, receive, send)
             return
         received = 0
 

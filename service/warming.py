@@ -28,8 +28,8 @@ from service.cache import KeySpace
 from service.cache.opening import open_cache
 from service.cache.protocol import BreakerState
 from service.client import AsyncTiTokClient, NotFound, ServiceProblem
-from service.context import ServiceContext
-from service.engine import EngineStopped, LaneLimits
+from service.context import ServiceContext, lane_limits
+from service.engine import EngineStopped
 from service.facts import ModelFacts
 from service.metrics import Metrics
 from service.observer import MetricsObserver
@@ -178,14 +178,7 @@ async def local_warmer(settings: Settings) -> AsyncIterator[Warmer]:
         context.loaded = facts
 
     engine = inline_engine(settings)(
-        limits=LaneLimits(
-            max_batch_size=settings.max_batch_size or None,
-            max_images=settings.queue_images,
-            max_bytes=settings.queue_bytes,
-            max_wait=settings.max_wait_ms / 1000,
-        ),
-        observer=MetricsObserver(metrics),
-        on_facts=note_facts,
+        limits=lane_limits(settings), observer=MetricsObserver(metrics), on_facts=note_facts
     )
     context = ServiceContext(settings, engine=engine, cache=open_cache(settings, failures), metrics=metrics)
     engine.start()

@@ -54,10 +54,11 @@ class Gate:
             state.caller = hashlib.sha256(b"titok:caller:" + given.encode()).hexdigest()[:16]
             state.key_name = key.name
             _check_roles(key, required)
-            rate, spender = key.rate or self._settings.rate_limit, f"key:{key.name}"
+            rate = key.rate or self._settings.rate_limit
         else:
-            rate, spender = self._settings.anonymous_rate_limit, f"address:{_network_of(request)}"
+            rate = self._settings.anonymous_rate_limit
         if rate is not None and required:
+            spender = f"address:{_network_of(request)}" if state.key_name is None else f"key:{state.key_name}"
             state.spends = (spender, rate)
             # The first image before a byte of the body is read: who has nothing left is told so at once.
             await self.spend(request, 1)

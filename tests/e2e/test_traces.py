@@ -191,8 +191,15 @@ def test_a_collector_that_does_not_answer_delays_neither_requests_nor_the_end(
             assert server.process.wait(timeout=START_SECONDS) == 0
 
 
+def stderr_of(probe: str) -> str:
+    """What a program, which has to end well, says on standard error."""
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
+
+
 def test_nothing_of_it_is_imported_where_nobody_asks_for_traces() -> None:
-    probe = (
+    stderr_of(
         "import sys, os\n"
         "os.environ.pop('OTEL_EXPORTER_OTLP_ENDPOINT', None)\n"
         "import service.front_end\n"
@@ -202,18 +209,14 @@ def test_nothing_of_it_is_imported_where_nobody_asks_for_traces() -> None:
         "assert 'opentelemetry.exporter' not in sys.modules\n"
         "assert 'service.spans' not in sys.modules\n"
     )
-    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_missing_extra_is_told_and_the_service_goes_on() -> None:
-    probe = (
+    told = stderr_of(
         "import sys, os\n"
         "os.environ['OTEL_EXPORTER_OTLP_ENDPOINT'] = 'http://127.0.0.1:1'\n"
         "sys.modules['opentelemetry.sdk'] = None\n"
         "from service.tracing import open_tracer\n"
         "assert open_tracer() is None\n"
     )
-    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert "titok-service[otel]" in ended.stderr
+    assert "titok-service[otel]" in told

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -55,6 +56,15 @@ class HeldDevice:
 
     def step(self, rows: Sequence[Any]) -> None:
         raise NotImplementedError
+
+
+@asynccontextmanager
+async def open_service(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """On a device that holds nothing back."""
+    device = HeldDevice()
+    device.release.set()
+    async with service(device, **settings) as client:
+        yield client
 
 
 def picture(brightness: int) -> bytes:

@@ -5,30 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
-import httpx
 import pytest
 from pydantic import ValidationError
 
 from service.settings import Settings
-from tests.service.application import service
-from tests.service.test_overload import HeldDevice
+from tests.service.test_overload import open_service
 
 pytestmark = pytest.mark.anyio
 
 ELSEWHERE = "https://app.example.com"
 PREFLIGHT = {"Origin": ELSEWHERE, "Access-Control-Request-Method": "POST"}
-
-
-@asynccontextmanager
-async def open_service(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    device = HeldDevice()
-    device.release.set()
-    async with service(device, **settings) as client:
-        yield client
 
 
 @pytest.mark.parametrize("path", ["/", "/playground/playground.js", "/docs"])

@@ -14,9 +14,9 @@ from starlette.routing import BaseRoute
 
 from service.access.keys import ApiKey
 from service.access.roles import OPEN_PATHS, REQUIRED_ROLES, check_routes, paths_of
-from tests.service.application import app_of, service
+from tests.service.application import app_of
 from tests.service.test_lookup import digest
-from tests.service.test_overload import PNG, HeldDevice, picture
+from tests.service.test_overload import PNG, open_service, picture
 
 pytestmark = pytest.mark.anyio
 
@@ -51,14 +51,6 @@ def bearer(key: str) -> dict[str, str]:
 
 def table(key: str, **options: Any) -> str:
     return ApiKey.plain(key, name="ann", **{"roles": ("encode",), **options}).table()
-
-
-@asynccontextmanager
-async def open_service(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    device = HeldDevice()
-    device.release.set()
-    async with service(device, **settings) as client:
-        yield client
 
 
 @asynccontextmanager
