@@ -59,12 +59,28 @@ class Model:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server encodes one image, how it wants the file, and where its answer has the ids."""
+    """Where a server encodes one image, how it wants the file, and where its answer has the ids. ``process_group`` is that
+    of a server whose processes are not to run while another is measured.
+    """
 
     url: str
     content_type: str
     wrap: Callable[[bytes], bytes]
     tokens: Callable[[Any], list[int]]
+    process_group: int | None = None
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Lets its processes run for a while, and stops them afterwards: some look for work all the time."""
+        self._signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process_group is not None:
+            os.killpg(self.process_group, number)
 
     def request(self, jpeg: bytes) -> Request:
         """The image as this server takes it."""
@@ -145,11 +161,8 @@ def rival(kind: str, model: Model, **options: object) -> Iterator[Endpoint]:
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_until_healthy(process, url)
-        yield (
-            Endpoint(f"{url}/predict", "application/json", _as_json, lambda answer: answer["tokens"])
-            if kind == "litserve"
-            else Endpoint(f"{url}/predict", "image/jpeg", bytes, lambda answer: answer["tokens"])
-        )
+        wrap, content_type = (_as_json, "application/json") if kind == "litserve" else (bytes, "image/jpeg")
+        yield Endpoint(f"{url}/predict", content_type, wrap, lambda answer: answer["tokens"], process.pid)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -16,8 +16,8 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from tests.benchmarks.served import DEFAULT_VARIANT, Endpoint, Model, jpegs, mod
 CONNECTIONS = 64
 BATCHES = (1, 2, 4, 8, 16)
 IMAGES = 16  # how many different ones
-ROUNDS = 4
+TURNS = 3
+ROUNDS = 4  # of one client
 GOALS = {
     "HTTP / bare model, titok-s-128": ">= 0.93",
     "this service / LitServe, titok-s-128": ">= 1.2",
@@ -48,14 +49,28 @@ Start = Callable[..., AbstractContextManager[Endpoint]]
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: images a second; ``generator_share`` is what the load generator took of a core meanwhile."""
+    """One server or the bare model: images a second, in each turn; ``generator_share`` is what the load generator took of a
+    core in the last.
+    """
 
     model: str
     server: str
     settings: str
-    images_per_second: float
+    rates: Sequence[float]
     generator_share: float = 0.0
-    over_bare: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """The median."""
+        return float(np.median(self.rates))
+
+    def over(self, other: Row) -> float:
+        """The median of the ratios within a turn."""
+        return float(np.median([ours / theirs for ours, theirs in zip(self.rates, other.rates, strict=True)]))
+
+    def as_json(self) -> dict[str, object]:
+        """With the median."""
+        return {**asdict(self), "images_per_second": self.images_per_second}
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,7 @@ class Comparison:
         self.grid: list[Row] = []
 
     def rows(self) -> list[Row]:
-        """The bare model before and after the servers, and each of those at its best settings."""
+        """The bare model first, then the servers, each at its best settings."""
         sizes = {size: bare_rate(self._tokenizer, self._pixels, size, self._seconds / 5) for size in BATCHES}
         best = max(sizes, key=lambda size: sizes[size])
         print(f"  bare model, images/s by batch: {', '.join(f'{size}: {rate:.1f}' for size, rate in sizes.items())}")
@@ -96,23 +111,41 @@ class Comparison:
         # A slow model takes too long over a large batch for several of them to be seen.
         largest = 32 if self._rate > 50 else 16
         batches = [{"max_batch_size": size} for size in sorted({best, min(4 * best, largest)})]
-        ours = self._best("this service", self._ours, batches)
-        litserve = self._best(
-            "LitServe", self._litserve, [{**given, **more} for given in batches for more in self._more()]
-        )
-        rows = [
-            self._bare(best),
-            self._served("this service", self._ours, ours),
-            self._served("LitServe", self._litserve, litserve),
-            self._served("FastAPI, no batches", self._plain, {}),
-            self._bare(best),
-        ]
-        bare = (rows[0].images_per_second + rows[-1].images_per_second) / 2
-        return [replace(row, over_bare=row.images_per_second / bare) for row in rows]
+        servers: dict[str, tuple[Start, Options]] = {
+            "this service": (self._ours, self._best("this service", self._ours, batches)),
+            "LitServe": (
+                self._litserve,
+                self._best(
+                    "LitServe", self._litserve, [{**given, **more} for given in batches for more in self._more()]
+                ),
+            ),
+            "FastAPI, no batches": (self._plain, {}),
+        }
+        return self._take_turns(best, servers)
 
-    def _bare(self, batch: int) -> Row:
-        rate = bare_rate(self._tokenizer, self._pixels, batch, self._seconds)
-        return self._note(Row(self._model.name, "bare model", f"batch {batch}", rate))
+    def _take_turns(self, batch: int, servers: Mapping[str, tuple[Start, Options]]) -> list[Row]:
+        """All servers are up, and those that can be are stopped while they are not measured."""
+        rates: dict[str, list[float]] = {"bare model": [], **{name: [] for name in servers}}
+        shares: dict[str, float] = {}
+        settings = {"bare model": f"batch {batch}", **{name: _text(options) for name, (_, options) in servers.items()}}
+        with ExitStack() as stack:
+            endpoints = {name: stack.enter_context(start(**options)) for name, (start, options) in servers.items()}
+            for name, endpoint in endpoints.items():
+                with endpoint.awake():
+                    self._check_ids(name, endpoint)
+            for turn in range(1, TURNS + 1):
+                before = bare_rate(self._tokenizer, self._pixels, batch, self._seconds / 2)
+                for name, endpoint in endpoints.items():
+                    with endpoint.awake():
+                        rate, shares[name] = self._rate_of(endpoint, servers[name][1], self._seconds)
+                    rates[name].append(rate)
+                after = bare_rate(self._tokenizer, self._pixels, batch, self._seconds / 2)
+                rates["bare model"].append((before + after) / 2)
+                told = ", ".join(f"{name} {values[-1]:.2f}" for name, values in rates.items())
+                print(f"  {self._model.name}, turn {turn} of {TURNS}, images/s: {told}", flush=True)
+        return [
+            Row(self._model.name, name, settings[name], values, shares.get(name, 0.0)) for name, values in rates.items()
+        ]
 
     @contextmanager
     def _ours(self, **settings: object) -> Iterator[Endpoint]:
@@ -138,29 +171,31 @@ class Comparison:
 
     def _best(self, name: str, start: Start, grid: Sequence[Options]) -> Options:
         """The settings of the grid that do most images a second."""
-        rows = [self._served(name, start, options, seconds=self._seconds / 3) for options in grid]
+        rows = []
+        for options in grid:
+            with start(**options) as endpoint:
+                self._check_ids(name, endpoint)
+                rate, share = self._rate_of(endpoint, options, self._seconds / 3)
+            rows.append(Row(self._model.name, name, _text(options), [rate], share))
+            print(f"  {self._model.name}, {name} ({_text(options)}): {rate:.2f} images/s", flush=True)
         self.grid += rows
         return max(zip(rows, grid, strict=True), key=lambda pair: pair[0].images_per_second)[1]
 
-    def _served(self, name: str, start: Start, options: Options, *, seconds: float | None = None) -> Row:
+    def _rate_of(self, endpoint: Endpoint, options: Options, seconds: float) -> tuple[float, float]:
+        """Images a second, and the load generator's share of a core."""
         # Answers come in bursts, a batch at a time: no rate without a few of them.
-        seconds = max(seconds or self._seconds, 5 * options.get("max_batch_size", 1) / self._rate)
-        with start(**options) as endpoint:
-            if not np.array_equal(endpoint.encode(self._jpegs), self._ids):
-                raise AssertionError(f"{name} gives other ids than the bare model")
-            rate, load = capacity(
-                [endpoint.request(jpeg) for jpeg in self._jpegs],
-                connections=CONNECTIONS,
-                seconds=seconds,
-                warm_up=min(3.0, seconds),
-            )
-        settings = ", ".join(f"{key} {value}" for key, value in options.items()) or "as it comes"
-        row = Row(self._model.name, name, settings, rate, load.generator_share)
-        return self._note(row)
+        seconds = max(seconds, 5 * options.get("max_batch_size", 1) / self._rate)
+        requests = [endpoint.request(jpeg) for jpeg in self._jpegs]
+        rate, load = capacity(requests, connections=CONNECTIONS, seconds=seconds, warm_up=min(3.0, seconds))
+        return rate, load.generator_share
 
-    def _note(self, row: Row) -> Row:
-        print(f"  {row.model}, {row.server} ({row.settings}): {row.images_per_second:.2f} images/s", flush=True)
-        return row
+    def _check_ids(self, name: str, endpoint: Endpoint) -> None:
+        if not np.array_equal(endpoint.encode(self._jpegs), self._ids):
+            raise AssertionError(f"{name} gives other ids than the bare model")
+
+
+def _text(options: Options) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items()) or "as it comes"
 
 
 def bare_rate(tokenizer: Tokenizer, images: Pixels, batch: int, seconds: float) -> float:
@@ -215,11 +250,12 @@ def plot(rows: Sequence[Row], one: Latency) -> Figure:
     """Throughput over the bare model's, by model and server; and the parts of one request."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes, parts = figure.subplots(1, 2, width_ratios=[2, 1])
+    rates = {(row.model, row.server): row for row in rows}
     models = list(dict.fromkeys(row.model for row in rows))
     servers = list(dict.fromkeys(row.server for row in rows if row.server != "bare model"))
     width = 0.8 / len(servers)
     for place, server in enumerate(servers):
-        shares = [row.over_bare for row in rows if row.server == server]
+        shares = [row.over(rates[row.model, "bare model"]) for row in rows if row.server == server]
         bars = axes.bar(np.arange(len(models)) + (place - 1) * width, shares, width, label=server)
         axes.bar_label(bars, fmt="%.2f", fontsize=8, label_type="center")
     axes.axhline(1.0, color="black", linestyle="dashed")
@@ -241,7 +277,7 @@ def main() -> None:
     """Prints the tables and writes them, with JSON and a plot."""
     parser = argparse.ArgumentParser(description="The service beside the bare model and other servers.")
     parser.add_argument("--models", nargs="+", default=["titok-s-128", DEFAULT_VARIANT])
-    parser.add_argument("--seconds", type=float, default=8.0, help="for each figure; the grid takes a third of it")
+    parser.add_argument("--seconds", type=float, default=8.0, help="each figure in each turn; a third in the grid")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     require_h2load()
@@ -259,16 +295,15 @@ def main() -> None:
     figures: dict[str, float] = {}
     for name in dict.fromkeys(row.model for row in rows):
         ours = rates[name, "this service"]
-        figures[f"HTTP / bare model, {name}"] = ours.over_bare
+        figures[f"HTTP / bare model, {name}"] = ours.over(rates[name, "bare model"])
         for other, shown in (("LitServe", "LitServe"), ("FastAPI, no batches", "plain FastAPI")):
-            ratio = ours.images_per_second / rates[name, other].images_per_second
-            figures[f"this service / {shown}, {name}"] = ratio
+            figures[f"this service / {shown}, {name}"] = ours.over(rates[name, other])
     figures["added latency, ms (median)"] = one.added
     document = {
         "machine": machine("fastapi", "uvicorn", "litserve", h2load=h2load_version().removeprefix("h2load ")),
         "settings": {"connections": CONNECTIONS, "seconds": arguments.seconds, "images": IMAGES},
-        "rows": [asdict(row) for row in rows],
-        "grid": [asdict(row) for row in grid],
+        "rows": [row.as_json() for row in rows],
+        "grid": [row.as_json() for row in grid],
         "one_client_ms": {**asdict(one), "added": one.added},
         "figures": figures,
         "goals": GOALS,
@@ -277,7 +312,14 @@ def main() -> None:
         markdown(
             ["model", "server", "settings", "images/s", "over the bare model", "load generator, of a core"],
             [
-                [row.model, row.server, row.settings, row.images_per_second, row.over_bare, row.generator_share]
+                [
+                    row.model,
+                    row.server,
+                    row.settings,
+                    row.images_per_second,
+                    row.over(rates[row.model, "bare model"]),
+                    row.generator_share,
+                ]
                 for row in rows
             ],
         ),
