@@ -12,7 +12,27 @@ from tests.fuzz.structure import numbers_of, parts_of, with_valid_checksums
 
 __all__ = ["mutated", "mutated_bytes"]
 
-_INTERESTING = [0, 1, 2, 3, 4, 7, 8, 16, 17, 255, 256, 4096, 32767, 32768, 65535, 65536, 2**24 - 1, 2**31 - 1, 2**32 - 1]
+_INTERESTING = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    7,
+    8,
+    16,
+    17,
+    255,
+    256,
+    4096,
+    32767,
+    32768,
+    65535,
+    65536,
+    2**24 - 1,
+    2**31 - 1,
+    2**32 - 1,
+]
 _HOW_MANY = st.sampled_from([1, 1, 1, 2, 2, 3, 4])
 _SIGNATURES = {"JPEG": 3, "PNG": 8, "WEBP": 12, "AVIF": 12, "GIF": 6, "BMP": 2, "TIFF": 4}
 

@@ -80,15 +80,14 @@ def seeds() -> Mapping[str, bytes]:
 
 def _interlaced_png() -> bytes:
     """A PNG in seven passes (Adam7), which Pillow reads and does not write: 8 x 8, gray, unfiltered."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     passes = [(1, 1), (1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 4)]  # width x height of each, of 8 x 8 pixels
     rows = b"".join(b"\0" + bytes(range(40, 40 + width)) for width, height in passes for _ in range(height))
     header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 1)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def _run_length_bmp() -> bytes:
