@@ -16,11 +16,11 @@ from pathlib import Path
 from models.preprocess import eval_crop
 from service.media import MediaLimits, decode_image
 from service.problems import Problem
+from tests.fuzz.memory import memory_of
 
 __all__ = ["Answer"]
 
 IMAGE_SIZE = 128
-_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +44,13 @@ def decode(data: bytes) -> Answer:
     """As ``service.tokenization`` does it."""
     reserved: list[int] = []
     status, name, error = 500, "exception", None
-    before = _memory("VmRSS")
+    before = memory_of()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     begin = time.perf_counter()
     try:
         decoded = decode_image(data, limits=MediaLimits(), reserve=reserved.append)
         pixels = eval_crop(decoded.image, IMAGE_SIZE)
-        if pixels.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
-            raise AssertionError(f"pixels of shape {pixels.shape}")
+        assert pixels.shape == (IMAGE_SIZE, IMAGE_SIZE, 3), pixels.shape
         status, name = 200, decoded.format
         del decoded, pixels
     except Problem as problem:
@@ -64,15 +63,10 @@ def decode(data: bytes) -> Answer:
         name=name,
         error=error,
         seconds=seconds,
-        peak=max(_memory("VmHWM") - before, 0),
+        peak=max(memory_of(name="VmHWM") - before, 0),
         reserved=sum(reserved),
-        resident=_memory("VmRSS"),
+        resident=memory_of(),
     )
-
-
-def _memory(name: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
 
 
 def main() -> None:

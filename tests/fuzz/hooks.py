@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from schemathesis.openapi.checks import RejectedPositiveData
 
 from models.packed_codes import MEDIA_TYPE as PACKED_CODES
 from service.media import ACCEPTED_FORMATS
-from service.schemas import EXAMPLE_CODE
+from service.schemas import CODE_PATTERN, EXAMPLE_CODE, EXAMPLE_TOKENS
 from tests.fuzz.mutations import mutated
 from tests.fuzz.seeds import seeds
 
@@ -54,6 +55,7 @@ INVALID: dict[str, str] = {
     "Previews come with": "a member of the body depends on a header",
     "valid integer": "2.0 is an integer to JSON Schema, and none to the service",
     "whole number": "the same",
+    "equal to 9223372036854775807": "a bound of 63 bits is a rounded one where numbers are doubles",
     "is no file": "a part of a form is a file if it has a filename, which no schema can ask for",
 }
 """Of ``invalid-request``: what the problem says, with the reason."""
@@ -91,6 +93,34 @@ def map_path_parameters(context: Any, path_parameters: dict[str, Any]) -> dict[s
     if path_parameters and zlib.crc32(repr(path_parameters).encode()) % 2:
         return {name: known.get(name, value) for name, value in path_parameters.items()}
     return path_parameters
+
+
+@schemathesis.hook
+def map_body(context: Any, body: Any) -> Any:
+    """Every second time codes and tokens that are some, in place of those that only look like it."""
+    if isinstance(body, dict) and zlib.crc32(repr(body).encode()) % 2:
+        return {name: _real(name, value) for name, value in body.items()}
+    return body
+
+
+def _real(name: str, value: Any) -> Any:
+    if name == "code" and _is_code(value):
+        return EXAMPLE_CODE
+    if name == "codes" and isinstance(value, list) and value and all(map(_is_code, value)):
+        return [EXAMPLE_CODE] * min(len(value), 8)
+    if name == "tokens" and _is_ids(value):
+        return EXAMPLE_TOKENS
+    if name == "tokens" and isinstance(value, list) and value and all(map(_is_ids, value)):
+        return [EXAMPLE_TOKENS] * min(len(value), 8)
+    return value
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(CODE_PATTERN, value, re.ASCII) is not None
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int and item >= 0 for item in value)
 
 
 @schemathesis.hook
