@@ -34,8 +34,8 @@ class Number:
 
 
 def parts_of(data: bytes) -> list[Part]:
-    """The parts of a file in order; none if it has no known form."""
-    return [part for part, _ in _read(data)]
+    """The parts of a file in order, none of them empty; none if it has no known form."""
+    return [part for part, _ in _read(data) if part.start < part.end]
 
 
 def numbers_of(data: bytes) -> list[Number]:
