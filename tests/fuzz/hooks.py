@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from schemathesis.openapi.checks import RejectedPositiveData
 
 from models.packed_codes import MEDIA_TYPE as PACKED_CODES
+from models.sampling_settings import MAX_STEPS
 from service.media import ACCEPTED_FORMATS
 from service.schemas import CODE_PATTERN, EXAMPLE_CODE, EXAMPLE_TOKENS
 from tests.fuzz.mutations import mutated
@@ -82,8 +83,8 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         case.headers = {**(case.headers or {}), "Accept": offers[digest % len(offers)]}
     if case.operation.path == "/v1/generate" and isinstance(case.body, dict):
         steps = case.body.get("steps")
-        if steps is None or (isinstance(steps, int) and steps > MOST_STEPS):
-            case.body = {**case.body, "steps": MOST_STEPS} if steps is None or steps <= 256 else case.body
+        if steps is None or (isinstance(steps, int) and MOST_STEPS < steps <= MAX_STEPS):
+            case.body = {**case.body, "steps": MOST_STEPS}
 
 
 @schemathesis.hook

@@ -72,6 +72,7 @@ def fuzz_requests(
         capture_output=True,
         text=True,
         errors="replace",
+        timeout=60 + 30 * examples,
     )
     (folder / "schemathesis.log").write_text(run.stdout + run.stderr)
     failures = [*re.findall(r"^- ST.*", run.stdout, re.MULTILINE)]
