@@ -29,6 +29,7 @@ from models.registry import GENERATORS, PRESETS, GeneratorVariant
 from models.sampling import SamplingRow, StepNoise, guide, pack, sample_step, unpack
 from models.sampling_settings import SamplingSettings
 from models.transfers import Arriving, transfers_of
+from models.unfilled import unfilled
 
 __all__ = ["Advance", "Generator", "load_generator"]
 
@@ -240,7 +241,7 @@ def load_generator(
         raise UnknownVariantError(f"no generator is called {name!r}; there are {', '.join(GENERATORS)}")
     checkpoint = open_checkpoint(variant.weights if weights is None else weights)
     config = _config(variant, checkpoint)
-    with torch.device("meta"):
+    with unfilled():
         network = build_generator(config)
     load_strictly(network, checkpoint)
     return Generator(

@@ -238,7 +238,7 @@ class UViT(_TokenInput):
         super().__init__(config)
         width, half = config.hidden_size, config.num_hidden_layers // 2
         self.embeddings = nn.Embedding(config.vocabulary_size, width)
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + config.image_seq_len, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.image_seq_len, width).normal_(std=0.02))
         self.in_blocks = nn.ModuleList(_UViTBlock(config) for _ in range(half))
         self.mid_block = _UViTBlock(config)
         self.out_blocks = nn.ModuleList(_UViTBlock(config, skip=True) for _ in range(half))

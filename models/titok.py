@@ -89,13 +89,17 @@ class TiTokConfig:
             raise ValueError(f"the conv pixel head needs a patch size divisible by 4, not {self.decoder_patch_size}")
 
 
+def _normal(*shape: int, std: float) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).normal_(std=std))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with packed projections (rows q, k, v)."""
 
     def __init__(self, size: TransformerSize) -> None:
         super().__init__()
         self.heads = size.heads
-        self.in_proj_weight = nn.Parameter(size.width**-0.5 * torch.randn(3 * size.width, size.width))
+        self.in_proj_weight = _normal(3 * size.width, size.width, std=size.width**-0.5)
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * size.width))
         self.out_proj = nn.Linear(size.width, size.width)
 
@@ -172,9 +176,9 @@ class Encoder(nn.Module):
         outputs = config.token_size * (2 if config.quantize_mode == "vae" else 1)
         scale = width**-0.5
         self.patch_embed = nn.Conv2d(3, width, patch, stride=patch)
-        self.class_embedding = nn.Parameter(scale * torch.randn(1, width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(positions + 1, width))
-        self.latent_token_positional_embedding = nn.Parameter(scale * torch.randn(config.num_latent_tokens, width))
+        self.class_embedding = _normal(1, width, std=scale)
+        self.positional_embedding = _normal(positions + 1, width, std=scale)
+        self.latent_token_positional_embedding = _normal(config.num_latent_tokens, width, std=scale)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = nn.ModuleList(Block(config.encoder) for _ in range(config.encoder.layers))
         self.ln_post = nn.LayerNorm(width)
@@ -258,10 +262,10 @@ class Decoder(nn.Module):
         self.grid = config.image_size // patch
         scale = width**-0.5
         self.decoder_embed = nn.Linear(config.token_size, width)
-        self.class_embedding = nn.Parameter(scale * torch.randn(1, width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(self.grid**2 + 1, width))
-        self.mask_token = nn.Parameter(scale * torch.randn(1, 1, width))
-        self.latent_token_positional_embedding = nn.Parameter(scale * torch.randn(config.num_latent_tokens, width))
+        self.class_embedding = _normal(1, width, std=scale)
+        self.positional_embedding = _normal(self.grid**2 + 1, width, std=scale)
+        self.mask_token = _normal(1, 1, width, std=scale)
+        self.latent_token_positional_embedding = _normal(config.num_latent_tokens, width, std=scale)
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = nn.ModuleList(Block(config.decoder) for _ in range(config.decoder.layers))
         self.ln_post = nn.LayerNorm(width)
@@ -333,7 +337,7 @@ class TiTok(nn.Module):
         super().__init__()
         self.config = config
         width = config.encoder.width
-        self.latent_tokens = nn.Parameter(width**-0.5 * torch.randn(config.num_latent_tokens, width))
+        self.latent_tokens = _normal(config.num_latent_tokens, width, std=width**-0.5)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         if config.quantize_mode == "vq":

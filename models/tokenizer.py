@@ -32,6 +32,7 @@ from models.registry import TOKENIZERS
 from models.titok import Posterior, TiTok, TiTokConfig
 from models.tolerance import tolerance_of
 from models.transfers import Arriving, transfers_of
+from models.unfilled import unfilled
 
 __all__ = ["Pending", "Tokenizer", "build_tokenizer", "load_tokenizer"]
 
@@ -310,7 +311,7 @@ def load_tokenizer(
 def build_tokenizer(name: str, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> Tokenizer:
     """What :func:`load_tokenizer` gives, of weights that are read already."""
     variant = TOKENIZERS.get(name)
-    with torch.device("meta"):
+    with unfilled():
         network = _network(name, variant.config if variant is not None else None, checkpoint)
     load_strictly(network, checkpoint)
     return Tokenizer(

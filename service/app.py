@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.access.gate import Gate, admit, admit_directly
 from service.access.roles import check_routes
 from service.access_log import AccessLog
-from service.body_memory import BodyMemory
+from service.body_limits import BodyLimits
 from service.cache.opening import open_cache
 from service.context import ServiceContext, lane_limits
 from service.direct_routes import DirectRoutes
@@ -23,7 +23,7 @@ from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.facts import ModelFacts
 from service.health import application_health
 from service.metrics import Metrics
-from service.middleware import BodyLimit, RequestContext
+from service.middleware import RequestContext
 from service.observer import CacheMetrics, MetricsObserver
 from service.problem_handlers import add_problem_handlers
 from service.routes import (
@@ -141,8 +141,7 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, access_log: 
     app.state.health = health
     app.state.gate = gate
     app.add_middleware(DirectRoutes, routers=[encode.router], admit=admit_directly)
-    app.add_middleware(BodyMemory, max_bytes=settings.body_bytes_in_flight)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, max_bytes_in_flight=settings.body_bytes_in_flight)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

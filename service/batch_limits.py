@@ -28,7 +28,6 @@ _GAIN = 1.03
 _FLAT_SIZES = 2
 _REPEAT_SECONDS = 0.2
 _RUNS = 3
-_TRIAL_SECONDS = 1.5
 _BELIEVED = 32
 
 
@@ -46,6 +45,7 @@ def find_batch_limit(
     *,
     largest: int,
     seconds: float,
+    trial_seconds: float,
     is_out_of_memory: Callable[[Exception], bool],
     measure: Callable[[Run], float],
     clock: Callable[[], float] = time.monotonic,
@@ -53,11 +53,13 @@ def find_batch_limit(
     """The batch size, at most ``largest``, that does most images a second within the budget of ``seconds`` a batch.
 
     ``run(size)`` runs one batch, ``measure`` says how many seconds that took. A single image may take longer than the
-    budget: then the limit is 1. After a second or two of trying, what the fastest size promises is believed. Raises what
-    ``run(1)`` raises, and of larger batches anything but being out of memory.
+    budget: then the limit is 1. A size that would not be done within ``trial_seconds`` after the first one is not tried,
+    and what the fastest size promises is believed. Raises what ``run(1)`` raises, and of larger batches anything but
+    being out of memory.
     """
     rates: dict[int, float] = {}
-    flat, promised, begun = 0, 1, clock()
+    flat, promised = 0, 1
+    begun: float | None = None  # what happens once on a device happens to the first size, and is not counted
     for size in batch_sizes(largest):
         try:
             elapsed = _fastest(partial(run, size), seconds if rates else 2 * seconds, measure)
@@ -71,7 +73,8 @@ def find_batch_limit(
         rates[size] = size / elapsed
         if flat == _FLAT_SIZES:
             break
-        if clock() - begun > _TRIAL_SECONDS:
+        begun = clock() if begun is None else begun
+        if clock() - begun + 2 * elapsed > trial_seconds:  # twice as large, twice as long
             within_budget = min(largest, _BELIEVED, int(seconds * max(rates.values())))
             promised = 1 << (max(within_budget, 1).bit_length() - 1)
             break

@@ -39,6 +39,9 @@ Result = TypeVar("Result")
 
 _PARTS_IN_FLIGHT = 2
 _CPU_PROBES, _CUDA_PROBES = 8, 64
+# A CPU's cores share a batch image by image: no size is slower than a smaller one, and one image tells how many the budget
+# has room for. Measured size by size, a machine that does other things at start-up would seem to gain nothing from 4 on.
+_CPU_TRIAL_SECONDS, _CUDA_TRIAL_SECONDS = 0.0, 1.5
 _CALIBRATION_SECONDS = 1.0
 
 
@@ -234,14 +237,15 @@ class ModelDevice:
         log.info("images of a batch, at most: %s", self.batch_limits)
 
     def _find_limits(self) -> None:
-        measure = cpu_seconds if self._tokenizer.device.type == "cpu" else wall_seconds
+        on_cpu = self._tokenizer.device.type == "cpu"
         for lane in self.batch_limits:
             self.batch_limits[lane] = find_batch_limit(
                 self._trial(lane),
                 largest=self._largest,
                 seconds=self._batch_seconds,
+                trial_seconds=_CPU_TRIAL_SECONDS if on_cpu else _CUDA_TRIAL_SECONDS,
                 is_out_of_memory=is_out_of_memory,
-                measure=measure,
+                measure=cpu_seconds if on_cpu else wall_seconds,
             )
             release_memory(self._tokenizer.device)
 

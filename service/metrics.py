@@ -6,6 +6,7 @@ Several front ends count in files of one folder, which the supervisor adds up (`
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
@@ -14,6 +15,7 @@ __all__ = ["Metrics", "forget_gauges", "share_metrics", "shared_metrics"]
 
 # From half a millisecond, a cache hit, to half a minute, the deadline.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SERIES = 1024
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -22,17 +24,15 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "titok_http_requests", "Requests answered.", ("route", "method", "code"), registry=registry
-        )
-        self.duration = Histogram(
+        requests = Counter("titok_http_requests", "Requests answered.", ("route", "method", "code"), registry=registry)
+        duration = Histogram(
             "titok_http_request_duration_seconds",
             "From the request's first byte to the answer's last.",
             ("route", "method"),
             buckets=SECONDS,
             registry=registry,
         )
-        self.in_progress = Gauge(
+        in_progress = Gauge(
             "titok_requests_in_progress",
             "Requests under way.",
             ("op",),
@@ -73,7 +73,7 @@ class Metrics:
             ("op", "stage"),
             registry=registry,
         )
-        self.cache_requests = Counter(
+        cache_requests = Counter(
             "titok_cache_requests", "Images looked up in the cache of codes.", ("result",), registry=registry
         )
         self.picture_requests = Counter(
@@ -94,6 +94,16 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        # Those that every request touches: finding a series by its labels costs more than counting in it.
+        self.in_progress_of = lru_cache(_SERIES)(in_progress.labels)
+        self.cache_result = lru_cache(_SERIES)(cache_requests.labels)
+        self._requests_of = lru_cache(_SERIES)(requests.labels)
+        self._duration_of = lru_cache(_SERIES)(duration.labels)
+
+    def note_request(self, route: str, method: str, code: int, seconds: float) -> None:
+        """A request has ended."""
+        self._requests_of(route, method, code).inc()
+        self._duration_of(route, method).observe(seconds)
 
 
 def share_metrics(folder: Path, place: str) -> None:

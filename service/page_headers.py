@@ -37,5 +37,4 @@ def page_headers(policy: Mapping[str, str]) -> dict[str, str]:
         "Cross-Origin-Resource-Policy": "same-origin",
         "Permissions-Policy": _PERMISSIONS,
         "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 __all__ = ["Stages"]
 
@@ -24,16 +24,9 @@ class Stages:
         self.cache_hits = 0
         self.spans: list[tuple[str, float, float]] = []
 
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
+    def measure(self, stage: str) -> AbstractContextManager[None]:
         """Adds the time of the block to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            ended = time.perf_counter()
-            self.add(stage, ended - started)
-            self.spans.append((stage, started, ended))
+        return _Measured(self, stage)
 
     def add(self, stage: str, seconds: float) -> None:
         """Adds time that was measured elsewhere."""
@@ -63,3 +56,18 @@ class Stages:
         """The value of ``Server-Timing``, in milliseconds."""
         entries = [*self._seconds.items(), ("total", self.total)]
         return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in entries)
+
+
+class _Measured(AbstractContextManager[None]):
+    __slots__ = ("_stage", "_stages", "_started")
+
+    def __init__(self, stages: Stages, stage: str) -> None:
+        self._stages, self._stage = stages, stage
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        ended = time.perf_counter()
+        self._stages.add(self._stage, ended - self._started)
+        self._stages.spans.append((self._stage, self._started, ended))

@@ -16,6 +16,7 @@ from models.registry import TOKENIZERS
 from models.titok import TiTok, TiTokConfig
 from models.training.config import TokenizerRun
 from models.training.initialisation import adopt, initialise_tokenizer
+from models.unfilled import unfilled
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -63,7 +64,7 @@ def load_frozen_tokenizer(source: str, device: torch.device | str = "cpu") -> Fr
         config = variant.config
     if config is None or config.quantize_mode != "vq":
         raise CheckpointError(f"{source} has no config.json of a tokenizer with codes")
-    with torch.device("meta"):
+    with unfilled():
         network = TiTok(config)
     load_strictly(network, checkpoint)
     return FrozenTokenizer(_frozen(network, device), checkpoint.digest())
@@ -77,7 +78,7 @@ def load_vqgan(source: str, device: torch.device | str = "cpu") -> MaskGITVQGAN:
     config = variant.config if variant is not None else MaskGITVQGANConfig()
     if not isinstance(config, MaskGITVQGANConfig):
         raise CheckpointError(f"{source} is not a MaskGIT-VQGAN")
-    with torch.device("meta"):
+    with unfilled():
         network = MaskGITVQGAN(config)
     load_strictly(network, checkpoint)
     return _frozen(network, device)

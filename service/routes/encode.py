@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, Request
-from pydantic_core import to_json
 from starlette.responses import Response
 
 from models.packed_codes import MEDIA_TYPE as PACKED_CODES
@@ -108,7 +108,7 @@ async def encode(request: Request) -> Response:
         "codebook_size": facts.code_format.codebook_size,
         "data": [_item(context, index, image) for index, image in enumerate(images)],
     }
-    return Response(to_json(answer), media_type="application/json")
+    return Response(orjson.dumps(answer), media_type="application/json")
 
 
 def _item(context: ServiceContext, index: int, image: TokenizedImage) -> dict[str, Any]:

@@ -30,11 +30,12 @@ class Trial:
         run()
         return self.now - begun
 
-    def limit(self, *, largest: int = 1024, seconds: float = 0.5) -> int:
+    def limit(self, *, largest: int = 1024, seconds: float = 0.5, trial_seconds: float = 1.5) -> int:
         return find_batch_limit(
             self.run,
             largest=largest,
             seconds=seconds,
+            trial_seconds=trial_seconds,
             is_out_of_memory=lambda error: isinstance(error, MemoryError),
             measure=self.measure,
             clock=lambda: self.now,
@@ -108,6 +109,19 @@ def test_a_slow_search_ends_and_believes_what_the_fastest_size_promises(budget: 
     trial = Trial(lambda _: 0.4)
     assert trial.limit(seconds=budget) == limit  # five images a second: twenty in four seconds; 32 are believed at most
     assert max(trial.runs) == 2
+
+
+def test_a_size_that_would_take_longer_than_the_search_may_is_not_begun() -> None:
+    trial = Trial(lambda size: 0.8 * size)
+    assert trial.limit(seconds=20.0) == 16
+    assert max(trial.runs) == 1
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(0.1, 8), (0.01, 1), (0.005, 1), (5.0, 32)])
+def test_without_time_for_trials_one_image_tells(seconds: float, limit: int) -> None:
+    trial = Trial(lambda size: 0.01 * size)
+    assert trial.limit(seconds=seconds, trial_seconds=0.0) == limit
+    assert max(trial.runs) == 1
 
 
 def test_a_batch_on_a_machine_that_does_nothing_else_takes_what_the_clock_says() -> None:

@@ -197,7 +197,7 @@ def test_devices_say_in_several_ways_that_memory_is_short(error: Exception, expe
 
 
 def test_warming_up_finds_limits_within_the_bound_and_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.batch_limits._TRIAL_SECONDS", math.inf)  # however slow the machine is just now
+    monkeypatch.setattr("service.device._CPU_TRIAL_SECONDS", math.inf)  # every size, as on a GPU
     device, tokenizer, generator = short_of_memory(4, max_batch_size=64, batch_seconds=60.0)
     device.warm_up()
     assert set(device.batch_limits) == {"encode", "decode", "generate"}
@@ -207,7 +207,8 @@ def test_warming_up_finds_limits_within_the_bound_and_the_memory_there_is(monkey
     assert device.status()["out_of_memory"] == 0  # nothing was lost to it
 
 
-def test_a_batch_size_that_is_set_bounds_what_is_found() -> None:
+def test_a_batch_size_that_is_set_bounds_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.device._CPU_TRIAL_SECONDS", math.inf)
     device, tokenizer, _ = short_of_memory(1000, max_batch_size=2)
     device.warm_up()
     assert max(device.batch_limits.values()) <= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from service.access_log import AccessLog, open_access_log
 from service.request_record import RequestRecord
-from service.settings import Settings
+from service.settings import LogFormat, Settings
 from service.stages import Stages
 
 START = """
@@ -72,21 +73,37 @@ def record(**state: object) -> RequestRecord:
     return made
 
 
+def write(*records: RequestRecord, level: str = "info", log_format: LogFormat = "json") -> None:
+    """Writes of requests that end in the same turn of an event loop."""
+
+    async def end_all() -> None:
+        access_log = AccessLog("front end 0", level=level, log_format=log_format)
+        for ended in records:
+            access_log.write(ended)
+
+    asyncio.run(end_all())
+
+
 def test_an_access_line_names_the_key_of_its_caller(capsys: pytest.CaptureFixture[str]) -> None:
-    AccessLog("front end 0", level="info", log_format="json").write(record(key_name="batch jobs"))
+    write(record(key_name="batch jobs"))
     assert json.loads(capsys.readouterr().err)["key_name"] == "batch jobs"
 
 
 def test_an_access_line_for_people_is_no_json(capsys: pytest.CaptureFixture[str]) -> None:
-    AccessLog("front end 0", level="info", log_format="text").write(record())
+    write(record(), log_format="text")
     text = capsys.readouterr().err
     assert text.count("\n") == 1
     assert "request_id=abc" in text
     assert "outcome=ok" in text
 
 
+def test_what_ends_in_one_turn_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    write(record(key_name="one"), record(key_name="two"))
+    assert [json.loads(line)["key_name"] for line in capsys.readouterr().err.splitlines()] == ["one", "two"]
+
+
 def test_access_lines_keep_to_the_level(capsys: pytest.CaptureFixture[str]) -> None:
-    AccessLog("front end 0", level="warning", log_format="json").write(record())
+    write(record(), level="warning")
     assert not capsys.readouterr().err
 
 
@@ -97,9 +114,8 @@ def test_access_lines_can_be_turned_off() -> None:
 
 def test_a_log_that_cannot_be_written_fails_no_request() -> None:
     probe = """
-from service.access_log import AccessLog
-from tests.service.test_log_lines import record
-AccessLog("front end 0", level="info", log_format="json").write(record())
+from tests.service.test_log_lines import record, write
+write(record())
 print("alive")
 """
     with Path("/dev/full").open("w") as full:

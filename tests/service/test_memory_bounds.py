@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from service.body_memory import BodyMemory
+from service.body_limits import BodyLimits
 from service.decoding_memory import DecodingMemory
 from service.media import MediaLimits, decode_image
 from service.problems import ContentTooLarge, TooManyRequests
@@ -29,7 +29,7 @@ async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def test_bodies_fill_the_memory_until_their_requests_are_answered() -> None:
-    app = BodyMemory(echo_length, max_bytes=100)
+    app = BodyLimits(echo_length, max_bytes=1000, max_bytes_in_flight=100)
     holder = AsgiClient(path="/", headers={}, body=b"x" * 60)
     holder.stop_reading()
     async with request(app, holder):
@@ -50,7 +50,7 @@ async def test_bodies_fill_the_memory_until_their_requests_are_answered() -> Non
 
 
 async def test_a_body_that_will_not_fit_is_refused_by_its_header_and_a_promise_takes_no_room() -> None:
-    app = BodyMemory(echo_length, max_bytes=100)
+    app = BodyLimits(echo_length, max_bytes=1000, max_bytes_in_flight=100)
     promise = AsgiClient(path="/", headers={"Content-Length": "101"}, body=b"")
     async with request(app, promise) as refused:
         await refused
