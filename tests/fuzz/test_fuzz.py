@@ -36,7 +36,7 @@ def test_damaged_images_become_images_or_problems_and_leave_nothing_behind(tmp_p
     assert (tally.images, tally.crashes) == (400, 0)
     assert {name.split()[0] for name in tally.outcomes} >= {"200", "400", "413"}
     assert {"JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"} <= set(tally.formats)
-    assert tally.resident[-1] - tally.resident[0] < 48 * MiB
+    assert tally.resident[-1] - tally.resident[0] < 16 * MiB
 
 
 def test_a_process_that_ends_is_told_and_replaced() -> None:
