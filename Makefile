@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Extra arguments, for example: make run ARGS="--port 9000"
 ARGS ?=
 
-.PHONY: help run install test lint format docs bench bench-cache bench-models gpu-check lock clean
+.PHONY: help run install test lint format docs bench bench-cache bench-models fuzz gpu-check lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -49,6 +49,9 @@ bench-cache: $(VENV)/.bench ## measure the cache, with Redis whole and broken
 bench-models: $(VENV)/.dev ## measure the bare models
 	$(BIN)/python -m tests.benchmarks.models
 	$(BIN)/python -m tests.benchmarks.company
+
+fuzz: $(VENV)/.dev ## 50,000 damaged images and 5,000 requests made from the OpenAPI document
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Installs nothing, so that it runs without a network: in .venv if there is one, else in whatever Python has torch.
 gpu-check: ## check and measure a CUDA device, in less than eight minutes

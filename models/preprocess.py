@@ -43,8 +43,8 @@ _UPRIGHT = {
 _SIXTEEN_BIT = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _CONVERTIBLE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 
-_MAX_RESIZED_PIXELS = 1 << 24
-"""Largest resized image that is held whole, 64 MiB; only an aspect ratio beyond 1 : 256 (at S = 256) goes over it."""
+_MAX_RESIZED_PIXELS = 1 << 21
+"""Largest resized image that is held whole, 8 MiB; only an aspect ratio beyond 1 : 32 (at S = 256) goes over it."""
 
 
 # --- any image -> RGB ------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 from service.problems import PROBLEM_MEDIA_TYPE
 
-__all__ = ["answers"]
+__all__ = ["Events", "answers"]
 
 _PROBLEM_SCHEMA = {
     "type": "object",
@@ -53,24 +54,49 @@ _WHEN = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """A stream of server-sent events: its media type, the JSON Schema of each event's data by its name, and an example."""
+
+    media_type: str
+    data: Mapping[str, Mapping[str, Any]]
+    example: str
+
+
 def answers(
     *problems: int,
     example: Any = None,
     binary: Sequence[str] = (),
-    text: Mapping[str, str] | None = None,
+    events: Events | None = None,
     description: str | None = None,
 ) -> dict[int | str, dict[str, Any]]:
-    """What a route's ``responses=`` say: an example of its JSON, the binary types it may give, text types with an example
-    each, and its problems.
+    """What a route's ``responses=`` say: an example of its JSON, the binary types it may give, the events of a stream, and
+    its problems.
     """
     content: dict[str, Any] = {"application/json": {"example": example}} if example is not None else {}
     content |= {name: {"schema": {"type": "string", "format": "binary"}} for name in binary}
-    content |= {name: {"schema": {"type": "string"}, "example": sample} for name, sample in (text or {}).items()}
+    if events is not None:
+        content[events.media_type] = {"itemSchema": {"oneOf": _event_schemas(events)}, "example": events.example}
     success: dict[str, Any] = {"content": content}
     if description is not None:
         success["description"] = description
     documented: dict[int | str, dict[str, Any]] = {HTTPStatus.OK.value: success}
     return documented | {status: _problem(status) for status in (*problems, 401, 403, 429)}
+
+
+def _event_schemas(events: Events) -> list[dict[str, Any]]:
+    """Schemas of the items of the stream, as OpenAPI 3.2 describes them; ``error`` may end any stream."""
+    return [
+        {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"const": name},
+                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": schema},
+            },
+        }
+        for name, schema in {**events.data, "error": _PROBLEM_SCHEMA}.items()
+    ]
 
 
 def _problem(status: int) -> dict[str, Any]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
 from models.sampling_settings import MAX_STEPS
 from service.problems import InvalidRequest, MalformedBody, ProblemDetail
 
 __all__ = [
+    "CODE_PATTERN",
     "EXAMPLE_CODE",
     "EXAMPLE_TOKENS",
+    "MAX_DIGESTS",
+    "SHA256_PATTERN",
     "Base64Images",
     "ClassEntry",
     "ClassList",
@@ -52,6 +55,34 @@ EXAMPLE_CODE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4v
 EXAMPLE_TOKENS = [0, 258, 48, 1029, 96, 1800, 144, 2571, 192, 3342, 241, 17, 289, 788, 337, 1559]
 EXAMPLE_TOKENS += [385, 2330, 433, 3101, 481, 3872, 530, 547, 578, 1318, 626, 2089, 674, 2860, 722, 3631]
 
+CODE_PATTERN = "^[A-Za-z0-9_-]+$"
+"""What a code consists of; how long it is depends on the tokenizer."""
+
+SHA256_PATTERN = "^[0-9a-fA-F]{64}$"
+MAX_DIGESTS = 1000
+"""Of one look-up."""
+
+
+def _exactly_one(**types: str) -> dict[str, Any]:
+    """The JSON Schema of an object with exactly one of some members, each of a type; null counts as absent."""
+    return {
+        "oneOf": [
+            {
+                "required": [name],
+                "properties": {
+                    name: {"type": kind},
+                    **{other: {"type": "null"} for other in types if other != name},
+                },
+            }
+            for name, kind in types.items()
+        ]
+    }
+
+
+def _or_null(schema: dict[str, Any]) -> WithJsonSchema:
+    """What the OpenAPI document says of a member that the service checks by itself."""
+    return WithJsonSchema({"anyOf": [schema, {"type": "null"}]})
+
 
 class _Request(BaseModel):
     """Strict: no member is converted silently, none is ignored."""
@@ -60,10 +91,14 @@ class _Request(BaseModel):
 
 
 class Base64Images(_Request):
-    """Images in a JSON body. Raw bytes, or a form of files, are faster."""
+    """Images in a JSON body, as one of the two members. Raw bytes, or a form of files, are faster."""
+
+    model_config = ConfigDict(json_schema_extra=_exactly_one(image="string", images="array"))
 
     image: str | None = Field(None, description="One image: base64, or a data URI.")
-    images: list[str] | None = Field(None, description="Several images: base64, or data URIs.")
+    images: Annotated[list[str] | None, _or_null({"type": "array", "items": {"type": "string"}, "minItems": 1})] = (
+        Field(None, description="Several images: base64, or data URIs.")
+    )
 
 
 class Size(BaseModel):
@@ -96,7 +131,9 @@ class EncodeResponse(BaseModel):
 class LookupRequest(_Request):
     """Images by the SHA-256 of their files."""
 
-    sha256: list[str] = Field(min_length=1, description="Digests in hexadecimal.")
+    sha256: list[Annotated[str, WithJsonSchema({"type": "string", "pattern": SHA256_PATTERN})]] = Field(
+        min_length=1, description="Digests in hexadecimal.", json_schema_extra={"maxItems": MAX_DIGESTS}
+    )
 
 
 class KnownCode(BaseModel):
@@ -117,14 +154,22 @@ class LookupResponse(BaseModel):
     missing: list[str] = Field(description="Digests that are not known.")
 
 
-class DecodeRequest(_Request):
-    """Tokens or codes of one image or of several; exactly one of the four members."""
+_CODE = {"type": "string", "pattern": CODE_PATTERN}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 
-    tokens: Any = Field(
+
+class DecodeRequest(_Request):
+    """Tokens or codes of one image or of several; exactly one of `tokens`, `code` and `codes`."""
+
+    model_config = ConfigDict(json_schema_extra=_exactly_one(tokens="array", code="string", codes="array"))
+
+    tokens: Annotated[Any, _or_null({"anyOf": [_IDS, {"type": "array", "items": _IDS, "minItems": 1}]})] = Field(
         None, description="Token ids of one image, or a list of such lists.", examples=[[EXAMPLE_TOKENS]]
     )
-    code: Any = Field(None, description="One code.", examples=[EXAMPLE_CODE])
-    codes: Any = Field(None, description="Several codes.")
+    code: Annotated[Any, _or_null(_CODE)] = Field(None, description="One code.", examples=[EXAMPLE_CODE])
+    codes: Annotated[Any, _or_null({"type": "array", "items": _CODE, "minItems": 1})] = Field(
+        None, description="Several codes."
+    )
     model: str | None = Field(None, description="The tokenizer that made them; another one's are refused.")
     revision: str | None = Field(None, description="Its revision; another one's are refused.")
     format: ImageFormat | None = Field(None, description="Image format, where the answer is JSON or multipart.")
@@ -249,19 +294,23 @@ class ImagesRequest(_Request):
 
     prompt: str = Field(max_length=4000, description="The name of a class.", examples=["golden retriever"])
     n: int | None = Field(None, ge=1, description="How many images; 1 if absent.")
-    size: str | None = Field(None, description="'auto', or a square such as '512x512'.", examples=["auto"])
+    size: Annotated[str | None, _or_null({"type": "string", "pattern": "^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$"})] = (
+        Field(None, description="'auto', or a square such as '512x512'.", examples=["auto"])
+    )
     response_format: Literal["b64_json", "url"] | None = Field(None, description="Both if absent.")
     output_format: ImageFormat | None = Field(None, description="PNG if absent.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP.")
     model: str | None = Field(None, description="The generator; another one's name is refused.")
-    stream: bool | None = Field(None, description="Not offered.")
+    stream: Annotated[bool | None, _or_null({"const": False})] = Field(None, description="Not offered.")
 
 
 class ImageObject(BaseModel):
     """An image as OpenAI's clients read it, with its code and seed."""
 
-    b64_json: str | None
-    url: str | None
+    b64_json: str | None = Field(
+        None, description="The image file in base64; absent if only its address was asked for."
+    )
+    url: str | None = Field(None, description="Its address; absent if only base64 was asked for.")
     revised_prompt: str
     code: str
     seed: int

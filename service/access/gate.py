@@ -7,7 +7,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from service.access.key_file import Keys
 from service.access.keys import ApiKey
@@ -19,6 +19,9 @@ from service.settings import Settings
 __all__ = ["Gate", "admit", "admit_directly", "spend"]
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the service asks for one.")
+_header = APIKeyHeader(
+    name="X-API-Key", auto_error=False, description="The same, for clients that cannot send the other."
+)
 
 
 class Gate:
@@ -100,16 +103,18 @@ class Gate:
 
 
 async def admit(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    key: Annotated[str | None, Depends(_header)],
 ) -> None:
     """The dependency of every route that asks for a key."""
-    given = credentials.credentials if credentials is not None else request.headers.get("x-api-key", "")
-    await Gate.of(request).admit(request, given)
+    await Gate.of(request).admit(request, credentials.credentials if credentials is not None else key or "")
 
 
 async def admit_directly(request: Request) -> None:
     """``admit``, for a route that is called without dependencies (``service.direct_routes``)."""
-    await admit(request, await _bearer(request) if "authorization" in request.headers else None)
+    credentials = await _bearer(request) if "authorization" in request.headers else None
+    await admit(request, credentials, request.headers.get("x-api-key"))
 
 
 async def spend(request: Request, images: int) -> None:

@@ -16,6 +16,8 @@ from service.problems import NotFound, invalid_value
 from service.schemas import (
     EXAMPLE_CODE,
     EXAMPLE_TOKENS,
+    MAX_DIGESTS,
+    SHA256_PATTERN,
     KnownCode,
     LookupRequest,
     LookupResponse,
@@ -29,8 +31,7 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["tokens"])
 
-_MOST = 1000
-_DIGEST = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
+_DIGEST = re.compile(SHA256_PATTERN, re.ASCII)
 _SAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _KNOWN = {
     "sha256": _SAMPLE,
@@ -67,7 +68,7 @@ async def lookup(request: Request) -> Response:
     require_json(request.headers.get("content-type"))
     with request.state.stages.measure("read"):
         body = parse_body(LookupRequest, await read_body(request, seconds=context.settings.body_timeout))
-    context.check_count(len(body.sha256), _MOST, "/sha256")
+    context.check_count(len(body.sha256), MAX_DIGESTS, "/sha256")
     digests = [_digest(text, f"/sha256/{index}") for index, text in enumerate(body.sha256)]
     known = await _look_up(request, digests)
     document = LookupResponse(
@@ -86,7 +87,13 @@ async def lookup(request: Request) -> Response:
     responses=answers(404, 422, 503, example=_KNOWN),
 )
 async def known_code(
-    request: Request, sha256: Annotated[str, PathParameter(description="Of the image's file.", examples=[_SAMPLE])]
+    request: Request,
+    sha256: Annotated[
+        str,
+        PathParameter(
+            description="Of the image's file.", examples=[_SAMPLE], json_schema_extra={"pattern": SHA256_PATTERN}
+        ),
+    ],
 ) -> Response:
     """404 if the image has not been seen, or has been forgotten."""
     context = _context_of(request)

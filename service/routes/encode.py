@@ -24,7 +24,11 @@ __all__ = ["IMAGE_BODY", "router"]
 
 router = APIRouter(tags=["tokens"])
 
-_FILES = {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}}
+_FILES = {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}, "minProperties": 1}
+_PICTURE = (  # 4 x 4 pixels
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAIAAAAmkwkpAAAANklEQVR42gXBMQEAAAgCMOJ4"
+    "exOHECbxNoQhCGEYNwQseOCDEWyxh31sREmlKV0JsanN2bzNBxkKFZG9sRFtAAAAAElFTkSuQmCC"
+)
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -34,7 +38,7 @@ IMAGE_BODY: dict[str, Any] = {
             "multipart/form-data": {"schema": _FILES},
             "application/json": {
                 "schema": Base64Images.model_json_schema(),
-                "example": {"image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA..."},
+                "example": {"image": f"data:image/png;base64,{_PICTURE}"},
             },
         },
     }

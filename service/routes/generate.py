@@ -17,10 +17,19 @@ from service.generation import Generation
 from service.generation_stream import GenerationStream
 from service.media import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
 from service.negotiation import choose_media_type, require_json
-from service.openapi import answers
+from service.openapi import Events, answers
 from service.problems import InvalidRequest, ProblemDetail
 from service.rendering import Rendered, image_media_type, image_response, render
-from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, GenerateRequest, GenerateResponse, parse_body
+from service.schemas import (
+    EXAMPLE_CODE,
+    EXAMPLE_TOKENS,
+    GeneratedItem,
+    GenerateRequest,
+    GenerateResponse,
+    GenerationFacts,
+    StepEvent,
+    parse_body,
+)
 from service.uploads import read_body
 
 __all__ = ["router"]
@@ -70,7 +79,15 @@ _EXAMPLE_EVENTS = b"".join(
         *(400, 404, 406, 408, 413, 415, 422, 429, 503, 504),
         example={**_EXAMPLE_FACTS, "data": [_EXAMPLE_ITEM]},
         binary=list(OUTPUT_EXTENSIONS),
-        text={EVENT_STREAM: _EXAMPLE_EVENTS},
+        events=Events(
+            media_type=EVENT_STREAM,
+            data={
+                "step": StepEvent.model_json_schema(),
+                "image": GeneratedItem.model_json_schema(),
+                "done": GenerationFacts.model_json_schema(),
+            },
+            example=_EXAMPLE_EVENTS,
+        ),
     ),
     openapi_extra=_BODY,
 )

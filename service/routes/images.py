@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
@@ -16,7 +16,7 @@ from service.negotiation import holds_etag
 from service.openapi import answers
 from service.problems import Gone, NotFound, ProblemDetail, RevisionMismatch
 from service.rendering import SIDES, render
-from service.schemas import EXAMPLE_CODE
+from service.schemas import CODE_PATTERN, EXAMPLE_CODE
 from service.tokens import tokens_from_code
 
 __all__ = ["router"]
@@ -27,18 +27,24 @@ _EXTENSIONS = {extension: media_type for media_type, extension in OUTPUT_EXTENSI
 _DAY = 24 * 60 * 60
 
 
-@router.api_route(
-    "/v1/images/{tokenizer}/{code}.{extension}",
-    methods=["GET", "HEAD"],
-    summary="The image whose address is its code",
-    response_class=Response,
-    responses=answers(404, 410, 422, 429, 503, 504, binary=list(OUTPUT_EXTENSIONS), description="The image."),
-)
+_PATH = "/v1/images/{tokenizer}/{code}.{extension}"
+_DOCUMENTED: dict[str, Any] = {
+    "summary": "The image whose address is its code",
+    "response_class": Response,
+    "responses": {
+        **answers(404, 410, 422, 429, 503, 504, binary=list(OUTPUT_EXTENSIONS), description="The image."),
+        304: {"description": "`If-None-Match` names the image's `ETag`: the caller has it."},
+    },
+}
+
+
+@router.head(_PATH, operation_id="head_image", **_DOCUMENTED)
+@router.get(_PATH, operation_id="get_image", **_DOCUMENTED)
 async def image(
     request: Request,
     tokenizer: Annotated[str, PathParameter(examples=["titok-mini-32"])],
-    code: Annotated[str, PathParameter(examples=[EXAMPLE_CODE])],
-    extension: Annotated[str, PathParameter(examples=["jpg"])],
+    code: Annotated[str, PathParameter(examples=[EXAMPLE_CODE], json_schema_extra={"pattern": CODE_PATTERN})],
+    extension: Annotated[str, PathParameter(examples=["jpg"], json_schema_extra={"enum": list(_EXTENSIONS)})],
     size: Annotated[
         int | None, Query(ge=SIDES[0], le=SIDES[-1], description="Pixels of a side; the model's own if absent.")
     ] = None,

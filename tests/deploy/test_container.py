@@ -49,7 +49,9 @@ def test_what_the_image_copies_is_not_ignored() -> None:
     assert all((PROJECT / source).exists() for source in sources)
 
 
-@pytest.mark.parametrize("name", ["docker-compose.yml", "deploy/compose.gpu.yml"])
+@pytest.mark.parametrize(
+    "name", ["docker-compose.yml", "deploy/compose.gpu.yml", "deploy/compose.traces.yml", "deploy/compose.keys.yml"]
+)
 def test_a_compose_file_is_valid_by_the_schema_of_the_compose_specification(name: str) -> None:
     checked = check_compose(PROJECT / name)
     assert checked.returncode == 0, checked.stdout
@@ -107,6 +109,14 @@ def test_the_traces_override_sends_them_to_a_collector_that_it_brings() -> None:
     assert jaeger["read_only"]
     assert jaeger["cap_drop"] == ["ALL"]
     assert all(port.startswith("127.0.0.1:") for port in jaeger["ports"])
+
+
+def test_the_keys_override_has_the_service_ask_for_the_keys_of_a_secret() -> None:
+    override = yaml.safe_load((PROJECT / "deploy" / "compose.keys.yml").read_text())
+    service = override["services"]["titok"]
+    [secret] = service["secrets"]
+    assert override["secrets"] == {secret: {"file": "./keys.toml"}}
+    assert service["environment"] == {"TITOK_API_KEYS_FILE": f"/run/secrets/{secret}"}  # where Compose mounts it
 
 
 def test_the_stop_is_given_longer_than_the_drain() -> None:

@@ -89,6 +89,17 @@ def with_adapter(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
     return render(overlay.parent)
 
 
+@pytest.fixture(scope="module")
+def with_keys(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
+    """An overlay on top of one that there is, with the keys in a file."""
+    folder = tmp_path_factory.mktemp("kubernetes") / "kubernetes"
+    shutil.copytree(KUBERNETES, folder)
+    own = folder / "overlays" / "own" / "kustomization.yaml"
+    own.parent.mkdir()
+    own.write_text(yaml.safe_dump({"resources": ["../cpu"], "components": ["../../components/keys-file"]}))
+    return render(own.parent)
+
+
 @both
 def test_every_manifest_is_valid(overlay: str) -> None:
     for manifest in rendered(overlay):
@@ -152,6 +163,26 @@ def test_every_variable_is_a_setting_and_all_together_are_valid(overlay: str, mo
         monkeypatch.setenv(name, value)
     assert "TITOK_API_KEYS" not in given
     assert set(Settings().model_fields_set) >= {name.removeprefix("TITOK_").lower() for name in given}
+
+
+def test_the_keys_file_is_a_secret_that_must_be_there_and_stays_current(with_keys: list[Manifest]) -> None:
+    for manifest in with_keys:
+        check(manifest)
+    pod = the(with_keys, "Deployment")["spec"]["template"]["spec"]
+    [one] = pod["containers"]
+    variables = {entry["name"]: entry for entry in one["env"]}
+    path = Path(variables["TITOK_API_KEYS_FILE"]["value"])
+    [mount] = [mount for mount in one["volumeMounts"] if mount["mountPath"] == str(path.parent)]
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
+    assert mount["readOnly"]
+    assert "subPath" not in mount, "a file mounted alone does not change when the secret does"
+    assert volume["secret"] == {"secretName": "titok-keys", "defaultMode": 0o440}, "it must not be optional"
+    # Its group may read it, which is the pod's.
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+    assert variables["TITOK_API_KEYS"]["valueFrom"]["secretKeyRef"]["optional"]
+    before = container(rendered("cpu"))
+    assert len(one["env"]) == len(before["env"]) + 1
+    assert one["volumeMounts"] == [mount, *before["volumeMounts"]]
 
 
 @both

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,7 @@ def main() -> None:
         )
     finally:
         end(server)
-    print(json.dumps(asdict(outcome), indent=1))
+    print(json.dumps(vars(outcome), indent=1))
 
 
 if __name__ == "__main__":

@@ -318,6 +318,16 @@ def test_the_openapi_document_shows_every_route_with_an_example(client: httpx.Cl
     } <= set(document["paths"])
 
 
+def test_the_openapi_document_names_each_operation_once_and_its_example_of_an_image_is_one(
+    client: httpx.Client,
+) -> None:
+    document = client.get("/openapi.json").json()
+    names = [operation["operationId"] for operations in document["paths"].values() for operation in operations.values()]
+    assert len(set(names)) == len(names)
+    example = document["paths"]["/v1/encode"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    assert client.post("/v1/encode", json=example).status_code == 200
+
+
 def test_the_page_of_the_api_needs_no_internet(client: httpx.Client) -> None:
     page = client.get("/docs").text
     assert "https://" not in page.replace("https://www.w3.org", "")

@@ -151,7 +151,7 @@ def test_the_way_of_elongated_images_gives_the_same_pixels_as_the_ordinary_one(
             np.testing.assert_array_equal(left, right, err_msg=f"{width} x {height} -> {size}")
 
 
-@pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (3, 1_000_000), (1_000_000, 3)])
+@pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (3, 1_000_000), (1_000_000, 3), (4000, 60)])
 def test_an_extreme_aspect_ratio_never_makes_a_large_resized_image(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
@@ -167,7 +167,7 @@ def test_an_extreme_aspect_ratio_never_makes_a_large_resized_image(
 
     assert (eval_crop(image, 256) == (1, 2, 3)).all()
     assert (adm_crop(image, 256) == (1, 2, 3)).all()
-    assert 0 < largest <= 1 << 24
+    assert 0 < largest <= 1 << 21
 
 
 @pytest.mark.parametrize("crop", [eval_crop, adm_crop, ten_crop])

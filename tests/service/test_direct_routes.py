@@ -44,7 +44,6 @@ async def test_another_method_is_told_which_one_there_is(device: HeldDevice) -> 
         assert refused.json()["type"] == "urn:titok:problem:method-not-allowed"
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate Operation ID")  # of GET and HEAD of an image
 async def test_it_is_counted_by_its_path_and_stands_in_the_document_once(device: HeldDevice) -> None:
     async with service(device) as client:
         await client.post("/v1/encode", content=picture(7), headers=PNG)

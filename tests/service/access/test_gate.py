@@ -129,7 +129,6 @@ async def test_without_keys_everybody_is_let_in() -> None:
             assert "ratelimit" not in answer.headers
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate Operation ID")  # of GET and HEAD, which are one operation
 async def test_open_paths_ask_for_no_key() -> None:
     async with keyed() as client:
         for path in OPEN_PATHS - {"/playground/{path:path}", "/static-offline-docs"}:

@@ -1,0 +1,158 @@
+"""What Schemathesis cannot know of this service: image files, addresses that exist, and refusals that no schema can tell.
+
+Loaded by Schemathesis (``hooks`` in ``schemathesis.toml``). Counts go to the file that ``TITOK_FUZZ_TALLY`` names.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import schemathesis
+from hypothesis import strategies as st
+from schemathesis.openapi.checks import RejectedPositiveData
+
+from models.packed_codes import MEDIA_TYPE as PACKED_CODES
+from models.sampling_settings import MAX_STEPS
+from service.media import ACCEPTED_FORMATS
+from service.schemas import CODE_PATTERN, EXAMPLE_CODE, EXAMPLE_TOKENS
+from tests.fuzz.mutations import mutated
+from tests.fuzz.seeds import seeds
+
+KNOWN_DIGEST = os.environ.get("TITOK_FUZZ_DIGEST", "0" * 64)
+MODEL = "titok-mini-32"
+MOST_STEPS = 4
+
+UNTELLABLE: dict[str, str] = {
+    "undecodable-image": "a schema cannot say what an image file is; most of those sent are damaged on purpose",
+    "unsupported-media-type": "the damage has made a file look like a format that is not taken",
+    "malformed-body": "base64 and data URIs have no form that a schema of strings could tell",
+    "content-too-large": "how many images a request may ask for is a setting, which GET /v1/models tells",
+    "not-acceptable": "several images do not fit into the one file that Accept asks for",
+    "invalid-request": "see INVALID",
+}
+"""Problems that a request which fits its schema may get, with the reason."""
+
+INVALID: dict[str, str] = {
+    "image has": "how many ids an image has depends on the tokenizer",
+    "token id out of range": "how large the codebook is depends on the tokenizer",
+    "a code has": "how long a code is depends on the tokenizer",
+    "unused bits": "whether a code's last bits are zero is no matter of its characters",
+    "not URL-safe base64": "the same",
+    "packed codes come in whole groups": "how long a packed code is depends on the tokenizer",
+    "no file of packed codes": "bytes have no schema",
+    "K and V in the header": "the same",
+    "one weight for each image": "there are as many weights as images",
+    "no image weighs anything": "a sum is no schema's matter",
+    "one entry for each token": "how many positions there are depends on the tokenizer",
+    "there is no such image": "positions name images of the same request",
+    "no size that can be drawn": "a square within bounds is no regular expression's matter",
+    "Previews come with": "a member of the body depends on a header",
+    "valid integer": "2.0 is an integer to JSON Schema, and none to the service",
+    "whole number": "the same",
+    "equal to 9223372036854775807": "a bound of 63 bits is a rounded one where numbers are doubles",
+    "is no file": "a part of a form is a file if it has a filename, which no schema can ask for",
+}
+"""Of ``invalid-request``: what the problem says, with the reason."""
+
+_tally: Counter[str] = Counter()
+_excused: Counter[str] = Counter()
+_images = st.sampled_from(list(seeds().values())) | mutated(seeds())
+
+for name in ACCEPTED_FORMATS.values():
+    schemathesis.openapi.media_type(name, _images)
+for name in (PACKED_CODES, "application/octet-stream"):
+    schemathesis.openapi.media_type(
+        name, st.integers(1, 3).flatmap(lambda n: st.binary(min_size=48 * n, max_size=48 * n))
+    )
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    """Asks for each type that the operation can answer with, in turn; and keeps sampling short."""
+    digest = zlib.crc32(repr((case.path_parameters, case.query, case.body)).encode())
+    answers = case.operation.definition.raw["responses"].get("200", {}).get("content", {})
+    if answers and "Accept" not in (case.headers or {}) and digest % 3:
+        offers = sorted(answers)
+        case.headers = {**(case.headers or {}), "Accept": offers[digest % len(offers)]}
+    if case.operation.path == "/v1/generate" and isinstance(case.body, dict):
+        steps = case.body.get("steps")
+        if steps is None or (isinstance(steps, int) and MOST_STEPS < steps <= MAX_STEPS):
+            case.body = {**case.body, "steps": MOST_STEPS}
+
+
+@schemathesis.hook
+def map_path_parameters(context: Any, path_parameters: dict[str, Any]) -> dict[str, Any]:
+    """Every second time what exists: the model, a code of it, an image that is known."""
+    known = {"model": MODEL, "tokenizer": MODEL, "code": EXAMPLE_CODE, "sha256": KNOWN_DIGEST}
+    if path_parameters and zlib.crc32(repr(path_parameters).encode()) % 2:
+        return {name: known.get(name, value) for name, value in path_parameters.items()}
+    return path_parameters
+
+
+@schemathesis.hook
+def map_body(context: Any, body: Any) -> Any:
+    """Every second time codes and tokens that are some, in place of those that only look like it."""
+    if isinstance(body, dict) and zlib.crc32(repr(body).encode()) % 2:
+        return {name: _real(name, value) for name, value in body.items()}
+    return body
+
+
+def _real(name: str, value: Any) -> Any:
+    if name == "code" and _is_code(value):
+        return EXAMPLE_CODE
+    if name == "codes" and isinstance(value, list) and value and all(map(_is_code, value)):
+        return [EXAMPLE_CODE] * min(len(value), 8)
+    if name == "tokens" and _is_ids(value):
+        return EXAMPLE_TOKENS
+    if name == "tokens" and isinstance(value, list) and value and all(map(_is_ids, value)):
+        return [EXAMPLE_TOKENS] * min(len(value), 8)
+    return value
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(CODE_PATTERN, value, re.ASCII) is not None
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int and item >= 0 for item in value)
+
+
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    """Counts."""
+    _tally[f"{case.method} {case.operation.path} {response.status_code}"] += 1
+
+
+@schemathesis.hook
+def after_network_error(context: Any, case: Any, request: Any) -> None:
+    """Counts those that got no answer."""
+    _tally[f"{case.method} {case.operation.path} none"] += 1
+
+
+@schemathesis.hook
+def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
+    """Drops refusals of requests that fit their schema, where the schema cannot tell the reason."""
+    if not isinstance(failure, RejectedPositiveData):
+        return True
+    if response.request.method == "HEAD":
+        return response.status_code != 422  # has no body that says why: as for GET
+    problem = response.json()
+    slug = problem["type"].removeprefix("urn:titok:problem:")
+    if slug not in UNTELLABLE or (slug == "invalid-request" and not any(text in problem["detail"] for text in INVALID)):
+        return True
+    _excused[slug] += 1
+    return False
+
+
+@atexit.register
+def write() -> None:
+    """The counts."""
+    if path := os.environ.get("TITOK_FUZZ_TALLY"):
+        Path(path).write_text(json.dumps({"statuses": _tally, "excused": _excused}))
