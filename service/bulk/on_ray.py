@@ -46,7 +46,7 @@ try:
 except ModuleNotFoundError as missing:
     raise BulkError(f"--ray needs the package {missing.name}: pip install 'titok-service[ray]'") from None
 
-__all__ = ["run_on_ray"]
+__all__ = ["Tokenizing", "run_on_ray"]
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -143,18 +143,17 @@ def _shards(job: Job, settings: Settings, share: _Share, gaps: list[Gap]) -> Ite
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns of having no bars, and tells of its success
     context.execution_no_progress_timeout_s = -1  # a large shard may take an hour
     stretches = ray.data.from_items(missing, override_num_blocks=len(missing))
     made = stretches.map_batches(
-        _Tokenizing,
+        Tokenizing,
         fn_constructor_args=(job, settings, share.cores),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(share.actors, len(missing)), max_tasks_in_flight_per_actor=1),
         num_cpus=share.cores,
         num_gpus=share.gpus,
-        max_restarts=-1,  # nodes may come and go
-        max_task_retries=-1,
-    )
+    )  # by Ray Data's defaults, actors and shards that go with a node are made again as often as it takes
     for row in made.iter_rows():
         result: ShardFiles | Exception = pickle.loads(row["result"])  # noqa: S301  made by our own actors
         if isinstance(result, Exception):
@@ -184,7 +183,7 @@ def _count(part: Part) -> int:
     return part.count()
 
 
-class _Tokenizing:
+class Tokenizing:
     """An actor: makes whole shards of stretches of the source."""
 
     def __init__(self, job: Job, settings: Settings, cores: int) -> None:

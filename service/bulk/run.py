@@ -30,7 +30,7 @@ _CPU_BATCH, _DEVICE_BATCH = 16, 128
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What ``titok tokenize`` was asked for; a ``batch_size`` of 0 is what suits the device, 0 ``threads`` are one a core."""
+    """What ``titok tokenize`` was asked for; 0 as ``batch_size`` is what suits the device, as ``threads`` one a core."""
 
     source: Source
     destination: Path

@@ -35,6 +35,12 @@ def test_what_runs_no_network_does_not_import_torch(statement: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_run_on_one_machine_does_not_import_ray() -> None:
+    probe = "import service.cli, service.bulk.run, service.bulk.sources, sys\nassert 'ray' not in sys.modules"
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_package_gives_its_loaders_and_nothing_it_does_not_have() -> None:
     import models
 
