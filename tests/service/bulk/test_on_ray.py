@@ -24,6 +24,7 @@ from service.bulk.image_folders import ImageFolder
 from service.bulk.manifest import settings_of
 from service.bulk.run import Job, open_device, run_job
 from service.bulk.sources import open_source
+from tests.ray_cluster import two_nodes
 from tests.service.bulk.data_sets import broken_images, digests, folder_of, job, leave_only, parquet_of, tars_of
 from tests.service.bulk.waiting_files import WaitingFiles
 
@@ -36,23 +37,8 @@ SECONDS = 60.0
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without cores, and two nodes with a core each, which this process is connected to."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_MODE", "disabled")  # it would leave a token in the home folder
-        environment.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-        from ray.cluster_utils import Cluster
-
-        from service.bulk.on_ray import ray
-
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        try:
-            for _ in range(2):
-                nodes.add_node(num_cpus=1)
-            ray.init(address=nodes.address, log_to_driver=False)
-            yield nodes
-        finally:
-            ray.shutdown()
-            nodes.shutdown()
+    with two_nodes() as nodes:
+        yield nodes
 
 
 def on_ray(asked: Job, **options: Any) -> Any:
