@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.errors import CheckpointError
 from service.bulk.errors import BulkError
 from service.bulk.formats import FORMATS
 from service.bulk.image_folders import ImageFolder
@@ -149,11 +150,13 @@ def test_a_source_that_an_actor_cannot_read_is_told_as_on_one_machine(tmp_path: 
     assert isinstance(pickle.loads(made["result"][0]), FileNotFoundError)  # noqa: S301
 
 
-def test_devices_that_no_node_has_are_refused(cluster: Any, tmp_path: Path) -> None:
+def test_devices_and_weights_that_no_node_has_are_refused(cluster: Any, tmp_path: Path) -> None:
     asked = asked_for(folder_of(tmp_path / "source", broken_images()), tmp_path / "tokens", "jsonl")
     for device, message in (("cuda", "no node of the Ray cluster has a GPU"), ("cuda:1", "not cuda:1: Ray chooses")):
         with pytest.raises(BulkError, match=message):
             on_ray(dataclasses.replace(asked, device=device))
+    with pytest.raises(CheckpointError, match="nowhere"):  # what a node says, as it says it
+        on_ray(dataclasses.replace(asked, weights=str(tmp_path / "nowhere.safetensors")))
     assert not (tmp_path / "tokens").exists()
 
 
