@@ -26,7 +26,7 @@ from service.bulk.manifest import settings_of
 from service.bulk.run import Job, open_device, run_job
 from service.bulk.sources import open_source
 from tests.ray_cluster import two_nodes
-from tests.service.bulk.data_sets import broken_images, digests, folder_of, job, leave_only, parquet_of, tars_of
+from tests.service.bulk.data_sets import CLASSES, broken_images, digests, folder_of, job, leave_only, tars_of
 from tests.service.bulk.waiting_files import WaitingFiles
 
 pytest.importorskip("ray")
@@ -52,26 +52,18 @@ def asked_for(source: Any, destination: Path, format_name: str) -> Job:
     return job(source, destination, tokenizer="titok-mini-32", format=format_name, threads=0, max_pixels=40_000_000)
 
 
-def test_two_nodes_leave_the_bytes_of_one_machine_and_make_no_shard_twice(cluster: Any, tmp_path: Path) -> None:
-    source = parquet_of(tmp_path / "source", list(broken_images()))
+def test_a_node_killed_amid_a_shard_changes_no_byte_and_has_no_whole_shard_made_again(
+    cluster: Any, tmp_path: Path
+) -> None:
+    """One image is a pipe: whoever opens it is amid its shard, waits there for ever, and is the one whose node dies."""
+    folder = folder_of(tmp_path / "source", broken_images())
+    paths = [[f"{name}/{path.name}" for path in (folder / name).iterdir()] for name in CLASSES]
+    parts = tuple(ImageFolder(WaitingFiles(), str(folder), some) for some in paths)
+    source = dataclasses.replace(open_source(str(folder)), parts=parts)
     here = run_job(asked_for(source, tmp_path / "here", "parquet"))
     leave_only({0, 3}, asked_for(source, tmp_path / "ray", "parquet"), run_job)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ray").glob("tokens-*")}
     seen: list[tuple[int, int]] = []
-    there = on_ray(asked_for(source, tmp_path / "ray", "parquet"), progress=lambda *done: seen.append(done))
-    assert there == here
-    assert [sum(counts) for counts in zip(*seen, strict=True)] == [23, 2]
-    assert digests(tmp_path / "ray") == digests(tmp_path / "here")
-    assert {name: (tmp_path / "ray" / name).stat().st_mtime_ns for name in before} == before
-
-
-def test_a_node_killed_amid_a_shard_changes_no_byte(cluster: Any, tmp_path: Path) -> None:
-    """One image is a pipe: whoever opens it is amid its shard, waits there for ever, and is the one whose node dies."""
-    folder = folder_of(tmp_path / "source", broken_images())
-    paths = [str(path.relative_to(folder)) for path in folder.rglob("*.jpg")]
-    source = open_source(str(folder))
-    source = dataclasses.replace(source, parts=(ImageFolder(WaitingFiles(), str(folder), paths),))
-    here = run_job(asked_for(source, tmp_path / "here", "webdataset"))
     image = folder / "bee" / "0010.jpg"
     image.rename(tmp_path / "image")
     os.mkfifo(image)
@@ -89,13 +81,15 @@ def test_a_node_killed_amid_a_shard_changes_no_byte(cluster: Any, tmp_path: Path
 
     threading.Thread(target=kill, daemon=True).start()
     try:
-        there = on_ray(asked_for(source, tmp_path / "ray", "webdataset"))
+        there = on_ray(asked_for(source, tmp_path / "ray", "parquet"), progress=lambda *done: seen.append(done))
         assert killed.result(SECONDS) not in cluster.worker_nodes
     finally:
         for end in pipe:
             os.close(end)
     assert there == here
+    assert [sum(counts) for counts in zip(*seen, strict=True)] == [23, 2]
     assert digests(tmp_path / "ray") == digests(tmp_path / "here")
+    assert {name: (tmp_path / "ray" / name).stat().st_mtime_ns for name in before} == before
 
 
 def reader_of(pipe: Path) -> int:
