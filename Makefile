@@ -61,8 +61,8 @@ gpu-check: ## check and measure a CUDA device, in less than eight minutes
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements/constraints.txt
 lock: $(VENV)/.dev ## resolve the locked versions anew
 	$(LOCK) pyproject.toml --extra otel | grep -vE '^(nvidia-[^m]|cuda-|triton)' > requirements/run.lock
-	$(LOCK) pyproject.toml --extra train --extra evaluate --extra bulk --extra otel --group dev | grep -vE '^(nvidia-[^m]|cuda-|triton)' > requirements/dev.lock
-	$(LOCK) pyproject.toml --extra train --extra evaluate --extra bulk --extra otel --group dev --group bench | grep -vE '^(nvidia-[^m]|cuda-|triton)' > requirements/bench.lock
+	$(LOCK) pyproject.toml --extra train --extra evaluate --extra bulk --extra ray --extra otel --group dev | grep -vE '^(nvidia-[^m]|cuda-|triton)' > requirements/dev.lock
+	$(LOCK) pyproject.toml --extra train --extra evaluate --extra bulk --extra ray --extra otel --group dev --group bench | grep -vE '^(nvidia-[^m]|cuda-|triton)' > requirements/bench.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from service.cores import usable_cores
 from service.image_commands import Tokenizer, Weights
 from service.settings import Settings
 
@@ -63,6 +62,16 @@ def tokenize(
     image_column: Annotated[str | None, typer.Option(help="Of Parquet files; image by default.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of Parquet files; label by default.")] = None,
     key_column: Annotated[str | None, typer.Option(help="Of Parquet files; key or __key__ by default.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="On a Ray cluster: its address, auto for the one this machine is part of, local for one of its own.",
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        int, typer.Option(min=0, help="Tokenizers on the cluster; 0: one a GPU, or one a node without any.")
+    ] = 0,
 ) -> None:
     """Make a whole data set into tokens. Killed, it goes on with the same command, to the same bytes.
 
@@ -84,7 +93,7 @@ def tokenize(
         views=Views(crops.value, flip),
         shard_images=shard_images,
         batch_size=batch_size,
-        threads=decode_threads or usable_cores(),
+        threads=decode_threads,
         max_pixels=settings.max_pixels,
     )
     console = Console(stderr=True)
@@ -97,7 +106,12 @@ def tokenize(
             broken += left_out
             progress.update(task, advance=done, broken=f"{broken} left out" if broken else "")
 
-        result = run_job(job, progress=show)
+        if ray is None:
+            result = run_job(job, progress=show)
+        else:
+            from service.bulk.on_ray import run_on_ray
+
+            result = run_on_ray(job, ray, actors=ray_actors, progress=show)
     console.print(
         f"{result.images} images tokenized, {result.broken} left out"
         + (f" (see {dest / 'errors.jsonl'})" if result.broken else "")

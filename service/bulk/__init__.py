@@ -6,6 +6,7 @@
     pipeline.py    read ahead ── decode in threads (views.py) ── batches on the device ── shards
     formats.py     a shard as files: WebDataset, Parquet, .npy, .bin, JSON lines
     destination.py the folder they go to, file by file, so that a killed run goes on where it was
+    run.py         all of it on this machine; on_ray.py: on many, shard by shard
 
 What a shard holds depends on the source, the settings and the number of the shard, and on nothing else.
 """

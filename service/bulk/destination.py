@@ -1,4 +1,4 @@
-"""The folder that shards go to: whatever moment a run is killed at, the next one goes on behind its last whole shard.
+"""The folder that shards go to: whatever moment a run is killed at, the next one makes the shards that are not whole.
 
 ::
 
@@ -8,7 +8,7 @@
     DEST/manifest.json           settings, counts, digests of all files       }
 
 A shard counts when its line is in the journal, and the line is written when the shard's files are. A line that was cut off
-is taken away, and its shard is made again: the same bytes, under the same names.
+is taken away, and its shard is made again: the same bytes, under the same names. Shards may come in any order.
 """
 
 from __future__ import annotations
@@ -19,19 +19,29 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from models.whole_files import PARTIAL_SUFFIX, write_whole
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
-from service.bulk.shards import Shard
+from service.bulk.shards import ShardFiles
 
-__all__ = ["Destination", "Settings"]
+__all__ = ["Destination", "Gap", "Settings"]
 
 Settings = Mapping[str, Any]
 """Everything that decides which bytes come out, as JSON."""
 
 _JOURNAL, _ERRORS, _MANIFEST = "journal.jsonl", "errors.jsonl", "manifest.json"
+
+
+class Gap(NamedTuple):
+    """Shards that are not whole: ``shards`` of them from number ``first`` on, which begins at ``start``; None: all that
+    follow.
+    """
+
+    first: int
+    start: Position
+    shards: int | None
 
 
 class Destination:
@@ -45,7 +55,7 @@ class Destination:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
-        self._records: list[dict[str, Any]] = []
+        self._records: dict[int, dict[str, Any]] = {}
         self.done = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,45 +84,52 @@ class Destination:
         return len(self._records)
 
     @property
-    def position(self) -> Position:
-        """Where in the source the next shard begins."""
-        return Position(*self._records[-1]["end"]) if self._records else Position(0, 0)
+    def gaps(self) -> list[Gap]:
+        """What is left to do, in order; the last one has no end, and there may be nothing in it."""
+        found, first, start = list[Gap](), 0, Position(0, 0)
+        for number, record in sorted(self._records.items()):
+            if number > first:
+                found.append(Gap(first, start, number - first))
+            first, start = number + 1, Position(*record["end"])
+        return [*found, Gap(first, start, None)]
 
     @property
     def images(self) -> int:
         """How many images have their tokens."""
-        return sum(record["images"] for record in self._records)
+        return sum(record["images"] for record in self._records.values())
 
     @property
     def broken(self) -> int:
         """How many images were left out."""
-        return sum(len(record["broken"]) for record in self._records)
+        return sum(len(record["broken"]) for record in self._records.values())
 
-    def add(self, shard: Shard, contents: Mapping[str, bytes]) -> None:
-        """Writes the files of the next shard; when this returns they outlast a loss of power."""
-        if shard.number != self.shards:
-            raise ValueError(f"shard {shard.number} is not the next one, which is {self.shards}")
-        for name, content in contents.items():
+    def add(self, shard: ShardFiles) -> None:
+        """Writes the files of a shard; when this returns they outlast a loss of power."""
+        if shard.number in self._records:
+            raise ValueError(f"shard {shard.number} is whole already")
+        for name, content in shard.contents.items():
             self._write(name, content)
         os.fsync(self._lock)
         record = {
-            "images": len(shard.rows),
+            "number": shard.number,
+            "images": shard.images,
             "broken": [[one.key, one.reason] for one in shard.broken],
             "end": list(shard.end),
-            "files": [_described(name, content) for name, content in contents.items()],
+            "files": [_described(name, content) for name, content in shard.contents.items()],
         }
         with (self.folder / _JOURNAL).open("ab") as journal:
             journal.write(_line(record))
             journal.flush()
             os.fsync(journal.fileno())
-        self._records.append(record)
+        self._records[shard.number] = record
 
     def finish(self, manifest: Callable[[Settings, list[dict[str, Any]], dict[str, Any]], dict[str, Any]]) -> None:
         """Writes the errors and the manifest, which ``manifest`` makes of the settings, the shards and the errors' file."""
-        broken = [(key, reason) for record in self._records for key, reason in record["broken"]]
+        records = [record for _, record in sorted(self._records.items())]
+        broken = [(key, reason) for record in records for key, reason in record["broken"]]
         errors = b"".join(_line({"key": key, "reason": reason}) for key, reason in broken)
         self._write(_ERRORS, errors)
-        whole = manifest(self._settings, self._records, _described(_ERRORS, errors))
+        whole = manifest(self._settings, records, _described(_ERRORS, errors))
         self._write(_MANIFEST, (json.dumps(whole, indent=2) + "\n").encode())
         os.fsync(self._lock)
         (self.folder / _JOURNAL).unlink()
@@ -126,7 +143,8 @@ class Destination:
         if manifest.exists():
             whole = json.loads(manifest.read_text(encoding="utf-8"))
             self._compare({name: whole.get(name) for name in self._settings})
-            self._records = [shard | {"broken": [None] * shard["broken"]} for shard in whole["shards"]]
+            shards = enumerate(whole["shards"])
+            self._records = {number: shard | {"broken": [None] * shard["broken"]} for number, shard in shards}
             journal.unlink(missing_ok=True)  # the last step of a run that was killed
             self.done = True
         elif journal.exists():
@@ -140,13 +158,14 @@ class Destination:
     def _go_on(self, journal: Path) -> None:
         written = journal.read_bytes()
         whole = written[: written.rfind(b"\n") + 1]
-        settings, *self._records = map(json.loads, whole.splitlines())
+        settings, *records = map(json.loads, whole.splitlines())
         self._compare(settings)
+        self._records = {record["number"]: record for record in records}
         if whole != written:
             with journal.open("r+b") as file:
                 file.truncate(len(whole))
                 os.fsync(file.fileno())
-        for file in (file for record in self._records for file in record["files"]):
+        for file in (file for record in records for file in record["files"]):
             path = self.folder / file["name"]
             if not path.is_file() or path.stat().st_size != file["bytes"]:
                 raise BulkError(f"{path} is not as it was written: remove {self.folder} and begin anew")

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from service.bulk.entries import LabelType
 from service.bulk.errors import parquet_needs
-from service.bulk.shards import Shard
+from service.bulk.shards import Shard, ShardFiles
 
 __all__ = ["FORMATS", "Layout", "check_format", "files_of"]
 
@@ -39,10 +39,12 @@ class Layout:
     labels: LabelType
 
 
-def files_of(shard: Shard, format_name: str, layout: Layout) -> dict[str, bytes]:
-    """The files of a shard by their names."""
-    contents = FORMATS[format_name](shard, layout)
-    return {f"tokens-{shard.number:06d}{suffix}": content for suffix, content in contents.items()}
+def files_of(shard: Shard, format_name: str, layout: Layout) -> ShardFiles:
+    """A shard as files."""
+    contents = {
+        f"tokens-{shard.number:06d}{suffix}": content for suffix, content in FORMATS[format_name](shard, layout).items()
+    }
+    return ShardFiles(shard.number, shard.end, len(shard.rows), tuple(shard.broken), contents)
 
 
 def check_format(format_name: str) -> None:

@@ -1,7 +1,8 @@
-"""What becomes of a stretch of the source: one shard of the output."""
+"""What becomes of a stretch of the source: one shard of the output, first as tokens, then as files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from service.bulk.entries import Label, Position
 
-__all__ = ["Broken", "Row", "Shard"]
+__all__ = ["Broken", "Row", "Shard", "ShardFiles"]
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,14 @@ class Shard:
     end: Position
     rows: list[Row] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """A shard as it is to be written: how many ``images`` have tokens in it, and its files by their names."""
+
+    number: int
+    end: Position
+    images: int
+    broken: tuple[Broken, ...]
+    contents: Mapping[str, bytes]

@@ -2,14 +2,18 @@
 
 The same JPEG files, already of the model's size, through the whole command's work (reading, decoding, encoding, writing)
 and through loops over the bare model, with one batch size: one loop over pixels that are in memory, one that decodes each
-batch first. Loading the model counts in none of them. The best of three runs each, taken in turn.
+batch first. Loading the model counts in none of them. The best of three runs each, taken in turn,
+and the processor time of the one that took least. Then ``--ray`` on a cluster of two nodes with a core each: from when
+both actors have made a shard, and the whole of it, with the start of the actors.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import io
+import math
 import tarfile
 import tempfile
 import time
@@ -26,7 +30,7 @@ from service.cores import usable_cores
 from service.media import MediaLimits, decode_image
 from tests.benchmarks.images import distinct_images
 
-RUNS = 3
+RUNS, RAY_SHARD = 3, 64
 
 
 def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
@@ -73,14 +77,41 @@ def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
         "titok tokenize": command,
     }
     tokenizer.encode(pixels[: work.batch_size])
-    best = dict.fromkeys(ways, 0.0)
+    best, least = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, math.inf)
     for _ in range(RUNS):
         for name, way in ways.items():
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), time.process_time()
             way()
             best[name] = max(best[name], count / (time.perf_counter() - begun))
+            least[name] = min(least[name], (time.process_time() - used) / count)
+    if importlib.util.find_spec("ray") and tokenizer.device.type == "cpu":
+        steady, whole = _on_two_nodes(dataclasses.replace(asked, destination=folder / "tokens-ray", threads=0))
+        best |= {"--ray, two nodes": steady, "--ray, with its start": whole}
+    print(f"{'':<28} {'images/s':>8} {'of bare':>8} {'CPU ms/image':>13} {'of bare':>8}")
     for name, rate in best.items():
-        print(f"{name:<28} {rate:8.1f} images/s   {best['titok tokenize'] / rate:.3f}")
+        line = f"{name:<28} {rate:8.1f} {rate / best['bare model']:8.3f}"
+        if name in least:
+            line += f" {1e3 * least[name]:13.2f} {least['bare model'] / least[name]:8.3f}"
+        print(line)
+
+
+def _on_two_nodes(asked: Job) -> tuple[float, float]:
+    """Images a second once both actors are at work, and from beginning to end."""
+    from service.bulk.on_ray import run_on_ray
+    from tests.ray_cluster import two_nodes
+
+    done: list[tuple[float, int]] = []
+    with two_nodes():
+        begun = time.perf_counter()
+        run_on_ray(
+            dataclasses.replace(asked, shard_images=RAY_SHARD),
+            "auto",
+            progress=lambda images, _: done.append((time.perf_counter(), images)),
+        )
+        ended = time.perf_counter()
+    images = [count for _, count in done]
+    (second, _), (last, _) = done[1], done[-1]
+    return sum(images[2:]) / (last - second), sum(images) / (ended - begun)
 
 
 def _shard(path: Path, count: int, size: int) -> Path:

@@ -1,4 +1,4 @@
-"""What the processes import: torch only where networks run."""
+"""What the processes import: torch only where networks run, Ray only where a cluster is asked for."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ FRONT_END = "import service.front_end, service.routes.encode, service.routes.rec
         "titok --help",
     ],
 )
-def test_what_runs_no_network_does_not_import_torch(statement: str) -> None:
-    probe = f"{statement}\nimport sys\nassert 'torch' not in sys.modules, 'torch was imported'"
+def test_what_runs_no_network_does_not_import_torch_or_ray(statement: str) -> None:
+    probe = f"{statement}\nimport sys\nassert not {{'torch', 'ray'}} & set(sys.modules)"
     ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
 

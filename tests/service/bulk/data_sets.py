@@ -7,21 +7,39 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from service.bulk.destination import Destination
 from service.bulk.entries import Source
 from service.bulk.pipeline import Progress
 from service.bulk.run import Job, Result, tokenize_source
+from service.bulk.shards import ShardFiles
 from service.bulk.sources import open_source
 from service.bulk.views import Views
 from tests.tiny_models import tiny_tokenizer
 
-__all__ = ["CLASSES", "COUNT", "digests", "folder_of", "images", "job", "parquet_of", "rows_of", "run", "tars_of"]
+__all__ = [
+    "CLASSES",
+    "COUNT",
+    "Killed",
+    "broken_images",
+    "digests",
+    "folder_of",
+    "images",
+    "job",
+    "leave_only",
+    "parquet_of",
+    "rows_of",
+    "run",
+    "tars_of",
+]
 
 COUNT, CLASSES = 23, ("ant", "bee", "cat")
 
@@ -37,6 +55,13 @@ def images(count: int = COUNT) -> list[bytes]:
         picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
         picture.save(written, "PNG" if number % 5 == 0 else "JPEG")
         files.append(written.getvalue())
+    return files
+
+
+def broken_images() -> list[bytes]:
+    """The same, two of them no images."""
+    files = images()
+    files[4], files[13] = b"broken", files[13][:100]
     return files
 
 
@@ -114,6 +139,28 @@ def job(source: Source | Path | str, destination: Path, **changes: Any) -> Job:
 
 def run(asked: Job, *, progress: Progress | None = None, **tokenizer: Any) -> Result:
     return tokenize_source(asked, tiny_tokenizer(**tokenizer), asked.work(torch.device("cpu")), progress=progress)
+
+
+class Killed(BaseException):
+    """Nothing runs after it, as after SIGKILL."""
+
+
+def leave_only(shards: set[int], asked: Job, do: Callable[[Job], object]) -> None:
+    """A run that dies when no shards but these are whole, as on many machines it may."""
+    whole = Destination.add
+
+    def add(self: Destination, shard: ShardFiles) -> None:
+        if shard.number in shards:
+            whole(self, shard)
+
+    def die(self: Destination, manifest: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Destination, "add", add)
+        patch.setattr(Destination, "finish", die)
+        with pytest.raises(Killed):
+            do(asked)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

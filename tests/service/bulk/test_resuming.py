@@ -16,7 +16,19 @@ from service.bulk.destination import Destination
 from service.bulk.errors import BulkError
 from service.bulk.views import Views
 from tests.service.bulk import killable
-from tests.service.bulk.data_sets import COUNT, digests, folder_of, images, job, parquet_of, run, tars_of
+from tests.service.bulk.data_sets import (
+    COUNT,
+    Killed,
+    broken_images,
+    digests,
+    folder_of,
+    images,
+    job,
+    leave_only,
+    parquet_of,
+    run,
+    tars_of,
+)
 
 KILLS = int(os.environ.get("TITOK_TEST_KILLS", "6"))  # 50 for a release
 SOURCES: dict[str, Callable[[Path], Path]] = {
@@ -24,12 +36,6 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "tars": lambda folder: tars_of(folder, broken_images()),
     "parquet": lambda folder: parquet_of(folder, list(broken_images())),
 }
-
-
-def broken_images() -> list[bytes]:
-    files = images()
-    files[4], files[13] = b"broken", files[13][:100]
-    return files
 
 
 @pytest.mark.parametrize(("kind", "written"), [("folder", "webdataset"), ("tars", "npy"), ("parquet", "parquet")])
@@ -59,10 +65,6 @@ def test_runs_killed_at_random_moments_end_in_the_bytes_of_an_undisturbed_one(
         last.join()
         assert last.exitcode == 0
         assert digests(destination) == digests(tmp_path / "whole")
-
-
-class Killed(BaseException):
-    """Nothing runs after it, as after SIGKILL."""
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -108,6 +110,21 @@ def test_a_line_of_the_journal_that_was_cut_off_is_made_again(tmp_path: Path) ->
     stopped_after(4, source, tmp_path / "cut")  # what is written behind the cut counts as well
     run(job(source, tmp_path / "cut"))
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_shards_that_became_whole_in_another_order_are_kept_and_the_others_made(tmp_path: Path) -> None:
+    source = tars_of(tmp_path / "source", broken_images())
+    run(job(source, tmp_path / "whole"))
+    for whole in ({1, 4}, {0, 2, 3}, {4}):
+        destination = tmp_path / f"{whole}"
+        leave_only(whole, job(source, destination), run)
+        before = {path.name: path.stat().st_mtime_ns for path in destination.glob("tokens-*")}
+        assert len(before) == len(whole)
+        seen: list[int] = []
+        run(job(source, destination), progress=lambda done, _, seen=seen: seen.append(done))
+        assert sum(seen) == COUNT
+        assert {name: (destination / name).stat().st_mtime_ns for name in before} == before
+        assert digests(destination) == digests(tmp_path / "whole")
 
 
 def test_shards_that_are_whole_are_not_made_again(tmp_path: Path) -> None:
@@ -211,14 +228,4 @@ def test_a_tokenizer_of_vectors_is_refused(tmp_path: Path) -> None:
 
 def stopped_after(shards: int, source: Path, destination: Path) -> None:
     """A run that ends when so many shards are whole."""
-    whole = Destination.add
-
-    def add(self: Destination, *arguments: object) -> None:
-        if self.shards == shards:
-            raise Killed
-        whole(self, *arguments)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Destination, "add", add)
-        with pytest.raises(Killed):
-            run(job(source, destination))
+    leave_only(set(range(shards)), job(source, destination), run)
