@@ -186,17 +186,29 @@ class ServiceContext:
 
         The request's body must have been read: what comes after it can only be the disconnect.
         """
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(_disconnected(request))
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request is answered in a task")
+        is_gone = False
+
+        async def watch() -> None:
+            nonlocal is_gone
+            await _disconnected(request)
+            is_gone = True
+            task.cancel()
+
+        # Beside the work, not the work beside it: a task that is done must be waited for, and an answer waits with it.
+        watcher = asyncio.ensure_future(watch())
         try:
-            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ClientDisconnect
-            return task.result()
+            return await work
+        except asyncio.CancelledError:
+            if is_gone and task.cancelling() == 1:
+                raise ClientDisconnect from None
+            raise  # the server gives up on it
         finally:
-            for future in (task, gone):
-                future.cancel()
-            await asyncio.gather(task, gone, return_exceptions=True)
+            watcher.cancel()
+            if is_gone:
+                task.uncancel()
 
     @contextmanager
     def engine_call(self) -> Iterator[None]:

@@ -73,6 +73,7 @@ async def test_the_same_pixels_in_other_bytes_are_known_and_these_bytes_from_the
         assert [image["cached"] for image in images] == [True, False, True]
         assert [image["original_size"]["width"] for image in images] == [16, 8, 8]
         assert device.batches[seen:] == [1]
+        await until_cached(client, picture(8))  # written behind the answer
         with redis_server.client() as redis:
             keys = redis.keys()
             assert len([key for key in keys if b":pixels:" in key]) == 2
