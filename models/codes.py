@@ -51,7 +51,7 @@ class CodeFormat:
         """Bits an id: ceil(log2 V)."""
         return (self.codebook_size - 1).bit_length()
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Length of the packed form."""
         return (self.num_tokens * self.bits + 7) // 8

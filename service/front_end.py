@@ -55,7 +55,8 @@ class _FrontEnd:
     def __init__(self, start: FrontEndStart, settings: Settings, channel: ControlChannel) -> None:
         self._settings = settings
         self._channel = channel
-        self._app = create_app(settings, remote_engine(start.workers), access_log=open_access_log(start.name, settings))
+        self._access_log = open_access_log(start.name, settings)
+        self._app = create_app(settings, remote_engine(start.workers), access_log=self._access_log)
         self._context: ServiceContext = self._app.state.context
         self._server = HttpServer(
             self._app,
@@ -78,6 +79,8 @@ class _FrontEnd:
         finally:
             for chore in chores:
                 chore.cancel()
+            if self._access_log is not None:
+                self._access_log.flush()
 
     async def _beat(self) -> None:
         """From the event loop, so that the beat stops when the loop does."""

@@ -51,7 +51,8 @@ def serve_inline(settings: Settings, public: socket.socket, admin: socket.socket
 
 
 async def _serve(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
-    app = create_app(settings, inline_engine(settings), access_log=open_access_log(NAME, settings))
+    access_log = open_access_log(NAME, settings)
+    app = create_app(settings, inline_engine(settings), access_log=access_log)
     context: ServiceContext = app.state.context
     exposition = _exposition(context)
     limits = ConnectionLimits.of(settings)
@@ -95,7 +96,11 @@ async def _serve(settings: Settings, public: socket.socket, admin: socket.socket
         await api.run_until_stopped()
         operations.stop_accepting(shared=False)
 
-    await asyncio.gather(leave(), serve_api(), operations.run_until_stopped())
+    try:
+        await asyncio.gather(leave(), serve_api(), operations.run_until_stopped())
+    finally:
+        if access_log is not None:
+            access_log.flush()
     return 0
 
 

@@ -95,7 +95,8 @@ async def recall(context: ServiceContext, uploads: Sequence[Upload], *, space: K
         asked = list(dict.fromkeys(keys))
         known = await _known(context, asked, "hit")
     found = {key: image for key, image in zip(asked, known, strict=True) if image}
-    stages.note_images(len(uploads), cache_hits=sum(key in found for key in keys))
+    if found:
+        stages.note_images(len(uploads), cache_hits=sum(key in found for key in keys))
     return Recalled(uploads, space, keys, found)
 
 

@@ -49,20 +49,20 @@ class Gate:
         - ``key_name``: the key's name, for logs; None likewise;
         - ``spends``: whose rate the request is counted to, and the rate; None if it is not counted.
         """
-        state = request.state
-        state.caller = state.key_name = state.spends = None
+        state = request.scope["state"]  # what ``request.state`` shows, without its detour
+        state["caller"] = state["key_name"] = state["spends"] = None
         required = REQUIRED_ROLES[request.scope["route"].path]
         if self._keys.are_asked_for:
             key = self._identify(given)
-            state.caller = hashlib.sha256(b"titok:caller:" + given.encode()).hexdigest()[:16]
-            state.key_name = key.name
+            state["caller"] = hashlib.sha256(b"titok:caller:" + given.encode()).hexdigest()[:16]
+            state["key_name"] = key.name
             _check_roles(key, required)
             rate = key.rate or self._settings.rate_limit
         else:
             rate = self._settings.anonymous_rate_limit
         if rate is not None and required:
-            spender = f"address:{_network_of(request)}" if state.key_name is None else f"key:{state.key_name}"
-            state.spends = (spender, rate)
+            name = state["key_name"]
+            state["spends"] = (f"address:{_network_of(request)}" if name is None else f"key:{name}", rate)
             # The first image before a byte of the body is read: who has nothing left is told so at once.
             await self.spend(request, 1)
 
@@ -70,9 +70,10 @@ class Gate:
         """Counts images to the request's rate. Raises ``TooManyRequests``, or ``ContentTooLarge`` for more than the rate
         ever allows.
         """
-        if request.state.spends is None or images <= 0:
+        spends = request.scope["state"]["spends"]
+        if spends is None or images <= 0:
             return
-        spender, rate = request.state.spends
+        spender, rate = spends
         allowance = await self._rates.spend(spender, rate, images)
         request.scope["state"]["rate_headers"] = allowance.headers()
         if images > allowance.quota:

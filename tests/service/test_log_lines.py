@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -74,12 +75,13 @@ def record(**state: object) -> RequestRecord:
 
 
 def write(*records: RequestRecord, level: str = "info", log_format: LogFormat = "json") -> None:
-    """Writes of requests that end in the same turn of an event loop."""
+    """Writes of requests that end together."""
 
     async def end_all() -> None:
         access_log = AccessLog("front end 0", level=level, log_format=log_format)
         for ended in records:
             access_log.write(ended)
+        access_log.flush()
 
     asyncio.run(end_all())
 
@@ -97,9 +99,36 @@ def test_an_access_line_for_people_is_no_json(capsys: pytest.CaptureFixture[str]
     assert "outcome=ok" in text
 
 
-def test_what_ends_in_one_turn_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_ends_together_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     write(record(key_name="one"), record(key_name="two"))
     assert [json.loads(line)["key_name"] for line in capsys.readouterr().err.splitlines()] == ["one", "two"]
+
+
+class Told(io.StringIO):
+    """Standard error that says when it was written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = asyncio.Event()
+
+    def write(self, text: str) -> int:
+        self.written.set()
+        return super().write(text)
+
+
+@pytest.mark.anyio
+async def test_lines_are_written_a_moment_later_or_when_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", told := Told())
+    access_log = AccessLog("front end 0", level="info", log_format="json")
+    for _ in range(100):
+        access_log.write(record())
+    assert told.getvalue().count("\n") == 100
+    told.written.clear()
+    access_log.write(record())
+    assert not told.written.is_set()
+    async with asyncio.timeout(30):
+        await told.written.wait()
+    assert told.getvalue().count("\n") == 101
 
 
 def test_access_lines_keep_to_the_level(capsys: pytest.CaptureFixture[str]) -> None:
