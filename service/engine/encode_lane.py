@@ -49,7 +49,7 @@ class EncodeLane(Lane):
         if not item.queued:
             self._forget(item)
 
-    def _take(self, now: float, expired: list[Work]) -> Batch:
+    def _take(self, now: float, expired: list[Work], most: int) -> Batch:  # noqa: ARG002  blocks are filled already
         if not self._blocks:
             return Batch(self, [])
         block, _ = self._blocks.popleft()

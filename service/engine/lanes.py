@@ -29,6 +29,8 @@ from service.engine.work import Item, Work
 __all__ = ["Batch", "Lane", "LaneLimits"]
 
 _DEFAULT_BATCH = 32
+# What a batch may take while other lanes wait, where a shorter one can be made: images a second are few per cent fewer.
+_TURN_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,19 +151,24 @@ class Lane(ABC):
         oldest = self._oldest()
         return None if oldest is None else max(0.0, oldest + self.limits.max_wait - now)
 
-    def take(self, now: float, expired: list[Work]) -> Batch:
+    def take(self, now: float, expired: list[Work], *, others_wait: bool = False) -> Batch:
         """The next images for a worker, perhaps none; requests found too late on the way join ``expired``. A batch
-        with a block and without images is still being written: ``EncodeLane.fill`` completes it.
+        with a block and without images is still being written: ``EncodeLane.fill`` completes it. Where other lanes wait,
+        one that can divide its batches takes no more than a turn's worth.
         """
         while self._alone:
             item = self._alone.popleft()
             if self._is_wanted(item, now, expired):
                 return Batch(self, [item], item.block, item.row, alone=True)
             self.finish(item)
-        return self._take(now, expired)
+        most = self.batch_size
+        if others_wait and self.seconds_per_image:
+            most = max(1, min(most, int(_TURN_SECONDS / self.seconds_per_image)))
+        return self._take(now, expired, most)
 
     @abstractmethod
-    def _take(self, now: float, expired: list[Work]) -> Batch: ...
+    def _take(self, now: float, expired: list[Work], most: int) -> Batch:
+        """``most`` is for lanes whose batches are not made up before they are taken."""
 
     @abstractmethod
     def _has_full_batch(self) -> bool: ...

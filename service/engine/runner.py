@@ -137,7 +137,9 @@ class LinkRunner:
         self._queues.turns.remove(lane)
         self._queues.turns.append(lane)
         expired: list[Work] = []
-        batch = lane.take(self._queues.clock(), expired)
+        now = self._queues.clock()
+        others_wait = any(other.seconds_until_due(now, only_full=False) == 0.0 for other in self._queues.turns[:-1])
+        batch = lane.take(now, expired, others_wait=others_wait)
         if batch.block is not None and not batch.items:
             while batch.block.writing and not self._queues.is_over:
                 self._queues.wake.wait(_IDLE_CHECK_SECONDS)

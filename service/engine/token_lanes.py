@@ -50,8 +50,8 @@ class DecodeLane(_ListLane):
     def __init__(self, limits: LaneLimits, observer: EngineObserver) -> None:
         super().__init__("decode", limits, observer)
 
-    def _take(self, now: float, expired: list[Work]) -> Batch:
-        return Batch(self, self._take_new(self.batch_size, now, expired))
+    def _take(self, now: float, expired: list[Work], most: int) -> Batch:
+        return Batch(self, self._take_new(most, now, expired))
 
     def _has_full_batch(self) -> bool:
         return len(self._items) >= self.batch_size
@@ -76,7 +76,7 @@ class GenerateLane(_ListLane):
         super().__init__("generate", limits, observer)
         self._idle: deque[Item] = deque()
 
-    def _take(self, now: float, expired: list[Work]) -> Batch:
+    def _take(self, now: float, expired: list[Work], most: int) -> Batch:  # noqa: ARG002  a row costs many steps
         rows: list[Item] = []
         while self._idle and len(rows) < self.batch_size:
             item = self._idle.popleft()

@@ -169,7 +169,7 @@ def _steps(admin_url: str) -> tuple[float, float]:
         if family.name == "titok_batch_duration_seconds":
             for sample in family.samples:
                 kind = sample.name.rpartition("_")[2]
-                if kind in totals and sample.labels["op"] == "generate":
+                if kind in totals and (sample.labels["op"], sample.labels["stage"]) == ("generate", "device"):
                     totals[kind] += sample.value
     return totals["count"], totals["sum"]
 
