@@ -22,6 +22,7 @@ from models.registry import GENERATORS
 from models.sampling_settings import SamplingSettings
 from models.transfers import pin
 from service.batch_limits import LARGEST_BATCH, batch_sizes, find_batch_limit
+from service.calibration import calibrate
 from service.engine import Device, RowState, Stepped
 from service.engine.protocol import LaneName
 from service.facts import GeneratorFacts, ModelFacts
@@ -38,11 +39,9 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _PARTS_IN_FLIGHT = 2
-_CPU_PROBES, _CUDA_PROBES = 8, 64
 # A CPU's cores share a batch image by image: no size is slower than a smaller one, and one image tells how many the budget
 # has room for. Measured size by size, a machine that does other things at start-up would seem to gain nothing from 4 on.
 _CPU_TRIAL_SECONDS, _CUDA_TRIAL_SECONDS = 0.0, 1.5
-_CALIBRATION_SECONDS = 1.0
 
 
 class ServedDevice(Device, Protocol):
@@ -233,7 +232,7 @@ class ModelDevice:
             self._find_limits()
         if self._recorder is not None:
             self._record(self._recorder)
-        self._calibrate()
+        calibrate(self._tokenizer, self.batch_limits["encode"])
         log.info("images of a batch, at most: %s", self.batch_limits)
 
     def _find_limits(self) -> None:
@@ -272,16 +271,6 @@ class ModelDevice:
                 return
             function.forget()
             self._halve(lane, limit)
-
-    def _calibrate(self) -> None:
-        """Finds how close the choice of a code must be to be made alone: unmeasured, caution encodes many an image twice."""
-        limit = self.batch_limits["encode"]
-        sizes = sorted({*batch_sizes(limit), 3, limit - 1} & set(range(2, limit + 1)))
-        side, random = self._tokenizer.image_size, np.random.default_rng(0)
-        probes = _CPU_PROBES if self._tokenizer.device.type == "cpu" else _CUDA_PROBES
-        coarse = random.integers(0, 256, (probes, side // 8, side // 8, 3), np.uint8)
-        images = coarse.repeat(8, axis=1).repeat(8, axis=2)
-        self._tokenizer.calibrate(images, sizes, seconds=_CALIBRATION_SECONDS)
 
     def _trial(self, lane: LaneName) -> Callable[[int], object]:
         """Runs a batch of a size, whatever the limit is."""

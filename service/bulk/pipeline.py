@@ -16,10 +16,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +77,12 @@ class _Decoding:
 
     position: Position
     entry: Entry
-    result: Future[Pixels | BrokenImage]
+    group: Future[list[Pixels | BrokenImage]]
+    place: int
+
+    def result(self) -> Pixels | BrokenImage:
+        """Waits for it, and for those that the same thread decodes with it."""
+        return self.group.result()[self.place]
 
 
 @dataclass(frozen=True)
@@ -158,20 +164,26 @@ def _decode_ahead(
     try:
         while True:
             most = work.images_ahead if overlaps else min(work.batch_images, left)
-            refill = overlaps or not waiting
-            while refill and not exhausted and len(waiting) < most:
-                if (item := next(read, None)) is None:
-                    exhausted = True
-                    break
-                position, entry = item
-                waiting.append(_Decoding(position, entry, pool.submit(_squares, entry, size, work)))
+            if not exhausted and (overlaps or not waiting):
+                items = list(islice(read, most - len(waiting)))
+                exhausted = len(waiting) + len(items) < most
+                # Threads are woken once for all that they are to do, where that does not keep the first image back.
+                share = 1 if overlaps else -(-len(items) // work.threads)
+                for first in range(0, len(items), share or 1):
+                    group = items[first : first + share]
+                    decoded = pool.submit(_squares_of, [entry for _, entry in group], size, work)
+                    waiting += [_Decoding(*item, decoded, place) for place, item in enumerate(group)]
             if not waiting:
                 return
             left = left - 1 or work.shard_images
             yield waiting.popleft()
     finally:
         for decoding in waiting:
-            decoding.result.cancel()
+            decoding.group.cancel()
+
+
+def _squares_of(entries: Sequence[Entry], size: int, work: Work) -> list[Pixels | BrokenImage]:
+    return [_squares(entry, size, work) for entry in entries]
 
 
 def _squares(entry: Entry, size: int, work: Work) -> Pixels | BrokenImage:
@@ -214,7 +226,7 @@ def _start(
     images = torch.empty(shape, dtype=torch.uint8, pin_memory=tokenizer.device.type == "cuda")
     rows = images.numpy().reshape(len(batch), work.views.count, size, size, 3)
     for decoding in batch:
-        squares = decoding.result.result()
+        squares = decoding.result()
         if isinstance(squares, BrokenImage):
             shard.broken.append(Broken(decoding.entry.key, str(squares)))
         else:

@@ -21,6 +21,7 @@ from service.bulk.manifest import manifest_of, settings_of
 from service.bulk.pipeline import Progress, Work, tokenize_entries
 from service.bulk.shards import Shard
 from service.bulk.views import Views
+from service.calibration import calibrate
 from service.cores import usable_cores
 
 __all__ = ["Job", "Result", "fill", "open_device", "run_job", "tokenize_source", "told_to_go_on"]
@@ -99,6 +100,7 @@ def open_device(job: Job) -> tuple[Tokenizer, Work]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         tokenizer.encoder.record({1, work.batch_images * work.views.count}, CudaRecorder(device))
+    calibrate(tokenizer, work.batch_images * work.views.count)
     return tokenizer, work
 
 

@@ -2,8 +2,8 @@
 
 The same JPEG files, already of the model's size, through the whole command's work (reading, decoding, encoding, writing)
 and through loops over the bare model, with one batch size: one loop over pixels that are in memory, one that decodes each
-batch first. Loading the model counts in none of them. The best of three runs each, taken in turn,
-and the processor time of the one that took least. Then ``--ray`` on a cluster of two nodes with a core each: from when
+batch first. Loading the model counts in none of them. Medians of runs taken in turn, ratios within a turn, and
+the processor time of the run that took least. Then ``--ray`` on a cluster of two nodes with a core each: from when
 both actors have made a shard, and the whole of it, with the start of the actors.
 """
 
@@ -30,7 +30,7 @@ from service.cores import usable_cores
 from service.media import MediaLimits, decode_image
 from tests.benchmarks.images import distinct_images
 
-RUNS, RAY_SHARD = 3, 64
+RUNS, RAY_SHARD = 7, 64
 
 
 def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
@@ -77,19 +77,23 @@ def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
         "titok tokenize": command,
     }
     tokenizer.encode(pixels[: work.batch_size])
-    best, least = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, math.inf)
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    least = dict.fromkeys(ways, math.inf)
     for _ in range(RUNS):
         for name, way in ways.items():
             begun, used = time.perf_counter(), time.process_time()
             way()
-            best[name] = max(best[name], count / (time.perf_counter() - begun))
+            rates[name].append(count / (time.perf_counter() - begun))
             least[name] = min(least[name], (time.process_time() - used) / count)
+    over = {name: float(np.median(np.divide(rates[name], rates["bare model"]))) for name in ways}
+    rows = {name: (float(np.median(rates[name])), over[name]) for name in ways}
     if importlib.util.find_spec("ray") and tokenizer.device.type == "cpu":
-        steady, whole = _on_two_nodes(dataclasses.replace(asked, destination=folder / "tokens-ray", threads=0))
-        best |= {"--ray, two nodes": steady, "--ray, with its start": whole}
+        on_ray = _on_two_nodes(dataclasses.replace(asked, destination=folder / "tokens-ray", threads=0))
+        for name, rate in zip(("--ray, two nodes", "--ray, with its start"), on_ray, strict=True):
+            rows[name] = (rate, rate / rows["bare model"][0])
     print(f"{'':<28} {'images/s':>8} {'of bare':>8} {'CPU ms/image':>13} {'of bare':>8}")
-    for name, rate in best.items():
-        line = f"{name:<28} {rate:8.1f} {rate / best['bare model']:8.3f}"
+    for name, (rate, share) in rows.items():
+        line = f"{name:<28} {rate:8.1f} {share:8.3f}"
         if name in least:
             line += f" {1e3 * least[name]:13.2f} {least['bare model'] / least[name]:8.3f}"
         print(line)

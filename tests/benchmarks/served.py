@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from models import Tokenizer, load_tokenizer
 from models.preprocess import eval_crop
 from models.registry import DEFAULT_VARIANT
+from service.calibration import calibrate
 from service.media import MediaLimits, decode_image
 from tests.benchmarks.load import Request
 from tests.benchmarks.models import GOLDEN, MANIFESTS, images_of
@@ -37,6 +38,7 @@ from tests.golden.weights import state_dict
 __all__ = ["DEFAULT_VARIANT", "Endpoint", "Model", "jpegs", "model_named", "pixels_of", "rival", "serve"]
 
 DRAIN_SECONDS = 5.0
+_LARGEST_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ class Model:
     weights: Path | None = None
 
     def load(self) -> Tokenizer:
-        """The bare model, in the precision that the service chooses."""
-        return load_tokenizer(self.name, weights=self.weights, dtype="auto")
+        """The bare model, in the precision that the service chooses, and calibrated as it does."""
+        tokenizer = load_tokenizer(self.name, weights=self.weights, dtype="auto")
+        calibrate(tokenizer, _LARGEST_BATCH)
+        return tokenizer
 
     @property
     def settings(self) -> dict[str, str]:
