@@ -112,12 +112,7 @@ class Comparison:
         batches = [{"max_batch_size": size} for size in sorted({best, min(4 * best, largest)})]
         servers: dict[str, tuple[Start, Options]] = {
             "this service": (self._ours, self._best("this service", self._ours, batches)),
-            "LitServe": (
-                self._litserve,
-                self._best(
-                    "LitServe", self._litserve, [{**given, **more} for given in batches for more in self._more()]
-                ),
-            ),
+            "LitServe": (self._litserve, self._best_litserve(batches)),
             "FastAPI, no batches": (self._plain, {}),
         }
         return self._take_turns(best, servers)
