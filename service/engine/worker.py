@@ -53,14 +53,17 @@ class _FrontEnd:
         self._closing = threading.Lock()
 
     def argument(self, request: Request, descriptors: list[int]) -> Any:
-        """What the device is called with."""
+        """What the device is called with. Raises ``EOFError`` if the connection was closed from this side meanwhile."""
         memory = request.memory
         if memory is None:
             return request.rows if request.tokens is None else request.tokens
         if memory.is_new:
             self._blocks[memory.number] = map_rows(descriptors[0], memory.shape, self._pin)
             os.close(descriptors[0])
-        return self._blocks[memory.number][request.first : request.first + request.count]
+        rows = self._blocks.get(memory.number)
+        if rows is None:  # another thread has closed it
+            raise EOFError("the connection is closed")
+        return rows[request.first : request.first + request.count]
 
     def answer(self, seconds: float, result: Any, error: Exception | None) -> None:
         """Sends an outcome; images go into shared memory."""
