@@ -21,7 +21,7 @@ from service.settings import LogFormat, Settings
 __all__ = ["AccessLog", "open_access_log"]
 
 _FLUSH_SECONDS = 0.02
-_MOST_LINES = 100
+_WHOLE_BYTES = 4096  # PIPE_BUF of Linux: of more at once, lines of several processes could mix in a pipe
 _PROBES = ("/livez", "/readyz", "/healthz")
 
 
@@ -40,6 +40,7 @@ class AccessLog:
         self._least = logging.getLevelNamesMapping()[level.upper()]
         self._render = choose_renderer(log_format)
         self._lines: list[str] = []
+        self._size = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def write(self, request: RequestRecord) -> None:
@@ -79,10 +80,13 @@ class AccessLog:
             "duration_ms": round(1000 * request.seconds, 3),
             "stages_ms": {stage: round(1000 * seconds, 3) for stage, seconds in stages.seconds.items()},
         }
-        self._lines.append(self._render(line) + "\n")
-        if len(self._lines) >= _MOST_LINES:
+        text = self._render(line) + "\n"
+        size = len(text.encode())
+        if self._size + size > _WHOLE_BYTES:
             self.flush()
-        elif self._timer is None:
+        self._lines.append(text)
+        self._size += size
+        if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
 
     def flush(self) -> None:
@@ -90,6 +94,6 @@ class AccessLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        lines, self._lines = self._lines, []
+        lines, self._lines, self._size = self._lines, [], 0
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write("".join(lines))

@@ -85,12 +85,13 @@ class RequestContext:
         async def send_with_context(message: Message) -> None:
             record.note_sent(message)
             if message["type"] == "http.response.start":
-                headers = message["headers"]
-                headers += (
+                # A list of its own: the other one is the answer's, and answers may be sent again.
+                headers = message["headers"] = [
+                    *message["headers"],
                     (b"x-request-id", request_id.encode()),
                     (b"server-timing", stages.header().encode()),
                     _NO_SNIFFING,
-                )
+                ]
                 if trace:
                     headers.append((b"traceparent", trace.encode()))
                 for name, value in scope["state"].get("rate_headers", {}).items():  # what the gate had to say
