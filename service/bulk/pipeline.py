@@ -164,15 +164,15 @@ def _decode_ahead(
     try:
         while True:
             most = work.images_ahead if overlaps else min(work.batch_images, left)
-            if not exhausted and (overlaps or not waiting):
-                items = list(islice(read, most - len(waiting)))
-                exhausted = len(waiting) + len(items) < most
-                # Threads are woken once for all that they are to do, where that does not keep the first image back.
-                share = 1 if overlaps else -(-len(items) // work.threads)
-                for first in range(0, len(items), share or 1):
-                    group = items[first : first + share]
-                    decoded = pool.submit(_squares_of, [entry for _, entry in group], size, work)
-                    waiting += [_Decoding(*item, decoded, place) for place, item in enumerate(group)]
+            room = most - len(waiting) if overlaps or not waiting else 0
+            # Threads are woken once for all that they are to do, where that does not keep the first image back.
+            share = 1 if overlaps else max(1, -(-room // work.threads))
+            while room > 0 and not exhausted:
+                group = list(islice(read, min(share, room)))
+                exhausted = len(group) < min(share, room)
+                room -= len(group)
+                decoded = pool.submit(_squares_of, [entry for _, entry in group], size, work)
+                waiting += [_Decoding(*item, decoded, place) for place, item in enumerate(group)]
             if not waiting:
                 return
             left = left - 1 or work.shard_images

@@ -29,7 +29,7 @@ from service.engine.work import Item, Work
 __all__ = ["Batch", "Lane", "LaneLimits"]
 
 _DEFAULT_BATCH = 32
-# What a batch may take while other lanes wait, where a shorter one can be made: images a second are few per cent fewer.
+# What a batch may take while other lanes wait, where a shorter one can be made.
 _TURN_SECONDS = 0.1
 
 
