@@ -112,13 +112,12 @@ def _storage(client: RedisClient, url: str, prefix: str) -> RedisStorage:
 async def _spend(limiter: SlidingWindowCounterRateLimiter, item: RateLimitItem, caller: str, images: int) -> Allowance:
     is_allowed = await limiter.hit(item, caller, cost=images)
     stats = await limiter.get_window_stats(item, caller)
-    return Allowance(
-        is_allowed=is_allowed,
-        quota=item.amount,
-        window=item.get_expiry(),
-        remaining=max(0, stats.remaining),
-        reset=max(0.0, stats.reset_time - time.time()),
-    )
+    window = item.get_expiry()
+    remaining, reset = max(0, stats.remaining), max(0.0, stats.reset_time - time.time())
+    if reset == 0 and remaining < item.amount:
+        # The limiter takes a window's age modulo the window: one opened within this very millisecond is said to be over.
+        reset = float(window)
+    return Allowance(is_allowed=is_allowed, quota=item.amount, window=window, remaining=remaining, reset=reset)
 
 
 @lru_cache(maxsize=1024)

@@ -43,6 +43,8 @@ async def test_processes_that_share_a_redis_share_a_callers_rate(
     assert [(allowance.is_allowed, allowance.remaining) for allowance in spent] == [(True, 6), (True, 2), (False, 2)]
     assert (spent[0].quota, spent[0].window) == (10, 3600)
     assert 0 < spent[0].reset <= 3600
+    # Also where less than a millisecond, Redis's unit, lies between spending and asking.
+    assert all([0 < (await one.spend(f"caller {n}", "10/hour", 4)).reset <= 3600 for n in range(100)])
     assert (await other.spend("bob", "10/hour", 10)).is_allowed
     with redis.client() as client:
         assert all(b"titok:rates" in key for key in client.scan_iter())
