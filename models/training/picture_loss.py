@@ -34,13 +34,24 @@ _JITTER = 16
 
 
 class PictureLoss:
-    """The loss of reconstructions, with the discriminator and its optimizer where there is one."""
+    """The loss of reconstructions, with the discriminator and its optimizer where there is one.
+
+    ``dtype`` is the number format of the convolutions that judge in training; what they find is compared in float32.
+    """
 
     def __init__(
-        self, losses: LossConfig, discriminator: DiscriminatorConfig, device: torch.device, *, patch: int = 16
+        self,
+        losses: LossConfig,
+        discriminator: DiscriminatorConfig,
+        device: torch.device,
+        *,
+        patch: int = 16,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = losses
         self._patch = patch
+        self._device = device
+        self._dtype = dtype
         adversarial = losses.adversarial_weight > 0
         by_features = adversarial and discriminator.kind == "features"
         by_lite0 = losses.semantic_weight > 0 or (losses.perceptual_weight > 0 and losses.perceptual == "lite0")
@@ -80,9 +91,10 @@ class PictureLoss:
         real: Any = images
         if self._lite0 is not None:
             moved, target = _moved_alike(outputs, images, step.generator)
-            features = self._lite0.features(moved)
-            with torch.no_grad():
-                targets = self._lite0.features(target)
+            with self._autocast():
+                features = self._lite0.features(moved)
+                with torch.no_grad():
+                    targets = self._lite0.features(target)
             if isinstance(self.discriminator, FeatureDiscriminator):
                 fake, real = features, targets
         if config.perceptual_weight > 0:
@@ -92,13 +104,15 @@ class PictureLoss:
                 parts["perceptual"] = perceptual_distance(features, targets).mean()
             total = total + config.perceptual_weight * parts["perceptual"]
         if config.semantic_weight > 0 and self._lite0 is not None:
-            near = F.cosine_similarity(self._lite0.pool(features[-1]), self._lite0.pool(targets[-1]), dim=1)
+            with self._autocast():
+                pooled, target_pooled = self._lite0.pool(features[-1]), self._lite0.pool(targets[-1])
+            near = F.cosine_similarity(pooled.float(), target_pooled.float(), dim=1)
             parts["semantic"] = 1.0 - near.mean()
             total = total + config.semantic_weight * parts["semantic"]
         self._seen = None
         if self.discriminator is not None and step.number >= config.adversarial_start:
             self.discriminator.eval().requires_grad_(False)
-            parts["adversarial"] = generator_loss(self.discriminator(fake))
+            parts["adversarial"] = generator_loss(self._logits(self.discriminator, fake))
             total = total + config.adversarial_weight * parts["adversarial"]
             self._seen = _detached(real), _detached(fake)
         return {"picture": total, **parts}
@@ -112,7 +126,7 @@ class PictureLoss:
         self.discriminator.train().requires_grad_(True)
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr * step.lr_factor
-        real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)
+        real_logits, fake_logits = self._logits(self.discriminator, real), self._logits(self.discriminator, fake)
         hinge = discriminator_loss(real_logits, fake_logits)
         means = mean_logit(real_logits), mean_logit(fake_logits)
         lecam = self.lecam.penalty(*means)
@@ -122,6 +136,13 @@ class PictureLoss:
         self._optimizer.zero_grad()
         self.lecam.follow(mean_of(means[0]), mean_of(means[1]))
         return {"discriminator": hinge, "lecam": lecam, "logit_real": means[0], "logit_fake": means[1]}
+
+    def _logits(self, discriminator: FeatureDiscriminator | PatchDiscriminator, seen: Any) -> list[Tensor]:
+        with self._autocast():
+            return [logits.float() for logits in discriminator(seen)]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16)
 
     @torch.no_grad()
     def distance(self, outputs: Tensor, images: Tensor) -> Tensor | None:

@@ -40,7 +40,7 @@ class PixelTask(TokenizerTask):
             freeze_encoder(network)
         super().__init__(run, network, train, validation, torch.device(device))
         self.picture_loss = PictureLoss(
-            run.losses, run.discriminator, self.device, patch=run.network.decoder_patch_size
+            run.losses, run.discriminator, self.device, patch=run.network.decoder_patch_size, dtype=self._dtype
         )
 
     def losses(self, step: Step) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from service.openapi import answers
 from service.problems import NotFound, invalid_value
 from service.schemas import (
     EXAMPLE_CODE,
+    EXAMPLE_REVISION,
     EXAMPLE_TOKENS,
     MAX_DIGESTS,
     SHA256_PATTERN,
@@ -47,7 +48,7 @@ _KNOWN = {
     response_model=LookupResponse,
     responses=answers(
         *(400, 404, 408, 413, 415, 422, 503),
-        example={"model": "titok-mini-32", "revision": "594725129161-p1", "data": [_KNOWN], "missing": []},
+        example={"model": "titok-mini-32", "revision": EXAMPLE_REVISION, "data": [_KNOWN], "missing": []},
     ),
     openapi_extra={
         "requestBody": {

@@ -25,7 +25,7 @@ from service.rendering import (
     multipart_response,
     render,
 )
-from service.schemas import EXAMPLE_CODE, DecodedItem, DecodeRequest, DecodeResponse, parse_body
+from service.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, DecodedItem, DecodeRequest, DecodeResponse, parse_body
 from service.tokens import packed_codes_from, tokens_from_bytes, tokens_from_json
 from service.uploads import read_body
 
@@ -44,7 +44,7 @@ _BODY: dict[str, Any] = {
 }
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "594725129161-p1",
+    "revision": EXAMPLE_REVISION,
     "data": [{"index": 0, "b64": "/9j/4AAQSkZJRgABAQAAAQABAAD...", "content_type": "image/jpeg"}],
 }
 

@@ -16,7 +16,7 @@ from service.media import ACCEPTED_FORMATS
 from service.negotiation import choose_media_type
 from service.openapi import answers
 from service.rendering import OCTETS
-from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, Base64Images, EncodeResponse
+from service.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Base64Images, EncodeResponse
 from service.tokenization import TokenizedImage, recall, tokenize_recalled
 from service.uploads import read_uploads
 
@@ -46,7 +46,7 @@ IMAGE_BODY: dict[str, Any] = {
 
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "594725129161-p1",
+    "revision": EXAMPLE_REVISION,
     "num_tokens": 32,
     "codebook_size": 4096,
     "data": [

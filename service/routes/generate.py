@@ -22,6 +22,7 @@ from service.problems import InvalidRequest, ProblemDetail
 from service.rendering import Rendered, image_media_type, image_response, render
 from service.schemas import (
     EXAMPLE_CODE,
+    EXAMPLE_REVISION,
     EXAMPLE_TOKENS,
     GeneratedItem,
     GenerateRequest,
@@ -50,7 +51,7 @@ _BODY: dict[str, Any] = {
 
 _EXAMPLE_FACTS = {
     "model": "titok-mini-32",
-    "revision": "594725129161-p1",
+    "revision": EXAMPLE_REVISION,
     "generator_revision": "dc6b540e3b9e",
     "class_id": 10,
     "class_name": "cat",

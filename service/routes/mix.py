@@ -16,7 +16,7 @@ from service.negotiation import choose_media_type, require_json
 from service.openapi import answers
 from service.problems import NotFound, invalid_value
 from service.rendering import OCTETS, as_base64, image_media_type, image_response, render
-from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, MixRequest, MixResponse, parse_body
+from service.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, MixRequest, MixResponse, parse_body
 from service.tokens import tokens_from_json
 from service.uploads import read_body
 
@@ -37,7 +37,7 @@ _BODY: dict[str, Any] = {
 }
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "594725129161-p1",
+    "revision": EXAMPLE_REVISION,
     "tokens": EXAMPLE_TOKENS,
     "code": EXAMPLE_CODE,
     "image": "/9j/4AAQSkZJRgABAQAAAQABAAD...",

@@ -8,13 +8,22 @@ from fastapi import APIRouter, Query, Request
 
 from service.context import ServiceContext
 from service.openapi import answers
-from service.schemas import ClassEntry, ClassList, GeneratorEntry, Limits, ModelEntry, ModelList, SamplingValues
+from service.schemas import (
+    EXAMPLE_REVISION,
+    ClassEntry,
+    ClassList,
+    GeneratorEntry,
+    Limits,
+    ModelEntry,
+    ModelList,
+    SamplingValues,
+)
 
 __all__ = ["router"]
 
 _EXAMPLE = {
     "id": "titok-mini-32",
-    "revision": "594725129161-p1",
+    "revision": EXAMPLE_REVISION,
     "image_size": 128,
     "num_tokens": 32,
     "codebook_size": 4096,

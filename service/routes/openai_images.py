@@ -22,7 +22,7 @@ from service.negotiation import require_json
 from service.openapi import answers
 from service.problems import Problem, UnknownClass, invalid_value
 from service.rendering import SIDES, as_base64, image_media_type, render
-from service.schemas import EXAMPLE_CODE, ImageObject, ImagesRequest, ImagesResponse, parse_body
+from service.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, ImageObject, ImagesRequest, ImagesResponse, parse_body
 from service.uploads import read_body
 
 __all__ = ["router"]
@@ -49,7 +49,7 @@ _EXAMPLE = {
     "data": [
         {
             "b64_json": "iVBORw0KGgoAAAANSUhEUgAA...",
-            "url": f"http://127.0.0.1:8000/v1/images/titok-mini-32@594725129161-p1/{EXAMPLE_CODE}.png",
+            "url": f"http://127.0.0.1:8000/v1/images/titok-mini-32@{EXAMPLE_REVISION}/{EXAMPLE_CODE}.png",
             "revised_prompt": "cat",
             "code": EXAMPLE_CODE,
             "seed": 7,

@@ -17,7 +17,7 @@ from service.openapi import answers
 from service.quality import measure_quality
 from service.rendering import Rendered, as_base64, image_media_type, image_response, render
 from service.routes.encode import IMAGE_BODY
-from service.schemas import EXAMPLE_CODE, EXAMPLE_TOKENS, Quality, ReconstructResponse, Size
+from service.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Quality, ReconstructResponse, Size
 from service.stages import Stages
 from service.tokenization import TokenizedImage, preprocess, tokenize
 from service.uploads import Upload, read_uploads
@@ -28,7 +28,7 @@ router = APIRouter(tags=["images"])
 
 _EXAMPLE = {
     "model": "titok-mini-32",
-    "revision": "594725129161-p1",
+    "revision": EXAMPLE_REVISION,
     "tokens": EXAMPLE_TOKENS,
     "code": EXAMPLE_CODE,
     "code_bytes": 48,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from email.parser import BytesParser
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,8 +21,10 @@ from models import load_generator, load_tokenizer, packed_codes
 from models.codes import CodeFormat
 from models.packed_codes import PackedCodes
 from models.preprocess import eval_crop
+from service.schemas import EXAMPLE_REVISION
 from tests.e2e.conftest import Server
 
+ROOT = Path(__file__).parents[2]
 MODEL = "titok-mini-32"
 CODES = CodeFormat(32, 4096)
 
@@ -326,6 +330,13 @@ def test_the_openapi_document_names_each_operation_once_and_its_example_of_an_im
     assert len(set(names)) == len(names)
     example = document["paths"]["/v1/encode"]["post"]["requestBody"]["content"]["application/json"]["example"]
     assert client.post("/v1/encode", json=example).status_code == 200
+
+
+def test_the_examples_are_of_the_revision_that_ships(client: httpx.Client) -> None:
+    revision = client.get(f"/v1/models/{MODEL}").json()["revision"]
+    assert revision == EXAMPLE_REVISION
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert set(re.findall(r'"revision": ?"([^"]*)"', page)) == {revision}
 
 
 def test_the_page_of_the_api_needs_no_internet(client: httpx.Client) -> None:

@@ -84,3 +84,21 @@ def test_a_saved_discriminator_goes_on_where_it_was(pictures: tuple[Tensor, Tens
             if loss is whole:
                 expected = last
     assert last == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["patch", "features"])
+def test_bfloat16_judges_nearly_as_float32_does(pictures: tuple[Tensor, Tensor], kind: str) -> None:
+    config = LossConfig(perceptual_weight=1.0, semantic_weight=0.5, adversarial_weight=0.1)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        loss = PictureLoss(config, DiscriminatorConfig(kind=kind, channels=8), CPU, dtype=dtype)  # type: ignore[arg-type]
+        parts = loss(*pictures, step_at(0))
+        assert all(part.dtype is torch.float32 for part in parts.values())
+        (gradient,) = torch.autograd.grad(parts["picture"], pictures[0])
+        figures = loss.after_step(step_at(0))
+        found.append(({name: part.item() for name, part in (parts | figures).items()}, gradient))
+    (exact, expected), (near, gradient) = found
+    assert near == pytest.approx(exact, rel=0.05, abs=0.01)
+    assert near != exact
+    assert torch.nn.functional.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0) > 0.9
