@@ -51,6 +51,11 @@ log = logging.getLogger(__name__)
 _DESCRIPTION = """Turns an image into a few discrete tokens and back, and makes new images from a class (TiTok).
 
 Errors are problem documents (RFC 9457): `application/problem+json` with what was wrong, what was expected, and where.
+
+Any request may carry `X-Request-Timeout-Ms`, the milliseconds from 1 that its sender waits: what is late is not computed,
+and answered with 504. It may carry `X-Request-ID`, which the answer, the logs and a problem's `instance` repeat. Images and
+packed codes come with whose they are, in `X-Titok-Model` and `X-Titok-Revision`; sent back with packed codes, both are
+checked.
 """
 
 # What pages of other origins may send and read, where any may; credentials of a browser's own (cookies) are never used.
@@ -79,7 +84,9 @@ _CORS_READ = (
     "X-Titok-Code",
     "X-Titok-Images",
     "X-Titok-Model",
+    "X-Titok-PSNR",
     "X-Titok-Revision",
+    "X-Titok-SSIM",
     "X-Titok-Seed",
 )
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+import service.routes
 from service.settings import Settings
 from tests.service.test_overload import open_service
 
 pytestmark = pytest.mark.anyio
 
+ROUTES = Path(service.routes.__file__).parent
 ELSEWHERE = "https://app.example.com"
 PREFLIGHT = {"Origin": ELSEWHERE, "Access-Control-Request-Method": "POST"}
 
@@ -54,7 +57,10 @@ async def test_pages_of_other_origins_may_not_call_the_api_unless_they_are_named
         # A refusal can be read too, with what it says of time and key.
         refused = await client.get("/v1/models", headers=PREFLIGHT)
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, ELSEWHERE)
-        assert "Retry-After" in refused.headers["access-control-expose-headers"]
+        readable = refused.headers["access-control-expose-headers"].split(", ")
+        assert "Retry-After" in readable
+        sent = {name for file in ROUTES.glob("*.py") for name in re.findall(r'"(X-Titok-\w+)": ', file.read_text())}
+        assert "X-Titok-PSNR" in sent <= set(readable)
         other = await client.get("/v1/models", headers=PREFLIGHT | {"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
 
