@@ -22,7 +22,7 @@ from models.codes import CodeFormat
 from models.titok import TiTok, TiTokConfig, TransformerSize
 from models.training.export import checkpoint_config
 from models.training.state import save_checkpoint
-from tests.e2e.conftest import Server
+from tests.e2e.conftest import Server, end, start_server
 
 PROJECT = Path(__file__).parents[2]
 SAMPLES = PROJECT / "service" / "playground" / "samples"
@@ -76,6 +76,21 @@ class Visit:
         [complaint] = self.complaints
         assert f"status of {status}" in complaint
         self.complaints.clear()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """In float32: in bfloat16 an image's last bits depend on its batch, and JPEG makes half a level of them."""
+    started = start_server(dtype="float32")
+    started.wait_until_ready()
+    yield started
+    end(started)
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60.0) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
