@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def test_every_config_of_the_projects_own_is_valid(path: Path) -> None:
     run = read_config(path, TokenizerRun)
     with torch.device("meta"):
         TiTok(run.network)
-    name = path.stem.removesuffix("-stage-1").removesuffix("-stage-2").removesuffix("-decoder")
+    name = re.sub("-(stage-[12]|decoder|joint|polish)$", "", path.stem)
     published = TOKENIZERS[name].config
     if isinstance(published, TiTokConfig):
         expected = dataclasses.replace(published, finetune_decoder=run.network.finetune_decoder)
