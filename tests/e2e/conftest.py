@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -111,6 +112,21 @@ def end(server: Server) -> None:
         server.process.wait()
         if server.process.stdout is not None:
             server.process.stdout.close()
+
+
+def lines(server: Server) -> list[dict[str, Any]]:
+    """All but the one on standard output, each parsed."""
+    return [json.loads(line) for line in list(server.log) if not line.startswith("TiTok is at ")]
+
+
+def access_line(server: Server, request_id: str) -> dict[str, Any]:
+    """That of a request, which comes just after its answer."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        for line in lines(server):
+            if line["event"] == "request" and line["request_id"] == request_id:
+                return line
+        assert time.monotonic() < deadline, "".join(server.log)
 
 
 @pytest.fixture(scope="session")

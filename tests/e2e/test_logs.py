@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import pty
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.e2e.conftest import START_SECONDS, Server, end, start_server
+from tests.e2e.conftest import START_SECONDS, Server, access_line, end, lines, start_server
 
 KEY = "a-key-nobody-may-see"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -31,21 +28,6 @@ def logged() -> Iterator[Server]:
     started.wait_until_ready()
     yield started
     end(started)
-
-
-def lines(server: Server) -> list[dict[str, Any]]:
-    """All but the one on standard output, each parsed."""
-    return [json.loads(line) for line in list(server.log) if not line.startswith("TiTok is at ")]
-
-
-def access_line(server: Server, request_id: str) -> dict[str, Any]:
-    """That of a request, which comes just after its answer."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        for line in lines(server):
-            if line["event"] == "request" and line["request_id"] == request_id:
-                return line
-        assert time.monotonic() < deadline, "".join(server.log)
 
 
 def test_every_line_of_every_process_is_json_and_says_whose_it_is(logged: Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -67,8 +68,11 @@ def test_remote_and_local_answers_are_the_same(run: Run, server: Server, folder:
         for suffix, image_format in (("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG")):
             with Image.open(tmp_path / f"{place}.{suffix}") as picture:
                 assert picture.format == image_format
-    assert (tmp_path / "here.txt").read_text() == (tmp_path / "there.txt").read_text()
-    assert b"PSNR" in (tmp_path / "here.txt").read_bytes()
+    # In bfloat16 an image's last bits, and so the last digit of its quality, depend on how it is computed.
+    said = [re.split(r"(\d+\.\d+)", (tmp_path / f"{place}.txt").read_text()) for place in ("here", "there")]
+    assert said[0][::2] == said[1][::2]
+    assert [float(number) for number in said[0][1::2]] == pytest.approx([float(n) for n in said[1][1::2]], abs=0.015)
+    assert "PSNR" in "".join(said[0])
 
 
 def test_a_picture_of_a_service_can_be_piped(run: Run, server: Server, jpeg: bytes) -> None:
