@@ -24,7 +24,7 @@ from models.training.config import ConfigError, GeneratorRun
 from models.training.distributed import own_rows
 from models.training.export import checkpoint_config
 from models.training.initialisation import initialise, initialise_as_published
-from models.training.loop import Step, compute_dtype
+from models.training.loop import Step, autocast, compute_dtype
 from models.training.losses import masked_token_loss, random_masks
 from models.training.order import rows_of_step, seeded
 from models.training.starting_points import FrozenTokenizer
@@ -160,7 +160,7 @@ class GeneratorTask:
         return {"loss": self._loss(self.network, self.train.ids[rows, mirrored], labels, masked)}
 
     def _loss(self, network: MaskGITViT | UViT, ids: Tensor, labels: Tensor, masked: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
+        with autocast(self.device, self._dtype):
             logits = network(torch.where(masked, self.run.network.mask_token, ids), labels)
         settings = self.run.training
         return masked_token_loss(

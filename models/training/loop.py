@@ -99,6 +99,11 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Has matrix products and convolutions computed in ``dtype``, where that is bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+
+
 class _Run(Generic[N]):
     """A task under way: its optimizers, its averaged weights, how far it is."""
 

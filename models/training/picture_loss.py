@@ -22,7 +22,7 @@ from models.evaluation.perceptual import perceptual_distance
 from models.training.config import DiscriminatorConfig, LossConfig
 from models.training.discriminators import FeatureDiscriminator, PatchDiscriminator
 from models.training.distributed import average_gradients, mean_of
-from models.training.loop import Step
+from models.training.loop import Step, autocast
 from models.training.losses import LeCam, discriminator_loss, generator_loss, grid_loss, mean_logit, pixel_loss
 from models.training.published_perceptual import load_published_perceptual
 
@@ -142,7 +142,7 @@ class PictureLoss:
             return [logits.float() for logits in discriminator(seen)]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16)
+        return autocast(self._device, self._dtype)
 
     @torch.no_grad()
     def distance(self, outputs: Tensor, images: Tensor) -> Tensor | None:

@@ -21,7 +21,7 @@ from models.training.codebook import Codebook
 from models.training.config import TokenizerRun
 from models.training.distributed import own_rows
 from models.training.export import checkpoint_config
-from models.training.loop import Step, compute_dtype
+from models.training.loop import Step, autocast, compute_dtype
 from models.training.order import rows_of_step, seeded
 from models.training.state import save_checkpoint
 
@@ -147,4 +147,4 @@ class TokenizerTask(ABC):
 
     def autocast(self) -> torch.autocast:
         """The number format of matrix products."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16)
+        return autocast(self.device, self._dtype)

@@ -138,6 +138,15 @@ def server() -> Iterator[Server]:
     end(started)
 
 
+@pytest.fixture(scope="session")
+def exact_server() -> Iterator[Server]:
+    """In float32: in bfloat16 an image's last bits depend on how it is computed, and JPEG makes half a level of them."""
+    started = start_server(dtype="float32")
+    started.wait_until_ready()
+    yield started
+    end(started)
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Server]:
     """Two front ends and a worker, ready; a process is found silent within seconds."""

@@ -22,7 +22,7 @@ from models.codes import CodeFormat
 from models.titok import TiTok, TiTokConfig, TransformerSize
 from models.training.export import checkpoint_config
 from models.training.state import save_checkpoint
-from tests.e2e.conftest import Server, end, start_server
+from tests.e2e.conftest import Server
 
 PROJECT = Path(__file__).parents[2]
 SAMPLES = PROJECT / "service" / "playground" / "samples"
@@ -79,12 +79,8 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """In float32: in bfloat16 an image's last bits depend on its batch, and JPEG makes half a level of them."""
-    started = start_server(dtype="float32")
-    started.wait_until_ready()
-    yield started
-    end(started)
+def server(exact_server: Server) -> Server:
+    return exact_server
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import START_SECONDS, Server, access_line, end, start_server
+from tests.e2e.conftest import START_SECONDS, Server, access_line, end, lines, start_server
 
 pytest.importorskip("opentelemetry.proto")
 
@@ -167,7 +167,9 @@ def test_a_request_without_a_trace_gets_one_and_its_log_line_says_which(
     spans = collector.until(lambda spans: any(span.attributes.get("titok.request_id") == "untraced" for span in spans))
     [request] = [span for span in spans if span.attributes.get("titok.request_id") == "untraced"]
     assert not request.parent_id
-    assert access_line(traced, "untraced")["trace_id"] == request.trace_id
+    line = access_line(traced, "untraced")
+    assert [other for other in lines(traced) if "untraced" in other.values()] == [line]
+    assert line["trace_id"] == request.trace_id
 
 
 def test_a_collector_that_does_not_answer_delays_neither_requests_nor_the_end(

@@ -12,7 +12,7 @@ from tests.service.cache.conftest import until_known
 
 pytestmark = pytest.mark.anyio
 
-KEYS = KeySpace("titok", "titok-mini-32", "793e8e10213f-p1")
+KEYS = KeySpace("titok", "titok-mini-32", "594725129161-p1")
 
 
 def entry(number: int) -> tuple[bytes, CachedCode]:
