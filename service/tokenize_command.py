@@ -58,7 +58,9 @@ def tokenize(
     batch_size: Annotated[
         int, typer.Option(min=0, help="Squares of a device batch; 0: 16 on a CPU, 128 elsewhere.")
     ] = 0,
-    decode_threads: Annotated[int, typer.Option(min=0, help="Threads that decode images; 0: one a core.")] = 0,
+    decode_threads: Annotated[
+        int, typer.Option(min=0, help="Threads that decode images, and on a CPU encode them; 0: one a core.")
+    ] = 0,
     image_column: Annotated[str | None, typer.Option(help="Of Parquet files; image by default.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of Parquet files; label by default.")] = None,
     key_column: Annotated[str | None, typer.Option(help="Of Parquet files; key or __key__ by default.")] = None,

@@ -8,7 +8,7 @@ from models.preprocess import PREPROCESSING_VERSION
 from service.bulk.destination import Settings
 from service.bulk.entries import Source
 from service.bulk.errors import BulkError
-from service.bulk.pipeline import Work
+from service.bulk.work import Work
 
 if TYPE_CHECKING:
     from models.tokenizer import Tokenizer

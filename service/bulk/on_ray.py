@@ -33,10 +33,11 @@ from service.bulk.entries import Part, Position
 from service.bulk.errors import BulkError
 from service.bulk.formats import Layout, check_format, files_of
 from service.bulk.manifest import settings_of
-from service.bulk.pipeline import Progress, tokenize_entries
+from service.bulk.pipeline import tokenize_entries
 from service.bulk.run import Job, Result, fill, open_device, told_to_go_on
 from service.bulk.shard_plan import shard_starts
 from service.bulk.shards import ShardFiles
+from service.bulk.work import Progress
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to be sent anywhere
 

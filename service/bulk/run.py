@@ -18,9 +18,10 @@ from service.bulk.entries import Source
 from service.bulk.errors import BulkError
 from service.bulk.formats import Layout, check_format, files_of
 from service.bulk.manifest import manifest_of, settings_of
-from service.bulk.pipeline import Progress, Work, tokenize_entries
+from service.bulk.pipeline import tokenize_entries
 from service.bulk.shards import Shard
 from service.bulk.views import Views
+from service.bulk.work import Progress, Work
 from service.calibration import calibrate
 from service.cores import usable_cores
 

@@ -18,11 +18,11 @@ from PIL import Image
 
 from service.bulk.destination import Destination
 from service.bulk.entries import Source
-from service.bulk.pipeline import Progress
 from service.bulk.run import Job, Result, tokenize_source
 from service.bulk.shards import ShardFiles
 from service.bulk.sources import open_source
 from service.bulk.views import Views
+from service.bulk.work import Progress
 from tests.tiny_models import tiny_tokenizer
 
 __all__ = [
