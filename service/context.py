@@ -38,6 +38,7 @@ from service.problems import (
     UnknownModel,
     WorkerCrashed,
 )
+from service.request_headers import header_of
 from service.settings import Settings
 from service.stages import Stages
 
@@ -45,6 +46,7 @@ __all__ = ["ServiceContext", "TokenizedImage", "lane_limits"]
 
 T = TypeVar("T")
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_TIMEOUT_KEY = TIMEOUT_HEADER.lower().encode()
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class ServiceContext:
     def deadline(self, request: Request) -> float:
         """When a request's time is up, on the monotonic clock: the setting, or less if the client says so."""
         seconds = self.settings.request_timeout
-        given = request.headers.get(TIMEOUT_HEADER)
+        given = header_of(request.scope, _TIMEOUT_KEY)
         if given is not None:
             if not (given.isascii() and given.isdigit() and int(given[:10]) >= 1 and len(given) <= 10):
                 raise InvalidRequest(

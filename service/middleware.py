@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import random
 import re
 from collections.abc import Callable
 
@@ -138,4 +138,4 @@ def _identify(scope: Scope) -> tuple[str, str]:
         elif name == b"traceparent" and not trace:
             given = value.decode("latin-1")
             trace = given if _TRACEPARENT.fullmatch(given) else ""
-    return request_id or os.urandom(16).hex(), trace
+    return request_id or f"{random.getrandbits(128):032x}", trace

@@ -16,6 +16,7 @@ from service.media import ACCEPTED_FORMATS
 from service.negotiation import choose_media_type
 from service.openapi import answers
 from service.rendering import OCTETS
+from service.request_headers import header_of
 from service.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Base64Images, EncodeResponse
 from service.tokenization import TokenizedImage, recall, tokenize_recalled
 from service.uploads import read_uploads
@@ -77,7 +78,7 @@ async def encode(request: Request) -> Response:
     """
     context, stages = ServiceContext.of(request), request.state.stages
     facts, deadline = context.facts, context.deadline(request)
-    media_type = choose_media_type(request.headers.get("accept"), ["application/json", OCTETS, PACKED_CODES])
+    media_type = choose_media_type(header_of(request.scope, b"accept"), ["application/json", OCTETS, PACKED_CODES])
     with stages.measure("read"):
         uploads = await read_uploads(
             request, seconds=context.settings.body_timeout, max_images=context.settings.max_images
