@@ -92,7 +92,7 @@ def adopt(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> lis
 
     A larger tensor takes the old one as its leading corner; what would carry new features into old outputs is zero, so
     that the wider network computes what the narrow one did (Net2Net, arXiv 1511.05641). Returns the names of tensors
-    that are new altogether; the last layer of each new residual pair is zero, for the same reason.
+    that are new altogether; the last layer of each new residual pair or block is zero, for the same reason.
 
     Raises :class:`CheckpointError` where a tensor is not known or has shrunk.
     """
@@ -109,6 +109,7 @@ def adopt(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> lis
     new = [name for name in own if name not in tensors]
     for name in new:
         last_of_pair = (".coarse." in name or ".fine." in name) and name.split(".")[-2] == "2"
-        if last_of_pair or ".inject_" in name:
+        last_of_block = ".attn.out_proj." in name or ".mlp.c_proj." in name
+        if last_of_pair or last_of_block or ".inject_" in name:
             own[name].zero_()
     return new

@@ -31,7 +31,7 @@ def test_every_config_of_the_projects_own_is_valid(path: Path) -> None:
     run = read_config(path, TokenizerRun)
     with torch.device("meta"):
         TiTok(run.network)
-    name = re.sub("-(stage-[12]|decoder|joint|polish)$", "", path.stem)
+    name = re.sub("-(stage-[12]|decoder|joint|polish|deep)$", "", path.stem)
     published = TOKENIZERS[name].config
     if isinstance(published, TiTokConfig):
         expected = dataclasses.replace(published, finetune_decoder=run.network.finetune_decoder)

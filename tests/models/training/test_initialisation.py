@@ -29,6 +29,22 @@ def test_a_fan_in_start_keeps_the_variance_of_what_comes_in(tokenizer_run: Token
     assert out.std().item() == pytest.approx(1.0, rel=0.1)
 
 
+@torch.no_grad()
+def test_a_deeper_network_begins_as_the_one_it_grew_from(tokenizer_run: TokenizerRun) -> None:
+    torch.manual_seed(0)
+    shallow = TiTok(tokenizer_run.network)
+    initialise_tokenizer(shallow, "fan-in")
+    shape = dataclasses.replace(tokenizer_run.network.encoder, layers=3)
+    deep = TiTok(dataclasses.replace(tokenizer_run.network, encoder=shape, decoder=shape))
+    initialise_tokenizer(deep, "fan-in")
+    new = adopt(deep, shallow.state_dict(), "shallow")
+    assert {name.split(".transformer.")[1].split(".")[0] for name in new} == {"1", "2"}
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(deep.latents(images), shallow.latents(images))
+    ids = shallow.encode(images).ids
+    assert torch.equal(deep.decode(ids), shallow.decode(ids))
+
+
 def test_weights_of_another_network_are_refused_by_name(tokenizer_run: TokenizerRun) -> None:
     network = TiTok(tokenizer_run.network)
     wider = TiTok(dataclasses.replace(tokenizer_run.network, pixel_head_channels=16))
