@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -8,8 +9,10 @@ import torch
 import yaml
 
 from models.registry import GENERATORS, TOKENIZERS
+from models.shipped import SHIPPED
 from models.titok import TiTok, TiTokConfig
 from models.training.config import ConfigError, GeneratorRun, TokenizerRun, read_config
+from models.training.export import checkpoint_config
 from models.training.run import find_config
 
 CONFIGS = Path(__file__).parents[3] / "models" / "training" / "configs"
@@ -38,6 +41,12 @@ def test_every_config_of_the_projects_own_is_valid(path: Path) -> None:
         if published.quantize_mode == "vae":  # a VAE has no codebook
             expected = dataclasses.replace(expected, codebook_size=run.network.codebook_size)
         assert run.network == expected
+
+
+def test_the_last_run_of_the_shipped_tokenizer_has_its_shape() -> None:
+    run = read_config(CONFIGS / "titok-mini-32-deep.toml", TokenizerRun)
+    shipped = json.loads((SHIPPED / "titok-mini-32" / "config.json").read_text())
+    assert checkpoint_config(run.network) == shipped
 
 
 def test_every_published_tokenizer_and_generator_has_its_recipe() -> None:
