@@ -24,7 +24,7 @@ from models.tokenizer import Tokenizer
 from service.bulk.entries import Entry
 from service.bulk.errors import BrokenImage
 from service.bulk.shards import Broken, Row, Shard
-from service.bulk.work import Entries, Pixels, Progress, Work, batches, squares_of
+from service.bulk.work import Entries, Pixels, Progress, Work, batches, rows_of, squares_of
 
 __all__ = ["tokenize_on_cores"]
 
@@ -80,11 +80,7 @@ def _make(batch: list[Entry], tokenizer: Tokenizer, work: Work) -> _Made:
         else:
             good.append(entry)
             squares.append(found)
-    if not good:
-        return _Made([], broken)
-    ids = tokenizer.encode(np.concatenate(squares)).numpy().astype(np.uint16)
-    tokens = ids.reshape(len(good), work.views.count, -1)
-    return _Made([Row(entry.key, entry.label, own) for entry, own in zip(good, tokens, strict=True)], broken)
+    return _Made(rows_of(good, tokenizer.encode(np.concatenate(squares))) if good else [], broken)
 
 
 def _finish(batch: _Running, progress: Progress | None) -> Generator[Shard]:

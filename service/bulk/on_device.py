@@ -18,14 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 import torch
 
 from models.tokenizer import Pending, Tokenizer
 from service.bulk.entries import Entry, Position
 from service.bulk.errors import BrokenImage
-from service.bulk.shards import Broken, Row, Shard
-from service.bulk.work import Entries, Pixels, Progress, Work, batches, squares_of
+from service.bulk.shards import Broken, Shard
+from service.bulk.work import Entries, Pixels, Progress, Work, batches, rows_of, squares_of
 
 __all__ = ["tokenize_on_device"]
 
@@ -145,9 +144,6 @@ def _start(
 def _finish(batch: _Running) -> Generator[Shard]:
     """Waits for a batch; gives the shard if that was all of it."""
     if batch.ids is not None:
-        ids = batch.ids().numpy().astype(np.uint16)
-        tokens = ids.reshape(len(batch.entries), -1, ids.shape[-1])
-        for entry, rows in zip(batch.entries, tokens, strict=True):
-            batch.shard.rows.append(Row(entry.key, entry.label, rows))
+        batch.shard.rows += rows_of(batch.entries, batch.ids())
     if batch.last:
         yield batch.shard

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from service.bulk.entries import Entry, Position
 from service.bulk.errors import BrokenImage
-from service.bulk.shards import Shard
+from service.bulk.shards import Row, Shard
 from service.bulk.views import Views
 from service.media import MediaLimits, decode_image
 from service.problems import Problem
 
-__all__ = ["Entries", "Pixels", "Progress", "Work", "batches", "squares_of"]
+__all__ = ["Entries", "Pixels", "Progress", "Work", "batches", "rows_of", "squares_of"]
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
@@ -58,6 +59,12 @@ def squares_of(entry: Entry, size: int, work: Work) -> Pixels | BrokenImage:
         return error
     except (Problem, ValueError) as error:
         return BrokenImage(str(error))
+
+
+def rows_of(entries: Sequence[Entry], ids: Tensor) -> list[Row]:
+    """The rows of entries whose squares, one entry's after the other's, have these ids int64 [entries x views, K]."""
+    tokens = ids.numpy().astype(np.uint16).reshape(len(entries), -1, ids.shape[-1])
+    return [Row(entry.key, entry.label, own) for entry, own in zip(entries, tokens, strict=True)]
 
 
 def batches(items: Iterable[tuple[Position, T]], work: Work, first_shard: int) -> Iterator[tuple[Shard, list[T], bool]]:
