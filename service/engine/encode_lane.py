@@ -68,7 +68,7 @@ class EncodeLane(Lane):
         batch.items = block.compact()
         for row, item in enumerate(batch.items):
             item.row = row
-        self._activate(batch.items, now)
+        self._activate(batch.items)
         if not batch.items:
             self.pool.give(block)
             batch.block = None

@@ -3,7 +3,8 @@
 ::
 
     admit ─> queued ─> take ─> active ─> finish            each image is counted in exactly one place
-               │  ^               │
+               │  ^     │ ^       │
+               │  │     └─┴ hold ... begin   its worker is still busy: it counts as waiting
                │  └── put_back ───┤   its worker died before it began
                └─> dropped        └─> retry_alone   its batch failed, or its worker died over it
 
@@ -16,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -54,7 +55,8 @@ class LaneLimits:
 @dataclass(slots=True)
 class Batch:
     """Images that a worker takes together; those of encode lie in a ``block``, from row ``first`` on. ``alone``: one
-    image, whose last batch failed. ``hand_over_seconds``: what telling the worker took.
+    image, whose last batch failed. ``is_ahead``: its worker is still busy with another. ``hand_over_seconds``: what telling
+    the worker took.
     """
 
     lane: Lane
@@ -62,6 +64,7 @@ class Batch:
     block: Block | None = None
     first: int = 0
     alone: bool = False
+    is_ahead: bool = False
     hand_over_seconds: float = 0.0
 
     def job(self) -> Job:
@@ -177,8 +180,29 @@ class Lane(ABC):
     def _oldest(self) -> float | None:
         """When the first image of what could be taken now came; None if there is none."""
 
+    def hold(self, batch: Batch) -> None:
+        """A batch is for a worker that is still busy: until it begins with it, its images count as waiting."""
+        batch.is_ahead = True
+        for item in batch.items:
+            self._count(item, waiting=1)
+
+    def begin(self, batch: Batch, now: float) -> None:
+        """A worker begins with a batch."""
+        self._no_longer_ahead(batch)
+        for item in batch.items:
+            if not item.has_begun:
+                item.has_begun = True
+                self._observer.queue_wait(self.name, item.work.take(now))
+
+    def _no_longer_ahead(self, batch: Batch) -> None:
+        if batch.is_ahead:
+            batch.is_ahead = False
+            for item in batch.items:
+                self._count(item, waiting=-1)
+
     def put_back(self, batch: Batch) -> None:
         """Images that no worker has begun wait again, before all others."""
+        self._no_longer_ahead(batch)
         if batch.alone:
             self._alone.extendleft(batch.items)
         else:
@@ -195,11 +219,10 @@ class Lane(ABC):
         """An active image has its result, or is not wanted any more."""
         self.active_images -= 1
 
-    def _activate(self, items: Iterable[Item], now: float) -> None:
+    def _activate(self, items: Iterable[Item]) -> None:
         for item in items:
             self._leave_queue(item)
             self.active_images += 1
-            self._observer.queue_wait(self.name, item.work.take(now))
 
     def _leave_queue(self, item: Item) -> None:
         item.queued = False
@@ -208,9 +231,13 @@ class Lane(ABC):
 
     def _queue_again(self, item: Item) -> None:
         item.queued = True
-        self.active_images -= 1
-        self.queued_images += 1
-        self.queued_bytes += item.num_bytes
+        self._count(item, waiting=1)
+
+    def _count(self, item: Item, *, waiting: Literal[1, -1]) -> None:
+        """An active image waits (1), or one that waits is active (-1)."""
+        self.active_images -= waiting
+        self.queued_images += waiting
+        self.queued_bytes += waiting * item.num_bytes
 
     # --- what is not wanted ------------------------------------------------------------------------------------------
 

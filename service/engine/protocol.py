@@ -122,7 +122,9 @@ class EngineState:
 
 @dataclass(frozen=True, kw_only=True)
 class LaneSnapshot:
-    """What a lane holds: images and bytes that wait, and images the device is at."""
+    """What a lane holds: images and bytes that wait, also those that a busy worker has been handed, and images that a worker
+    is at.
+    """
 
     queued_images: int
     queued_bytes: int

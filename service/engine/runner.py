@@ -86,6 +86,7 @@ class LinkRunner:
                     try:
                         job = batch.job()
                     except Exception as error:
+                        self._begin(batch)
                         self._complete(batch, Outcome(seconds=0.0, error=error))
                         continue
                     try:
@@ -98,7 +99,10 @@ class LinkRunner:
                 if not sent:
                     return
                 outcome = self._link.receive()
-                self._complete(sent.popleft(), outcome)
+                done = sent.popleft()
+                if sent:
+                    self._begin(sent[0])
+                self._complete(done, outcome)
         except LinkDown:
             if sent and self._link.had_begun():
                 self._retry(sent.popleft())
@@ -124,7 +128,7 @@ class LinkRunner:
                     if seconds is not None:
                         patience = min(patience, seconds)
                 if due is not None:
-                    if (batch := self._take(due)) is not None:
+                    if (batch := self._take(due, is_idle=is_idle)) is not None:
                         return batch
                 elif not is_idle or (self._queues.is_draining and not self._queues.has_work):
                     return None
@@ -132,7 +136,7 @@ class LinkRunner:
                     self._queues.wake.wait(patience)
             return None
 
-    def _take(self, lane: Lane) -> Batch | None:
+    def _take(self, lane: Lane, *, is_idle: bool) -> Batch | None:
         # The lane goes to the end of the round.
         self._queues.turns.remove(lane)
         self._queues.turns.append(lane)
@@ -145,9 +149,19 @@ class LinkRunner:
                 self._queues.wake.wait(_IDLE_CHECK_SECONDS)
             if not self._queues.is_over:
                 self._queues.encode.fill(batch, self._queues.clock(), expired)
+        if is_idle:
+            lane.begin(batch, self._queues.clock())
+        else:
+            lane.hold(batch)
         self._queues.settle(lane, expired)
         self._queues.wake.notify_all()
         return batch if batch.items else None
+
+    def _begin(self, batch: Batch) -> None:
+        """The worker has ended with all that was before it."""
+        with self._queues.wake:
+            if not self._queues.is_over:
+                batch.lane.begin(batch, self._queues.clock())
 
     def _complete(self, batch: Batch, outcome: Outcome) -> None:
         lane, items, result = batch.lane, batch.items, outcome.result

@@ -31,7 +31,7 @@ class _ListLane(Lane):
                 taken.append(item)
             else:
                 self._leave_queue(item)
-        self._activate(taken, now)
+        self._activate(taken)
         return taken
 
     def _forget(self, item: Item) -> bool:

@@ -60,7 +60,7 @@ class Work:
         return self._taken is not None
 
     def take(self, now: float) -> float:
-        """Notes that the device takes an image of it; gives the seconds since admission."""
+        """Notes that the device begins with an image of it; gives the seconds since admission."""
         if self._taken is None:
             self._taken = now
         return now - self.admitted
@@ -129,11 +129,11 @@ class Item:
 
     ``payload`` is a row of ids for decode and a ``GenerateItem`` for generate; for encode the pixels are in a ``row``
     of a ``block``. ``step`` and ``tokens`` are those of an image being sampled. ``crashes`` counts the workers that
-    died over it. ``queued`` says whether it is counted as waiting.
+    died over it. ``queued`` says whether it waits in the lane, ``has_begun`` whether a worker ever began with it.
     """
 
     __slots__ = (
-        *("work", "index", "payload", "num_bytes", "queued", "crashes"),
+        *("work", "index", "payload", "num_bytes", "queued", "has_begun", "crashes"),
         *("block", "row", "is_being_written"),
         *("step", "tokens"),
     )
@@ -144,6 +144,7 @@ class Item:
         self.payload = payload
         self.num_bytes = num_bytes
         self.queued = True
+        self.has_begun = False
         self.block: Block | None = None
         self.row = 0
         self.is_being_written = False

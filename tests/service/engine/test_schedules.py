@@ -139,7 +139,6 @@ class Schedule:
     """Plays actions on an engine whose device is held, one after the other."""
 
     def __init__(self, form: Form, folder: Path) -> None:
-        self.depth = 1 if form == "inline" else 2
         self.device = FakeDevice()
         self.clock = FakeClock()
         self.observer = FakeObserver()
@@ -231,7 +230,7 @@ class Schedule:
             spare = LIMITS.max_batch_size if crashes else 0
             assert 0 <= lane.queued_images <= LIMITS.max_images + spare
             assert 0 <= lane.queued_bytes <= LIMITS.max_bytes + spare * images(0).nbytes
-            assert 0 <= lane.active_images <= self.depth * LIMITS.max_batch_size
+            assert 0 <= lane.active_images <= LIMITS.max_batch_size + spare
         assert all(1 <= len(call.rows) <= LIMITS.max_batch_size for call in self.device.calls)
 
     def _check_every_image_is_accounted_for(self) -> None:

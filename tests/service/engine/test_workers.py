@@ -7,12 +7,13 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from service.engine import DeadlineExceeded, EngineStopped, LaneLimits, WorkerCrashed
+from service.engine import DeadlineExceeded, EngineStopped, LaneLimits, LaneSnapshot, QueueFull, WorkerCrashed
 from service.engine.jobs import Job
 from service.engine.remote import RemoteEngine, RemoteLink
 from service.engine.wire import Channel, Hello
@@ -151,7 +152,7 @@ async def test_a_full_batch_is_handed_over_while_another_runs_and_a_partial_one_
     waiters += await submit(engine.encode(images(4), deadline=soon))
     device.let_through(1)
     device.wait_for_calls(2)
-    await until(lambda: engine.snapshot().encode.active_images == 4)
+    await waiters[0]
     device.let_through(1)
     device.wait_for_calls(3)
     await waiters[1]
@@ -160,6 +161,33 @@ async def test_a_full_batch_is_handed_over_while_another_runs_and_a_partial_one_
     device.release()
     await asyncio.gather(*waiters)
     assert device.rows_of("encode") == [(1, 1), (2, 2), (3, 3), (4, 5)]
+
+
+async def test_a_batch_that_waits_at_its_worker_counts_as_waiting(
+    build: Build, submit: Submit, device: FakeDevice, clock: FakeClock, observer: FakeObserver, soon: float
+) -> None:
+    engine = build(depth=2, max_batch_size=2, max_images=4)
+    engine.start()
+    await engine.ready()
+    device.hold()
+    waiters = await submit(engine.encode(images(1, 1), deadline=soon))
+    device.wait_for_calls(1)
+    waiters += await submit(*(engine.encode(images(value, value), deadline=soon) for value in (2, 3)))
+    # Whether the worker has the second batch yet or not.
+    two = LaneSnapshot(queued_images=4, queued_bytes=images(2, 2, 3, 3).nbytes, active_images=2)
+    assert engine.snapshot().encode == two
+    with pytest.raises(QueueFull):
+        await engine.encode(images(4), deadline=soon)
+    clock.advance(10)
+    device.let_through(1)
+    device.wait_for_calls(2)
+    await waiters[0]
+    assert engine.snapshot().encode == replace(two, queued_images=2, queued_bytes=images(3, 3).nbytes)
+    assert observer.waits == [("encode", 0.0), ("encode", 0.0), ("encode", 10.0), ("encode", 10.0)]
+    clock.advance(10)
+    device.release()
+    encoded = await asyncio.gather(*waiters)
+    assert [each.timing.queue_seconds for each in encoded] == [0.0, 10.0, 20.0]
 
 
 async def test_a_batch_that_its_dead_worker_had_not_begun_is_not_blamed(
@@ -190,7 +218,6 @@ async def test_a_batch_that_expires_on_its_way_never_reaches_the_device(
     device.let_through(1)
     await first
     device.wait_for_calls(2)
-    await until(lambda: engine.snapshot().encode.active_images == 2)
     clock.advance(100)
     device.release()
     await second
@@ -365,5 +392,20 @@ async def test_an_answer_is_not_overwritten_by_the_next(
     first, second = link.receive().result, link.receive().result
     np.testing.assert_array_equal(first, images(1))
     np.testing.assert_array_equal(second, images(2))
+    link.close()
+    worker.stop()
+
+
+async def test_a_worker_does_not_begin_what_nobody_waits_for_any_more(
+    device: FakeDevice, clock: FakeClock, tmp_path: Path, form: str, soon: float
+) -> None:
+    worker = FakeWorker(tmp_path / form, lambda: device, clock)
+    link = RemoteLink("fake", str(worker.address), 2)
+    link.open()
+    link.send(Job(lane="decode", count=1, deadline=clock.now, tokens=tokens(1)))
+    link.send(Job(lane="decode", count=1, deadline=soon, tokens=tokens(2)))
+    late, _ = link.receive(), link.receive()
+    assert (late.result, late.error) == (None, None)
+    assert device.rows_of("decode") == [(2,)]
     link.close()
     worker.stop()
