@@ -160,6 +160,7 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, access_log: 
     app.add_middleware(
         RequestContext,
         metrics=metrics,
+        under_way=context.requests,
         is_draining=lambda: context.draining,
         access_log=access_log,
         tracer=tracer,

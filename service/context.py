@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,9 @@ def lane_limits(settings: Settings) -> LaneLimits:
 
 
 class ServiceContext:
-    """One application's parts. ``facts`` come with the first successful start of the engine."""
+    """One application's parts. ``facts`` come with the first successful start of the engine. ``requests``: how many are
+    under way, by operation.
+    """
 
     def __init__(self, settings: Settings, *, engine: Engine, cache: CodeCache, metrics: Metrics) -> None:
         self.settings = settings
@@ -80,6 +83,7 @@ class ServiceContext:
         self.pictures = PictureCache(settings.picture_cache_bytes)
         self.decoding_memory = DecodingMemory(settings.decoded_bytes_in_flight)
         self.flights: Flights[TokenizedImage] = Flights()
+        self.requests: Counter[str] = Counter()
         self.draining = False
 
     @staticmethod

@@ -3,6 +3,7 @@
 ::
 
     {"status", "reason",           ready, or why not
+     "requests": {op: n},          that are under way
      "lanes": {op: {...}},         images and bytes that wait, images at the devices
      "model", "revision", ...,     what is served, once it is known
      "processes": [...]}           by the supervisor alone
@@ -27,7 +28,12 @@ _STATES = ("ready", "starting", "failed", "draining", "stopped")
 def application_health(context: ServiceContext) -> dict[str, Any]:
     """Of one application, in the process it runs in."""
     state, facts = context.state, context.loaded
-    document = {"status": state.name, "reason": state.reason, "lanes": context.engine.snapshot().as_dict()}
+    document = {
+        "status": state.name,
+        "reason": state.reason,
+        "requests": dict(context.requests),
+        "lanes": context.engine.snapshot().as_dict(),
+    }
     if facts is None:
         return document
     return document | {
@@ -49,6 +55,7 @@ def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *,
     return dict(spoken) | {
         "status": status,
         "reason": reason,
+        "requests": _sum(document["requests"] for document in documents),
         "lanes": _sum_lanes(document["lanes"] for document in documents),
         "device": ", ".join(workers),
         "processes": [_describe(child) for child in (*front_ends, *workers.values())],
@@ -56,11 +63,18 @@ def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *,
 
 
 def _sum_lanes(snapshots: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
-    totals: dict[str, Counter[str]] = {}
+    by_lane: dict[str, list[Mapping[str, int]]] = {}
     for snapshot in snapshots:
         for lane, figures in snapshot.items():
-            totals.setdefault(lane, Counter()).update(figures)
-    return {lane: dict(figures) for lane, figures in totals.items()}
+            by_lane.setdefault(lane, []).append(figures)
+    return {lane: _sum(figures) for lane, figures in by_lane.items()}
+
+
+def _sum(documents: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for document in documents:
+        total.update(document)
+    return dict(total)
 
 
 def _describe(child: Child) -> dict[str, Any]:

@@ -32,13 +32,6 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        in_progress = Gauge(
-            "titok_requests_in_progress",
-            "Requests under way.",
-            ("op",),
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
         self.preprocess = Histogram(
             "titok_preprocess_duration_seconds",
             "Decoding, resizing and cropping one image.",
@@ -95,7 +88,6 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         # Those that every request touches: finding a series by its labels costs more than counting in it.
-        self.in_progress_of = lru_cache(_SERIES)(in_progress.labels)
         self.cache_result = lru_cache(_SERIES)(cache_requests.labels)
         self._requests_of = lru_cache(_SERIES)(requests.labels)
         self._duration_of = lru_cache(_SERIES)(duration.labels)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
@@ -45,8 +46,8 @@ def problem_response(problem: Problem, *, instance: str | None) -> Response:
 
 
 class RequestContext:
-    """Gives a request its id and stopwatch, tells of it when it is over, ends its connection while ``is_draining``, and
-    answers what nobody else did.
+    """Gives a request its id and stopwatch, counts it to those ``under_way`` (by operation), tells of it when it is over,
+    ends its connection while ``is_draining``, and answers what nobody else did.
 
     ``X-Request-ID`` (1 to 128 visible ASCII characters) and ``traceparent`` (W3C Trace Context) are taken over if they
     are well-formed, and echoed; an id is made up where there is none.
@@ -56,12 +57,14 @@ class RequestContext:
         self,
         app: ASGIApp,
         metrics: Metrics,
+        under_way: Counter[str],
         is_draining: Callable[[], bool],
         access_log: AccessLog | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._under_way = under_way
         self._is_draining = is_draining
         self._access_log = access_log
         self._tracer = tracer
@@ -100,8 +103,7 @@ class RequestContext:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        in_progress = self._metrics.in_progress_of(record.operation)
-        in_progress.inc()
+        self._under_way[record.operation] += 1
         try:
             await self._app(scope, receive_counted, send_with_context)
         except asyncio.CancelledError:
@@ -116,7 +118,7 @@ class RequestContext:
                 raise  # half an answer is out; closing the connection is the only way to say so
             await problem_response(InternalError(), instance=request_id)(scope, receive, send_with_context)
         finally:
-            in_progress.dec()
+            self._under_way[record.operation] -= 1
             record.seconds = stages.total
             self._tell(record)
             if span is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from starlette.types import Message, Scope
@@ -18,8 +18,9 @@ _OPERATIONS = ("encode", "decode", "generate", "reconstruct", "mix", "codes", "i
 
 @dataclass(slots=True)
 class RequestRecord:
-    """``status`` is 0 until an answer begins, ``is_complete`` says that its end was sent, ``seconds`` how long it all took.
-    ``bytes_in`` and ``bytes_out`` are those of bodies.
+    """``operation`` is what its path asks for, as one of few words: the route is not known before it is taken. ``status`` is
+    0 until an answer begins, ``is_complete`` says that its end was sent, ``seconds`` how long it all took. ``bytes_in`` and
+    ``bytes_out`` are those of bodies.
     """
 
     scope: Scope
@@ -31,6 +32,12 @@ class RequestRecord:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
+    operation: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        version, _, rest = self.scope["path"].removeprefix("/").partition("/")
+        operation = rest.partition("/")[0]
+        self.operation = operation if version == "v1" and operation in _OPERATIONS else "other"
 
     def note_received(self, message: Message) -> None:
         """Counts what has come."""
@@ -44,13 +51,6 @@ class RequestRecord:
         elif message["type"] == "http.response.body":
             self.bytes_out += len(message.get("body", b""))
             self.is_complete = not message.get("more_body", False)
-
-    @property
-    def operation(self) -> str:
-        """What its path asks for, as one of few words: the route is not known before it is taken."""
-        version, _, rest = self.scope["path"].removeprefix("/").partition("/")
-        operation: str = rest.partition("/")[0]
-        return operation if version == "v1" and operation in _OPERATIONS else "other"
 
     @property
     def route(self) -> str:

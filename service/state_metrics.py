@@ -37,6 +37,10 @@ class ServiceCollector(Collector):
         for op, lane in health["lanes"].items():
             queued.add_metric((op,), lane["queued_images"])
         yield queued
+        requests = GaugeMetricFamily("titok_requests_in_progress", "Requests under way.", labels=("op",))
+        for op, count in health["requests"].items():
+            requests.add_metric((op,), count)
+        yield requests
         build = {"version": VERSION}
         if "model" in health:
             build |= {"model": health["model"], "weights": health["revision"]}

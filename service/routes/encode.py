@@ -18,6 +18,7 @@ from service.openapi import answers
 from service.rendering import OCTETS
 from service.request_headers import header_of
 from service.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Base64Images, EncodeResponse
+from service.stages import Stages
 from service.tokenization import TokenizedImage, recall, tokenize_recalled
 from service.uploads import read_uploads
 
@@ -76,7 +77,8 @@ async def encode(request: Request) -> Response:
     `application/octet-stream` with the packed codes alone, one after the other (48 bytes each with the default
     tokenizer), and then the headers `X-Titok-Model`, `X-Titok-Revision` and `X-Titok-Images` say whose and how many.
     """
-    context, stages = ServiceContext.of(request), request.state.stages
+    context = ServiceContext.of(request)
+    stages: Stages = request.scope["state"]["stages"]  # what ``request.state`` shows, without its detour
     facts, deadline = context.facts, context.deadline(request)
     media_type = choose_media_type(header_of(request.scope, b"accept"), ["application/json", OCTETS, PACKED_CODES])
     with stages.measure("read"):

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,22 @@ def test_an_access_line_for_people_is_no_json(capsys: pytest.CaptureFixture[str]
 def test_what_ends_together_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     write(record(key_name="one"), record(key_name="two"))
     assert [json.loads(line)["key_name"] for line in capsys.readouterr().err.splitlines()] == ["one", "two"]
+
+
+def test_an_access_line_says_when_it_was_written_and_how_long_what_took(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = 1_767_225_599  # the last second of 2025
+    moments = iter([begun * 10**9 + 42_999, begun * 10**9 + 999_999_999, (begun + 1) * 10**9 + 7_000])
+    monkeypatch.setattr(time, "time_ns", lambda: next(moments))
+    took = [record(), record(), record()]
+    took[0].seconds = 0.0123456
+    took[0].stages.add("cache", 0.0000006)
+    write(*took)
+    first, *others = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert first["timestamp"] == "2025-12-31T23:59:59.000042Z"
+    assert [line["timestamp"] for line in others] == ["2025-12-31T23:59:59.999999Z", "2026-01-01T00:00:00.000007Z"]
+    assert (first["duration_ms"], first["stages_ms"]) == (12.346, {"cache": 0.001})
 
 
 class Told(io.StringIO):

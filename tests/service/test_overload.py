@@ -96,12 +96,14 @@ async def test_a_full_queue_is_answered_with_429_and_a_time_to_come_back() -> No
             waiting.append(asyncio.create_task(client.post("/v1/encode", content=picture(brightness), headers=PNG)))
             await until(client, lambda health, n=brightness: lane_images(health) == (n - 1, 1))
         refused = await client.post("/v1/encode", content=picture(200), headers=PNG)
+        assert (await client.get("/healthz")).json()["requests"]["encode"] == len(waiting)
         assert refused.status_code == 429
         assert refused.json()["type"] == "urn:titok:problem:too-many-requests"
         assert int(refused.headers["retry-after"]) >= 1
         device.release.set()
         answers = await asyncio.gather(*waiting)
         assert [answer.json()["data"][0]["tokens"][0] for answer in answers] == [1, 2, 3, 4, 5]
+        assert (await client.get("/healthz")).json()["requests"]["encode"] == 0
         assert max(device.batches) <= 2
         assert (await client.post("/v1/encode", content=picture(200), headers=PNG)).status_code == 200
 

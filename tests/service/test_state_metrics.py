@@ -8,7 +8,8 @@ from typing import Any, cast
 from prometheus_client import CollectorRegistry
 
 from service.child import Child
-from service.state_metrics import GpusCollector, PaddingCollector
+from service.health import service_health
+from service.state_metrics import GpusCollector, PaddingCollector, ServiceCollector
 
 GPU = {
     "memory": {"allocated": 1, "reserved": 2, "total": 3},
@@ -16,6 +17,8 @@ GPU = {
     "sensors": {"utilization": 0.5, "temperature": 61.0},
     "padding": {"encode": 0.25},
 }
+
+CHILD = {"pid": 1, "state": "ready", "reason": None, "uptime_seconds": 1.0, "restarts": 0, "last_death": None}
 
 
 def told(**statuses: Any) -> CollectorRegistry:
@@ -25,6 +28,23 @@ def told(**statuses: Any) -> CollectorRegistry:
     registry.register(GpusCollector(workers))
     registry.register(PaddingCollector(lambda: statuses))
     return registry
+
+
+def test_front_ends_tell_of_requests_under_way_and_images_that_wait() -> None:
+    waiting, idle = ({"queued_images": queued, "queued_bytes": 0, "active_images": 1} for queued in (3, 0))
+    front_ends = [
+        cast(Child, SimpleNamespace(name=name, status={"health": health}, **CHILD))
+        for name, health in {
+            "front end 0": {"status": "ready", "requests": {"encode": 2, "other": 0}, "lanes": {"encode": waiting}},
+            "front end 1": {"status": "ready", "requests": {"encode": 1}, "lanes": {"encode": waiting, "decode": idle}},
+        }.items()
+    ]
+    registry = CollectorRegistry()
+    registry.register(ServiceCollector(lambda: service_health(front_ends, {}, draining=False)))
+    for operation, count in {"encode": 3, "other": 0}.items():
+        assert registry.get_sample_value("titok_requests_in_progress", {"op": operation}) == count
+    for operation, count in {"encode": 6, "decode": 0}.items():
+        assert registry.get_sample_value("titok_queue_images", {"op": operation}) == count
 
 
 def test_a_gpu_tells_how_busy_and_how_hot_it_is() -> None:
