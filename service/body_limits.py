@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.middleware import problem_response
 from service.problems import ContentTooLarge, Problem, ProblemDetail, TooManyRequests
+from service.request_headers import header_of
 
 __all__ = ["BodyLimits"]
 
@@ -82,7 +83,5 @@ def _full() -> TooManyRequests:
 
 def _announced_length(scope: Scope) -> int:
     """Bytes of the body by its Content-Length; 0 where there is none that can be read."""
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
+    given = header_of(scope, b"content-length") or ""
+    return int(given) if given.isascii() and given.isdigit() else 0

@@ -26,6 +26,7 @@ from service.problems import (
     Problem,
     shutting_down,
 )
+from service.request_headers import header_of
 from service.request_record import RequestRecord
 from service.stages import Stages
 from service.tracing import Tracer
@@ -132,12 +133,7 @@ class RequestContext:
 
 def _identify(scope: Scope) -> tuple[str, str]:
     """A request's id and its trace context, which may be empty."""
-    request_id = trace = ""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and not request_id:
-            given = value.decode("latin-1")
-            request_id = given if _REQUEST_ID.fullmatch(given) else ""
-        elif name == b"traceparent" and not trace:
-            given = value.decode("latin-1")
-            trace = given if _TRACEPARENT.fullmatch(given) else ""
-    return request_id or f"{random.getrandbits(128):032x}", trace
+    request_id, trace = header_of(scope, b"x-request-id"), header_of(scope, b"traceparent")
+    if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+        request_id = f"{random.getrandbits(128):032x}"
+    return request_id, trace if trace is not None and _TRACEPARENT.fullmatch(trace) else ""

@@ -10,11 +10,14 @@ from starlette.types import Scope
 
 __all__ = ["header_of"]
 
+_BY_NAME = "titok.headers"
+
 
 def header_of(scope: Scope, name: bytes) -> str | None:
     """The first header of this name (in lower case, as servers give them), or None."""
-    for own, value in scope["headers"]:
-        if own == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
+    by_name: dict[bytes, bytes] | None = scope.get(_BY_NAME)
+    if by_name is None:
+        # Backwards, so that of equal names the first is what stays.
+        by_name = scope[_BY_NAME] = dict(reversed(scope["headers"]))
+    value = by_name.get(name)
+    return None if value is None else value.decode("latin-1")

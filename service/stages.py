@@ -55,7 +55,7 @@ class Stages:
     def header(self) -> str:
         """The value of ``Server-Timing``, in milliseconds."""
         entries = [*self._seconds.items(), ("total", self.total)]
-        return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in entries)
+        return ", ".join([f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in entries])
 
 
 class _Measured(AbstractContextManager[None]):

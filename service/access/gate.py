@@ -68,13 +68,10 @@ class Gate:
             await self.spend(request, 1)
 
     async def spend(self, request: Request, images: int) -> None:
-        """Counts images to the request's rate. Raises ``TooManyRequests``, or ``ContentTooLarge`` for more than the rate
-        ever allows.
+        """Counts images to the rate of a request that has one. Raises ``TooManyRequests``, or ``ContentTooLarge`` for more
+        than the rate ever allows.
         """
-        spends = request.scope["state"]["spends"]
-        if spends is None or images <= 0:
-            return
-        spender, rate = spends
+        spender, rate = request.scope["state"]["spends"]
         allowance = await self._rates.spend(spender, rate, images)
         request.scope["state"]["rate_headers"] = allowance.headers()
         if images > allowance.quota:
@@ -121,7 +118,8 @@ async def admit_directly(request: Request) -> None:
 
 async def spend(request: Request, images: int) -> None:
     """Counts the images of a request, once it is known how many they are; the first was counted when it was let in."""
-    await Gate.of(request).spend(request, images - 1)
+    if images > 1 and request.scope["state"]["spends"] is not None:
+        await Gate.of(request).spend(request, images - 1)
 
 
 def _check_roles(key: ApiKey, required: frozenset[Role]) -> None:

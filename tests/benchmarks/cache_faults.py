@@ -2,7 +2,8 @@
 
 One service without a cache, one with a Redis that the rows kill, pause, fill and falsify, one with a Redis 200 ms away. All
 get the same load: images in turn at a fixed rate, whatever comes of them, each answer compared with what the service
-without a cache says. A request's time counts from when it was due.
+without a cache says. A request's time counts from when it was due. Each row is run three times, and its p99 is the median of
+theirs: a machine that halts for a tenth of a second makes one of them, whatever is wrong with Redis.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -33,26 +35,41 @@ LEAST_REQUESTS = 200  # of a row, however slow the machine: fewer have no p99
 LOAD = 0.4  # of what the service can do without a cache
 FAULT_AT = 1 / 3  # of a row's time; what is wrong from the beginning has been so before
 DELAY = 0.2
+TURNS = 3
 SETTINGS = {"cache": "redis", "cache_front_entries": "0"}  # nothing in front of it
 
 Fault = Callable[[RedisServer], None]
+# Seconds, whether the answer was right (None: there was none), and whether the cache knew it; for each request.
+_Turn = list[tuple[float, bool | None, bool]]
 
 
 @dataclass(frozen=True)
 class FaultRow:
-    """``wrong`` answers have another image's ids; latencies in ms; ``hits`` are answers that the cache knew."""
+    """Requests of all turns. ``wrong`` answers have another image's ids; ``hits`` are answers that the cache knew; latencies
+    in ms, one for each turn.
+    """
 
     fault: str
     requests: int
     failures: int
     wrong: int
     hits: int
-    p50: float
-    p99: float
+    p50s: Sequence[float]
+    p99s: Sequence[float]
+
+    @property
+    def p50(self) -> float:
+        """Of the turn in the middle."""
+        return float(np.median(self.p50s))
+
+    @property
+    def p99(self) -> float:
+        """Of the turn in the middle."""
+        return float(np.median(self.p99s))
 
 
 def fault_rows(folder: Path, *, seconds: float) -> list[FaultRow]:
-    """All rows, the first and the last without a cache."""
+    """All rows, the first and the last without a cache; each turn of one takes ``seconds``."""
     model = Model(DEFAULT_VARIANT)
     images = jpegs(128, IMAGES)
     rows: list[FaultRow] = []
@@ -61,8 +78,14 @@ def fault_rows(folder: Path, *, seconds: float) -> list[FaultRow]:
         rate, _ = capacity([plain.request(images[0])], connections=8, seconds=seconds / 2, warm_up=1.0)
         load = _Load(images, truth.tolist(), rate=LOAD * rate, seconds=seconds)
 
-        def note(fault: str, endpoint: Endpoint, strike: Callable[[], None] = lambda: None) -> None:
-            rows.append(load.run(fault, endpoint, strike))
+        def note(fault: str, endpoint: Endpoint, *steps: Callable[[], None]) -> None:
+            before, strike, after = steps or (_rest, _rest, _rest)
+            turns: list[_Turn] = []
+            for _ in range(TURNS):
+                before()
+                turns.append(load.run(endpoint, strike))
+                after()
+            rows.append(_row(fault, turns))
             print(f"  {rows[-1]}", flush=True)
 
         note("no cache", plain)
@@ -70,9 +93,7 @@ def fault_rows(folder: Path, *, seconds: float) -> list[FaultRow]:
             note("not started", cached)
             server.start()
             for fault, strike, after in _FAULTS:
-                load.until_known(cached)
-                note(fault, cached, lambda strike=strike: strike(server))  # type: ignore[misc]
-                after(server)
+                note(fault, cached, partial(load.until_known, cached), partial(strike, server), partial(after, server))
         with _redis(folder / "far") as server:
             server.start()
             asyncio.run(_far(server, folder, model, note))
@@ -110,13 +131,13 @@ class _Load:
         self._rate = rate
         self._seconds = max(seconds, LEAST_REQUESTS / rate)
 
-    def run(self, fault: str, endpoint: Endpoint, strike: Callable[[], None]) -> FaultRow:
-        """A row; ``strike`` is called in the midst of it."""
-        return asyncio.run(self._run(fault, endpoint, strike))
+    def run(self, endpoint: Endpoint, strike: Callable[[], None]) -> _Turn:
+        """One turn; ``strike`` is called in the midst of it."""
+        return asyncio.run(self._run(endpoint, strike))
 
-    async def _run(self, fault: str, endpoint: Endpoint, strike: Callable[[], None]) -> FaultRow:
+    async def _run(self, endpoint: Endpoint, strike: Callable[[], None]) -> _Turn:
         count = round(self._rate * self._seconds)
-        outcomes: list[tuple[float, bool | None, bool]] = []
+        outcomes: _Turn = []
         async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:
             await client.get(endpoint.url)  # what happens once, such as reading certificates
             begun = time.perf_counter() + 0.1
@@ -133,16 +154,7 @@ class _Load:
                 await asyncio.to_thread(strike)
 
             await asyncio.gather(fail(), *(request(number) for number in range(count)))
-        times = [1000 * taken for taken, *_ in outcomes]
-        return FaultRow(
-            fault,
-            requests=count,
-            failures=sum(right is None for _, right, _ in outcomes),
-            wrong=sum(right is False for _, right, _ in outcomes),
-            hits=sum(hit for *_, hit in outcomes),
-            p50=float(np.percentile(times, 50)),
-            p99=float(np.percentile(times, 99)),
-        )
+        return outcomes
 
     def until_known(self, endpoint: Endpoint) -> None:
         """Waits until the cache knows all images: Redis is whole again, and has been found so."""
@@ -169,6 +181,24 @@ class _Load:
             return None, False
         [image] = answer.json()["data"]
         return image["tokens"] == self._truth[place], image["cached"]
+
+
+def _row(fault: str, turns: Sequence[_Turn]) -> FaultRow:
+    outcomes = [outcome for turn in turns for outcome in turn]
+    times = [[1000 * taken for taken, *_ in turn] for turn in turns]
+    return FaultRow(
+        fault,
+        requests=len(outcomes),
+        failures=sum(right is None for _, right, _ in outcomes),
+        wrong=sum(right is False for _, right, _ in outcomes),
+        hits=sum(hit for *_, hit in outcomes),
+        p50s=[float(np.percentile(turn, 50)) for turn in times],
+        p99s=[float(np.percentile(turn, 99)) for turn in times],
+    )
+
+
+def _rest() -> None:
+    pass
 
 
 def _nothing(_: RedisServer) -> None:
