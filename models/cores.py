@@ -29,7 +29,7 @@ Compute = Callable[[Tensor], tuple[Tensor, ...]]
 
 class Cores:
     """The cores of ``device``: as many as the thread that calls has PyTorch threads (``torch.set_num_threads``). A GPU
-    shares its work out by itself, and counts as one. Used by one thread at a time.
+    shares its work out by itself, and counts as one. Used by one thread at a time, or by threads with one core each.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -38,15 +38,18 @@ class Cores:
         self._size = 0
         self._own = threading.local()
 
-    def parts(self, count: int) -> int:
-        """Into how many parts a batch of ``count`` is best divided, at least 1."""
-        return max(1, min(count, torch.get_num_threads())) if self._is_cpu else 1
+    def parts(self, count: int, most: int | None = None) -> int:
+        """Into how many parts a batch of ``count`` is best divided, at least 1. ``most``: images that one part may have."""
+        if not self._is_cpu:
+            return 1
+        parts = max(1, min(count, torch.get_num_threads()))
+        return parts if most is None else max(parts, -(-count // most))
 
-    def divided(self, compute: Compute) -> Compute:
-        """The same function of a batch [B, ...] whose rows do not see each other, computed in parts."""
+    def divided(self, compute: Compute, most: int | None = None) -> Compute:
+        """The same function of a batch [B, ...] whose rows do not see each other, computed in parts of at most ``most``."""
 
         def run(batch: Tensor) -> tuple[Tensor, ...]:
-            results = self.map(compute, batch.tensor_split(self.parts(len(batch))))
+            results = self.map(compute, batch.tensor_split(self.parts(len(batch), most)))
             return results[0] if len(results) == 1 else tuple(map(torch.cat, zip(*results, strict=True)))
 
         return run
@@ -55,9 +58,9 @@ class Cores:
         """The function of every part, at the same time. Raises what the first that failed has raised, when all of them
         have ended.
         """
-        if len(parts) == 1:
-            return [function(parts[0])]
         cores = torch.get_num_threads()
+        if len(parts) == 1 or cores == 1:
+            return [function(part) for part in parts]
         share = max(1, cores // len(parts))
 
         @torch.inference_mode()

@@ -83,6 +83,7 @@ class Tokenizer:
         self.revision = f"{digest[:12]}-p{PREPROCESSING_VERSION}{self.precision.encoder.suffix}"
         shape = (self.image_size, self.image_size, 3)
         self.tolerance = _TOLERANCE
+        self._company: int | None = None  # how many images a core encodes together; None: as many as come
         # An image alone is encoded in float32 whatever the others are: as a variant of the function, unless it is so anyway.
         self._alone = 0 if self.precision.encoder.is_exact else 1
         self.encoder = GraphedFunction(
@@ -160,7 +161,8 @@ class Tokenizer:
             return function(batch, *static)
 
         # What is recorded replays in memory of its own, one batch at a time.
-        return self._transfers.run(host, compute if function.sizes else self._cores.divided(compute), into)
+        most = self._company if function is self.encoder else None
+        return self._transfers.run(host, compute if function.sizes else self._cores.divided(compute, most), into)
 
     def _encode(self, images: Tensor, exactly: int) -> tuple[Tensor, Tensor]:
         """Images uint8 [B, S, S, 3] on the device -> ids int64 [B, K], and margins float32 [B, K] over the latents' scale;
@@ -181,19 +183,28 @@ class Tokenizer:
     def calibrate(self, images: Images, sizes: Iterable[int], *, seconds: float) -> None:
         """Sets the ``tolerance`` by how far the margins of some images move between batch sizes, on this device.
 
-        Does nothing if that would take longer, or in a format in which images are not decided alone.
+        If that takes longer, a CPU computes larger batches than were measured in parts that were; a GPU stays as cautious as
+        it is. Does nothing in a format in which images are not decided alone.
         """
-        pixels = self._checked(images)
-        if self._decides_alone:
-            measured = tolerance_of(
-                lambda items: self._assign(pixels[items])()[1],
-                alone=lambda item: self._assign(pixels[item : item + 1], self._alone)()[1],
-                count=len(pixels),
-                sizes=sizes,
-                least=_LEAST_TOLERANCE,
-                seconds=seconds,
-            )
-            self.tolerance = measured or self.tolerance
+        pixels, sizes = self._checked(images), list(sizes)
+        if not self._decides_alone:
+            return
+        self._company = None
+        measured = tolerance_of(
+            lambda items: self._assign(pixels[items])()[1],
+            alone=lambda item: self._assign(pixels[item : item + 1], self._alone)()[1],
+            count=len(pixels),
+            sizes=sizes,
+            least=_LEAST_TOLERANCE,
+            seconds=seconds,
+        )
+        if measured is None:
+            return
+        if self.device.type == "cpu":
+            self._company = -(-measured.size // torch.get_num_threads())
+        elif measured.size < max(sizes):
+            return
+        self.tolerance = measured.tolerance
 
     @torch.inference_mode()
     def latents(self, images: Images) -> Tensor:

@@ -3,20 +3,29 @@
 A matrix product of another size may add in another order, so an image's numbers move by a few units in the last place with
 the company it is computed in. A decision (the nearest of the codes, the likeliest of the tokens) has a margin: how far it
 was from going the other way. Where that is less than what margins move by, the image is computed again alone, and that
-counts. Too small a tolerance lets company decide; too large a one costs time, an image alone being slower than one of many.
+counts. Too small a tolerance lets company decide; too large a one costs time: an image that is computed twice.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["tolerance_of"]
+__all__ = ["Measured", "tolerance_of"]
 
 _SAFETY = 8.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is safe in batches of up to ``size``."""
+
+    tolerance: float
+    size: int
 
 
 def tolerance_of(
@@ -27,25 +36,28 @@ def tolerance_of(
     sizes: Iterable[int],
     least: float,
     seconds: float,
-) -> float | None:
+    clock: Callable[[], float] = time.monotonic,
+) -> Measured | None:
     """What is safe for ``count`` items: several times the most that their margins move between alone and in batches of
-    ``sizes``, and at least ``least``. None if that takes longer than ``seconds``.
+    ``sizes``, the smallest first, and at least ``least``. After ``seconds`` no further size is measured; None if there was
+    no time for any.
 
     ``margins(items)`` computes those of a batch of items, [len(items), ...]; ``alone(item)`` those of one, [1, ...].
     """
-    begun = time.monotonic()
+    begun = clock()
     expected: list[Tensor] = []
     for item in range(count):
         expected.append(alone(item))
-        if time.monotonic() - begun > seconds:
+        if clock() - begun > seconds:
             return None
-    references, moved = torch.cat(expected), 0.0
-    for size in sizes:
+    references, moved, measured = torch.cat(expected), 0.0, None
+    for size in sorted(sizes):
         for first in range(0, count, size):
             items = [(first + place) % count for place in range(size)]
             # What is infinite alone and in company has no other way to go.
             difference = torch.nan_to_num((margins(items) - references[items]).abs(), nan=0.0)
             moved = max(moved, float(difference.max()))
-            if time.monotonic() - begun > seconds:
-                return None
-    return max(least, _SAFETY * moved)
+            if clock() - begun > seconds:
+                return measured
+        measured = Measured(max(least, _SAFETY * moved), size)
+    return measured

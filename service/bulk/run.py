@@ -101,7 +101,8 @@ def open_device(job: Job) -> tuple[Tokenizer, Work]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         tokenizer.encoder.record({1, work.batch_images * work.views.count}, CudaRecorder(device))
-    calibrate(tokenizer, work.batch_images * work.views.count)
+    # On a CPU each core encodes batches of its own.
+    calibrate(tokenizer, work.batch_images * work.views.count, threads=1 if device.type == "cpu" else None)
     return tokenizer, work
 
 

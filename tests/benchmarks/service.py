@@ -109,7 +109,7 @@ class Comparison:
         self._rate = sizes[best]
         # A slow model takes too long over a large batch for several of them to be seen.
         largest = 32 if self._rate > 50 else 8
-        batches = [{"max_batch_size": size} for size in sorted({best, min(4 * best, largest)})]
+        batches = [{"max_batch_size": size} for size in sorted({best, min(4 * best, largest), largest})]
         servers: dict[str, tuple[Start, Options]] = {
             "this service": (self._ours, self._best("this service", self._ours, batches)),
             "LitServe": (self._litserve, self._best_litserve(batches)),

@@ -47,8 +47,29 @@ def test_one_image_has_all_threads_and_stays_in_the_thread_that_calls() -> None:
     assert Cores(CPU).map(lambda _: threading.get_ident(), [0]) == [threading.get_ident()]
 
 
+def test_parts_have_no_more_images_than_they_may() -> None:
+    cores = Cores(CPU)
+    assert [cores.parts(count, 3) for count in (0, 1, 4, 12, 13)] == [1, 1, 4, 4, 5]
+    threads, sizes = set(), []
+
+    def compute(part: torch.Tensor) -> tuple[torch.Tensor]:
+        threads.add(torch.get_num_threads())
+        sizes.append(len(part))
+        return (part,)
+
+    [rows] = cores.divided(compute, 3)(torch.arange(13))
+    assert torch.equal(rows, torch.arange(13))
+    assert sorted(sizes) == [2, 2, 3, 3, 3]
+    assert threads == {1}
+
+
+def test_one_core_computes_all_parts_in_the_thread_that_calls() -> None:
+    torch.set_num_threads(1)
+    assert Cores(CPU).map(lambda _: threading.get_ident(), range(3)) == [threading.get_ident()] * 3
+
+
 def test_a_gpu_is_given_batches_whole() -> None:
-    assert Cores(torch.device("cuda")).parts(64) == 1
+    assert Cores(torch.device("cuda")).parts(64, 8) == 1
 
 
 def test_a_part_that_fails_fails_the_batch_when_no_other_still_reads_it() -> None:

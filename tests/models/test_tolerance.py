@@ -10,13 +10,13 @@ import torch
 
 from models import Tokenizer
 from models.precision import FORMATS, Precision
-from models.tolerance import tolerance_of
+from models.tolerance import Measured, tolerance_of
 from tests.recorders import CallingRecorder
 from tests.tiny_models import tiny_generator, tiny_tokenizer
 
 
 class Margins:
-    """Margins that move by ``step`` for every other image in the batch."""
+    """Margins that move by ``step`` for every other image in the batch. Each batch takes a second."""
 
     def __init__(self, step: float, *, infinite: bool = False) -> None:
         self.step = step
@@ -27,7 +27,7 @@ class Margins:
         self.batches.append(list(items))
         return self.own[list(items)] + self.step * (len(items) - 1)
 
-    def tolerance(self, sizes: Sequence[int], seconds: float = 60.0) -> float | None:
+    def tolerance(self, sizes: Sequence[int], seconds: float = 60.0) -> Measured | None:
         return tolerance_of(
             self,
             alone=lambda item: self.own[item : item + 1],
@@ -35,21 +35,27 @@ class Margins:
             sizes=sizes,
             least=1e-5,
             seconds=seconds,
+            clock=lambda: len(self.batches),
         )
 
 
 def test_the_tolerance_is_eight_times_the_most_that_margins_moved() -> None:
     margins = Margins(1e-3)
-    assert margins.tolerance([2, 4]) == pytest.approx(8 * 3e-3, rel=1e-3)
+    measured = margins.tolerance([4, 2])
+    assert measured is not None
+    assert measured.tolerance == pytest.approx(8 * 3e-3, rel=1e-3)
+    assert measured.size == 4
     assert margins.batches == [[0, 1], [2, 0], [0, 1, 2, 0]]  # every item at every size, again where they are too few
 
 
 def test_where_nothing_moved_the_least_is_believed() -> None:
-    assert Margins(0.0, infinite=True).tolerance([2]) == 1e-5
+    assert Margins(0.0, infinite=True).tolerance([2]) == Measured(1e-5, 2)
 
 
 def test_measuring_ends_when_it_takes_too_long() -> None:
     assert Margins(0.0).tolerance([2], seconds=-1.0) is None
+    assert Margins(0.0).tolerance([2, 3], seconds=1.0) is None  # two batches of two
+    assert Margins(0.0).tolerance([2, 3], seconds=2.0) == Measured(1e-5, 2)
 
 
 @pytest.fixture
@@ -67,6 +73,35 @@ def test_a_tokenizer_measures_its_own(images: np.ndarray) -> None:
     low = tiny_tokenizer(dtype="bfloat16")
     low.calibrate(images, [2], seconds=60.0)
     assert low.tolerance == cautious  # it decides nothing alone
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_cpu_runs_no_larger_batches_than_were_measured(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    expected = tokenizer.encode(images)
+    monkeypatch.setattr("models.tokenizer.tolerance_of", lambda *_, **__: Measured(1e-9, 4))
+    tokenizer.calibrate(images, [2, 4, 6], seconds=60.0)
+    sizes = spy(tokenizer)
+    assert torch.equal(tokenizer.encode(images), expected)
+    assert sizes == [(3, 0), (3, 0)]
+    tokenizer.calibrate(images, [2, 4, 6], seconds=60.0)
+    assert torch.equal(tokenizer.encode(images[:4]), expected[:4])
+    assert sizes[2:] == [(4, 0)]
+
+
+def test_what_is_measured_on_several_cores_is_what_one_of_them_runs(
+    images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, threads = tiny_tokenizer(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr("models.tokenizer.tolerance_of", lambda *_, **__: Measured(1e-9, 3))
+        tokenizer.calibrate(images, [2, 3, 6], seconds=60.0)  # of three images one core has two
+        sizes = spy(tokenizer)
+        tokenizer.encode(images)
+    finally:
+        torch.set_num_threads(threads)
+    assert sizes == [(2, 0)] * 3
 
 
 @pytest.mark.usefixtures("one_core")
