@@ -13,18 +13,30 @@ Cores that wait for each other once a batch instead of some hundred times do a s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Cores"]
+__all__ = ["Cores", "torch_threads"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 Compute = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within it, the thread that calls has so many PyTorch threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Cores:

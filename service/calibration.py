@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from models import Tokenizer
+from models.cores import torch_threads
 from service.batch_limits import batch_sizes
 
 __all__ = ["calibrate"]
@@ -28,9 +29,5 @@ def calibrate(tokenizer: Tokenizer, largest_batch: int, *, threads: int | None =
     probes = max(_LEAST_PROBES, _CPU_DECISIONS // tokenizer.num_tokens) if on_cpu else _CUDA_PROBES
     coarse = random.integers(0, 256, (probes, side // 8, side // 8, 3), np.uint8)
     images = coarse.repeat(8, axis=1).repeat(8, axis=2)
-    own_threads = torch.get_num_threads()
-    torch.set_num_threads(threads or own_threads)
-    try:
+    with torch_threads(threads or torch.get_num_threads()):
         tokenizer.calibrate(images, sizes, seconds=_SECONDS)
-    finally:
-        torch.set_num_threads(own_threads)

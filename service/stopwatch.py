@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from models.cores import torch_threads
+
 try:
     import resource
 except ImportError:  # Windows
@@ -36,13 +38,10 @@ def cpu_seconds(run: Run) -> float:
     if _preemptions() == before:
         return elapsed
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         begun = time.process_time()
         run()
         return min(elapsed, (time.process_time() - begun) / threads)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _preemptions() -> int:

@@ -39,6 +39,7 @@ TURNS = 3
 SETTINGS = {"cache": "redis", "cache_front_entries": "0"}  # nothing in front of it
 
 Fault = Callable[[RedisServer], None]
+Step = Callable[[], None]
 # Seconds, whether the answer was right (None: there was none), and whether the cache knew it; for each request.
 _Turn = list[tuple[float, bool | None, bool]]
 
@@ -78,8 +79,9 @@ def fault_rows(folder: Path, *, seconds: float) -> list[FaultRow]:
         rate, _ = capacity([plain.request(images[0])], connections=8, seconds=seconds / 2, warm_up=1.0)
         load = _Load(images, truth.tolist(), rate=LOAD * rate, seconds=seconds)
 
-        def note(fault: str, endpoint: Endpoint, *steps: Callable[[], None]) -> None:
-            before, strike, after = steps or (_rest, _rest, _rest)
+        def note(
+            fault: str, endpoint: Endpoint, before: Step = _rest, strike: Step = _rest, after: Step = _rest
+        ) -> None:
             turns: list[_Turn] = []
             for _ in range(TURNS):
                 before()
@@ -131,11 +133,11 @@ class _Load:
         self._rate = rate
         self._seconds = max(seconds, LEAST_REQUESTS / rate)
 
-    def run(self, endpoint: Endpoint, strike: Callable[[], None]) -> _Turn:
+    def run(self, endpoint: Endpoint, strike: Step) -> _Turn:
         """One turn; ``strike`` is called in the midst of it."""
         return asyncio.run(self._run(endpoint, strike))
 
-    async def _run(self, endpoint: Endpoint, strike: Callable[[], None]) -> _Turn:
+    async def _run(self, endpoint: Endpoint, strike: Step) -> _Turn:
         count = round(self._rate * self._seconds)
         outcomes: _Turn = []
         async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None)) as client:

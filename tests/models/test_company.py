@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from models.cores import torch_threads
 from tests.benchmarks.company import compare
 from tests.benchmarks.images import distinct_images
 from tests.tiny_models import tiny_tokenizer
@@ -16,10 +17,8 @@ IMAGES, SIZE = 7, 32
 
 @pytest.fixture(autouse=True)
 def two_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(2):
+        yield
 
 
 def test_ids_in_company_are_compared_with_those_alone() -> None:

@@ -8,17 +8,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from models.cores import Cores
+from models.cores import Cores, torch_threads
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def four_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(4):
+        yield
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 9])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models import Tokenizer
+from models.cores import torch_threads
 from models.precision import FORMATS, Precision
 from models.tolerance import Measured, tolerance_of
 from tests.recorders import CallingRecorder
@@ -92,15 +93,12 @@ def test_a_cpu_runs_no_larger_batches_than_were_measured(images: np.ndarray, mon
 def test_what_is_measured_on_several_cores_is_what_one_of_them_runs(
     images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer, threads = tiny_tokenizer(), torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        monkeypatch.setattr("models.tokenizer.tolerance_of", lambda *_, **__: Measured(1e-9, 3))
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr("models.tokenizer.tolerance_of", lambda *_, **__: Measured(1e-9, 3))
+    with torch_threads(2):
         tokenizer.calibrate(images, [2, 3, 6], seconds=60.0)  # of three images one core has two
         sizes = spy(tokenizer)
         tokenizer.encode(images)
-    finally:
-        torch.set_num_threads(threads)
     assert sizes == [(2, 0)] * 3
 
 
@@ -130,10 +128,8 @@ def spy(tokenizer: Tokenizer) -> list[tuple[int, int]]:
 @pytest.fixture
 def one_core() -> Iterator[None]:
     """No batch is run in parts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture

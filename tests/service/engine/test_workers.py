@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from service.engine import DeadlineExceeded, EngineStopped, LaneLimits, LaneSnapshot, QueueFull, WorkerCrashed
-from service.engine.jobs import Job
-from service.engine.remote import RemoteEngine, RemoteLink
+from service.engine.remote import RemoteEngine
 from service.engine.wire import Channel, Hello
 from service.engine.worker import DeviceServer
 from tests.service.engine.fakes import (
@@ -379,33 +378,3 @@ async def test_a_job_that_its_worker_did_not_come_to_is_never_blamed(
     await engine.stop(PATIENCE)
     server.stop()
     thread.join(PATIENCE)
-
-
-async def test_an_answer_is_not_overwritten_by_the_next(
-    device: FakeDevice, clock: FakeClock, tmp_path: Path, form: str, soon: float
-) -> None:
-    worker = FakeWorker(tmp_path / form, lambda: device, clock)
-    link = RemoteLink("fake", str(worker.address), 2)
-    link.open()
-    for value in (1, 2):
-        link.send(Job(lane="decode", count=1, deadline=soon, tokens=tokens(value)))
-    first, second = link.receive().result, link.receive().result
-    np.testing.assert_array_equal(first, images(1))
-    np.testing.assert_array_equal(second, images(2))
-    link.close()
-    worker.stop()
-
-
-async def test_a_worker_does_not_begin_what_nobody_waits_for_any_more(
-    device: FakeDevice, clock: FakeClock, tmp_path: Path, form: str, soon: float
-) -> None:
-    worker = FakeWorker(tmp_path / form, lambda: device, clock)
-    link = RemoteLink("fake", str(worker.address), 2)
-    link.open()
-    link.send(Job(lane="decode", count=1, deadline=clock.now, tokens=tokens(1)))
-    link.send(Job(lane="decode", count=1, deadline=soon, tokens=tokens(2)))
-    late, _ = link.receive(), link.receive()
-    assert (late.result, late.error) == (None, None)
-    assert device.rows_of("decode") == [(2,)]
-    link.close()
-    worker.stop()
