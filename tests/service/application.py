@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -11,6 +12,7 @@ import httpx
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.process import SWITCH_SECONDS
 from service.settings import Settings
 from service.single_process import inline_engine
 
@@ -25,12 +27,24 @@ async def service(device: Any, **settings: Any) -> AsyncIterator[httpx.AsyncClie
     """A client of the application, which is ready; ``device.release`` is set at the end, so that nothing is held."""
     app = served(Settings(**{"drain_seconds": 5, **settings}), lambda _: device)
     async with (
+        _quick_switches(),
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=60) as client,
     ):
         await until(client, lambda health: health["status"] == "ready")
         yield client
         device.release.set()
+
+
+@asynccontextmanager
+async def _quick_switches() -> AsyncIterator[None]:
+    """Lets threads take turns as often as in the service's own processes: ``until`` would starve the others."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def app_of(client: httpx.AsyncClient) -> FastAPI:
