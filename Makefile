@@ -34,7 +34,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.dev ## write the pages that are made from code
-	$(BIN)/python -m service.settings_table > docs/configuration.md
+	$(BIN)/python -m docs.settings_table > docs/configuration.md
 	$(BIN)/python deploy/grafana/dashboards.py
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
@@ -48,7 +48,7 @@ bench-cache: $(VENV)/.bench ## measure the cache, with Redis whole and broken
 
 bench-models: $(VENV)/.dev ## measure the bare models
 	$(BIN)/python -m tests.benchmarks.models
-	$(BIN)/python -m tests.benchmarks.company
+	$(BIN)/python -m tests.benchmarks.batch_invariance
 
 fuzz: $(VENV)/.dev ## 50,000 damaged images and 5,000 requests made from the OpenAPI document
 	$(BIN)/python -m tests.fuzz $(ARGS)

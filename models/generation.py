@@ -17,19 +17,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.checkpoints import Checkpoint, HubFile, load_strictly, open_checkpoint
-from models.configuration import class_names, class_sources, generator_config
-from models.cores import Cores
+from models.checkpoints.configuration import class_names, class_sources, generator_config
+from models.checkpoints.imagenet import IMAGENET_CLASSES
+from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_checkpoint
+from models.checkpoints.registry import GENERATORS, PRESETS, GeneratorVariant
 from models.errors import CheckpointError, UnknownVariantError
-from models.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
-from models.graphs import GraphedFunction
-from models.imagenet import IMAGENET_CLASSES
-from models.precision import FORMATS, Precision
-from models.registry import GENERATORS, PRESETS, GeneratorVariant
-from models.sampling import SamplingRow, StepNoise, guide, pack, sample_step, unpack
-from models.sampling_settings import SamplingSettings
-from models.transfers import Arriving, transfers_of
-from models.unfilled import unfilled
+from models.networks.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
+from models.networks.skip_init import unfilled
+from models.runtime.cpu_threads import Cores
+from models.runtime.cuda_graphs import GraphedFunction
+from models.runtime.precision import FORMATS, Precision
+from models.runtime.transfers import Arriving, transfers_of
+from models.sampling.settings import SamplingSettings
+from models.sampling.steps import SamplingRow, StepNoise, guide, pack, sample_step, unpack
 
 __all__ = ["Advance", "Generator", "load_generator"]
 
@@ -53,7 +53,7 @@ class Generator:
 
     Attributes: ``name``, ``revision``, ``num_tokens`` K, ``codebook_size`` V, ``num_classes``, ``class_names`` by id and
     ``class_sources``, what the training data calls them (None where that is not known), ``presets`` by name, ``source``
-    of the weights; ``stepper``, what is run on the device (``models.graphs``).
+    of the weights; ``stepper``, what is run on the device (``models.runtime.cuda_graphs``).
     """
 
     def __init__(

@@ -18,21 +18,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.checkpoints import Checkpoint, HubFile, load_strictly, open_checkpoint
-from models.codes import CodeFormat
-from models.configuration import tokenizer_config
-from models.cores import Cores
+from models.checkpoints.configuration import tokenizer_config
+from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_checkpoint
+from models.checkpoints.registry import TOKENIZERS
+from models.codes.code_format import CodeFormat
 from models.errors import CheckpointError, UnknownVariantError
-from models.graphs import GraphedFunction
-from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
-from models.precision import FORMATS, Precision
+from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from models.networks.skip_init import unfilled
+from models.networks.titok import Posterior, TiTok, TiTokConfig
 from models.preprocess import PREPROCESSING_VERSION
-from models.products import Products
-from models.registry import TOKENIZERS
-from models.titok import Posterior, TiTok, TiTokConfig
-from models.tolerance import tolerance_of
-from models.transfers import Arriving, transfers_of
-from models.unfilled import unfilled
+from models.runtime.cpu_threads import Cores
+from models.runtime.cuda_graphs import GraphedFunction
+from models.runtime.precision import FORMATS, Precision
+from models.runtime.products import Products
+from models.runtime.tolerance import tolerance_of
+from models.runtime.transfers import Arriving, transfers_of
 
 __all__ = ["Pending", "Tokenizer", "build_tokenizer", "load_tokenizer"]
 
@@ -51,8 +51,8 @@ class Tokenizer:
     Attributes: ``name``; ``digest`` of the weights; ``revision``, which changes whenever ids may; ``image_size`` S;
     ``num_tokens`` K; ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C;
     ``patch_size``, the side of the decoder's patches in pixels; ``source`` of the weights; ``encoder`` and
-    ``decoder``, what is run on the device (``models.graphs``); ``tolerance``, the margin (of squared distances, over
-    the latents' scale) below which an image is encoded again on its own (``models.tolerance``).
+    ``decoder``, what is run on the device (``models.runtime.cuda_graphs``); ``tolerance``, the margin (of squared
+    distances, over the latents' scale) below which an image is encoded again on its own (``models.runtime.tolerance``).
     """
 
     def __init__(
@@ -307,7 +307,7 @@ def load_tokenizer(
 
     ``weights`` is a ``.safetensors`` or ``.bin`` file, a folder with ``config.json``, or a hub id
     (``org/repo@revision``); by default the variant's own. A name of no variant is allowed where ``weights`` has a
-    ``config.json``. ``dtype`` is one of ``models.precision.DTYPES``.
+    ``config.json``. ``dtype`` is one of ``models.runtime.precision.DTYPES``.
 
     Raises ``UnknownVariantError``, ``CheckpointError``, or ``ConfigError``.
     """

@@ -9,9 +9,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.shipped import DEFAULT_VARIANT
-from service.access.keys import check_rate
-from service.cores import usable_cores
+from models.checkpoints.shipped import DEFAULT_VARIANT
+from service.api.access.keys import check_rate
+from service.inference.cpu_quota import usable_cores
 
 __all__ = ["LogFormat", "Settings", "invalid_settings"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from models.graphs import Recording
+from models.runtime.cuda_graphs import Recording
 
 __all__ = ["CallingRecorder"]
 

@@ -6,11 +6,11 @@ from typing import Literal
 
 import torch
 
+from models.checkpoints.registry import GENERATORS
+from models.checkpoints.shipped import DEFAULT_VARIANT
 from models.generation import Generator
-from models.generator import GeneratorConfig, build_generator
-from models.registry import GENERATORS
-from models.shipped import DEFAULT_VARIANT
-from models.titok import TiTok, TiTokConfig, TransformerSize
+from models.networks.generator import GeneratorConfig, build_generator
+from models.networks.titok import TiTok, TiTokConfig, TransformerSize
 from models.tokenizer import Tokenizer
 
 __all__ = ["tiny_generator", "tiny_tokenizer"]

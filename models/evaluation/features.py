@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.atomic_files import write_whole
 from models.evaluation.lite0 import Lite0
 from models.evaluation.progress import Track, silently
-from models.whole_files import write_whole
 
 __all__ = ["BATCH_SIZE", "Features", "as_tensor", "batches", "embed_all", "extract"]
 

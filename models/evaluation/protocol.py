@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoints import HubFile
+from models.checkpoints.loading import HubFile
+from models.checkpoints.registry import GENERATORS
 from models.data.photographs import DataError, Photographs, load_photographs
 from models.data.sources import Split
 from models.evaluation.features import embed_all
@@ -30,7 +31,6 @@ from models.evaluation.published import InceptionFigures, check_inception, incep
 from models.evaluation.reconstruction import TokenizerCodec, evaluate_reconstruction
 from models.evaluation.report import Report
 from models.generation import Generator, load_generator
-from models.registry import GENERATORS
 from models.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["EvaluationSettings", "evaluate"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from models.whole_files import write_whole
+from models.atomic_files import write_whole
 
 __all__ = ["InceptionFigures", "PublishedProtocolError", "check_inception", "inception_figures", "write_npz"]
 

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.atomic_files import write_whole
 from models.evaluation.comparison import Compared
 from models.evaluation.contact_sheet import Row, contact_sheet
 from models.evaluation.generation import Generation
 from models.evaluation.published import InceptionFigures, write_npz
 from models.evaluation.reconstruction import CodecFigures, Reconstruction, best_placeholder
-from models.whole_files import write_whole
 
 __all__ = ["Report", "generated_sheet", "neighbours_sheet", "reconstruction_sheet", "write_images", "write_report"]
 

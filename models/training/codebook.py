@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.titok import TiTok
+from models.networks.titok import TiTok
 from models.training.config import CodebookConfig
 from models.training.distributed import all_rows, mean_of
 from models.training.loop import Step

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from models.generator import GeneratorConfig
-from models.titok import SIZES, TiTokConfig, TransformerSize
+from models.networks.generator import GeneratorConfig
+from models.networks.titok import SIZES, TiTokConfig, TransformerSize
 
 __all__ = [
     "CodebookConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.titok import TiTokConfig
+from models.networks.titok import TiTokConfig
 
 __all__ = ["checkpoint_config"]
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.checkpoints import load_strictly, open_checkpoint
+from models.atomic_files import write_whole
+from models.checkpoints.loading import load_strictly, open_checkpoint
 from models.data.photographs import PhotographSet
-from models.generator import MaskGITViT, UViT, build_generator
-from models.titok import TiTok
+from models.networks.generator import MaskGITViT, UViT, build_generator
+from models.networks.titok import TiTok
 from models.training.config import ConfigError, GeneratorRun
 from models.training.distributed import own_rows
 from models.training.export import checkpoint_config
@@ -29,7 +30,6 @@ from models.training.losses import masked_token_loss, random_masks
 from models.training.order import rows_of_step, seeded
 from models.training.starting_points import FrozenTokenizer
 from models.training.state import save_checkpoint
-from models.whole_files import write_whole
 
 __all__ = ["GeneratorTask", "TokenSet", "generator_classes", "tokenize"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import CheckpointError
-from models.titok import TiTok
+from models.networks.titok import TiTok
 
 __all__ = ["adopt", "initialise", "initialise_as_published", "initialise_tokenizer", "plane_waves"]
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from models.whole_files import write_whole
+from models.atomic_files import write_whole
 
 __all__ = ["Journal"]
 

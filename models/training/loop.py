@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.errors import CheckpointError
-from models.precision import has_fast_bfloat16
+from models.runtime.precision import has_fast_bfloat16
 from models.training.config import OptimizerConfig, ScheduleConfig
 from models.training.distributed import average_gradients, is_main, mean_of, world_size
 from models.training.journal import Journal

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from models.data.photographs import PhotographSet
-from models.titok import TiTok
+from models.networks.titok import TiTok
 from models.training.config import ConfigError, TokenizerRun
 from models.training.loop import Step
 from models.training.picture_loss import PictureLoss

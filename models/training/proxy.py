@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models.data.photographs import PhotographSet
-from models.maskgit_vqgan import MaskGITVQGAN
-from models.titok import TiTok
+from models.networks.maskgit_vqgan import MaskGITVQGAN
+from models.networks.titok import TiTok
 from models.training.config import ConfigError, TokenizerRun
 from models.training.loop import Step
 from models.training.losses import proxy_code_loss

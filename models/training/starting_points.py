@@ -8,15 +8,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from models.checkpoints import Checkpoint, HubFile, load_strictly, open_checkpoint
-from models.configuration import tokenizer_config
+from models.checkpoints.configuration import tokenizer_config
+from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_checkpoint
+from models.checkpoints.registry import TOKENIZERS
 from models.errors import CheckpointError
-from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
-from models.registry import TOKENIZERS
-from models.titok import TiTok, TiTokConfig
+from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from models.networks.skip_init import unfilled
+from models.networks.titok import TiTok, TiTokConfig
 from models.training.config import TokenizerRun
 from models.training.initialisation import adopt, initialise_tokenizer
-from models.unfilled import unfilled
 
 N = TypeVar("N", bound=nn.Module)
 

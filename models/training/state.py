@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from models.whole_files import write_whole
+from models.atomic_files import write_whole
 
 __all__ = ["load_state", "save_checkpoint", "save_state"]
 

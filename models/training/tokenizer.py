@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from models.data.photographs import PhotographSet
 from models.evaluation.measures import entropy_bits, seam_ratio
 from models.evaluation.similarity import psnr
-from models.titok import TiTok
+from models.networks.titok import TiTok
 from models.training.augmentation import random_views
 from models.training.codebook import Codebook
 from models.training.config import TokenizerRun

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from models.whole_files import PARTIAL_SUFFIX, write_whole
+from models.atomic_files import PARTIAL_SUFFIX, write_whole
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
 from service.bulk.shards import ShardFiles

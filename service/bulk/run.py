@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from models.graphs import CudaRecorder
+from models.runtime.cuda_graphs import CudaRecorder
 from models.tokenizer import Tokenizer, load_tokenizer
 from service.bulk.destination import Destination, Settings
 from service.bulk.entries import Source
@@ -22,8 +22,8 @@ from service.bulk.pipeline import tokenize_entries
 from service.bulk.shards import Shard
 from service.bulk.views import Views
 from service.bulk.work import Progress, Work
-from service.calibration import calibrate
-from service.cores import usable_cores
+from service.inference.calibration import calibrate
+from service.inference.cpu_quota import usable_cores
 
 __all__ = ["Job", "Result", "fill", "open_device", "run_job", "tokenize_source", "told_to_go_on"]
 

@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 from models.data.tar_headers import WholeHeader
 from service.bulk.entries import Entry
 from service.bulk.errors import BrokenImage
-from service.media import ACCEPTED_SUFFIXES
+from service.imaging.media import ACCEPTED_SUFFIXES
 
 __all__ = ["TarArchive"]
 

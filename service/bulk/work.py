@@ -14,8 +14,8 @@ from service.bulk.entries import Entry, Position
 from service.bulk.errors import BrokenImage
 from service.bulk.shards import Row, Shard
 from service.bulk.views import Views
-from service.media import MediaLimits, decode_image
-from service.problems import Problem
+from service.http.problems import Problem
+from service.imaging.media import MediaLimits, decode_image
 
 __all__ = ["Entries", "Pixels", "Progress", "Work", "batches", "rows_of", "squares_of"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from service.http_protocol import ConnectionLimits
-from service.http_server import HttpServer
-from service.process import SWITCH_SECONDS, event_loop
+from service.http.protocol import ConnectionLimits
+from service.http.server import HttpServer
+from service.processes.process import SWITCH_SECONDS, event_loop
 from service.settings import Settings
 
 

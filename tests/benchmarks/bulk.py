@@ -26,8 +26,8 @@ from PIL import Image
 from service.bulk.run import Job, open_device, tokenize_source
 from service.bulk.sources import open_source
 from service.bulk.views import Views
-from service.cores import usable_cores
-from service.media import MediaLimits, decode_image
+from service.imaging.media import MediaLimits, decode_image
+from service.inference.cpu_quota import usable_cores
 from tests.benchmarks.images import distinct_images
 
 RUNS, RAY_SHARD = 7, 64

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from service.engine import Engine, InlineEngine, LaneLimits, RowState, Stepped
 from service.engine.remote import RemoteEngine
 from service.engine.worker import DeviceServer
-from service.process import event_loop
+from service.processes.process import event_loop
 from tests.benchmarks.load import throughput
 from tests.benchmarks.report import OUTPUT, machine, markdown, write
 

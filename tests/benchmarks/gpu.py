@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from models.shipped import DEFAULT_VARIANT
-from tests.benchmarks import company, gpu_models, gpu_service, precision
+from models.checkpoints.shipped import DEFAULT_VARIANT
+from tests.benchmarks import batch_invariance as company
+from tests.benchmarks import gpu_models, gpu_service, precision
 from tests.benchmarks.images import distinct_images
 from tests.benchmarks.models import OUTPUT, processor, tokenizer
 

@@ -13,9 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import Generator, Tokenizer
-from models.graphs import CudaRecorder, GraphedFunction
-from models.memory import is_out_of_memory, release_memory
-from models.precision import FORMATS
+from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction
+from models.runtime.memory import is_out_of_memory, release_memory
+from models.runtime.precision import FORMATS
 from tests.benchmarks.images import distinct_images
 from tests.benchmarks.models import generator, tokenizer
 

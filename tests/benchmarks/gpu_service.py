@@ -19,14 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.shipped import DEFAULT_VARIANT
+from models.checkpoints.shipped import DEFAULT_VARIANT
 from tests.benchmarks.images import distinct_images
 from tests.benchmarks.models import GOLDEN, MANIFESTS, synthetic_weights
 
 __all__ = ["http_throughput", "missing_packages"]
 
 ROOT = Path(__file__).parents[2]
-START = "from service.cli import main; main()"
+START = "from service.cli.main import main; main()"
 START_SECONDS = 120.0
 CONNECTIONS = 16
 FILES = 32  # of a form

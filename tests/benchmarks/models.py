@@ -28,13 +28,13 @@ import numpy as np
 import torch
 
 from models import Generator, Tokenizer, load_generator, load_tokenizer
-from models.attention import attend
-from models.checkpoints import Checkpoint, load_strictly
-from models.generator import GeneratorConfig, build_generator
+from models.checkpoints.loading import Checkpoint, load_strictly
+from models.checkpoints.registry import GENERATORS, TOKENIZERS
+from models.checkpoints.shipped import DEFAULT_VARIANT
+from models.networks.attention import attend
+from models.networks.generator import GeneratorConfig, build_generator
+from models.networks.titok import Block, TiTok, TiTokConfig
 from models.preprocess import eval_crop
-from models.registry import GENERATORS, TOKENIZERS
-from models.shipped import DEFAULT_VARIANT
-from models.titok import Block, TiTok, TiTokConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OUTPUT = Path(__file__).parents[2] / "docs" / "benchmarks"
@@ -134,8 +134,8 @@ def plain_networks() -> Iterator[None]:
     with (
         mock.patch.object(TiTok, "mix", whole_batch),
         mock.patch.object(Block, "forward", whole_block),
-        mock.patch("models.titok.attend", written_out),
-        mock.patch("models.titok.to_channels_last", return_value=None),
+        mock.patch("models.networks.titok.attend", written_out),
+        mock.patch("models.networks.titok.to_channels_last", return_value=None),
     ):
         yield
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from models import Tokenizer
-from models.graphs import CudaRecorder
-from models.precision import FORMATS, has_fast_bfloat16
-from models.shipped import DEFAULT_VARIANT
-from models.titok import TiTok
-from tests.benchmarks.company import formats_of
+from models.checkpoints.shipped import DEFAULT_VARIANT
+from models.networks.titok import TiTok
+from models.runtime.cuda_graphs import CudaRecorder
+from models.runtime.precision import FORMATS, has_fast_bfloat16
+from tests.benchmarks.batch_invariance import formats_of
 from tests.benchmarks.images import distinct_images
 from tests.benchmarks.models import OUTPUT, processor, rate, tokenizer
 

@@ -26,10 +26,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from models import Tokenizer, load_tokenizer
+from models.checkpoints.registry import DEFAULT_VARIANT
 from models.preprocess import eval_crop
-from models.registry import DEFAULT_VARIANT
-from service.calibration import calibrate
-from service.media import MediaLimits, decode_image
+from service.imaging.media import MediaLimits, decode_image
+from service.inference.calibration import calibrate
 from tests.benchmarks.load import Request
 from tests.benchmarks.models import GOLDEN, MANIFESTS, images_of
 from tests.e2e.conftest import START_SECONDS, Server, end, start_server
@@ -150,14 +150,14 @@ def serve(model: Model, **settings: str) -> Iterator[tuple[Server, Endpoint]]:
 
 @contextmanager
 def rival(kind: str, model: Model, **options: object) -> Iterator[Endpoint]:
-    """A server of ``tests.benchmarks.rivals`` with its command-line options, ready."""
+    """A server of ``tests.benchmarks.other_servers`` with its command-line options, ready."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     given = {"model": model.name, "port": port, **({"weights": model.weights} if model.weights else {}), **options}
     flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     # Its processes are a group of their own, so that they can be ended together.
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.rivals", kind, *flags],
+        [sys.executable, "-m", "tests.benchmarks.other_servers", kind, *flags],
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

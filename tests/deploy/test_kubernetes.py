@@ -20,10 +20,10 @@ from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from fastapi.testclient import TestClient
 
-from service.admin import create_admin_app
-from service.metrics import Metrics
+from service.api.admin import create_admin_app
+from service.processes.state_metrics import WorkersCollector
 from service.settings import Settings
-from service.state_metrics import WorkersCollector
+from service.telemetry.metrics import Metrics
 
 PROJECT = Path(__file__).parents[2]
 KUBERNETES = PROJECT / "deploy" / "kubernetes"

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.access.keys import ApiKey, new_key
+from service.api.access.keys import ApiKey, new_key
 from tests.e2e.conftest import TITOK, Server, end, start_server
 
 PATIENCE = 60.0

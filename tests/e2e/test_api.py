@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models import load_generator, load_tokenizer, packed_codes
-from models.codes import CodeFormat
-from models.packed_codes import PackedCodes
+from models import load_generator, load_tokenizer
+from models.codes import packed as packed_codes
+from models.codes.code_format import CodeFormat
+from models.codes.packed import PackedCodes
 from models.preprocess import eval_crop
-from service.schemas import EXAMPLE_REVISION
+from service.api.schemas import EXAMPLE_REVISION
 from tests.e2e.conftest import Server
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.listening import listen
+from service.http.sockets import listen
 
 PATIENCE = 120.0
 # A slow machine shall be no fault.

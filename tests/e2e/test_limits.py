@@ -19,7 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.listening import allow_descriptors
+from service.http.sockets import allow_descriptors
 from tests.e2e.conftest import Server, end, start_server
 
 MiB = 1024 * 1024

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from models import load_tokenizer
-from models.codes import CodeFormat
+from models.codes.code_format import CodeFormat
 from service.client import Encoded, InvalidRequest, TiTokClient
 from tests.e2e.conftest import Server
 

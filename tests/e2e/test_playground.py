@@ -18,14 +18,14 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from models.codes import CodeFormat
-from models.titok import TiTok, TiTokConfig, TransformerSize
+from models.codes.code_format import CodeFormat
+from models.networks.titok import TiTok, TiTokConfig, TransformerSize
 from models.training.export import checkpoint_config
 from models.training.state import save_checkpoint
 from tests.e2e.conftest import Server
 
 PROJECT = Path(__file__).parents[2]
-SAMPLES = PROJECT / "service" / "playground" / "samples"
+SAMPLES = PROJECT / "service" / "api" / "playground" / "samples"
 CODES = CodeFormat(32, 4096)
 PATIENCE = 60_000  # milliseconds; machines are slow at times, and nothing here is timed
 SMALL = 0.25  # levels of 256, on average; one other token makes 0.7 and more

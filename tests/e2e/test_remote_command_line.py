@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from service.api.schemas import EXAMPLE_REVISION
 from service.client import TiTokClient
-from service.schemas import EXAMPLE_REVISION
 from tests.e2e.conftest import Server
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -83,7 +83,7 @@ def test_a_service_is_asked_without_importing_torch(server: Server, tmp_path: Pa
 import sys
 sys.modules["torch"] = None
 sys.argv = ["titok", "decode", "{"A" * 64}", "{tmp_path / "x.png"}", "--url", "{server.url}"]
-from service.cli import main
+from service.cli.main import main
 main()
 """
     ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)

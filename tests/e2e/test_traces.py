@@ -202,12 +202,12 @@ def test_nothing_of_it_is_imported_where_nobody_asks_for_traces() -> None:
     stderr_of(
         "import sys, os\n"
         "os.environ.pop('OTEL_EXPORTER_OTLP_ENDPOINT', None)\n"
-        "import service.front_end\n"
-        "from service.tracing import open_tracer\n"
+        "import service.processes.front_end\n"
+        "from service.telemetry.tracing import open_tracer\n"
         "assert open_tracer() is None\n"
         # The SDK itself may be there: redis-py imports it wherever it is installed.
         "assert 'opentelemetry.exporter' not in sys.modules\n"
-        "assert 'service.spans' not in sys.modules\n"
+        "assert 'service.telemetry.spans' not in sys.modules\n"
     )
 
 
@@ -216,7 +216,7 @@ def test_a_missing_extra_is_told_and_the_service_goes_on() -> None:
         "import sys, os\n"
         "os.environ['OTEL_EXPORTER_OTLP_ENDPOINT'] = 'http://127.0.0.1:1'\n"
         "sys.modules['opentelemetry.sdk'] = None\n"
-        "from service.tracing import open_tracer\n"
+        "from service.telemetry.tracing import open_tracer\n"
         "assert open_tracer() is None\n"
     )
     assert "titok-service[otel]" in told

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from models.packed_codes import MEDIA_TYPE as PACKED_CODES
+from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from tests.e2e.conftest import Server, end, start_server
 from tests.fuzz.images import Tally, fuzz_decoding, fuzz_http
 from tests.fuzz.memory import memory_of

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from models.preprocess import eval_crop
-from service.media import MediaLimits, decode_image
-from service.problems import Problem
+from service.http.problems import Problem
+from service.imaging.media import MediaLimits, decode_image
 from tests.fuzz.memory import memory_of
 
 __all__ = ["Answer"]
@@ -42,7 +42,7 @@ class Answer:
 
 
 def decode(data: bytes) -> Answer:
-    """As ``service.tokenization`` does it."""
+    """As ``service.operations.tokenization`` does it."""
     reserved: list[int] = []
     status, name, error = 500, "exception", None
     before = memory_of()

@@ -18,10 +18,10 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis.openapi.checks import RejectedPositiveData
 
-from models.packed_codes import MEDIA_TYPE as PACKED_CODES
-from models.sampling_settings import MAX_STEPS
-from service.media import ACCEPTED_FORMATS
-from service.schemas import CODE_PATTERN, EXAMPLE_CODE, EXAMPLE_TOKENS
+from models.codes.packed import MEDIA_TYPE as PACKED_CODES
+from models.sampling.settings import MAX_STEPS
+from service.api.schemas import CODE_PATTERN, EXAMPLE_CODE, EXAMPLE_TOKENS
+from service.imaging.media import ACCEPTED_FORMATS
 from tests.fuzz.mutations import mutated
 from tests.fuzz.seeds import seeds
 

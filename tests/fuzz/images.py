@@ -18,8 +18,8 @@ import httpx
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-from models.packed_codes import MEDIA_TYPE as PACKED_CODES
-from service.media import sniff
+from models.codes.packed import MEDIA_TYPE as PACKED_CODES
+from service.imaging.media import sniff
 from tests.fuzz.decoder_process import Crashed, Decoder
 from tests.fuzz.mutations import mutated, mutated_bytes
 from tests.fuzz.seeds import seeds

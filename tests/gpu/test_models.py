@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from models import Tokenizer, load_generator, load_tokenizer
-from models.graphs import CudaRecorder
-from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
-from models.memory import memory_bytes
-from models.precision import FORMATS
-from models.sampling_settings import SamplingSettings
-from models.transfers import CudaTransfers, pin
-from service.device import ModelDevice
+from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from models.runtime.cuda_graphs import CudaRecorder
+from models.runtime.memory import memory_bytes
+from models.runtime.precision import FORMATS
+from models.runtime.transfers import CudaTransfers, pin
+from models.sampling.settings import SamplingSettings
 from service.engine.protocol import RowState
+from service.inference.device import ModelDevice
 from tests.crops import crops_of
 
 pytestmark = [
@@ -141,7 +141,7 @@ def test_results_are_the_callers_own(graphed: ModelDevice, images: np.ndarray) -
 
 CANNOT_BE_RECORDED = """
 import torch
-from models.graphs import CudaRecorder
+from models.runtime.cuda_graphs import CudaRecorder
 
 device = torch.device("cuda:0")
 torch.cuda.set_device(device)

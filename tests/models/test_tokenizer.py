@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from models import Tokenizer, load_tokenizer
-from models.codes import CodeError
+from models.codes.code_format import CodeError
 from tests.crops import crops_of
 from tests.tiny_models import tiny_tokenizer
 

@@ -11,10 +11,10 @@ from typing import Any, cast
 import httpx
 from fastapi import FastAPI
 
-from service.app import create_app
-from service.process import SWITCH_SECONDS
+from service.api.app import create_app
+from service.processes.process import SWITCH_SECONDS
+from service.processes.single_process import inline_engine
 from service.settings import Settings
-from service.single_process import inline_engine
 
 
 def served(settings: Settings, open_device: Callable[[Settings], Any]) -> FastAPI:

@@ -7,18 +7,21 @@ import sys
 
 import pytest
 
-FRONT_END = "import service.front_end, service.routes.encode, service.routes.reconstruct, service.facts"
+FRONT_END = (
+    "import service.processes.front_end, service.api.routes.encode, service.api.routes.reconstruct, "
+    "service.inference.model_info"
+)
 
 
 @pytest.mark.parametrize(
     "statement",
     [
         FRONT_END,
-        "import service.server, service.supervisor",
-        "import service.worker",
+        "import service.processes.serve, service.processes.supervisor",
+        "import service.processes.worker",
         "import service.settings",
-        "import models, models.errors, models.sampling_settings, models.shipped",
-        "import sys; sys.argv = ['titok', '--help']; from service.cli import app; app(standalone_mode=False)",
+        "import models, models.errors, models.sampling.settings, models.checkpoints.shipped",
+        "import sys; sys.argv = ['titok', '--help']; from service.cli.main import app; app(standalone_mode=False)",
     ],
     ids=[
         "front end",

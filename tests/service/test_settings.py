@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from docs.settings_table import settings_document
 from service.settings import Settings
-from service.settings_table import settings_document
 
 
 def test_the_configuration_page_is_what_the_settings_say() -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from models.checkpoints.registry import GENERATORS
+from models.checkpoints.shipped import DEFAULT_VARIANT
 from models.evaluation.lite0 import Lite0, load_lite0
 from models.generation import Generator
-from models.generator import GeneratorConfig, build_generator
-from models.registry import GENERATORS
-from models.shipped import DEFAULT_VARIANT
-from models.titok import TiTok, TiTokConfig, TransformerSize
+from models.networks.generator import GeneratorConfig, build_generator
+from models.networks.titok import TiTok, TiTokConfig, TransformerSize
 from models.tokenizer import Tokenizer
 
 SIZE = TransformerSize(width=32, layers=1, heads=2)

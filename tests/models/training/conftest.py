@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.titok import TiTokConfig, TransformerSize
+from models.networks.titok import TiTokConfig, TransformerSize
 from models.training.config import CodebookConfig, DataConfig, LossConfig, OptimizerConfig, ScheduleConfig, TokenizerRun
 
 

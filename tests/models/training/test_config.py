@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
-from models.registry import GENERATORS, TOKENIZERS
-from models.shipped import SHIPPED
-from models.titok import TiTok, TiTokConfig
+from models.checkpoints.registry import GENERATORS, TOKENIZERS
+from models.checkpoints.shipped import SHIPPED
+from models.networks.titok import TiTok, TiTokConfig
 from models.training.config import ConfigError, GeneratorRun, TokenizerRun, read_config
 from models.training.export import checkpoint_config
 from models.training.run import find_config

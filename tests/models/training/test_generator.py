@@ -8,7 +8,7 @@ import torch
 
 from models import load_generator
 from models.data.photographs import Photographs
-from models.generator import GeneratorConfig
+from models.networks.generator import GeneratorConfig
 from models.training.config import (
     ConfigError,
     GeneratorRun,

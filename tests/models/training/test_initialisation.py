@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.errors import CheckpointError
-from models.titok import TiTok
+from models.networks.titok import TiTok
 from models.training.config import TokenizerRun
 from models.training.initialisation import adopt, initialise_tokenizer
 

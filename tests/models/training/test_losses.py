@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.registry import TOKENIZERS
-from models.titok import TiTok, TiTokConfig
+from models.checkpoints.registry import TOKENIZERS
+from models.networks.titok import TiTok, TiTokConfig
 from models.training.losses import grid_loss, masked_token_loss, pixel_loss, proxy_code_loss, random_masks
 
 Golden = Mapping[str, np.ndarray]

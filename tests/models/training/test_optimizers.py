@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from models.titok import TiTok
+from models.networks.titok import TiTok
 from models.training.config import OptimizerConfig, TokenizerRun
 from models.training.optimizers import Muon, build_optimizers, orthogonalised
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.data.photographs import Photographs
-from models.titok import TiTok
+from models.networks.titok import TiTok
 from models.training.config import ConfigError, InitialConfig, LossConfig, TokenizerRun
 from models.training.loop import Step, train
 from models.training.order import rows_of_step, seeded

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.data.photographs import Photographs
-from models.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.training.config import CodebookConfig, ConfigError, TokenizerRun
 from models.training.loop import Step, train
 from models.training.order import seeded

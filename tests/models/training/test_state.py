@@ -4,8 +4,8 @@ from typing import BinaryIO
 import pytest
 import torch
 
+from models.atomic_files import write_whole
 from models.training.state import load_state, save_state
-from models.whole_files import write_whole
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:

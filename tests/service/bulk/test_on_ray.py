@@ -158,7 +158,7 @@ def test_without_the_package_the_command_says_which_extra_brings_it(tmp_path: Pa
     folder_of(tmp_path / "source", broken_images())
     command = [str(tmp_path / "source"), str(tmp_path / "tokens"), "--ray", "auto"]
     probe = f"import sys; sys.modules['ray'] = None; sys.argv = ['titok', 'tokenize', *{command}]\n"
-    probe += "from service.cli import main; main()"
+    probe += "from service.cli.main import main; main()"
     ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False, timeout=SECONDS)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "--ray needs the package ray: pip install 'titok-service[ray]'" in ended.stderr

@@ -18,7 +18,7 @@ from service.bulk.entries import Position
 from service.bulk.errors import BulkError
 from service.bulk.sources import open_source
 from service.bulk.views import Views
-from service.media import MediaLimits, decode_image
+from service.imaging.media import MediaLimits, decode_image
 from tests.service.bulk.data_sets import (
     CLASSES,
     COUNT,

@@ -1,0 +1,1 @@
+"""Checkpoint files: the variants and where their weights are published, loading, configuration, verification."""

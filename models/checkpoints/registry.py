@@ -1,0 +1,170 @@
+"""The variants by name: the shape of their networks, where their weights are, and what was published about them.
+
+Figures and settings: 1d-tokenizer's README_TiTok.md and sampling scripts (commit 942a96f); rFID on the ImageNet
+validation set, gFID on 50,000 samples by the ADM evaluator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from models.checkpoints.loading import HubFile
+from models.checkpoints.shipped import DEFAULT_VARIANT, SHIPPED
+from models.networks.generator import GeneratorConfig
+from models.networks.maskgit_vqgan import MaskGITVQGANConfig
+from models.networks.titok import SIZES, TiTokConfig
+from models.sampling.settings import SamplingSettings
+
+__all__ = ["GENERATORS", "TOKENIZERS", "GeneratorVariant", "TokenizerVariant"]
+
+PRESETS = ("published", "demo", "fast")
+
+# Commits of the published repositories, where they are known; the others follow their only branch. Whichever it is, the
+# commit that was downloaded is part of a tokenizer's ``source``, and its ``revision`` is a digest of the weights.
+_COMMITS = {"tokenizer_titok_l32_imagenet": "1c9a2084c59112fd415b7ed97d4c200e864a95de"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerVariant:
+    """A tokenizer: ``config`` None means that the folder of its weights describes it."""
+
+    name: str
+    config: TiTokConfig | MaskGITVQGANConfig | None
+    weights: HubFile | Path
+    rfid: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorVariant:
+    """A generator, named as its tokenizer is, with its named sampling settings."""
+
+    name: str
+    config: GeneratorConfig | None
+    weights: HubFile | Path
+    presets: Mapping[str, SamplingSettings] = field(repr=False)
+    gfid: float | None = None
+
+
+def _hub(kind: str, name: str) -> HubFile:
+    repository = f"{kind}_{name}_imagenet"
+    return HubFile(repo=f"yucornetto/{repository}", revision=_COMMITS.get(repository, "main"))
+
+
+def _two_stage(size: str, tokens: int, rfid: float) -> TokenizerVariant:
+    config = TiTokConfig(num_latent_tokens=tokens, encoder=SIZES[size], decoder=SIZES[size], use_l2_norm=True)
+    letter = size[0]
+    return TokenizerVariant(
+        name=f"titok-{letter}-{tokens}", config=config, weights=_hub("tokenizer", f"titok_{letter}{tokens}"), rfid=rfid
+    )
+
+
+def _one_stage(sizes: str, tokens: int, rfid: float, *, vae: bool = False) -> TokenizerVariant:
+    encoder, decoder = (SIZES[{"s": "small", "b": "base", "l": "large"}[letter]] for letter in sizes)
+    config = TiTokConfig(
+        num_latent_tokens=tokens,
+        encoder=encoder,
+        decoder=decoder,
+        quantize_mode="vae" if vae else "vq",
+        codebook_size=8192,
+        token_size=16 if vae else 64,
+        is_legacy=False,
+        finetune_decoder=False,
+    )
+    suffix, published = ("vae", "vae_c16") if vae else ("vq8k", "vq8k")
+    return TokenizerVariant(
+        name=f"titok-{sizes}-{tokens}-{suffix}",
+        config=config,
+        weights=_hub("tokenizer", f"titok_{sizes}{tokens}_{published}"),
+        rfid=rfid,
+    )
+
+
+TOKENIZERS: Mapping[str, TokenizerVariant] = {
+    variant.name: variant
+    for variant in (
+        TokenizerVariant(name=DEFAULT_VARIANT, config=None, weights=SHIPPED / DEFAULT_VARIANT),
+        _two_stage("large", 32, 2.21),
+        _two_stage("base", 64, 1.70),
+        _two_stage("small", 128, 1.71),
+        _one_stage("bl", 64, 2.06),
+        _one_stage("bl", 128, 1.49),
+        _one_stage("sl", 256, 1.03),
+        _one_stage("ll", 32, 1.61, vae=True),
+        _one_stage("bl", 64, 1.25, vae=True),
+        _one_stage("bl", 128, 0.84, vae=True),
+        TokenizerVariant(
+            name="maskgit-vqgan-f16",
+            config=MaskGITVQGANConfig(),
+            weights=HubFile(repo="fun-research/TiTok", filename="maskgit-vqgan-imagenet-f16-256.bin"),
+            rfid=2.28,
+        ),
+    )
+}
+
+# The quick start's settings: few decisions by chance, pretty and less varied pictures.
+_DEMO = SamplingSettings(steps=8, guidance_scale=4.5, guidance_decay="constant", temperature=1.0)
+
+
+def _presets(
+    published: SamplingSettings, *, demo: SamplingSettings = _DEMO, fast_steps: int
+) -> dict[str, SamplingSettings]:
+    return {"published": published, "demo": demo, "fast": replace(published, steps=fast_steps)}
+
+
+GENERATORS: Mapping[str, GeneratorVariant] = {
+    variant.name: variant
+    for variant in (
+        GeneratorVariant(
+            name=DEFAULT_VARIANT,
+            config=None,
+            weights=SHIPPED / f"{DEFAULT_VARIANT}-generator",
+            presets=_presets(
+                # Of five settings tried, the one that is recognised more often than guidance 4.5 at hardly less variety,
+                # and the one that is recognised most often.
+                SamplingSettings(steps=8, guidance_scale=8.0, guidance_decay="linear", temperature=4.0),
+                demo=SamplingSettings(steps=12, guidance_scale=8.0, guidance_decay="linear", temperature=3.0),
+                fast_steps=4,
+            ),
+        ),
+        GeneratorVariant(
+            name="titok-l-32",
+            config=GeneratorConfig(model_type="ViT", image_seq_len=32),
+            weights=_hub("generator", "titok_l32"),
+            presets=_presets(
+                SamplingSettings(
+                    steps=8, guidance_scale=4.5, guidance_decay="linear", temperature=9.5, softmax_annealing=True
+                ),
+                fast_steps=4,
+            ),
+            gfid=2.77,
+        ),
+        GeneratorVariant(
+            name="titok-b-64",
+            config=GeneratorConfig(model_type="ViT", image_seq_len=64),
+            weights=_hub("generator", "titok_b64"),
+            presets=_presets(
+                SamplingSettings(
+                    steps=8, guidance_scale=3.0, guidance_decay="linear", temperature=11.0, softmax_annealing=True
+                ),
+                fast_steps=4,
+            ),
+            gfid=2.48,
+        ),
+        GeneratorVariant(
+            name="titok-s-128",
+            config=GeneratorConfig(
+                model_type="UViT", image_seq_len=128, hidden_size=1024, num_hidden_layers=20, intermediate_size=4096
+            ),
+            weights=_hub("generator", "titok_s128"),
+            presets=_presets(
+                SamplingSettings(
+                    steps=64, guidance_scale=6.9, guidance_decay="power-cosine", temperature=2.8, softmax_annealing=True
+                ),
+                fast_steps=8,
+            ),
+            gfid=1.97,
+        ),
+    )
+}

@@ -1,0 +1,1 @@
+"""Token ids as packed bits, as text, and as files of packed codes."""

@@ -1,0 +1,222 @@
+"""MaskGIT sampling, row by row: every image has its own seed, label, guidance, temperature and step counter.
+
+::
+
+    all masked -> [ logits -> guide -> sample -> keep the confident ones, mask the rest ] x steps -> ids
+
+A step is a pure function of the rows' state, of the logits, and of noise that belongs to (seed, step): rows at
+different steps of different schedules share one call, and none can tell who its neighbours are. All that the device has
+to know of the rows travels as one table of numbers (``pack``, ``unpack``), in one copy.
+
+Source: MaskGIT (arXiv 2202.04200, section 3.2), TiTok (arXiv 2406.07550, section 4.1), and the published sampler
+(1d-tokenizer, commit 942a96f), which takes one schedule for the whole batch and its noise from a global generator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.sampling.settings import SamplingSettings
+
+__all__ = [
+    "SamplingRow",
+    "StepNoise",
+    "StepOutcome",
+    "StepParameters",
+    "guide",
+    "pack",
+    "sample_step",
+    "unpack",
+]
+
+
+@dataclass(slots=True)
+class SamplingRow:
+    """One image being sampled: ``tokens`` int64 [K] on the host, the mask id where unknown; ``step`` counts the steps
+    done.
+
+    ``label`` is a class id, or None for an image of no class.
+    """
+
+    label: int | None
+    seed: int
+    settings: SamplingSettings
+    tokens: Tensor
+    step: int = field(default=0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every token is known."""
+        return self.step >= self.settings.steps
+
+    @property
+    def needs_unconditional(self) -> bool:
+        """Whether the next step needs the logits without a class beside those with one."""
+        return self.label is not None and self.settings.needs_unconditional(self.step)
+
+
+class StepParameters(NamedTuple):
+    """What a step has to know of its rows beside their tokens: one value a row, [R] each.
+
+    ``label`` int64, negative for no class; ``token_key`` and ``confidence_key`` int64, which noise is the row's;
+    ``guidance_weight`` float32, 0 where no guidance is wanted; ``from_unconditional`` bool, whether guidance starts at
+    the logits without the class; ``logit_divisor`` and ``noise_scale`` float32; ``num_masked`` int64, how many tokens
+    stay masked; ``last`` bool.
+    """
+
+    label: Tensor
+    token_key: Tensor
+    confidence_key: Tensor
+    guidance_weight: Tensor
+    from_unconditional: Tensor
+    logit_divisor: Tensor
+    noise_scale: Tensor
+    num_masked: Tensor
+    last: Tensor
+
+
+def pack(rows: Sequence[SamplingRow]) -> Tensor:
+    """Tokens and parameters of rows of K tokens as one table, int64 [R, K + 9]; floats as the bits of a float64."""
+    num_tokens, settings = rows[0].tokens.shape[0], [row.settings for row in rows]
+    integers = np.array(
+        [
+            (
+                -1 if row.label is None else row.label,
+                _key(row, "token"),
+                _key(row, "confidence"),
+                row.needs_unconditional and kind.guidance_decay == "power-cosine",
+                # float64 before the floor, as published: 32 * masked_fraction may come within rounding of a whole number
+                math.floor(np.float64(num_tokens) * kind.masked_fraction(row.step)),
+                row.step + 1 >= kind.steps,
+            )
+            for row, kind in zip(rows, settings, strict=True)
+        ],
+        np.int64,
+    )
+    floats = np.array(
+        [
+            (
+                kind.guidance_weight(row.step) if row.needs_unconditional else 0.0,
+                kind.logit_divisor(row.step),
+                kind.noise_scale(row.step),
+            )
+            for row, kind in zip(rows, settings, strict=True)
+        ],
+        np.float64,
+    )
+    tokens = torch.stack([row.tokens for row in rows])
+    return torch.cat([tokens, torch.from_numpy(integers), torch.from_numpy(floats.view(np.int64))], dim=1)
+
+
+def unpack(table: Tensor) -> tuple[Tensor, StepParameters]:
+    """A table of ``pack``, on any device -> tokens int64 [R, K] and the parameters."""
+    num_tokens = table.shape[1] - len(StepParameters._fields)
+    label, token_key, confidence_key, from_unconditional, num_masked, last, *floats = table[:, num_tokens:].unbind(1)
+    weight, divisor, noise_scale = (bits.view(torch.float64).to(torch.float32) for bits in floats)
+    return table[:, :num_tokens], StepParameters(
+        label=label,
+        token_key=token_key,
+        confidence_key=confidence_key,
+        guidance_weight=weight,
+        from_unconditional=from_unconditional != 0,
+        logit_divisor=divisor,
+        noise_scale=noise_scale,
+        num_masked=num_masked,
+        last=last != 0,
+    )
+
+
+class StepNoise(NamedTuple):
+    """Uniform noise in (0, 1): ``token`` float32 [R, K, V] decides the tokens, ``confidence`` [R, K] what is masked."""
+
+    token: Tensor
+    confidence: Tensor
+
+    @classmethod
+    def of(cls, parameters: StepParameters, num_tokens: int, codebook_size: int) -> StepNoise:
+        """The noise that belongs to each row's seed and step, the same on every device and in every company."""
+        return cls(
+            token=_uniform(parameters.token_key, num_tokens * codebook_size).view(-1, num_tokens, codebook_size),
+            confidence=_uniform(parameters.confidence_key, num_tokens),
+        )
+
+
+def _key(row: SamplingRow, stream: str) -> int:
+    digest = hashlib.blake2b(f"{row.seed}/{row.step}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+# The finalizer of splitmix64 (Steele, Lea and Flood 2014) as a counter-based generator: integer arithmetic gives the
+# same bits on a CPU and on a GPU, for any number of rows at once, and needs no state.
+_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
+
+
+def _uniform(keys: Tensor, count: int) -> Tensor:
+    """Keys int64 [R] -> float32 [R, count] on the 2**23 midpoints of (0, 1)."""
+    x = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device).mul_(_INCREMENT)
+    x = keys[:, None] + x
+    for shift, factor in _MIX:
+        # An arithmetic shift of a signed number, with the copies of its sign bit cleared, is the unsigned shift.
+        x ^= (x >> shift).bitwise_and_((1 << (64 - shift)) - 1)
+        x *= factor
+    bits = ((x >> 41) ^ (x >> 18)).bitwise_and_((1 << 23) - 1)
+    return bits.to(torch.float32).add_(0.5).mul_(2.0**-23)
+
+
+def _gumbel(uniform: Tensor) -> Tensor:
+    exponential = -torch.log(uniform.clamp(min=1e-20))
+    return -torch.log(exponential.clamp(min=1e-20))
+
+
+def guide(parameters: StepParameters, conditional: Tensor, unconditional: Tensor) -> Tensor:
+    """Logits [R, K, V] with and without the class -> guided logits, divided by the softmax temperature.
+
+    Where a row does not need the unconditional logits, its values in ``unconditional`` do not matter but are finite.
+    """
+    base = torch.where(parameters.from_unconditional[:, None, None], unconditional, conditional)
+    guided = base + parameters.guidance_weight[:, None, None] * (conditional - unconditional)
+    return guided / parameters.logit_divisor[:, None, None]
+
+
+class StepOutcome(NamedTuple):
+    """``tokens`` int64 [R, K] after the step; ``sampled`` before masking; ``margin`` float32 [R].
+
+    The margin is how far the closest decision of a row (which token, which positions) was from going the other way.
+    """
+
+    tokens: Tensor
+    sampled: Tensor
+    margin: Tensor
+
+
+def sample_step(
+    parameters: StepParameters, logits: Tensor, tokens: Tensor, noise: StepNoise, *, mask_token: int
+) -> StepOutcome:
+    """One step of every row, from guided logits [R, K, V] and tokens int64 [R, K], which are not changed."""
+    num_tokens, scale, last = tokens.shape[1], parameters.noise_scale, parameters.last
+    noisy = logits + scale[:, None, None] * _gumbel(noise.token)
+    best, chosen = noisy.max(dim=2)
+    masked = tokens == mask_token
+    sampled = torch.where(masked, chosen, tokens)
+    runner_up = noisy.scatter_(2, chosen[:, :, None], -torch.inf).amax(dim=2)
+    margin = torch.where(masked, best - runner_up, torch.inf).amin(dim=1)
+
+    # A known token is never masked again: its confidence is infinite.
+    score = torch.where(masked, logits.gather(2, chosen[:, :, None])[:, :, 0], torch.inf)
+    confidence = score + scale[:, None] * _gumbel(noise.confidence)
+    to_mask = torch.minimum(parameters.num_masked, masked.sum(dim=1) - 1).clamp(min=1)
+    ordered = confidence.sort(dim=1).values
+    threshold = ordered.gather(1, to_mask[:, None] - 1)
+    next_up = ordered.gather(1, to_mask[:, None].clamp(max=num_tokens - 1))
+    remask = (confidence <= threshold) & ~last[:, None]
+    gap = torch.where(last, torch.inf, (next_up - threshold)[:, 0])
+    return StepOutcome(torch.where(remask, mask_token, sampled), sampled, torch.minimum(margin, gap))

@@ -1,0 +1,1 @@
+"""The public and the admin HTTP application."""

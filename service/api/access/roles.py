@@ -1,0 +1,71 @@
+"""What a route asks of a key. A route that is not named here cannot be served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:  # settings name roles too, and the command line is not to wait for the web framework
+    from fastapi import APIRouter
+    from starlette.routing import BaseRoute
+
+__all__ = ["OPEN_PATHS", "REQUIRED_ROLES", "ROLES", "Role", "check_routes", "paths_of"]
+
+Role = Literal["encode", "decode", "generate", "admin"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
+"""Every role. ``admin`` has all the others."""
+
+_ENCODE, _DECODE, _GENERATE = (frozenset[Role]({role}) for role in ROLES[:3])
+_ANY_KEY = frozenset[Role]()
+
+REQUIRED_ROLES: Mapping[str, frozenset[Role]] = MappingProxyType(
+    {
+        "/v1/encode": _ENCODE,
+        # A look-up answers what encode would.
+        "/v1/codes:lookup": _ENCODE,
+        "/v1/codes/{sha256}": _ENCODE,
+        "/v1/decode": _DECODE,
+        "/v1/images/{tokenizer}/{code}.{extension}": _DECODE,
+        "/v1/mix": _DECODE,
+        "/v1/reconstruct": _ENCODE | _DECODE,
+        "/v1/generate": _GENERATE,
+        "/v1/images/generations": _GENERATE,
+        "/v1/models": _ANY_KEY,
+        "/v1/models/{model}": _ANY_KEY,
+        "/v1/models/{model}/classes": _ANY_KEY,
+    }
+)
+"""Path of a route -> the roles that a key needs, all of them; none: any key will do."""
+
+OPEN_PATHS: frozenset[str] = frozenset(
+    {
+        "/",
+        "/playground/{path:path}",
+        "/docs",
+        "/openapi.json",
+        "/static-offline-docs",
+        "/livez",
+        "/readyz",
+        "/healthz",
+    }
+)
+"""Paths that ask for no key: pages and documents that are the same for everybody, and health."""
+
+
+def check_routes(routes: Iterable[BaseRoute]) -> None:
+    """Raises ``LookupError`` for a route of the public application whose path is in neither table."""
+    for path in paths_of(routes):
+        if path not in REQUIRED_ROLES and path not in OPEN_PATHS:
+            raise LookupError(f"service/api/access/roles.py does not say who may call {path!r}")
+
+
+def paths_of(routes: Iterable[BaseRoute]) -> Iterator[str | None]:
+    """Paths of routes, and of those of routers among them."""
+    for route in routes:
+        router: APIRouter | None = getattr(route, "original_router", None)
+        if router is not None:
+            yield from paths_of(router.routes)
+        else:
+            yield getattr(route, "path", None)

@@ -1,0 +1,137 @@
+"""``/v1/codes``: the codes of images that were seen before, asked for by digest instead of by upload."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from fastapi import Path as PathParameter
+from starlette.responses import Response
+
+from service.api.schemas import (
+    EXAMPLE_CODE,
+    EXAMPLE_REVISION,
+    EXAMPLE_TOKENS,
+    MAX_DIGESTS,
+    SHA256_PATTERN,
+    KnownCode,
+    LookupRequest,
+    LookupResponse,
+    Size,
+    parse_body,
+)
+from service.api.uploads import read_body
+from service.http.negotiation import require_json
+from service.http.openapi import answers
+from service.http.problems import NotFound, invalid_value
+from service.operations.context import ServiceContext, TokenizedImage
+from service.operations.tokenization import look_up
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["tokens"])
+
+_DIGEST = re.compile(SHA256_PATTERN, re.ASCII)
+_SAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_KNOWN = {
+    "sha256": _SAMPLE,
+    "tokens": EXAMPLE_TOKENS,
+    "code": EXAMPLE_CODE,
+    "original_size": {"width": 600, "height": 400},
+}
+
+
+@router.post(
+    "/v1/codes:lookup",
+    summary="Which images are known, by their digests",
+    response_model=LookupResponse,
+    responses=answers(
+        *(400, 404, 408, 413, 415, 422, 503),
+        example={"model": "titok-mini-32", "revision": EXAMPLE_REVISION, "data": [_KNOWN], "missing": []},
+    ),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": LookupRequest.model_json_schema(), "example": {"sha256": [_SAMPLE]}}
+            },
+        }
+    },
+)
+async def lookup(request: Request) -> Response:
+    """Up to 1,000 SHA-256 digests of image files. Only what is in `missing` needs to be sent to `/v1/encode`.
+
+    A digest that is known tells that somebody has sent that file. `TITOK_CACHE_SCOPE=key` keeps what each API key has
+    sent to itself, `TITOK_LOOKUP=false` turns this route off.
+    """
+    context = _context_of(request)
+    require_json(request.headers.get("content-type"))
+    with request.state.stages.measure("read"):
+        body = parse_body(LookupRequest, await read_body(request, seconds=context.settings.body_timeout))
+    context.check_count(len(body.sha256), MAX_DIGESTS, "/sha256")
+    digests = [_digest(text, f"/sha256/{index}") for index, text in enumerate(body.sha256)]
+    known = await _look_up(request, digests)
+    document = LookupResponse(
+        model=context.facts.name,
+        revision=context.facts.revision,
+        data=[_item(context, digest, image) for digest, image in zip(digests, known, strict=True) if image is not None],
+        missing=[digest.hex() for digest, image in zip(digests, known, strict=True) if image is None],
+    )
+    return Response(document.model_dump_json(), media_type="application/json")
+
+
+@router.get(
+    "/v1/codes/{sha256}",
+    summary="The code of an image that is known, by its digest",
+    response_model=KnownCode,
+    responses=answers(404, 422, 503, example=_KNOWN),
+)
+async def known_code(
+    request: Request,
+    sha256: Annotated[
+        str,
+        PathParameter(
+            description="Of the image's file.", examples=[_SAMPLE], json_schema_extra={"pattern": SHA256_PATTERN}
+        ),
+    ],
+) -> Response:
+    """404 if the image has not been seen, or has been forgotten."""
+    context = _context_of(request)
+    digest = _digest(sha256, "path/sha256")
+    [image] = await _look_up(request, [digest])
+    if image is None:
+        raise NotFound("No image with this digest is known; send it to /v1/encode.")
+    headers = {"X-Titok-Model": context.facts.name, "X-Titok-Revision": context.facts.revision}
+    return Response(_item(context, digest, image).model_dump_json(), media_type="application/json", headers=headers)
+
+
+def _context_of(request: Request) -> ServiceContext:
+    context = ServiceContext.of(request)
+    if not context.settings.lookup or context.settings.cache == "off":
+        raise NotFound("Codes cannot be looked up here: TITOK_LOOKUP or the cache is off.")
+    return context
+
+
+async def _look_up(request: Request, digests: list[bytes]) -> list[TokenizedImage | None]:
+    context, stages = ServiceContext.of(request), request.state.stages
+    with stages.measure("cache"):
+        known = await look_up(context, digests, context.keys_for(request))
+    stages.note_images(len(digests), cache_hits=len(digests) - known.count(None))
+    return known
+
+
+def _digest(text: str, pointer: str) -> bytes:
+    if not _DIGEST.fullmatch(text):
+        raise invalid_value(pointer, "no SHA-256 digest", text[:80], "64 hexadecimal digits")
+    return bytes.fromhex(text)
+
+
+def _item(context: ServiceContext, digest: bytes, image: TokenizedImage) -> KnownCode:
+    width, height = image.original_size
+    return KnownCode(
+        sha256=digest.hex(),
+        tokens=context.facts.code_format.ids_of(image.packed),
+        code=context.facts.code_format.text_of(image.packed),
+        original_size=Size(width=width, height=height),
+    )

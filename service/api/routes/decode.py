@@ -1,0 +1,112 @@
+"""``POST /v1/decode``: token ids to images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from models.codes.packed import MEDIA_TYPE as PACKED_CODES
+from models.codes.packed import SIGNATURE
+from service.api.access.gate import spend
+from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, DecodedItem, DecodeRequest, DecodeResponse, parse_body
+from service.api.tokens import packed_codes_from, tokens_from_bytes, tokens_from_json
+from service.api.uploads import read_body
+from service.http.negotiation import media_type_of, unsupported_content_type
+from service.http.openapi import answers
+from service.http.problems import invalid_value
+from service.imaging.media import OUTPUT_MEDIA_TYPES
+from service.operations.context import ServiceContext
+from service.operations.rendering import (
+    MULTIPART,
+    OCTETS,
+    as_base64,
+    choose_image_answer,
+    image_media_type,
+    image_response,
+    multipart_response,
+    render,
+)
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["images"])
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": DecodeRequest.model_json_schema(), "example": {"code": EXAMPLE_CODE}},
+            **{name: {"schema": {"type": "string", "format": "binary"}} for name in (PACKED_CODES, OCTETS)},
+        },
+    }
+}
+_EXAMPLE = {
+    "model": "titok-mini-32",
+    "revision": EXAMPLE_REVISION,
+    "data": [{"index": 0, "b64": "/9j/4AAQSkZJRgABAQAAAQABAAD...", "content_type": "image/jpeg"}],
+}
+
+
+@router.post(
+    "/v1/decode",
+    summary="Turn token ids into images",
+    response_model=DecodeResponse,
+    responses=answers(
+        *(400, 404, 406, 408, 409, 413, 415, 422, 429, 503, 504),
+        example=_EXAMPLE,
+        binary=[*OUTPUT_MEDIA_TYPES, MULTIPART],
+    ),
+    openapi_extra=_BODY,
+)
+async def decode(request: Request) -> Response:
+    """One image comes as the body in the type that `Accept` prefers: JPEG unless it says PNG, WebP, raw or .npy.
+
+    Several come as JSON with base64 items, or as `multipart/mixed`. The request is JSON with `tokens`, `code` or
+    `codes`; a file of packed codes, `application/vnd.titok.codes`, whose header says whose they are; or the packed codes
+    alone, one after the other, as `application/octet-stream`.
+    """
+    context, stages = ServiceContext.of(request), request.state.stages
+    facts, deadline = context.facts, context.deadline(request)
+    body = DecodeRequest()
+    content_type = media_type_of(request.headers.get("content-type"))
+    with stages.measure("read"):
+        data = await read_body(request, seconds=context.settings.body_timeout)
+    if content_type == PACKED_CODES or (content_type == OCTETS and data.startswith(SIGNATURE)):
+        packed = packed_codes_from(data)
+        context.check_model(packed.tokenizer, packed.revision)
+        if packed.code_format != facts.code_format:
+            raise invalid_value("body", "K and V in the header are not those of this tokenizer", None)
+        tokens = packed.tokens
+    elif content_type == OCTETS:
+        context.check_model(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
+        tokens = tokens_from_bytes(data, facts.code_format)
+    elif content_type == "application/json":
+        body = parse_body(DecodeRequest, data)
+        context.check_model(body.model, body.revision)
+        tokens = tokens_from_json(body, facts.code_format)
+    else:
+        raise unsupported_content_type(
+            content_type,
+            detail="not a type that tokens come in",
+            advice=f"Send application/json, or packed codes as {PACKED_CODES} or {OCTETS}.",
+            expected=["application/json", PACKED_CODES, OCTETS],
+        )
+    context.check_count(len(tokens), context.settings.max_images, "body")
+    await spend(request, len(tokens))
+    answer = choose_image_answer(request, many=len(tokens) > 1)
+    media_type = image_media_type(body.format) if answer in ("application/json", MULTIPART) else answer
+    rendered = await context.while_connected(
+        request, render(context, tokens, media_type, body.quality, deadline=deadline, stages=stages)
+    )
+    headers = {"X-Titok-Model": facts.name, "X-Titok-Revision": facts.revision}
+    if answer == MULTIPART:
+        return multipart_response(rendered.files, media_type, headers)
+    if answer != "application/json":
+        return image_response(rendered, media_type, headers)
+    items = [
+        DecodedItem(index=i, b64=as_base64(file), content_type=media_type) for i, file in enumerate(rendered.files)
+    ]
+    document = DecodeResponse(model=facts.name, revision=facts.revision, data=items)
+    return Response(document.model_dump_json(), media_type="application/json", headers=headers)

@@ -1,0 +1,49 @@
+"""``GET /docs``: the reference, made from the OpenAPI document by Swagger UI, whose files come with the package."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import Response
+
+from service.http.page_headers import page_headers
+
+__all__ = ["create_router"]
+
+_FILES = "/static-offline-docs"
+_INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
+
+
+def create_router(app: FastAPI) -> APIRouter:
+    """The page of an application that serves Swagger UI's files."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/docs")
+    async def docs(request: Request) -> Response:
+        """Swagger UI."""
+        root = request.scope.get("root_path", "")
+        page = get_swagger_ui_html(
+            openapi_url=f"{root}{app.openapi_url}",
+            title=f"{app.title}: the API",
+            swagger_js_url=f"{root}{_FILES}/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}{_FILES}/swagger-ui.css",
+            swagger_favicon_url=f"{root}{_FILES}/favicon.png",
+        )
+        page.headers.update(page_headers(_policy(bytes(page.body))))
+        return page
+
+    return router
+
+
+def _policy(page: bytes) -> dict[str, str]:
+    """Lets the page's own script run, by its digest, and no other; Swagger UI styles elements as it draws them."""
+    digests = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _INLINE_SCRIPT.findall(page)]
+    return {
+        "script-src": " ".join(["'self'", *(f"'sha256-{digest}'" for digest in digests)]),
+        "style-src": "'self' 'unsafe-inline'",
+        "img-src": "'self' data: blob:",
+    }

@@ -1,0 +1,149 @@
+"""``POST /v1/generate``: new images from a class."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.access.gate import spend
+from service.api.generation_stream import GenerationStream
+from service.api.schemas import (
+    EXAMPLE_CODE,
+    EXAMPLE_REVISION,
+    EXAMPLE_TOKENS,
+    GeneratedItem,
+    GenerateRequest,
+    GenerateResponse,
+    GenerationFacts,
+    StepEvent,
+    parse_body,
+)
+from service.api.uploads import read_body
+from service.http.negotiation import choose_media_type, require_json
+from service.http.openapi import Events, answers
+from service.http.problems import InvalidRequest, ProblemDetail
+from service.http.sse import EVENT_STREAM, EventStream, event
+from service.imaging.media import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
+from service.operations.context import ServiceContext
+from service.operations.generation import Generation
+from service.operations.rendering import Rendered, image_media_type, image_response, render
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["images"])
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": GenerateRequest.model_json_schema(),
+                "example": {"class": "cat", "n": 2, "seed": 7, "preset": "demo"},
+            }
+        },
+    }
+}
+
+_EXAMPLE_FACTS = {
+    "model": "titok-mini-32",
+    "revision": EXAMPLE_REVISION,
+    "generator_revision": "dc6b540e3b9e",
+    "class_id": 10,
+    "class_name": "cat",
+    "settings": {"steps": 20, "guidance_scale": 6.0, "guidance_decay": "linear", "temperature": 2.5},
+}
+_EXAMPLE_ITEM = {
+    "index": 0,
+    "tokens": EXAMPLE_TOKENS,
+    "code": EXAMPLE_CODE,
+    "seed": 7,
+    "image": "/9j/4AAQSkZJRgABAQAAAQABAAD...",
+    "content_type": "image/jpeg",
+}
+_EXAMPLE_STEP = {"index": 0, "step": 1, "steps": 20, "tokens": [*EXAMPLE_TOKENS[:2], *[None] * 30], "known": 2}
+_EXAMPLE_EVENTS = b"".join(
+    event(name, json.dumps(document))
+    for name, document in (("step", _EXAMPLE_STEP), ("image", _EXAMPLE_ITEM), ("done", _EXAMPLE_FACTS))
+).decode()
+
+
+@router.post(
+    "/v1/generate",
+    summary="Make new images of a class",
+    response_model=GenerateResponse,
+    responses=answers(
+        *(400, 404, 406, 408, 413, 415, 422, 429, 503, 504),
+        example={**_EXAMPLE_FACTS, "data": [_EXAMPLE_ITEM]},
+        binary=list(OUTPUT_EXTENSIONS),
+        events=Events(
+            media_type=EVENT_STREAM,
+            data={
+                "step": StepEvent.model_json_schema(),
+                "image": GeneratedItem.model_json_schema(),
+                "done": GenerationFacts.model_json_schema(),
+            },
+            example=_EXAMPLE_EVENTS,
+        ),
+    ),
+    openapi_extra=_BODY,
+)
+async def generate(request: Request) -> Response:
+    """Images with their tokens, codes and seeds as JSON; or one image itself, with `Accept: image/*`.
+
+    The same class, settings and seed give the same image, whatever else the service is doing. Image i of a request has
+    the seed `seed + i`.
+
+    With `Accept: text/event-stream`: an event `step` for every sampling step of each image, with the tokens known so
+    far and, with `"preview": true`, often a picture; an event `image` for each image, as in the JSON answer's `data`;
+    and `done` with the rest of that answer. An `error` with a problem document may end them early; what goes wrong
+    before the first event is answered as ever, with its own status.
+    """
+    context, stages = ServiceContext.of(request), request.state.stages
+    facts, deadline = context.facts, context.deadline(request)
+    require_json(request.headers.get("content-type"))
+    with stages.measure("read"):
+        body = parse_body(GenerateRequest, await read_body(request, seconds=context.settings.body_timeout))
+    generation = Generation.of(body, context)
+    await spend(request, body.n)
+    offers = ["application/json", *(OUTPUT_MEDIA_TYPES if body.n == 1 else ()), EVENT_STREAM]
+    answer = choose_media_type(request.headers.get("accept"), offers)
+    if body.preview and answer != EVENT_STREAM:
+        raise InvalidRequest(
+            f"Previews come with the events of sampling steps. Send Accept: {EVENT_STREAM}, or leave 'preview' out.",
+            errors=[ProblemDetail(pointer="/preview", detail=f"needs Accept: {EVENT_STREAM}", value=True)],
+        )
+    media_type = answer if answer in OUTPUT_MEDIA_TYPES else image_media_type(body.format)
+    if answer == EVENT_STREAM:
+        stream = GenerationStream(
+            context=context,
+            generation=generation,
+            media_type=media_type,
+            quality=body.quality,
+            previews=body.preview,
+            deadline=deadline,
+            stages=stages,
+        )
+        return EventStream(context, stream.events())
+
+    async def work() -> tuple[npt.NDArray[np.int64], Rendered]:
+        ids = await generation.run(context, deadline=deadline, stages=stages)
+        return ids, await render(context, ids, media_type, body.quality, deadline=deadline, stages=stages)
+
+    tokens, rendered = await context.while_connected(request, work())
+    if answer != "application/json":
+        headers = {
+            "X-Titok-Model": facts.name,
+            "X-Titok-Revision": facts.revision,
+            "X-Titok-Code": facts.code_format.to_text(tokens)[0],
+            "X-Titok-Seed": str(generation.seeds[0]),
+        }
+        return image_response(rendered, media_type, headers)
+    document = GenerateResponse(
+        **generation.facts(context).model_dump(), data=generation.items(context, tokens, rendered, media_type)
+    )
+    return Response(document.model_dump_json(), media_type="application/json")

@@ -1,0 +1,91 @@
+"""``GET /v1/images/...``: an image whose address is its code."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParameter
+from starlette.responses import Response
+
+from service.api.schemas import CODE_PATTERN, EXAMPLE_CODE
+from service.api.tokens import tokens_from_code
+from service.http.negotiation import holds_etag
+from service.http.openapi import answers
+from service.http.problems import Gone, NotFound, ProblemDetail, RevisionMismatch
+from service.imaging.media import OUTPUT_EXTENSIONS
+from service.operations.addresses import image_address
+from service.operations.context import ServiceContext
+from service.operations.rendering import SIDES, render
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["images"])
+
+_EXTENSIONS = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()}
+_DAY = 24 * 60 * 60
+
+
+_PATH = "/v1/images/{tokenizer}/{code}.{extension}"
+_DOCUMENTED: dict[str, Any] = {
+    "summary": "The image whose address is its code",
+    "response_class": Response,
+    "responses": {
+        **answers(404, 410, 422, 429, 503, 504, binary=list(OUTPUT_EXTENSIONS), description="The image."),
+        304: {"description": "`If-None-Match` names the image's `ETag`: the caller has it."},
+    },
+}
+
+
+@router.head(_PATH, operation_id="head_image", **_DOCUMENTED)
+@router.get(_PATH, operation_id="get_image", **_DOCUMENTED)
+async def image(
+    request: Request,
+    tokenizer: Annotated[str, PathParameter(examples=["titok-mini-32"])],
+    code: Annotated[str, PathParameter(examples=[EXAMPLE_CODE], json_schema_extra={"pattern": CODE_PATTERN})],
+    extension: Annotated[str, PathParameter(examples=["jpg"], json_schema_extra={"enum": list(_EXTENSIONS)})],
+    size: Annotated[
+        int | None, Query(ge=SIDES[0], le=SIDES[-1], description="Pixels of a side; the model's own if absent.")
+    ] = None,
+    quality: Annotated[int | None, Query(ge=1, le=100, description="Of JPEG and WebP.")] = None,
+) -> Response:
+    """For an `<img src>`: `/v1/images/titok-mini-32/{code}.jpg?size=64`.
+
+    `{tokenizer}` is a name, or `name@revision`. With the revision the address never shows another picture, and any
+    cache may keep it for ever; once that revision is not served any more it answers 410, with what is. A bare name may
+    get new weights one day, so caches ask again after a day.
+    """
+    context, stages = ServiceContext.of(request), request.state.stages
+    facts, deadline = context.facts, context.deadline(request)
+    media_type = _EXTENSIONS.get(extension)
+    if media_type is None:
+        raise NotFound(
+            f"An image's address ends in {', '.join(f'.{known}' for known in _EXTENSIONS)}, not .{extension[:20]}.",
+            errors=[ProblemDetail(pointer="path/extension", detail="unknown format", value=extension[:20])],
+        )
+    name, _, revision = tokenizer.partition("@")
+    try:
+        context.check_model(name, revision or None)
+    except RevisionMismatch as error:
+        raise Gone(error.detail, served=f"{facts.name}@{facts.revision}") from None
+    tokens = tokens_from_code(code, facts.code_format, pointer="path/code")
+    address = image_address(facts, code, extension, size=size, quality=quality)
+    # The decoder may run in another number format after a restart, which shows in the last bit of some pixels.
+    described = f"{address} {facts.precision['decoder']}"
+    etag = f'"{hashlib.sha256(described.encode()).hexdigest()[:32]}"'
+    headers = {
+        "ETag": etag,
+        "Cache-Control": "public, max-age=31536000, immutable" if revision else f"public, max-age={_DAY}",
+        "Content-Location": address,
+    }
+    if holds_etag(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    file = context.pictures.get(etag)
+    context.metrics.picture_requests.labels("miss" if file is None else "hit").inc()
+    stages.note_images(1, cache_hits=int(file is not None))
+    if file is None:
+        work = render(context, tokens, media_type, quality, side=size, deadline=deadline, stages=stages)
+        [file] = (await context.while_connected(request, work)).files
+        context.pictures.put(etag, file)
+    return Response(file, media_type=media_type, headers=headers)

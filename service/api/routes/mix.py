@@ -1,0 +1,125 @@
+"""``POST /v1/mix``: a new image from the tokens of several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, MixRequest, MixResponse, parse_body
+from service.api.tokens import tokens_from_json
+from service.api.uploads import read_body
+from service.http.negotiation import choose_media_type, require_json
+from service.http.openapi import answers
+from service.http.problems import NotFound, invalid_value
+from service.imaging.media import OUTPUT_EXTENSIONS
+from service.operations.context import ServiceContext
+from service.operations.mixing import mix_tokens
+from service.operations.rendering import OCTETS, as_base64, image_media_type, image_response, render
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["images"])
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": MixRequest.model_json_schema(),
+                "example": {"codes": [EXAMPLE_CODE, "A" * 64], "weights": [0.7, 0.3]},
+            }
+        },
+    }
+}
+_EXAMPLE = {
+    "model": "titok-mini-32",
+    "revision": EXAMPLE_REVISION,
+    "tokens": EXAMPLE_TOKENS,
+    "code": EXAMPLE_CODE,
+    "image": "/9j/4AAQSkZJRgABAQAAAQABAAD...",
+    "content_type": "image/jpeg",
+}
+
+
+@router.post(
+    "/v1/mix",
+    summary="Mix the tokens of several images",
+    response_model=MixResponse,
+    responses=answers(
+        *(400, 404, 406, 408, 409, 413, 415, 422, 429, 503, 504),
+        example=_EXAMPLE,
+        binary=[*OUTPUT_EXTENSIONS, OCTETS],
+    ),
+    openapi_extra=_BODY,
+)
+async def mix(request: Request) -> Response:
+    """Interpolates, splices, or both.
+
+    Each token becomes the one whose code is nearest to the mean of the images' codes, weighted with `weights` (equal
+    ones if absent). `positions` has an entry for each token: the index of the image whose token is taken as it is, or
+    null for the mean.
+
+    JSON with the tokens and the image; the image itself with `Accept: image/*`; or the packed code alone, which needs
+    no decoding, with `Accept: application/octet-stream`.
+    """
+    context, stages = ServiceContext.of(request), request.state.stages
+    facts, deadline = context.facts, context.deadline(request)
+    require_json(request.headers.get("content-type"))
+    answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS, OCTETS])
+    with stages.measure("read"):
+        body = parse_body(MixRequest, await read_body(request, seconds=context.settings.body_timeout))
+    context.check_model(body.model, body.revision)
+    tokens = tokens_from_json(body, facts.code_format)
+    context.check_count(len(tokens), context.settings.max_images, "body")
+    _check(body, tokens)
+    if facts.codebook.size == 0:
+        raise NotFound(f"The codes of {facts.name} are not known here, so they cannot be mixed.")
+    with stages.measure("mix"):
+        mixed = await context.in_thread(
+            lambda: mix_tokens(tokens, facts.codebook, weights=body.weights, positions=body.positions)
+        )
+    code = facts.code_format.to_text(mixed[None])[0]
+    headers = {"X-Titok-Model": facts.name, "X-Titok-Revision": facts.revision, "X-Titok-Code": code}
+    if answer == OCTETS:
+        return Response(facts.code_format.pack(mixed[None]).tobytes(), media_type=OCTETS, headers=headers)
+    media_type = image_media_type(body.format) if answer == "application/json" else answer
+    rendered = await context.while_connected(
+        request, render(context, mixed[None], media_type, body.quality, deadline=deadline, stages=stages)
+    )
+    if answer != "application/json":
+        return image_response(rendered, media_type, headers)
+    document = MixResponse(
+        model=facts.name,
+        revision=facts.revision,
+        tokens=mixed.tolist(),
+        code=code,
+        image=as_base64(rendered.files[0]),
+        content_type=media_type,
+    )
+    return Response(document.model_dump_json(), media_type="application/json")
+
+
+def _check(body: MixRequest, tokens: npt.NDArray[np.int64]) -> None:
+    """Refuses weights and positions that do not fit the images."""
+    images, length = tokens.shape
+    if body.weights is not None:
+        if len(body.weights) != images:
+            raise invalid_value(
+                "/weights", "one weight for each image is expected", len(body.weights), f"{images} weights"
+            )
+        if not any(body.weights):
+            raise invalid_value("/weights", "no image weighs anything", 0, "a weight above 0")
+    if body.positions is not None:
+        if len(body.positions) != length:
+            raise invalid_value(
+                "/positions", "one entry for each token is expected", len(body.positions), f"{length} entries"
+            )
+        for place, source in enumerate(body.positions):
+            if source is not None and not 0 <= source < images:
+                raise invalid_value(
+                    f"/positions/{place}", "there is no such image", source, f"0..{images - 1}, or null"
+                )

@@ -1,0 +1,101 @@
+"""``GET /v1/models``: what is served, its facts and its limits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from service.api.schemas import (
+    EXAMPLE_REVISION,
+    ClassEntry,
+    ClassList,
+    GeneratorEntry,
+    Limits,
+    ModelEntry,
+    ModelList,
+    SamplingValues,
+)
+from service.http.openapi import answers
+from service.operations.context import ServiceContext
+
+__all__ = ["router"]
+
+_EXAMPLE = {
+    "id": "titok-mini-32",
+    "revision": EXAMPLE_REVISION,
+    "image_size": 128,
+    "num_tokens": 32,
+    "codebook_size": 4096,
+    "bits_per_token": 12,
+    "code_bytes": 48,
+    "code_characters": 64,
+    "precision": {"encoder": "float32", "decoder": "bfloat16", "generator": "float32"},
+    "generator": {"revision": "dc6b540e3b9e", "num_classes": 43, "presets": {}},
+    "limits": {"max_body_bytes": 33554432, "max_pixels": 40000000, "max_images": 64, "max_generate": 16},
+}
+_CLASSES = {"model": "titok-mini-32", "data": [{"id": 10, "name": "cat", "names": ["cat"]}]}
+
+router = APIRouter(tags=["models"])
+
+
+def _entry(context: ServiceContext) -> ModelEntry:
+    facts, settings = context.facts, context.settings
+    generator = facts.generator
+    return ModelEntry(
+        id=facts.name,
+        revision=facts.revision,
+        image_size=facts.image_size,
+        num_tokens=facts.code_format.num_tokens,
+        codebook_size=facts.code_format.codebook_size,
+        bits_per_token=facts.code_format.bits,
+        code_bytes=facts.code_format.num_bytes,
+        code_characters=facts.code_format.num_characters,
+        precision=dict(facts.precision),
+        generator=None
+        if generator is None
+        else GeneratorEntry(
+            revision=generator.revision,
+            num_classes=len(generator.class_names),
+            presets={name: SamplingValues.model_validate(preset) for name, preset in generator.presets.items()},
+        ),
+        limits=Limits(
+            max_body_bytes=settings.max_body_bytes,
+            max_pixels=settings.max_pixels,
+            max_images=settings.max_images,
+            max_generate=settings.max_generate,
+        ),
+    )
+
+
+@router.get("/v1/models", summary="What is served", responses=answers(503, example={"data": [_EXAMPLE]}))
+async def list_models(request: Request) -> ModelList:
+    """The tokenizer served, with its generator if it has one."""
+    return ModelList(data=[_entry(ServiceContext.of(request))])
+
+
+@router.get("/v1/models/{model}", summary="One model", responses=answers(404, 503, example=_EXAMPLE))
+async def show_model(request: Request, model: str) -> ModelEntry:
+    """Facts, revision and limits."""
+    context = ServiceContext.of(request)
+    context.check_model(model)
+    return _entry(context)
+
+
+@router.get(
+    "/v1/models/{model}/classes",
+    summary="The classes a generator knows",
+    responses=answers(404, 422, 503, example=_CLASSES),
+)
+async def list_classes(
+    request: Request,
+    model: str,
+    q: Annotated[str | None, Query(max_length=80, description="Only classes whose names look like this.")] = None,
+) -> ClassList:
+    """Ids and names; any of the names, in any case, may be used to generate."""
+    context = ServiceContext.of(request)
+    context.check_model(model)
+    classes = context.classes
+    ids = range(len(classes)) if q is None else classes.search(q)
+    data = [ClassEntry(id=index, name=classes.names[index][0], names=classes.names[index]) for index in ids]
+    return ClassList(model=model, data=data)

@@ -1,0 +1,180 @@
+"""``POST /v1/images/generations``: generate, in the shape of OpenAI's Images API, for clients that speak it already."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Coroutine
+from http import HTTPStatus
+from typing import Any, cast
+
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from service.api.access.gate import spend
+from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, ImageObject, ImagesRequest, ImagesResponse, parse_body
+from service.api.uploads import read_body
+from service.http.negotiation import require_json
+from service.http.openapi import answers
+from service.http.problems import Problem, UnknownClass, invalid_value
+from service.imaging.media import OUTPUT_EXTENSIONS
+from service.operations.addresses import image_address
+from service.operations.classes import ClassIndex
+from service.operations.context import ServiceContext
+from service.operations.generation import Generation, random_seeds
+from service.operations.rendering import SIDES, as_base64, image_media_type, render
+
+__all__ = ["router"]
+
+_SIZE = re.compile(r"([1-9][0-9]{1,3})x\1", re.ASCII)
+_PHRASE = re.compile(
+    r"(?:(?:an?|the)\s+)?(?:(?:photo|photograph|picture|image)\s+of\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE
+)
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": ImagesRequest.model_json_schema(),
+                "example": {"prompt": "cat", "n": 1, "response_format": "b64_json"},
+            }
+        },
+    }
+}
+_EXAMPLE = {
+    "created": 1760000000,
+    "output_format": "png",
+    "size": "128x128",
+    "data": [
+        {
+            "b64_json": "iVBORw0KGgoAAAANSUhEUgAA...",
+            "url": f"http://127.0.0.1:8000/v1/images/titok-mini-32@{EXAMPLE_REVISION}/{EXAMPLE_CODE}.png",
+            "revised_prompt": "cat",
+            "code": EXAMPLE_CODE,
+            "seed": 7,
+        }
+    ],
+}
+
+
+class OpenAIRoute(APIRoute):
+    """Problem documents get a member ``error`` of the form that OpenAI's clients read; nothing else of them changes."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route with its dependencies."""
+        handle = super().get_route_handler()
+
+        async def handle_and_shape(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Problem as problem:
+                problem.extensions["error"] = _error(problem)
+                raise
+
+        return handle_and_shape
+
+
+router = APIRouter(tags=["images"], route_class=OpenAIRoute)
+
+
+@router.post(
+    "/v1/images/generations",
+    summary="Make new images, as OpenAI's clients ask for them",
+    response_model=ImagesResponse,
+    responses=answers(*(400, 404, 408, 413, 415, 422, 429, 503, 504), example=_EXAMPLE),
+    openapi_extra=_BODY,
+)
+async def create_images(request: Request) -> Response:
+    """The prompt is the name of a class; `a photo of a cat` is a cat, other words are not understood.
+
+    Images come as base64, by their address, or, where `response_format` is absent, both. A `size` that is not the
+    model's own is scaled to. Members of OpenAI's API that mean nothing here are ignored. Problems
+    have the usual statuses and an `error` of OpenAI's form besides.
+    """
+    context, stages = ServiceContext.of(request), request.state.stages
+    facts, generator, deadline = context.facts, context.generator, context.deadline(request)
+    require_json(request.headers.get("content-type"))
+    with stages.measure("read"):
+        body = parse_body(ImagesRequest, await read_body(request, seconds=context.settings.body_timeout))
+    if body.stream:
+        raise invalid_value(
+            "/stream", "events of this form are not given; POST /v1/generate has its own", True, "false"
+        )
+    context.check_model(body.model)
+    count = body.n or 1
+    context.check_count(count, context.settings.max_generate, "/n")
+    await spend(request, count)
+    side = _side(body.size, facts.image_size)
+    label = _class_of(body.prompt, context.classes)
+    generation = Generation(label=label, settings=generator.presets["demo"], seeds=random_seeds(count))
+    media_type = image_media_type(body.output_format or "png")
+    quality = None if body.output_compression is None else max(1, body.output_compression)
+
+    async def work() -> tuple[list[str], list[bytes] | None]:
+        tokens = await generation.run(context, deadline=deadline, stages=stages)
+        codes = facts.code_format.to_text(tokens)
+        if body.response_format == "url":
+            return codes, None  # whoever follows the address has it drawn
+        rendered = await render(context, tokens, media_type, quality, side=side, deadline=deadline, stages=stages)
+        return codes, rendered.files
+
+    codes, files = await context.while_connected(request, work())
+    host = str(request.base_url).rstrip("/")
+    extension = OUTPUT_EXTENSIONS[media_type]
+    document = ImagesResponse(
+        created=int(time.time()),
+        output_format=body.output_format or "png",
+        size=f"{side}x{side}",
+        data=[
+            ImageObject(
+                b64_json=None if files is None else as_base64(files[index]),
+                url=None
+                if body.response_format == "b64_json"
+                else host + image_address(facts, code, extension, size=side, quality=quality),
+                revised_prompt=context.classes.names[label][0],
+                code=code,
+                seed=generation.seeds[index],
+            )
+            for index, code in enumerate(codes)
+        ],
+    )
+    return Response(document.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _class_of(prompt: str, classes: ClassIndex) -> int:
+    """The class that a prompt names. Raises ``UnknownClass`` or ``InvalidRequest``."""
+    text = prompt.strip().rstrip(".")
+    bare = text[match.end() :] if (match := _PHRASE.match(text)) else text
+    try:
+        label = classes.resolve(text, pointer="/prompt")
+    except UnknownClass:
+        label = classes.resolve(bare, pointer="/prompt")
+    return cast("int", label)  # only None has no class
+
+
+def _side(size: str | None, own: int) -> int:
+    """Pixels of a side. Raises ``InvalidRequest`` for what is no square that can be drawn."""
+    if size is None or size == "auto":
+        return own
+    match = _SIZE.fullmatch(size)
+    if match is None or int(match[1]) not in SIDES:
+        allowed = f"auto, {own}x{own}, or another square of {SIDES[0]} to {SIDES[-1]} pixels a side"
+        raise invalid_value("/size", "no size that can be drawn", size[:20], allowed)
+    return int(match[1])
+
+
+def _error(problem: Problem) -> dict[str, str | None]:
+    if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        kind = "server_error"
+    elif problem.status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
+    else:
+        kind = "invalid_request_error"
+    place = problem.errors[0].pointer.removeprefix("/") if problem.errors else ""
+    return {
+        "message": problem.detail,
+        "type": kind,
+        "param": place or None,
+        "code": problem.slug.replace("-", "_"),
+    }

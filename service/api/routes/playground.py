@@ -1,0 +1,90 @@
+"""``GET /``: a page to try the service on, from files of the package, which ask nothing of another host."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from service.http.negotiation import choose_media_type, holds_etag
+from service.http.page_headers import page_headers
+from service.http.problems import NotFound
+from service.version import VERSION
+
+__all__ = ["create_router"]
+
+_MEDIA_TYPES = {
+    "css": "text/css; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "jpg": "image/jpeg",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+_PAGE = "index.html"
+_HEADERS = {
+    **page_headers({"img-src": "'self' blob:"}),
+    # The files have the same addresses in every version, so that a browser asks each time; mostly it is told 304.
+    "Cache-Control": "no-cache",
+    "Vary": "Accept",
+}
+_INDEX = {
+    "service": "titok-service",
+    "version": VERSION,
+    "models": "/v1/models",
+    "documentation": "/docs",
+    "openapi": "/openapi.json",
+    "health": "/healthz",
+}
+
+
+@dataclass(frozen=True)
+class _File:
+    content: bytes
+    media_type: str
+    etag: str
+
+
+def create_router() -> APIRouter:
+    """The page at ``/`` and its files at ``/playground/``, which are read now and kept: less than half a megabyte."""
+    router = APIRouter(include_in_schema=False)
+    served = dict(_read(files("service.api") / "playground"))
+
+    @router.api_route("/", methods=["GET", "HEAD"])
+    async def page(request: Request) -> Response:
+        """The page; for a caller that prefers JSON, where things are."""
+        if choose_media_type(request.headers.get("accept"), ["text/html", "application/json"]) == "text/html":
+            return _answer(request, served[_PAGE])
+        return JSONResponse(_INDEX, headers={"Vary": "Accept"})
+
+    @router.api_route("/playground/{path:path}", methods=["GET", "HEAD"])
+    async def file(request: Request, path: str) -> Response:
+        """A file of the page."""
+        if path not in served:
+            raise NotFound(f"The playground has no file {path[:80]!r}.")
+        return _answer(request, served[path])
+
+    return router
+
+
+def _read(folder: Traversable, prefix: str = "") -> list[tuple[str, _File]]:
+    """Files of types that a browser is given, by their path in the folder."""
+    found: list[tuple[str, _File]] = []
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            found += _read(entry, f"{prefix}{entry.name}/")
+        elif media_type := _MEDIA_TYPES.get(entry.name.rpartition(".")[2]):
+            content = entry.read_bytes()
+            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+            found.append((prefix + entry.name, _File(content, media_type, etag)))
+    return found
+
+
+def _answer(request: Request, file: _File) -> Response:
+    headers = {"ETag": file.etag, **_HEADERS}
+    if holds_etag(request.headers.get("if-none-match"), file.etag):
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, headers=headers, media_type=file.media_type)

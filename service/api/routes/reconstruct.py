@@ -1,0 +1,103 @@
+"""``POST /v1/reconstruct``: an image after its tokens, beside how close it came."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.api.routes.encode import IMAGE_BODY
+from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Quality, ReconstructResponse, Size
+from service.api.uploads import Upload, read_uploads
+from service.cache import KeySpace
+from service.http.negotiation import choose_media_type
+from service.http.openapi import answers
+from service.imaging.media import OUTPUT_EXTENSIONS
+from service.imaging.quality import measure_quality
+from service.operations.context import ServiceContext
+from service.operations.rendering import Rendered, as_base64, image_media_type, image_response, render
+from service.operations.tokenization import TokenizedImage, preprocess, tokenize
+from service.telemetry.timings import Stages
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["images"])
+
+_EXAMPLE = {
+    "model": "titok-mini-32",
+    "revision": EXAMPLE_REVISION,
+    "tokens": EXAMPLE_TOKENS,
+    "code": EXAMPLE_CODE,
+    "code_bytes": 48,
+    "original_size": {"width": 600, "height": 400},
+    "quality": {"psnr": 19.5, "ssim": 0.45},
+    "image": "/9j/4AAQSkZJRgABAQAAAQABAAD...",
+    "content_type": "image/jpeg",
+}
+
+
+@router.post(
+    "/v1/reconstruct",
+    summary="See what an image's tokens keep of it",
+    response_model=ReconstructResponse,
+    responses=answers(*(400, 406, 408, 413, 415, 422, 429, 503, 504), example=_EXAMPLE, binary=list(OUTPUT_EXTENSIONS)),
+    openapi_extra=IMAGE_BODY,
+)
+async def reconstruct(request: Request) -> Response:
+    """One image encoded and decoded again.
+
+    JSON with the tokens, the reconstruction and its quality; or the reconstruction itself with `Accept: image/*`,
+    the figures in headers. Quality is measured against the image as the tokenizer sees it, resized and cropped.
+    """
+    context, stages = ServiceContext.of(request), request.state.stages
+    facts, deadline = context.facts, context.deadline(request)
+    answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS])
+    media_type = image_media_type(None) if answer == "application/json" else answer
+    with stages.measure("read"):
+        uploads = await read_uploads(request, seconds=context.settings.body_timeout, max_images=1)
+    space = context.keys_for(request)
+    image, original, rendered = await context.while_connected(
+        request, _reconstruct(context, uploads[0], media_type, space=space, deadline=deadline, stages=stages)
+    )
+    with stages.measure("quality"):
+        decibels, similarity = await context.in_thread(measure_quality, rendered.pixels[0], original)
+    quality = Quality(psnr=decibels, ssim=similarity)
+    code = facts.code_format.text_of(image.packed)
+    if answer != "application/json":
+        headers = {
+            "X-Titok-Model": facts.name,
+            "X-Titok-Revision": facts.revision,
+            "X-Titok-Code": code,
+            "X-Titok-PSNR": "inf" if quality.psnr is None else f"{quality.psnr:.2f}",
+            "X-Titok-SSIM": f"{quality.ssim:.4f}",
+        }
+        return image_response(rendered, media_type, headers)
+    width, height = image.original_size
+    document = ReconstructResponse(
+        model=facts.name,
+        revision=facts.revision,
+        tokens=facts.code_format.ids_of(image.packed),
+        code=code,
+        code_bytes=facts.code_format.num_bytes,
+        original_size=Size(width=width, height=height),
+        quality=quality,
+        image=as_base64(rendered.files[0]),
+        content_type=media_type,
+    )
+    return Response(document.model_dump_json(), media_type="application/json")
+
+
+async def _reconstruct(
+    context: ServiceContext, upload: Upload, media_type: str, *, space: KeySpace, deadline: float, stages: Stages
+) -> tuple[TokenizedImage, npt.NDArray[np.uint8], Rendered]:
+    image = (await tokenize(context, [upload], space=space, deadline=deadline, stages=stages))[0]
+    tokens = context.facts.code_format.from_bytes(image.packed)
+    originals: list[npt.NDArray[np.uint8]] = []
+    rendered, _ = await asyncio.gather(
+        render(context, tokens, media_type, None, deadline=deadline, stages=stages),
+        preprocess(context, [upload], stages, use=lambda _, pixels: originals.append(pixels)),
+    )
+    return image, originals[0], rendered

@@ -1,0 +1,82 @@
+"""Token ids of a request, from JSON or from packed bits, checked before anything else sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.codes.code_format import CodeError, CodeFormat
+from models.codes.packed import PackedCodes
+from service.api.schemas import DecodeRequest
+from service.http.problems import InvalidRequest, ProblemDetail, invalid_value
+
+__all__ = ["packed_codes_from", "tokens_from_bytes", "tokens_from_code", "tokens_from_json"]
+
+Ids = npt.NDArray[np.int64]
+
+
+def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> Ids:
+    """Ids int64 [B, K] of a request's one member that holds any."""
+    given = [name for name in ("tokens", "code", "codes") if getattr(body, name) is not None]
+    if len(given) != 1:
+        raise InvalidRequest(
+            "The body has exactly one of 'tokens', 'code' and 'codes'.",
+            errors=[ProblemDetail(pointer="", detail="exactly one member is expected", value=", ".join(given) or None)],
+        )
+    if given == ["code"]:
+        return tokens_from_code(body.code, code_format, pointer="/code")
+    many = body.codes if given == ["codes"] else body.tokens
+    pointer = f"/{given[0]}"
+    if not isinstance(many, list) or not many:
+        raise invalid_value(pointer, "a list with at least one entry is expected", many)
+    if given == ["codes"]:
+        rows = [tokens_from_code(text, code_format, pointer=f"{pointer}/{i}") for i, text in enumerate(many)]
+        return np.concatenate(rows)
+    if isinstance(many[0], list):
+        return np.stack([_row(row, code_format, f"{pointer}/{i}") for i, row in enumerate(many)])
+    return _row(many, code_format, pointer)[None]
+
+
+def tokens_from_code(text: Any, code_format: CodeFormat, *, pointer: str) -> Ids:
+    """Ids int64 [1, K] of a code."""
+    if not isinstance(text, str):
+        raise invalid_value(pointer, "a code is a string", text, f"{code_format.num_characters} characters")
+    try:
+        return code_format.from_text([text])
+    except CodeError as error:
+        raise invalid_value(pointer, str(error), text[:80], f"{code_format.num_characters} characters") from None
+
+
+def tokens_from_bytes(data: bytes, code_format: CodeFormat) -> Ids:
+    """Ids int64 [B, K] of concatenated packed codes."""
+    try:
+        return code_format.from_bytes(data)
+    except CodeError as error:
+        raise invalid_value("body", str(error), None, f"a multiple of {code_format.num_bytes} bytes") from None
+
+
+def packed_codes_from(data: bytes) -> PackedCodes:
+    """A file of packed codes."""
+    try:
+        return PackedCodes.from_bytes(data)
+    except CodeError as error:
+        raise invalid_value("body", str(error), None, "a file of packed codes") from None
+
+
+def _row(row: Any, code_format: CodeFormat, pointer: str) -> Ids:
+    if not isinstance(row, list):
+        raise invalid_value(pointer, "a list of token ids is expected", row)
+    if len(row) != code_format.num_tokens:
+        raise invalid_value(
+            pointer, f"an image has {code_format.num_tokens} token ids", len(row), f"{code_format.num_tokens} ids"
+        )
+    allowed = f"0..{code_format.codebook_size - 1}"
+    for position, value in enumerate(row):
+        # True is an int to Python, and no token id to anybody.
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise invalid_value(f"{pointer}/{position}", "a token id is a whole number", value, allowed)
+        if not 0 <= value < code_format.codebook_size:
+            raise invalid_value(f"{pointer}/{position}", "token id out of range", value, allowed)
+    return np.array(row, np.int64)

@@ -1,0 +1,1 @@
+"""The ``titok`` command."""

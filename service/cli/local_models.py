@@ -1,0 +1,108 @@
+"""Models in this process, with those calls of the client that the command needs, so that it can do without a service."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from models import load_generator, load_tokenizer
+from models.preprocess import eval_crop
+from service.client.results import Encoded, Generated, Picture, Reconstruction
+from service.imaging.media import DecodedImage, MediaLimits, decode_image, encode_image
+from service.imaging.quality import measure_quality
+from service.operations.classes import ClassIndex
+
+if TYPE_CHECKING:
+    from models import Generator, Tokenizer
+
+__all__ = ["LocalModels"]
+
+
+class LocalModels:
+    """A tokenizer, and its own generator, on the CPU; each is loaded when it is needed.
+
+    Raises ``CheckpointError``, ``UnknownVariantError``, ``CodeError``, ``ValueError`` or a ``Problem``.
+    """
+
+    def __init__(self, name: str, *, weights: str | None, max_pixels: int) -> None:
+        self._name = name
+        self._weights = weights
+        self._limits = MediaLimits(max_pixels=max_pixels)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self._name, weights=self._weights)
+
+    @cached_property
+    def _generator(self) -> Generator:
+        return load_generator(self._name)
+
+    def encode(self, images: Sequence[bytes]) -> list[Encoded]:
+        """Tokens of image files, one after the other."""
+        return [self._encode(decode_image(data, limits=self._limits)) for data in images]
+
+    def decode(self, tokens: str | Sequence[int], *, media_type: str) -> Picture:
+        """The picture of a code, or of K token ids."""
+        code_format = self._tokenizer.code_format
+        ids = code_format.from_text([tokens]) if isinstance(tokens, str) else np.array([tokens], np.int64)
+        return self._picture(self._pixels(ids), media_type)
+
+    def generate(self, label: int | str | None, *, seed: int | None, preset: str, media_type: str) -> Generated:
+        """A new image of a class."""
+        classes = ClassIndex(self._generator.class_names)
+        index = classes.resolve(label)
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        tokens = self._generator.generate([index], seeds=[seed], preset=preset).numpy()
+        return Generated(
+            tokens=tuple(tokens[0].tolist()),
+            code=self._tokenizer.code_format.to_text(tokens)[0],
+            model=self._tokenizer.name,
+            revision=self._tokenizer.revision,
+            index=0,
+            seed=seed,
+            class_id=index,
+            class_name=None if index is None else classes.names[index][0],
+            generator_revision=self._generator.revision,
+            settings={"preset": preset},
+            picture=self._picture(self._pixels(tokens), media_type),
+        )
+
+    def reconstruct(self, image: bytes, *, media_type: str) -> Reconstruction:
+        """An image after its tokens, and how close it came."""
+        decoded = decode_image(image, limits=self._limits)
+        encoded = self._encode(decoded)
+        pixels = self._pixels(np.array([encoded.tokens], np.int64))
+        psnr, ssim = measure_quality(pixels, eval_crop(decoded.image, self._tokenizer.image_size))
+        return Reconstruction(
+            tokens=encoded.tokens,
+            code=encoded.code,
+            model=encoded.model,
+            revision=encoded.revision,
+            original_size=encoded.original_size,
+            psnr=psnr,
+            ssim=ssim,
+            picture=self._picture(pixels, media_type),
+        )
+
+    def _encode(self, image: DecodedImage) -> Encoded:
+        tokens = self._tokenizer.encode(eval_crop(image.image, self._tokenizer.image_size)[None]).numpy()
+        return Encoded(
+            tokens=tuple(tokens[0].tolist()),
+            code=self._tokenizer.code_format.to_text(tokens)[0],
+            model=self._tokenizer.name,
+            revision=self._tokenizer.revision,
+            original_size=image.original_size,
+            cached=False,
+        )
+
+    def _pixels(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        pixels: npt.NDArray[np.uint8] = self._tokenizer.decode(tokens).numpy()[0]
+        return pixels
+
+    def _picture(self, pixels: npt.NDArray[np.uint8], media_type: str) -> Picture:
+        return Picture(data=encode_image(pixels, media_type), content_type=media_type)

@@ -1,0 +1,1 @@
+"""HTTP mechanics that know nothing of tokens: server, sockets, middleware, problem documents."""

@@ -1,0 +1,112 @@
+"""What the OpenAPI document says of answers that are no JSON objects of ours: problems and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from service.http.problems import PROBLEM_MEDIA_TYPE
+
+__all__ = ["Events", "answers"]
+
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "examples": ["urn:titok:problem:invalid-request"]},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What was wrong, and what was expected."},
+        "instance": {"type": "string", "description": "The request's id."},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {
+                    "pointer": {"type": "string", "description": "JSON pointer, or the part of the request."},
+                    "detail": {"type": "string"},
+                    "value": {"description": "The offending value."},
+                    "expected": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+
+_WHEN = {
+    400: "An image cannot be decoded, or the body is malformed.",
+    401: "No API key, or an unknown one.",
+    403: "The API key does not have the role that the route asks for.",
+    404: "An unknown model, class or address.",
+    406: "`Accept` allows no answer that this route can give.",
+    408: "The body did not arrive in time.",
+    409: "Tokens of another revision of the tokenizer.",
+    410: "The address names a revision that is not served any more.",
+    413: "Too many bytes, pixels or images.",
+    415: "A Content-Type, or an image format, that is not taken.",
+    422: "A value is missing, of the wrong type, or out of range.",
+    429: "The queue or the memory for bodies is full, or the key's rate is used up; `Retry-After` says when to come back.",
+    503: "Starting, draining, or no ready worker.",
+    504: "The deadline has passed.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """A stream of server-sent events: its media type, the JSON Schema of each event's data by its name, and an example."""
+
+    media_type: str
+    data: Mapping[str, Mapping[str, Any]]
+    example: str
+
+
+def answers(
+    *problems: int,
+    example: Any = None,
+    binary: Sequence[str] = (),
+    events: Events | None = None,
+    description: str | None = None,
+) -> dict[int | str, dict[str, Any]]:
+    """What a route's ``responses=`` say: an example of its JSON, the binary types it may give, the events of a stream, and
+    its problems.
+    """
+    content: dict[str, Any] = {"application/json": {"example": example}} if example is not None else {}
+    content |= {name: {"schema": {"type": "string", "format": "binary"}} for name in binary}
+    if events is not None:
+        content[events.media_type] = {"itemSchema": {"oneOf": _event_schemas(events)}, "example": events.example}
+    success: dict[str, Any] = {"content": content}
+    if description is not None:
+        success["description"] = description
+    documented: dict[int | str, dict[str, Any]] = {HTTPStatus.OK.value: success}
+    return documented | {status: _problem(status) for status in (*problems, 401, 403, 429)}
+
+
+def _event_schemas(events: Events) -> list[dict[str, Any]]:
+    """Schemas of the items of the stream, as OpenAPI 3.2 describes them; ``error`` may end any stream."""
+    return [
+        {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"const": name},
+                "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": schema},
+            },
+        }
+        for name, schema in {**events.data, "error": _PROBLEM_SCHEMA}.items()
+    ]
+
+
+def _problem(status: int) -> dict[str, Any]:
+    example = {
+        "type": "urn:titok:problem:...",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": _WHEN[status],
+    }
+    return {
+        "description": _WHEN[status],
+        "content": {PROBLEM_MEDIA_TYPE: {"schema": _PROBLEM_SCHEMA, "example": example}},
+    }

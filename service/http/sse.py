@@ -1,0 +1,122 @@
+"""Server-sent events (WHATWG HTML, section 9.2): an answer that begins with its first event and always says how it ends.
+
+::
+
+    first event ──> 200, then an event at a time, comments while none comes ──> the last event
+         │                       │                        │
+    a problem before:       a problem after:         the client has gone, or takes nothing:
+    an ordinary answer      event: error             whatever makes the events is cancelled
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+
+from fastapi import Request
+from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from service.http.problems import InternalError, Problem, shutting_down
+from service.operations.context import ServiceContext
+
+__all__ = ["EVENT_STREAM", "EventStream", "event"]
+
+log = logging.getLogger(__name__)
+
+EVENT_STREAM = "text/event-stream"
+KEEP_ALIVE_SECONDS = 10.0  # of silence until a comment is sent; proxies close what is silent for long
+STALLED_SECONDS = 30.0  # until a client that takes nothing counts as gone
+_KEEP_ALIVE = format_sse_event(comment="keep-alive")
+
+
+def event(name: str, data: str) -> bytes:
+    """An event on the wire; ``data`` is JSON."""
+    return format_sse_event(event=name, data_str=data)
+
+
+# The wire format is FastAPI's. Its own streaming routes, and sse-starlette, answer 200 before there is a first event, so
+# that nothing could be refused with a status; and the latter cuts streams at SIGTERM, where this service drains.
+class EventStream(EventSourceResponse):
+    """Sends what ``event`` made, as it comes. The generator is closed in every case, before the answer ends.
+
+    The answer begins with the first event, or with a comment where that is slow to come: until then a problem becomes
+    the answer that it would be anywhere else, with its own status.
+    """
+
+    def __init__(self, context: ServiceContext, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._context = context
+        self._events = events
+        self._begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        request = Request(scope, receive)
+        try:
+            await self._context.while_connected(request, self._answer(request, send))
+        except ClientDisconnect:
+            if not self._begun:
+                raise
+        except asyncio.CancelledError:
+            # The server gives up on a request only when the time to drain is over.
+            if self._begun:
+                with suppress(ClientDisconnect):
+                    await self._fail(request, send, shutting_down())
+            raise
+
+    async def _answer(self, request: Request, send: Send) -> None:
+        try:
+            async with aclosing(self._events):
+                await self._send_events(send)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            if not self._begun:
+                raise
+            problem = error if isinstance(error, Problem) else InternalError()
+            if isinstance(problem, InternalError):
+                request_id = request.state.request_id
+                log.exception("request %s failed", request_id, extra={"request_id": request_id})
+            await self._fail(request, send, problem)
+        else:
+            await self._send(send, b"", more_body=False)
+
+    async def _send_events(self, send: Send) -> None:
+        while True:
+            upcoming = asyncio.ensure_future(self._next())
+            try:
+                while not (await asyncio.wait({upcoming}, timeout=KEEP_ALIVE_SECONDS))[0]:
+                    await self._send(send, _KEEP_ALIVE)
+                chunk = upcoming.result()
+            finally:
+                upcoming.cancel()
+                await asyncio.gather(upcoming, return_exceptions=True)
+            if chunk is None:
+                return
+            await self._send(send, chunk)
+
+    async def _next(self) -> bytes | None:
+        try:
+            return await anext(self._events)
+        except StopAsyncIteration:
+            return None
+
+    async def _fail(self, request: Request, send: Send, problem: Problem) -> None:
+        request.state.has_failed = True
+        chunk = event("error", problem.to_json(instance=request.state.request_id))
+        await self._send(send, chunk, more_body=False)
+
+    async def _send(self, send: Send, chunk: bytes, *, more_body: bool = True) -> None:
+        try:
+            async with asyncio.timeout(STALLED_SECONDS):
+                if not self._begun:
+                    self._begun = True
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": chunk, "more_body": more_body})
+        except TimeoutError:
+            log.info("a client has taken nothing of its events for %g seconds", STALLED_SECONDS)
+            raise ClientDisconnect from None

@@ -1,0 +1,1 @@
+"""The models on one device, as the engine calls them."""

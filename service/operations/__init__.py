@@ -1,0 +1,1 @@
+"""Encode, decode, generate and mix: what the API does, without HTTP."""

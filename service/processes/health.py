@@ -1,0 +1,90 @@
+"""How the service is, as a document: what one application knows of itself, and what the supervisor makes of several.
+
+::
+
+    {"status", "reason",           ready, or why not
+     "requests": {op: n},          that are under way
+     "lanes": {op: {...}},         images and bytes that wait, images at the devices
+     "model", "revision", ...,     what is served, once it is known
+     "processes": [...]}           by the supervisor alone
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.operations.context import ServiceContext
+    from service.processes.child import Child
+
+__all__ = ["application_health", "service_health"]
+
+# The states of an engine, the best first.
+_STATES = ("ready", "starting", "failed", "draining", "stopped")
+
+
+def application_health(context: ServiceContext) -> dict[str, Any]:
+    """Of one application, in the process it runs in."""
+    state, facts = context.state, context.loaded
+    document = {
+        "status": state.name,
+        "reason": state.reason,
+        "requests": dict(context.requests),
+        "lanes": context.engine.snapshot().as_dict(),
+    }
+    if facts is None:
+        return document
+    return document | {
+        "model": facts.name,
+        "revision": facts.revision,
+        "device": facts.device,
+        "precision": dict(facts.precision),
+        "generator": facts.generator.revision if facts.generator else None,
+    }
+
+
+def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *, draining: bool) -> dict[str, Any]:
+    """Of the service as a whole: the front end that is best off speaks for all. ``workers`` are by their devices."""
+    documents: list[Mapping[str, Any]] = [one.status["health"] for one in front_ends if one.status]
+    spoken: Mapping[str, Any] = min(documents, key=lambda document: _STATES.index(document["status"]), default={})
+    status, reason = spoken.get("status", "starting"), spoken.get("reason", "the front ends are being started")
+    if draining:
+        status, reason = "draining", "the service is shutting down"
+    return dict(spoken) | {
+        "status": status,
+        "reason": reason,
+        "requests": _sum(document["requests"] for document in documents),
+        "lanes": _sum_lanes(document["lanes"] for document in documents),
+        "device": ", ".join(workers),
+        "processes": [_describe(child) for child in (*front_ends, *workers.values())],
+    }
+
+
+def _sum_lanes(snapshots: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    by_lane: dict[str, list[Mapping[str, int]]] = {}
+    for snapshot in snapshots:
+        for lane, figures in snapshot.items():
+            by_lane.setdefault(lane, []).append(figures)
+    return {lane: _sum(figures) for lane, figures in by_lane.items()}
+
+
+def _sum(documents: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for document in documents:
+        total.update(document)
+    return dict(total)
+
+
+def _describe(child: Child) -> dict[str, Any]:
+    told = {name: value for name, value in child.status.items() if name not in ("state", "reason", "health")}
+    return {
+        "name": child.name,
+        "pid": child.pid,
+        "state": child.state,
+        "reason": child.reason,
+        "uptime_seconds": round(child.uptime_seconds, 1),
+        "restarts": child.restarts,
+        "last_death": child.last_death,
+    } | told

@@ -1,0 +1,122 @@
+"""``titok serve --workers inline``: everything in one process, batches in a thread of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prometheus_client.exposition import generate_latest
+
+from service.api.admin import create_admin_app
+from service.api.app import EngineFactory, create_app
+from service.engine import Engine, EngineObserver, InlineEngine, LaneLimits
+from service.http.protocol import ConnectionLimits
+from service.http.server import HttpServer
+from service.inference.device import ServedDevice, open_device
+from service.inference.model_info import ModelFacts
+from service.operations.context import ServiceContext
+from service.processes.health import application_health
+from service.processes.process import SWITCH_SECONDS, event_loop, release_signals
+from service.processes.state_metrics import ProcessesCollector, ServiceCollector, WorkersCollector
+from service.settings import Settings
+from service.telemetry.access_log import open_access_log
+
+__all__ = ["inline_engine", "serve_inline"]
+
+log = logging.getLogger(__name__)
+
+NAME = "front end 0"
+
+
+def inline_engine(settings: Settings, open_device: Callable[[Settings], ServedDevice] = open_device) -> EngineFactory:
+    """An engine whose device is opened in a thread of this process."""
+
+    def create(*, limits: LaneLimits, observer: EngineObserver, on_facts: Callable[[ModelFacts], None]) -> Engine:
+        return InlineEngine(lambda: open_device(settings), limits=limits, observer=observer, on_facts=on_facts)
+
+    return create
+
+
+def serve_inline(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
+    """Serves on both sockets until SIGTERM or SIGINT, then drains; a second one ends at once. Gives the exit status."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with event_loop() as runner:
+        return runner.run(_serve(settings, public, admin))
+
+
+async def _serve(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
+    access_log = open_access_log(NAME, settings)
+    app = create_app(settings, inline_engine(settings), access_log=access_log)
+    context: ServiceContext = app.state.context
+    exposition = _exposition(context)
+    limits = ConnectionLimits.of(settings)
+    api = HttpServer(
+        app,
+        public,
+        lifespan="on",
+        drain_seconds=settings.drain_seconds,
+        quiet_seconds=settings.shutdown_delay,
+        limits=limits,
+    )
+    operations = HttpServer(
+        create_admin_app(app.state.health, exposition),
+        admin,
+        lifespan="off",
+        drain_seconds=1.0,
+        quiet_seconds=0.0,
+        limits=limits,
+    )
+    leaving = asyncio.Event()
+
+    def stop() -> None:
+        if leaving.is_set():
+            log.warning("a second signal: ending at once")
+            os._exit(1)
+        leaving.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    release_signals()
+
+    async def leave() -> None:
+        await leaving.wait()
+        context.draining = True
+        api.start_draining()
+        await asyncio.sleep(settings.shutdown_delay)
+        api.stop_accepting(shared=False)
+
+    async def serve_api() -> None:
+        await api.run_until_stopped()
+        operations.stop_accepting(shared=False)
+
+    try:
+        await asyncio.gather(leave(), serve_api(), operations.run_until_stopped())
+    finally:
+        if access_log is not None:
+            access_log.flush()
+    return 0
+
+
+def _exposition(context: ServiceContext) -> Callable[[], Any]:
+    def health() -> Mapping[str, Any]:
+        return application_health(context)
+
+    def workers() -> Mapping[str, bool]:
+        return {} if context.loaded is None else {context.loaded.device: context.engine.state.is_ready}
+
+    registry = context.metrics.registry
+    registry.register(ServiceCollector(health))
+    registry.register(WorkersCollector(workers))
+    registry.register(ProcessesCollector(lambda: {NAME: os.getpid()}))
+
+    async def exposition() -> bytes:
+        return generate_latest(registry)
+
+    return exposition

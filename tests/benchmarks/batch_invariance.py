@@ -1,0 +1,172 @@
+"""Same image, same ids: how many ids change with the company an image is encoded in.
+
+Many images, each encoded alone and then in random company at every batch size that is served (powers of two, which a CUDA
+device records as graphs and pads to), in each number format. By default the share must be nought, and the exit status says
+so: there an image whose codes are nearly tied is encoded again alone, and ``decided alone`` counts those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models import Tokenizer
+from models.checkpoints.shipped import DEFAULT_VARIANT
+from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction
+from models.runtime.precision import FORMATS
+from tests.benchmarks.images import distinct_images
+from tests.benchmarks.models import OUTPUT, processor, tokenizer
+
+__all__ = ["Company", "compare", "formats_of", "table"]
+
+SIZES = (2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Company:
+    """Ids of images in batches of ``batch``, beside those of the same images alone."""
+
+    model: str
+    dtype: str
+    batch: int
+    images: int
+    ids: int
+    different_ids: int
+    different_images: int
+    decided_alone: int
+    tolerance: float
+
+    @property
+    def share(self) -> float:
+        """Ids that differ, of all."""
+        return self.different_ids / self.ids
+
+
+class _Counting:
+    """What a tokenizer runs on the device, and how often it was one image: not counting the parts that the cores of a CPU
+    have of a batch, each in a thread of its own.
+    """
+
+    def __init__(self, function: GraphedFunction) -> None:
+        self._function = function
+        self._thread = threading.get_ident()
+        self.singles = 0
+
+    @property
+    def sizes(self) -> list[int]:
+        """See ``GraphedFunction``."""
+        return self._function.sizes
+
+    def __call__(self, inputs: torch.Tensor, *static: int) -> tuple[torch.Tensor, ...]:
+        self.singles += len(inputs) == 1 and threading.get_ident() == self._thread
+        return self._function(inputs, *static)
+
+
+def compare(model: Tokenizer, dtype: str, images: np.ndarray, sizes: Sequence[int]) -> list[Company]:
+    """A row for every batch size. What is close is measured first, and a CUDA device uses graphs, as in the service."""
+    if model.device.type == "cuda":
+        model.encoder.record([1, *sizes], CudaRecorder(model.device))
+    model.calibrate(distinct_images(16, model.image_size, seed=1), sizes, seconds=60.0)
+    counting = _Counting(model.encoder)
+    model.encoder = counting  # type: ignore[assignment]
+    alone = torch.cat([model.encode(image[None]) for image in images])
+    random, rows = np.random.default_rng(1), []
+    for size in sizes:
+        order = random.permutation(len(images))
+        counting.singles = -int(len(images) % size == 1)  # the last batch of all
+        company = torch.cat(
+            [model.encode(images[order[first : first + size]]) for first in range(0, len(images), size)]
+        )
+        different = company != alone[order]
+        rows.append(
+            Company(
+                model=model.name,
+                dtype=dtype,
+                batch=size,
+                images=len(images),
+                ids=different.numel(),
+                different_ids=int(different.sum()),
+                different_images=int(different.any(1).sum()),
+                decided_alone=counting.singles,
+                tolerance=model.tolerance,
+            )
+        )
+    model.encoder = counting._function
+    return rows
+
+
+def formats_of(device: str) -> list[str]:
+    """Number formats that a device has."""
+    lower = ["float16", "bfloat16"] if device.startswith("cuda") else ["bfloat16"]
+    tensor_cores = device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 0)
+    return ["float32", *(["tf32", "tf32x3"] if tensor_cores else []), *lower]
+
+
+def table(rows: Sequence[Company]) -> str:
+    """The figures in Markdown."""
+    lines = [
+        "| model | format | batch | images | ids that differ | share | images with one | decided alone | closer than |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.model} | {row.dtype} | {row.batch} | {row.images} | {row.different_ids} of {row.ids} | "
+        f"{100 * row.share:.3f} % | {row.different_images} | {row.decided_alone} | {row.tolerance:.1e} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the table and writes it, with JSON, to docs/benchmarks; exits with 1 if float32 ids depend on company."""
+    parser = argparse.ArgumentParser(description="Ids of the same images alone and in company.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", nargs="+", default=[DEFAULT_VARIANT])
+    parser.add_argument("--dtypes", nargs="+", choices=list(FORMATS), default=None)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        print("no CUDA device here: nothing to compare")
+        return
+    rows: list[Company] = []
+    for name in arguments.models:
+        for dtype in arguments.dtypes or formats_of(arguments.device):
+            model = tokenizer(name, dtype, arguments.device)
+            images = distinct_images(arguments.images, model.image_size)
+            rows += compare(model, dtype, images, arguments.sizes)
+            print(table(rows[-len(arguments.sizes) :]), flush=True)
+    write(arguments.output, f"company-{arguments.device.partition(':')[0]}", rows)
+    if any(row.different_ids for row in rows if row.dtype == "float32"):
+        sys.exit("float32 ids depend on company")
+
+
+def write(folder: Path, name: str, rows: Sequence[Company]) -> None:
+    """``name``.md and .json; figures of models and formats that were not measured this time stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    before: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    measured = {(row.model, row.dtype) for row in rows}
+    kept = [Company(**{key: row[key] for key in Company.__dataclass_fields__}) for row in before]
+    rows = [*(row for row in kept if (row.model, row.dtype) not in measured), *rows]
+    head = f"Ids in company and alone, on {processor()}, torch {torch.__version__}."
+    document = {
+        "processor": processor(),
+        "torch": torch.__version__,
+        "rows": [asdict(row) | {"share": row.share} for row in rows],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(f"{head}\n\n{table(rows)}\n")
+
+
+if __name__ == "__main__":
+    main()

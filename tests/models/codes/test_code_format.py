@@ -1,0 +1,136 @@
+"""Ids <-> packed bits <-> text: one form each, nothing else accepted."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.codes.code_format import CodeError, CodeFormat
+
+MINI = CodeFormat(32, 4096)
+
+formats = st.builds(CodeFormat, st.integers(1, 70), st.integers(2, 70_000))
+
+
+def test_32_ids_of_4096_codes_are_48_bytes_and_64_characters() -> None:
+    assert (MINI.bits, MINI.num_bytes, MINI.num_characters) == (12, 48, 64)
+
+
+def test_ids_are_packed_big_endian_at_twelve_bits_each() -> None:
+    packed = CodeFormat(2, 4096).pack([[0xABC, 0x123]])
+    assert packed.tobytes() == bytes.fromhex("abc123")
+
+
+@given(formats, st.data())
+def test_every_row_of_ids_survives_bytes_and_text(code_format: CodeFormat, data: st.DataObject) -> None:
+    row = st.lists(
+        st.integers(0, code_format.codebook_size - 1), min_size=code_format.num_tokens, max_size=code_format.num_tokens
+    )
+    ids = np.array(data.draw(st.lists(row, min_size=1, max_size=4)), np.int64)
+    assert (code_format.from_bytes(code_format.pack(ids).tobytes()) == ids).all()
+    texts = code_format.to_text(ids)
+    assert {len(text) for text in texts} == {code_format.num_characters}
+    assert (code_format.from_text(texts) == ids).all()
+
+
+@given(st.binary(min_size=48, max_size=48))
+def test_every_48_bytes_are_a_code_of_the_default_tokenizer(packed: bytes) -> None:
+    assert MINI.pack(MINI.from_bytes(packed)).tobytes() == packed
+
+
+@given(formats, st.binary(max_size=120))
+def test_bytes_are_read_to_what_writes_the_same_bytes_or_refused(code_format: CodeFormat, packed: bytes) -> None:
+    try:
+        ids = code_format.from_bytes(packed)
+    except CodeError:
+        return
+    assert code_format.pack(ids).tobytes() == packed
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0x250), min_size=62, max_size=66))
+def test_text_is_read_to_what_writes_the_same_text_or_refused(text: str) -> None:
+    try:
+        ids = MINI.from_text([text])
+    except CodeError:
+        return
+    assert MINI.to_text(ids) == [text]
+
+
+def test_padding_bits_that_are_not_zero_are_refused() -> None:
+    code_format = CodeFormat(1, 2)
+    assert code_format.from_bytes(b"\x80").tolist() == [[1]]
+    with pytest.raises(CodeError, match="7 padding bits"):
+        code_format.from_bytes(b"\x81")
+
+
+def test_unused_bits_of_the_last_character_are_refused() -> None:
+    code_format = CodeFormat(1, 256)
+    text = base64.urlsafe_b64encode(b"\x07").decode().rstrip("=")
+    assert code_format.from_text([text]).tolist() == [[7]]
+    with pytest.raises(CodeError, match="unused bits"):
+        code_format.from_text([text[0] + chr(ord(text[1]) + 1)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("A" * 63, "64 characters, not 63"),
+        ("A" * 65, "64 characters, not 65"),
+        ("+" + "A" * 63, "letters"),
+        ("A" * 63 + "\n", "letters"),
+        ("é" * 64, "letters"),
+    ],
+)
+def test_text_of_another_length_or_alphabet_is_refused(text: str, message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        MINI.from_text([text])
+
+
+def test_an_id_out_of_range_is_named_with_its_position() -> None:
+    with pytest.raises(CodeError, match=r"4096 at position 3 is out of range 0\.\.4095") as refused:
+        MINI.pack([[0, 1, 2, 4096, *range(28)]])
+    assert refused.value.position == 3
+
+
+@pytest.mark.parametrize("ids", [[[0.5] * 32], [[0] * 31], [], [[True] * 32], [[-1] + [0] * 31]])
+def test_ids_of_another_kind_or_count_are_refused(ids: object) -> None:
+    with pytest.raises(CodeError):
+        MINI.pack(ids)  # type: ignore[arg-type]
+
+
+def test_an_id_read_from_bytes_is_checked_against_the_codebook() -> None:
+    with pytest.raises(CodeError, match=r"3 at position 0 is out of range 0\.\.2"):
+        CodeFormat(1, 3).from_bytes(b"\xc0")
+
+
+@given(st.lists(st.binary(min_size=48, max_size=48), min_size=2, max_size=2, unique=True))
+def test_different_bytes_have_different_text(packed: list[bytes]) -> None:
+    first, second = (MINI.to_text(MINI.from_bytes(data))[0] for data in packed)
+    assert first != second
+
+
+@given(
+    st.builds(CodeFormat, st.integers(min_value=1, max_value=40), st.sampled_from([2, 3, 16, 1000, 4096])),
+    st.data(),
+)
+def test_the_ids_of_one_code_are_those_of_many_and_what_is_none_is_refused_alike(
+    code_format: CodeFormat, data: st.DataObject
+) -> None:
+    length = st.sampled_from([code_format.num_bytes, code_format.num_bytes + 1])
+    packed = data.draw(length.flatmap(lambda size: st.binary(min_size=size, max_size=size)))
+    try:
+        expected = code_format.from_bytes(packed)
+    except CodeError:
+        expected = np.empty((0, 0), np.int64)
+    if len(expected) != 1:
+        assert not code_format.is_code(packed)
+        with pytest.raises(CodeError):
+            code_format.ids_of(packed)
+    else:
+        assert code_format.is_code(packed)
+        assert code_format.ids_of(packed) == expected[0].tolist()
+        assert [code_format.text_of(packed)] == code_format.to_text(expected)

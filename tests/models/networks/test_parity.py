@@ -1,0 +1,233 @@
+"""The networks give the numbers of the published implementation, computed with the same synthetic weights.
+
+Cases and tolerances: tests/golden/README.md. A figure is compared with the reference relative to the largest value of
+its tensor; ids must be equal wherever the recorded margin exceeds what rounding can move. Every comparison leaves a row
+in the table that is printed after the run.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.checkpoints.loading import Checkpoint, load_strictly
+from models.checkpoints.registry import GENERATORS, TOKENIZERS
+from models.generation import Generator
+from models.networks.generator import GeneratorConfig, build_generator
+from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from models.networks.titok import TiTok, TiTokConfig
+from models.sampling.settings import SamplingSettings
+from models.sampling.steps import SamplingRow, StepNoise, guide, pack, sample_step, unpack
+
+RELATIVE = 1e-3
+slow = pytest.mark.slow
+
+TOKENIZER_CASES = [
+    pytest.param("titok_s128", "titok-s-128"),
+    pytest.param("titok_b64", "titok-b-64", marks=slow),
+    pytest.param("titok_l32", "titok-l-32", marks=slow),
+    pytest.param("titok_sl256_vq8k", "titok-sl-256-vq8k", marks=slow),
+    pytest.param("titok_bl64_vae_c16", "titok-bl-64-vae", marks=slow),
+]
+GENERATOR_CASES = [
+    pytest.param("generator_titok_l32", "titok-l-32", marks=slow),
+    pytest.param("generator_titok_b64", "titok-b-64", marks=slow),
+    pytest.param("generator_titok_s128", "titok-s-128", marks=slow),
+]
+# In the order of GENERATOR_CASES, so that each network is built twice at most.
+TRACES = [
+    pytest.param("generator_titok_l32", "titok-l-32", "benchmark", marks=slow),
+    pytest.param("generator_titok_l32", "titok-l-32", "readme", marks=slow),
+    pytest.param("generator_titok_b64", "titok-b-64", "benchmark", marks=slow),
+    pytest.param("generator_titok_s128", "titok-s-128", "8steps", marks=slow),
+    # 64 steps of two forward passes each through 295 million parameters
+    pytest.param("generator_titok_s128", "titok-s-128", "benchmark", marks=[slow, pytest.mark.timeout(1200)]),
+]
+
+Weights = Callable[[str], dict[str, torch.Tensor]]
+Case = Callable[[str], Mapping[str, np.ndarray]]
+Record = Callable[..., None]
+
+
+def deviation(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Largest absolute difference, relative to the reference's largest value."""
+    return float(np.abs(ours - reference).max() / np.abs(reference).max())
+
+
+def tokenizer(name: str, variant: str, weights: Weights) -> TiTok:
+    config = TOKENIZERS[variant].config
+    assert isinstance(config, TiTokConfig)
+    with torch.device("meta"):
+        network = TiTok(config)
+    load_strictly(network, Checkpoint(tensors=weights(name), config=None, source=name))
+    network.set_compute_dtype(encoder=torch.float32, decoder=torch.float32)
+    return network.eval()
+
+
+def pixels(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255.0
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    return images.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize(("name", "variant"), TOKENIZER_CASES)
+@torch.inference_mode()
+def test_a_tokenizer_gives_the_published_numbers(
+    name: str, variant: str, golden_case: Case, golden_weights: Weights, record_parity: Record
+) -> None:
+    case, network = golden_case(name), tokenizer(name, variant, golden_weights)
+    images = pixels(case["images"])
+    vae = network.config.quantize_mode == "vae"
+
+    if vae:
+        posterior = network.posterior(images)
+        for field in ("mean", "logvar", "std"):
+            ours = getattr(posterior, field).transpose(1, 2)[:, :, None].numpy()
+            assert record_parity(name, field, deviation(ours, case[field])) <= RELATIVE
+        assert record_parity(name, "kl", deviation(posterior.kl().numpy(), case["kl"])) <= RELATIVE
+        codes = posterior.mean
+        random_images = network.decode_codes(torch.from_numpy(case["sample"])[:, :, 0].transpose(1, 2))
+    else:
+        latents = network.latents(images)
+        reference = torch.from_numpy(case["z"])[:, :, 0].transpose(1, 2).numpy()
+        assert record_parity(name, "latents", deviation(latents.numpy(), reference)) <= RELATIVE
+        assignment = network.encode(images)
+        sure = case["token_margin"] > 10 * float(case["fp64_err_z"])
+        equal = assignment.ids.numpy() == case["tokens"]
+        record_parity(name, "ids", float("nan"), int(equal.sum()), equal.size)
+        assert equal[sure].all()
+        assert np.abs(assignment.margin.numpy() - case["token_margin"]).max() < 1e-3
+        # From here on the reference's ids, so that one flipped id could not hide a second defect.
+        codes = network.quantize.lookup(torch.from_numpy(case["tokens"]).long())
+        reference = torch.from_numpy(case["latent"])[:, :, 0].transpose(1, 2).numpy()
+        assert deviation(codes.numpy(), reference) <= RELATIVE
+        random_images = network.decode(torch.from_numpy(case["random_tokens"]).long())
+    if network.config.is_legacy:
+        logits = network.decoder(codes)
+        images = network.mix(logits)
+        ours = logits.transpose(1, 2).unflatten(2, (16, 16))[:, ::16, ::2, ::2].numpy()  # type: ignore[no-untyped-call]
+        assert record_parity(name, "pixel logits", deviation(ours, case["pixel_logits"])) <= RELATIVE
+        likeliest = logits.argmax(dim=2).reshape(-1, 16, 16).numpy() == case["pixel_argmax"]
+        record_parity(name, "pixel argmax", float("nan"), int(likeliest.sum()), likeliest.size)
+        assert likeliest[case["pixel_argmax_margin"] > 10 * float(case["fp64_err_pixel_logits"])].all()
+    else:
+        images = network.decode_codes(codes)
+    crop = images[:, :, 112:144, 112:144].numpy()
+    assert record_parity(name, "image (float crop)", deviation(crop, case["recon_crop"])) <= RELATIVE
+    assert np.abs(images.mean(dim=(2, 3)).numpy() - case["recon_mean"]).max() <= RELATIVE
+    levels = np.abs(to_uint8(images).astype(int) - case["recon_u8"]).max()
+    assert record_parity(name, "image (levels of 255)", float(levels)) <= 1
+    crop = random_images[:, :, 112:144, 112:144].numpy()
+    assert record_parity(name, "image of random tokens", deviation(crop, case["random_recon_crop"])) <= RELATIVE
+
+
+@torch.inference_mode()
+def test_maskgit_vqgan_gives_the_published_numbers(
+    golden_case: Case, golden_weights: Weights, record_parity: Record
+) -> None:
+    name = "maskgit_vqgan_f16_1024"
+    case = golden_case(name)
+    with torch.device("meta"):
+        network = MaskGITVQGAN(MaskGITVQGANConfig())
+    load_strictly(network, Checkpoint(tensors=golden_weights(name), config=None, source=name))
+    network.set_compute_dtype(encoder=torch.float32, decoder=torch.float32)
+    images = pixels(case["images"])
+    hidden = network.eval().latents(images).transpose(1, 2).reshape(2, 256, 16, 16)[:, ::8].numpy()
+    assert record_parity(name, "latents", deviation(hidden, case["hidden"])) <= RELATIVE
+    equal = network.encode(images).ids.numpy() == case["codes"]
+    record_parity(name, "ids", float("nan"), int(equal.sum()), equal.size)
+    assert equal[case["code_margin"] > 10 * float(case["fp64_err_hidden"])].all()
+    decoded = network.decode(torch.from_numpy(case["codes"]).long())
+    crop = decoded[:, :, 112:144, 112:144].numpy()
+    assert record_parity(name, "image (float crop)", deviation(crop, case["recon_crop"])) <= RELATIVE
+    levels = np.abs(to_uint8(decoded).astype(int) - case["recon_u8"]).max()
+    assert record_parity(name, "image (levels of 255)", float(levels)) <= 1
+
+
+@functools.lru_cache(maxsize=1)  # a trace after a trace of the same network; two of them would take 2 GB
+def generator(name: str, variant: str, weights: Weights) -> Generator:
+    published = GENERATORS[variant]
+    assert isinstance(published.config, GeneratorConfig)
+    with torch.device("meta"):
+        network = build_generator(published.config)
+    load_strictly(network, Checkpoint(tensors=weights(name), config=None, source=name))
+    return Generator(
+        network, variant=published, names=(), digest="", source=name, device=torch.device("cpu"), dtype="float32"
+    )
+
+
+@pytest.mark.parametrize(("name", "variant"), GENERATOR_CASES)
+def test_a_generator_gives_the_published_logits(
+    name: str, variant: str, golden_case: Case, golden_weights: Weights, record_parity: Record
+) -> None:
+    case = golden_case(name)
+    labels = [None if null else int(label) for label, null in zip(case["labels"], case["is_null_class"], strict=True)]
+    logits = generator(name, variant, golden_weights).logits(torch.from_numpy(case["input_ids"]).long(), labels)
+    assert record_parity(name, "logits", deviation(logits[:, :, ::64].numpy(), case["logits"])) <= RELATIVE
+    assert np.abs(logits.logsumexp(dim=2).numpy() - case["logits_logsumexp"]).max() <= RELATIVE
+    equal = logits.argmax(dim=2).numpy() == case["logits_argmax"]
+    record_parity(name, "likeliest ids", float("nan"), int(equal.sum()), equal.size)
+    assert equal[case["logits_argmax_margin"] > 1e-3].all()
+
+
+@pytest.mark.parametrize(("name", "variant", "trace"), TRACES)
+def test_a_sampling_trace_replayed_with_its_noise_is_the_published_one(
+    name: str,
+    variant: str,
+    trace: str,
+    golden_case: Case,
+    golden_weights: Weights,
+    golden_noise: Callable[..., np.ndarray],
+    record_parity: Record,
+) -> None:
+    case = golden_case(f"{name}_trace_{trace}")
+    network = generator(name, variant, golden_weights)
+    settings = published_settings(json.loads(str(case["settings"])))
+    labels = [int(label) for label in case["labels"]]
+    count, (batch, num_tokens) = 0, case["ids_before_step"].shape[1:]
+    mask = network.codebook_size
+    for step in range(settings.steps):
+        rows = [
+            SamplingRow(label, 0, settings, torch.from_numpy(ids).long(), step)
+            for label, ids in zip(labels, case["ids_before_step"][step], strict=True)
+        ]
+        tokens, parameters = unpack(pack(rows))
+        conditional = network.logits(tokens, labels)
+        needed = settings.needs_unconditional(step)
+        assert 1 + needed == case["num_forward"][step]
+        assert settings.guidance_weight(step) == pytest.approx(case["cfg_scale"][step])
+        assert settings.noise_scale(step) == pytest.approx(case["annealed_temperature"][step])
+        assert settings.logit_divisor(step) == pytest.approx(case["softmax_temperature"][step])
+        guided = guide(parameters, conditional, network.logits(tokens, [None] * batch) if needed else conditional)
+        if step == 0:
+            first = deviation(conditional[:, :, ::64].numpy(), case["first_step_logits"])
+            assert record_parity(f"{name} {trace}", "logits of the first step", first) <= RELATIVE
+        key = f"{case['noise_key']}/step{step}"
+        noise = StepNoise(
+            torch.from_numpy(golden_noise(f"{key}/token", (batch, num_tokens, mask), int(case["noise_seed"]))),
+            torch.from_numpy(golden_noise(f"{key}/confidence", (batch, num_tokens), int(case["noise_seed"]))),
+        )
+        outcome = sample_step(parameters, guided, tokens, noise, mask_token=mask)
+        count += int((outcome.tokens.numpy() == case["ids_before_step"][step + 1]).sum())
+        assert (outcome.sampled.numpy() == case["sampled_ids"][step]).all()
+        assert (outcome.tokens.numpy() == case["ids_before_step"][step + 1]).all()
+    record_parity(f"{name} {trace}", "ids of every step", float("nan"), count, settings.steps * batch * num_tokens)
+
+
+def published_settings(recorded: dict[str, Any]) -> SamplingSettings:
+    return SamplingSettings(
+        steps=recorded["num_sample_steps"],
+        guidance_scale=recorded["guidance_scale"],
+        guidance_decay=recorded["guidance_decay"],
+        guidance_power=recorded["guidance_scale_pow"],
+        temperature=recorded["randomize_temperature"],
+        softmax_annealing=recorded["softmax_temperature_annealing"],
+    )

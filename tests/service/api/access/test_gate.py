@@ -1,0 +1,211 @@
+"""Who is let in, and where: the whole application, on a fake device."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter
+from starlette.routing import BaseRoute
+
+from service.api.access.keys import ApiKey
+from service.api.access.roles import OPEN_PATHS, REQUIRED_ROLES, check_routes, paths_of
+from tests.service.api.test_lookup import digest
+from tests.service.api.test_overload import PNG, open_service, picture
+from tests.service.application import app_of
+
+pytestmark = pytest.mark.anyio
+
+ROLES = ("encode", "decode", "generate")
+KEYS = {role: f"key for {role}" for role in (*ROLES, "admin")}
+CODE = "BwcHBw"
+# One call of every route that asks for a key, and what it asks for.
+CALLS: dict[tuple[str, str], set[str]] = {
+    ("POST", "/v1/encode"): {"encode"},
+    ("POST", "/v1/codes:lookup"): {"encode"},
+    ("GET", f"/v1/codes/{'0' * 64}"): {"encode"},
+    ("POST", "/v1/decode"): {"decode"},
+    ("GET", f"/v1/images/held/{CODE}.png"): {"decode"},
+    ("HEAD", f"/v1/images/held/{CODE}.png"): {"decode"},
+    ("POST", "/v1/mix"): {"decode"},
+    ("POST", "/v1/reconstruct"): {"encode", "decode"},
+    ("POST", "/v1/generate"): {"generate"},
+    ("POST", "/v1/images/generations"): {"generate"},
+    ("GET", "/v1/models"): set(),
+    ("GET", "/v1/models/held"): set(),
+    ("GET", "/v1/models/held/classes"): set(),
+}
+
+
+def entries(keys: Iterable[ApiKey]) -> str:
+    return ",".join(key.entry() for key in keys)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def table(key: str, **options: Any) -> str:
+    return ApiKey.plain(key, name="ann", **{"roles": ("encode",), **options}).table()
+
+
+@asynccontextmanager
+async def keyed(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """With a key of each role."""
+    keys = entries(ApiKey.plain(key, name=role, roles=[role]) for role, key in KEYS.items())  # type: ignore[list-item]
+    async with open_service(api_keys=keys, **settings) as client:
+        yield client
+
+
+async def test_every_route_says_who_may_call_it_and_is_called_below() -> None:
+    async with open_service() as client:
+        routes: list[BaseRoute] = app_of(client).routes
+        check_routes(routes)
+        assert set(paths_of(routes)) == REQUIRED_ROLES.keys() | OPEN_PATHS
+        called = {_route_of(routes, method, path) for method, path in CALLS}
+    assert called == set(REQUIRED_ROLES)
+
+
+def _route_of(routes: Iterable[BaseRoute], method: str, path: str) -> str | None:
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        inner = router.routes if router is not None else [route]
+        for candidate in inner:
+            match, _ = candidate.matches({"type": "http", "method": method, "path": path, "root_path": ""})
+            if match.value == 2:
+                return str(candidate.path)
+    return None
+
+
+async def test_a_route_that_nobody_has_named_cannot_be_served() -> None:
+    router = APIRouter()
+
+    @router.get("/v1/new")
+    async def new() -> None:
+        """Not named anywhere."""
+
+    with pytest.raises(LookupError, match="/v1/new"):
+        check_routes(router.routes)
+
+
+async def test_without_a_key_or_with_an_unknown_one_every_route_answers_401_before_anything_else() -> None:
+    async with keyed() as client:
+        for method, path in CALLS:
+            for headers, challenge in (
+                ({}, "Bearer"),
+                (bearer("unknown"), 'Bearer error="invalid_token"'),
+                ({"X-API-Key": "unknown"}, 'Bearer error="invalid_token"'),
+            ):
+                refused = await client.request(method, path, headers=headers, content=b"")
+                assert (refused.status_code, refused.headers["www-authenticate"]) == (401, challenge), path
+                assert refused.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_key_without_the_role_is_told_which_one_it_lacks_and_others_get_past_the_gate() -> None:
+    async with keyed() as client:
+        for (method, path), required in CALLS.items():
+            for role, key in KEYS.items():
+                answer = await client.request(method, path, headers=bearer(key), content=b"")
+                is_allowed = role == "admin" or required <= {role}
+                assert (answer.status_code != 403) is is_allowed, (path, role)
+                assert answer.status_code != 401
+                if not is_allowed:
+                    scope = " ".join(sorted(required))
+                    assert answer.headers["www-authenticate"] == f'Bearer error="insufficient_scope", scope="{scope}"'
+                    if method != "HEAD":
+                        assert answer.json()["type"] == "urn:titok:problem:forbidden"
+                        assert key not in answer.text
+
+
+async def test_without_keys_everybody_is_let_in() -> None:
+    async with open_service() as client:
+        for headers in ({}, bearer("whatever")):
+            answer = await client.post("/v1/encode", content=picture(7), headers={**PNG, **headers})
+            assert answer.status_code == 200
+            assert "ratelimit" not in answer.headers
+
+
+async def test_open_paths_ask_for_no_key() -> None:
+    async with keyed() as client:
+        for path in OPEN_PATHS - {"/playground/{path:path}", "/static-offline-docs"}:
+            assert (await client.get(path)).status_code == 200, path
+
+
+async def test_metrics_are_not_on_the_public_port() -> None:
+    async with keyed() as client:
+        for path in ("/metrics", "/metrics/", "/admin", "/admin/metrics"):
+            assert (await client.get(path, headers=bearer(KEYS["admin"]))).status_code == 404
+
+
+async def test_what_a_key_has_sent_stays_its_own_when_the_file_is_read_anew(tmp_path: Path) -> None:
+    path, image = tmp_path / "keys.toml", picture(7)
+    path.write_text(table("one"))
+    async with open_service(api_keys_file=path, cache_scope="key") as client:
+        await client.post("/v1/encode", content=image, headers={**PNG, **bearer("one")})
+        path.write_text(table("one") + table("two").replace('"ann"', '"bob"'))
+        app_of(client).state.gate._keys._next_read = 0.0
+        statuses = [
+            (await client.get(f"/v1/codes/{digest(image)}", headers=bearer(key))).status_code for key in ("one", "two")
+        ]
+        assert statuses == [200, 404]
+
+
+async def test_while_the_file_has_never_been_readable_the_answer_is_503(tmp_path: Path) -> None:
+    async with open_service(api_keys_file=tmp_path / "none.toml") as client:
+        answer = await client.get("/v1/models", headers=bearer("one"))
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+
+
+async def test_a_rate_counts_images_and_its_state_comes_with_every_answer() -> None:
+    key = ApiKey.plain("one", name="ann", roles=["encode", "decode"], rate="5/hour")
+    async with open_service(api_keys=key.entry()) as client:
+        decode = {"url": "/v1/decode", "headers": bearer("one")}
+        three = await client.post(**decode, json={"codes": [CODE] * 3})
+        assert three.status_code == 200
+        assert three.headers["ratelimit-policy"] == '"images";q=5;w=3600;qu="images"'
+        assert three.headers["ratelimit"].startswith('"images";r=2;t=')
+        too_many = await client.post(**decode, json={"codes": [CODE] * 3})
+        assert too_many.status_code == 429
+        assert too_many.json()["type"] == "urn:titok:problem:too-many-requests"
+        assert int(too_many.headers["retry-after"]) >= 1
+        # The refused request has spent one image: it is counted before the body is read.
+        assert too_many.headers["ratelimit"].startswith('"images";r=1;t=')
+        assert (
+            await client.post("/v1/encode", content=picture(7), headers={**PNG, **bearer("one")})
+        ).status_code == 200
+        assert (
+            await client.post("/v1/encode", content=picture(7), headers={**PNG, **bearer("one")})
+        ).status_code == 429
+        models = await client.get("/v1/models", headers=bearer("one"))
+        assert (models.status_code, "ratelimit" in models.headers) == (200, False)
+
+
+async def test_more_images_than_the_rate_ever_allows_are_refused_for_good() -> None:
+    key = ApiKey.plain("one", name="ann", roles=["decode"], rate="5/hour")
+    async with open_service(api_keys=key.entry()) as client:
+        answer = await client.post("/v1/decode", json={"codes": [CODE] * 7}, headers=bearer("one"))
+        assert answer.status_code == 413
+
+
+async def test_a_key_without_a_rate_of_its_own_has_the_default_and_each_key_is_counted_alone() -> None:
+    async with open_service(api_keys="one,two", rate_limit="1/hour") as client:
+        for key, status in (("one", 200), ("one", 429), ("two", 200)):
+            answer = await client.post("/v1/encode", content=picture(7), headers={**PNG, "X-API-Key": key})
+            assert answer.status_code == status
+
+
+async def test_callers_without_keys_are_counted_by_address_if_asked_to() -> None:
+    async with open_service(anonymous_rate_limit="1/hour") as client:
+        statuses = [(await client.post("/v1/encode", content=picture(7), headers=PNG)).status_code for _ in range(2)]
+        assert statuses == [200, 429]
+
+
+async def test_the_key_that_is_sent_never_comes_back() -> None:
+    async with keyed() as client:
+        answer = await client.post("/v1/encode", content=b"no image", headers={**PNG, **bearer(KEYS["encode"])})
+        assert answer.status_code == 400
+        assert KEYS["encode"] not in answer.text + str(answer.headers)

@@ -1,0 +1,186 @@
+"""Keys: how they are written down, and who is known by them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service.api.access.key_file import Keys, load_keys
+from service.api.access.keys import ApiKey, KeyRing, check_rate, new_key, parse_keys_file
+from service.api.access.roles import ROLES
+from service.cli.main import app
+from service.settings import Settings
+
+DIGEST = hashlib.sha256(b"ann's key").hexdigest()
+
+
+def table(name: str, key: str, *roles: str) -> str:
+    return ApiKey.plain(key, name=name, roles=roles or ("encode",)).table()  # type: ignore[arg-type]
+
+
+def test_a_key_is_known_by_its_digest_alone() -> None:
+    ring = KeyRing.from_entries([f"ann:encode+decode:sha256:{DIGEST}:100/second", "plain"])
+    ann = ring.find("ann's key")
+    assert ann is not None
+    assert (ann.name, ann.roles, ann.rate) == ("ann", {"encode", "decode"}, "100/second")
+    assert ring.find(DIGEST) is None
+    assert ring.find("ann's ke") is None
+    assert ring.find("") is None
+    plain = ring.find("plain")
+    assert plain is not None
+    assert (plain.name, plain.roles) == ("key-2", {"admin"})
+
+
+def test_admin_has_every_role_and_another_key_its_own() -> None:
+    admin, ann = (ApiKey.plain("k", name="x", roles=roles) for roles in (("admin",), ("encode",)))  # type: ignore[arg-type]
+    for role in ROLES:
+        assert admin.allows(frozenset({role}))
+    assert ann.allows(frozenset({"encode"}))
+    assert ann.allows(frozenset())
+    assert not ann.allows(frozenset({"decode"}))
+    assert not ann.allows(frozenset({"encode", "decode"}))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        f"ann:encode:SHA256:{DIGEST}",
+        f"ann:encode:{DIGEST}",
+        f"ann:encodes:sha256:{DIGEST}",
+        f"ann::sha256:{DIGEST}",
+        f"a b:encode:sha256:{DIGEST}",
+        f"ann:encode:sha256:{DIGEST[:-1]}",
+        f"ann:encode:sha256:{DIGEST}:100",
+    ],
+)
+def test_a_slip_in_a_hashed_entry_is_an_error_not_a_key_with_every_role(entry: str) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011  the message is checked below
+        KeyRing.from_entries([entry])
+    assert DIGEST[:-1] not in str(raised.value)
+
+
+@pytest.mark.parametrize("entries", [["one", "one"], [f"a:encode:sha256:{DIGEST}", f"b:decode:sha256:{DIGEST}"]])
+def test_two_keys_are_never_the_same(entries: list[str]) -> None:
+    with pytest.raises(ValueError, match="two keys have the same"):
+        KeyRing.from_entries(entries)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[[keys]\n", "not TOML"),
+        (b"\xff", "not TOML"),
+        (b"[[key]]\n", "key: Extra inputs"),
+        (b'[[keys]]\nname = "ann"\nroles = ["encode"]\n', "keys.0.sha256: Field required"),
+        (table("ann", "k").replace("encode", "encod").encode(), "keys.0.roles"),
+        (table("ann", "k").encode() + b'rate = "fast"\n', "keys.0.rate: .*'fast' is no rate"),
+        (table("ann", "k").encode() + b'key = "in clear"\n', "keys.0.key: Extra inputs"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_with_its_place(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_keys_file(content)
+
+
+@pytest.mark.parametrize("rate", ["100/second", "5000 per 10 minutes", "1/day", "2 per hour"])
+def test_a_rate_is_a_number_of_images_in_a_time(rate: str) -> None:
+    assert check_rate(rate) == rate
+
+
+@pytest.mark.parametrize("rate", ["", "0/second", "100", "100/fortnight", "-1/second", "10/second;20/minute"])
+def test_what_is_no_rate_is_refused(rate: str) -> None:
+    with pytest.raises(ValueError, match="no rate"):
+        check_rate(rate)
+
+
+def test_the_command_shows_a_key_once_and_lines_that_are_read_back() -> None:
+    ended = CliRunner().invoke(
+        app, ["keys", "new", "ann", "--role", "encode", "--role", "decode", "--rate", "9/minute"]
+    )
+    assert ended.exit_code == 0
+    lines = ended.output.splitlines()
+    key = lines[1]
+    start = lines.index("[[keys]]")
+    from_file = parse_keys_file("\n".join(lines[start : start + 5]).encode())
+    from_entry = ApiKey.from_entry(lines[-1])
+    assert from_file == [from_entry]
+    assert KeyRing(from_file).find(key) == from_entry
+    assert (from_entry.name, from_entry.roles, from_entry.rate) == ("ann", {"encode", "decode"}, "9/minute")
+    assert ended.output.count(key) == 1
+
+
+def test_keys_are_long_and_never_the_same() -> None:
+    assert len({new_key() for _ in range(100)}) == 100
+    assert len(new_key()) >= 48
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_changed_file_is_in_force_within_a_second_and_a_broken_one_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, clock = tmp_path / "keys.toml", Clock()
+    path.write_text(table("ann", "one"))
+    keys = Keys(Settings(api_keys="plain", api_keys_file=path), clock=clock)  # type: ignore[arg-type]
+
+    def known(key: str) -> bool:
+        clock.now += 1.0
+        ring = keys.current()
+        assert ring is not None
+        return ring.find(key) is not None
+
+    assert known("one")
+    assert known("plain")
+    path.write_text(table("ann", "two"))
+    assert known("two")
+    assert not known("one")
+    with caplog.at_level(logging.ERROR):
+        for broken in ("[[keys", table("ann", "plain")):  # the second: a key that the environment has as well
+            path.write_text(broken)
+            assert known("two")
+            assert known("plain")
+        path.unlink()
+        assert known("two")
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+    assert "stay in force" in caplog.text
+    path.write_text("")
+    assert not known("two")
+    assert known("plain")
+
+
+def test_the_file_is_read_once_a_second_at_most(tmp_path: Path) -> None:
+    path, clock = tmp_path / "keys.toml", Clock()
+    path.write_text(table("ann", "one"))
+    keys = Keys(Settings(api_keys_file=path), clock=clock)
+    keys.current()
+    path.write_text(table("ann", "two"))
+    clock.now += 0.9
+    ring = keys.current()
+    assert ring is not None
+    assert ring.find("one") is not None
+
+
+def test_with_a_file_that_was_never_readable_nobody_is_let_in(tmp_path: Path) -> None:
+    keys = Keys(Settings(api_keys_file=tmp_path / "none.toml"))
+    assert keys.are_asked_for
+    assert keys.current() is None
+    with pytest.raises(FileNotFoundError):
+        load_keys(Settings(api_keys_file=tmp_path / "none.toml"))
+
+
+def test_an_empty_file_asks_for_a_key_that_nobody_has(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.touch()
+    keys = Keys(Settings(api_keys_file=path))
+    assert keys.are_asked_for
+    assert keys.current() == KeyRing([])

@@ -1,0 +1,168 @@
+"""Back-pressure, deadlines and failing devices as HTTP clients see them; the device is a fake that can be held."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.codes.code_format import CodeFormat
+from service.inference.model_info import GeneratorFacts, ModelFacts
+from service.settings import Settings
+from tests.service.application import app_of, served, service, until
+
+pytestmark = pytest.mark.anyio
+
+PNG = {"Content-Type": "image/png"}
+
+
+class HeldDevice:
+    """Gives the mean brightness as every id, once ``release`` is set; raises on a black image."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self.batches: list[int] = []
+        self.facts = ModelFacts(
+            name="held",
+            revision="1",
+            image_size=8,
+            code_format=CodeFormat(4, 256),
+            device="cpu",
+            precision={"encoder": "float32", "decoder": "float32", "generator": "float32"},
+            source="test",
+            generator=GeneratorFacts(revision="1", class_names=("crane, bird", "crane, machine"), presets={}),
+            batch_limits={"encode": 32, "decode": 32, "generate": 32},
+        )
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        self.release.wait()
+        self.batches.append(len(images))
+        means = images.reshape(len(images), -1).mean(axis=1).astype(np.int64)
+        if (means == 0).any():
+            raise RuntimeError("a black image")
+        return np.repeat(means[:, None], 4, axis=1)
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        self.release.wait()
+        return np.broadcast_to(tokens[:, :1, None, None], (len(tokens), 8, 8, 3)).astype(np.uint8)
+
+    def step(self, rows: Sequence[Any]) -> None:
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def open_service(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """On a device that holds nothing back."""
+    device = HeldDevice()
+    device.release.set()
+    async with service(device, **settings) as client:
+        yield client
+
+
+def picture(brightness: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (brightness,) * 3).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def queued(client: httpx.AsyncClient, images: int) -> None:
+    """Waits until the encode lane holds that many images, those at the device among them."""
+    await until(client, lambda health: sum(lane_images(health)) == images)
+
+
+async def at_device(client: httpx.AsyncClient) -> None:
+    """Waits until the device holds the one image there is: what comes now is not in its batch."""
+    await until(client, lambda health: lane_images(health) == (0, 1))
+
+
+def lane_images(health: Any) -> tuple[int, int]:
+    lane = health["lanes"]["encode"]
+    return lane["queued_images"], lane["active_images"]
+
+
+async def test_a_full_queue_is_answered_with_429_and_a_time_to_come_back() -> None:
+    device = HeldDevice()
+    async with service(device, queue_images=4, max_images=4, max_generate=4, max_batch_size=2) as client:
+        waiting = []
+        for brightness in range(1, 6):  # one at the device, four in the queue
+            waiting.append(asyncio.create_task(client.post("/v1/encode", content=picture(brightness), headers=PNG)))
+            await until(client, lambda health, n=brightness: lane_images(health) == (n - 1, 1))
+        refused = await client.post("/v1/encode", content=picture(200), headers=PNG)
+        assert (await client.get("/healthz")).json()["requests"]["encode"] == len(waiting)
+        assert refused.status_code == 429
+        assert refused.json()["type"] == "urn:titok:problem:too-many-requests"
+        assert int(refused.headers["retry-after"]) >= 1
+        device.release.set()
+        answers = await asyncio.gather(*waiting)
+        assert [answer.json()["data"][0]["tokens"][0] for answer in answers] == [1, 2, 3, 4, 5]
+        assert (await client.get("/healthz")).json()["requests"]["encode"] == 0
+        assert max(device.batches) <= 2
+        assert (await client.post("/v1/encode", content=picture(200), headers=PNG)).status_code == 200
+
+
+async def test_a_deadline_that_passes_is_answered_with_504() -> None:
+    device = HeldDevice()
+    async with service(device) as client:
+        late = await client.post("/v1/encode", content=picture(9), headers={**PNG, "X-Request-Timeout-Ms": "50"})
+        assert late.status_code == 504
+        assert late.json()["type"] == "urn:titok:problem:deadline-exceeded"
+        device.release.set()
+        assert (await client.post("/v1/encode", content=picture(9), headers=PNG)).status_code == 200
+
+
+async def test_an_image_that_breaks_the_device_fails_alone() -> None:
+    device = HeldDevice()
+    async with service(device) as client:
+        first = asyncio.create_task(client.post("/v1/encode", content=picture(1), headers=PNG))
+        await at_device(client)
+        together = [
+            asyncio.create_task(client.post("/v1/encode", content=picture(brightness), headers=PNG))
+            for brightness in (0, 7, 8)
+        ]
+        await queued(client, 4)
+        device.release.set()
+        broken, *good = await asyncio.gather(*together)
+        assert broken.status_code == 500
+        assert broken.json()["instance"] == broken.headers["x-request-id"]
+        assert "black" not in broken.text
+        assert [answer.json()["data"][0]["tokens"][0] for answer in good] == [7, 8]
+        assert (await first).status_code == 200
+
+
+async def test_a_name_of_two_classes_is_answered_with_both_ids() -> None:
+    device = HeldDevice()
+    async with service(device) as client:
+        classes = (await client.get("/v1/models/held/classes")).json()["data"]
+        assert [entry["names"] for entry in classes] == [["crane", "bird"], ["crane", "machine"]]
+        from service.http.problems import InvalidRequest
+        from service.operations.context import ServiceContext  # the route needs presets that this device has none of
+
+        context: ServiceContext = app_of(client).state.context
+        with pytest.raises(InvalidRequest) as refused:
+            context.classes.resolve("Crane")
+        assert [entry["id"] for entry in refused.value.extensions["candidates"]] == [0, 1]
+        assert context.classes.resolve("MACHINE") == 1
+
+
+async def test_a_service_without_a_device_is_alive_and_says_why_it_is_not_ready() -> None:
+    def broken(_: Settings) -> Any:
+        raise RuntimeError("no such device")
+
+    app = served(Settings(), broken)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        health = await until(client, lambda health: health["status"] != "starting")
+        assert health.status_code == 503
+        assert "no such device" in health.json()["reason"]
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.post("/v1/decode", json={"code": "AAAAAA"})).status_code == 503

@@ -1,0 +1,71 @@
+"""What browsers are told: of pages, and of pages of other origins."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import service.api.routes
+from service.settings import Settings
+from tests.service.api.test_overload import open_service
+
+pytestmark = pytest.mark.anyio
+
+ROUTES = Path(service.api.routes.__file__).parent
+ELSEWHERE = "https://app.example.com"
+PREFLIGHT = {"Origin": ELSEWHERE, "Access-Control-Request-Method": "POST"}
+
+
+@pytest.mark.parametrize("path", ["/", "/playground/playground.js", "/docs"])
+async def test_pages_say_what_they_may_load_and_who_may_frame_them(path: str) -> None:
+    async with open_service() as client:
+        page = await client.get(path)
+    policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert "unsafe" not in policy["script-src"]
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert "camera=()" in page.headers["permissions-policy"]
+
+
+async def test_the_reference_may_run_its_own_script_and_the_files_it_loads_are_here() -> None:
+    async with open_service() as client:
+        page = await client.get("/docs")
+        [script] = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'self' 'sha256-{digest}';" in page.headers["content-security-policy"]
+        for address in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+            assert address.startswith("/static-offline-docs/")
+            assert (await client.get(address)).status_code == 200
+
+
+async def test_pages_of_other_origins_may_not_call_the_api_unless_they_are_named() -> None:
+    async with open_service() as client:
+        assert "access-control-allow-origin" not in (await client.options("/v1/encode", headers=PREFLIGHT)).headers
+        assert "access-control-allow-origin" not in (await client.get("/v1/models", headers=PREFLIGHT)).headers
+    async with open_service(cors_origins=f"{ELSEWHERE}, http://localhost:3000", api_keys="one") as client:
+        asked = PREFLIGHT | {"Access-Control-Request-Headers": "authorization, content-type"}
+        allowed = await client.options("/v1/encode", headers=asked)
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, ELSEWHERE)
+        assert "access-control-allow-credentials" not in allowed.headers
+        # A refusal can be read too, with what it says of time and key.
+        refused = await client.get("/v1/models", headers=PREFLIGHT)
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, ELSEWHERE)
+        readable = refused.headers["access-control-expose-headers"].split(", ")
+        assert "Retry-After" in readable
+        sent = {name for file in ROUTES.glob("*.py") for name in re.findall(r'"(X-Titok-\w+)": ', file.read_text())}
+        assert "X-Titok-PSNR" in sent <= set(readable)
+        other = await client.get("/v1/models", headers=PREFLIGHT | {"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize("origin", ["app.example.com", "https://app.example.com/path", "ftp://x", "https://"])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValidationError, match="is no origin"):
+        Settings(cors_origins=origin)  # type: ignore[arg-type]

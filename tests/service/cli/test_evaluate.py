@@ -1,0 +1,180 @@
+"""``titok evaluate`` from shards to figures, with the shipped tokenizer."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from models.checkpoints.configuration import generator_config
+from models.networks.generator import build_generator
+from service.cli.main import app
+
+CLASSES = ("pets/cat", "sea/clams", "sea/fish")
+
+
+def write_shard(path: Path, count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    with tarfile.open(path, "w:gz") as shard:
+        for index in range(count):
+            coarse = random.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((128, 128)).save(file := io.BytesIO(), "webp")
+            for suffix, content in (("webp", file.getvalue()), ("cls", str(index % 3).encode())):
+                info = tarfile.TarInfo(f"{index:06d}.{suffix}")
+                info.size = len(content)
+                shard.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "classes.json").write_text(json.dumps(dict(enumerate(CLASSES))))
+    write_shard(folder / "train-0000.tar.gz", 12, 0)
+    write_shard(folder / "val-0000.tar.gz", 9, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of a small generator of the shipped tokenizer's codes: ``sources`` says what its classes were."""
+    shape = {
+        "model_type": "UViT",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_seq_len": 32,
+        "condition_num_classes": 2,
+        "classes": ["cat", "clam"],
+    }
+    folder = tmp_path_factory.mktemp("generators")
+    for name, more in (("sources", {"sources": ["pets/cat", "sea/clams"]}), ("names", {})):
+        config: dict[str, Any] = {"model": {"vq_model": {"codebook_size": 4096}, "generator": shape | more}}
+        torch.manual_seed(0)
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+        save_file(build_generator(generator_config(config)).state_dict(), folder / name / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folders(data: Path, tmp_path: Path) -> list[str | Path]:
+    return ["--data", data, "--output", tmp_path / "output", "--cache", tmp_path / "cache", "--images", "4"]
+
+
+def run(*arguments: str | Path) -> None:
+    """Runs the command; an error that a user can mend is raised as it is."""
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+def figures(tmp_path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((tmp_path / "output" / "figures.json").read_text())
+    return document
+
+
+def test_it_writes_figures_and_pictures_of_tokenizer_and_generator(
+    folders: list[str | Path], generators: Path, tmp_path: Path
+) -> None:
+    run(*folders, "--generator-weights", generators / "sources", "--per-class", "3", "--preset", "fast", "--npz")
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {
+        *("figures.json", "figures.md", "reconstruction.png", "generated.png", "nearest.png"),
+        *("originals.npz", "reconstructions.npz", "generated.npz"),
+    }
+    found = figures(tmp_path)
+    assert found["data"] == {"image_size": 128, "validation_photographs": 4, "training_photographs": 12}
+    tokenizer = found["reconstruction"]["codecs"][0]
+    assert (tokenizer["name"], tokenizer["max_bytes"]) == ("titok-mini-32", 48)
+    assert tokenizer["psnr"] > 15
+    assert (found["generation"]["images"], found["generation"]["real_images"]) == (6, 6)
+
+
+def test_a_tokenizer_is_evaluated_without_its_generator(folders: list[str | Path], tmp_path: Path) -> None:
+    run(*folders, "--references", "4", "--no-generator")
+    assert figures(tmp_path)["generation"] is None
+    assert figures(tmp_path)["data"]["training_photographs"] == 4
+
+
+def test_a_configuration_says_what_the_data_calls_the_classes(
+    folders: list[str | Path], generators: Path, tmp_path: Path
+) -> None:
+    (path := tmp_path / "classes.toml").write_text(
+        '[training.classes]\n"sea/clams" = "clam"\n"pets/cat" = "cat"\n"sea/fish" = "fish"\n'
+    )
+    run(*folders, "--generator-weights", generators / "names", "--classes", path, "--per-class", "2")
+    assert figures(tmp_path)["generation"]["classes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "the generator's class 'clam' is none of the data's classes; --classes CONFIG.toml names"),
+        ("[training]\n", r"classes\.toml has no table \[training\.classes\]"),
+        ("[training", r"cannot read .*classes\.toml"),
+        ('[training.classes]\n"pets/cat" = "cat"\n"sea/clam" = "clam"\n', "'clam' is none of the data's classes"),
+    ],
+    ids=["no configuration", "no table", "no TOML", "another name"],
+)
+def test_classes_that_do_not_match_are_named(
+    folders: list[str | Path], generators: Path, tmp_path: Path, text: str | None, message: str
+) -> None:
+    options: list[str | Path] = ["--generator-weights", generators / "names"]
+    if text is not None:
+        (path := tmp_path / "classes.toml").write_text(text)
+        options += ["--classes", path]
+    with pytest.raises(ValueError, match=message):
+        run(*folders, *options)
+    assert not list((tmp_path / "cache").glob("lite0-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "best"], "published, demo, fast"),
+        (["--tokenizer", "titok-x"], "no tokenizer is called 'titok-x'"),
+        (["--output", f"{__file__}/output"], "cannot make the folder .*output: Not a directory"),
+        (["--inception-weights", "nowhere.pth"], r"nowhere\.pth|titok-service\[published\]|torchvision"),
+    ],
+)
+def test_a_mistake_is_told_before_the_work_begins(
+    folders: list[str | Path], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    with pytest.raises((ValueError, LookupError), match=message):
+        run(*folders, *arguments)
+    assert not list((tmp_path / "cache").glob("lite0-*"))
+
+
+@pytest.mark.parametrize("package", ["webdataset", "fast_blurhash"])
+def test_a_missing_package_is_named_with_its_extra(
+    folders: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in [name for name in sys.modules if name.startswith(("models.data", "models.evaluation"))]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ValueError, match=rf"{package}: pip install 'titok-service\[evaluate\]'"):
+        run(*folders, "--no-generator")
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_a_folder_without_photographs_is_told_without_a_traceback(tmp_path: Path) -> None:
+    titok = Path(sys.executable).with_name("titok")
+    ended = subprocess.run(
+        [titok, "evaluate", "--data", tmp_path, "--output", tmp_path / "output", "--cache", tmp_path / "cache"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert "titok: no train-*.tar or train-*.tar.gz in" in ended.stderr
+    assert "Traceback" not in ended.stderr

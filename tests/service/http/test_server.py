@@ -1,0 +1,131 @@
+"""The HTTP server's leave: what it waits for, what it closes, what it gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from service.http.protocol import ConnectionLimits
+from service.http.server import HttpServer
+from service.http.sockets import listen
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def serving(
+    *, quiet_seconds: float, drain_seconds: float = 60.0, answer: asyncio.Event | None = None
+) -> AsyncIterator[tuple[HttpServer, socket.socket, asyncio.Task[None]]]:
+    async def endpoint(_: Request) -> PlainTextResponse:
+        if answer is not None:
+            await answer.wait()
+        return PlainTextResponse("hello")
+
+    app = Starlette(routes=[Route("/", endpoint)])
+    with listen("127.0.0.1", 0) as listener:
+        server = HttpServer(
+            app,
+            listener,
+            lifespan="off",
+            drain_seconds=drain_seconds,
+            quiet_seconds=quiet_seconds,
+            limits=ConnectionLimits.of(Settings()),
+        )
+        running = asyncio.create_task(server.run_until_stopped())
+        await until(lambda: server.started)
+        yield server, listener, running
+        await asyncio.wait_for(running, 60)
+
+
+@asynccontextmanager
+async def connected(listener: socket.socket) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    yield reader, writer
+    writer.close()
+    await writer.wait_closed()
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    writer.write(REQUEST)
+    await reader.readuntil(b"\r\n\r\n")
+    return await reader.readexactly(5)
+
+
+async def test_a_connection_that_was_just_used_may_be_used_once_more() -> None:
+    async with serving(quiet_seconds=60.0) as (server, listener, running), connected(listener) as connection:
+        assert await ask(*connection) == b"hello"
+        server.stop_accepting(shared=False)
+        await asyncio.wait((running,), timeout=0.5)
+        assert await ask(*connection) == b"hello"
+
+
+async def test_a_connection_that_is_quiet_is_closed() -> None:
+    async with (
+        serving(quiet_seconds=0.1) as (server, listener, _),
+        connected(listener) as used,
+        connected(listener) as unused,
+    ):
+        assert await ask(*used) == b"hello"
+        server.stop_accepting(shared=False)
+        for reader, _ in (used, unused):
+            assert await reader.read() == b""
+
+
+async def test_a_request_that_is_only_half_there_is_waited_for() -> None:
+    async with serving(quiet_seconds=0.1) as (server, listener, running), connected(listener) as (reader, writer):
+        assert await ask(reader, writer) == b"hello"
+        (connection,) = server.server_state.connections
+        writer.write(REQUEST[:20])
+        await until(lambda: connection.scope is not connection.cycle.scope)
+        server.stop_accepting(shared=False)
+        await asyncio.wait((running,), timeout=0.5)
+        writer.write(REQUEST[20:])
+        assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
+
+
+async def test_what_waits_in_the_backlog_is_served() -> None:
+    async with serving(quiet_seconds=0.1) as (server, listener, _), connected(listener):
+        await until(lambda: server.server_state.connections)
+        asyncio.get_running_loop().remove_reader(listener)  # as if the event loop had not come round to it yet
+        async with connected(listener) as (late_reader, late_writer):
+            late_writer.write(REQUEST)
+            server.stop_accepting(shared=False)
+            assert (await late_reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_request_that_outlives_the_drain_is_given_up() -> None:
+    never = asyncio.Event()
+    async with (
+        serving(quiet_seconds=0.1, drain_seconds=0.2, answer=never) as (server, listener, _),
+        connected(listener) as (reader, writer),
+    ):
+        writer.write(REQUEST)
+        await until(lambda: server.server_state.tasks)
+        server.stop_accepting(shared=False)
+        assert b" 500 " in await reader.readline()
+
+
+async def test_a_server_that_shares_its_listener_leaves_the_backlog_to_others() -> None:
+    async with serving(quiet_seconds=0.1) as (server, listener, running):
+        with listener.dup() as other:
+            server.stop_accepting(shared=True)
+            await asyncio.wait_for(running, 60)
+            with socket.create_connection(other.getsockname(), timeout=60), other.accept()[0]:
+                pass

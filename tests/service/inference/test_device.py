@@ -1,0 +1,319 @@
+"""The models as the engine calls them: arrays and plain states in, arrays out."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from models import Generator, Tokenizer
+from models.runtime.memory import is_out_of_memory
+from models.sampling.settings import SamplingSettings
+from service.engine import RowState
+from service.inference.device import ModelDevice, open_device
+from service.settings import Settings
+from tests.recorders import CallingRecorder
+from tests.tiny_models import tiny_generator, tiny_tokenizer
+
+SETTINGS = SamplingSettings(steps=5, guidance_scale=3.0, guidance_decay="linear", temperature=4.0)
+
+
+@pytest.fixture
+def device() -> ModelDevice:
+    return ModelDevice(tiny_tokenizer(), tiny_generator())
+
+
+def state(label: int | None = 1, seed: int = 7, *, step: int = 0, tokens: np.ndarray | None = None) -> RowState:
+    return RowState(label=label, seed=seed, settings=SETTINGS, step=step, tokens=tokens)
+
+
+def test_states_stepped_to_the_end_are_what_the_generator_makes(device: ModelDevice) -> None:
+    states = [state(None, 1), state(2, 2), state(4, 3)]
+    for step in range(SETTINGS.steps):
+        stepped = device.step(pickle.loads(pickle.dumps(states)))  # noqa: S301  as to another process
+        assert (stepped.tokens.dtype, stepped.sampled.dtype, stepped.finished.dtype) == (np.int64, np.int64, np.bool_)
+        assert stepped.tokens.shape == stepped.sampled.shape == (3, 16)
+        assert stepped.finished.tolist() == [step == SETTINGS.steps - 1] * 3
+        known = stepped.tokens != 64
+        assert (stepped.tokens[known] == stepped.sampled[known]).all()
+        states = [
+            state(was.label, was.seed, step=was.step + 1, tokens=tokens)
+            for was, tokens in zip(states, stepped.tokens, strict=True)
+        ]
+    expected = tiny_generator().generate([None, 2, 4], seeds=[1, 2, 3], **vars(SETTINGS))
+    assert (np.stack([done.tokens for done in states if done.tokens is not None]) == expected.numpy()).all()
+
+
+def test_tokens_that_may_not_be_written_to_are_stepped_all_the_same(device: ModelDevice) -> None:
+    tokens = device.step([state()]).tokens[0]
+    expected = device.step([state(step=1, tokens=tokens)]).tokens
+    tokens.flags.writeable = False
+    assert (device.step([state(step=1, tokens=tokens)]).tokens == expected).all()
+
+
+def test_a_step_does_not_depend_on_the_other_rows_and_can_be_done_again(device: ModelDevice) -> None:
+    first = state(3, 5)
+    later = state(1, 6, step=2, tokens=device.step([state(1, 6)]).tokens[0])
+    unguided = state(None, 8)
+    together, again = (device.step([first, unguided, later]) for _ in range(2))
+    assert (together.tokens == again.tokens).all()
+    for row, tokens in zip([first, unguided, later], together.tokens, strict=True):
+        assert (device.step([row]).tokens[0] == tokens).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (
+            RowState(label=1, seed=0, settings={"steps": 8}, step=0, tokens=None),
+            TypeError,
+            "SamplingSettings, not dict",
+        ),
+        (state(5), ValueError, r"class 5 is out of range 0\.\.4"),
+        (state(step=5), ValueError, r"step 5 is out of range 0\.\.4"),
+        (state(step=1, tokens=np.full(16, 65)), ValueError, "64 for a masked one"),
+        (state(step=1, tokens=np.zeros(3, np.int64)), ValueError, r"tokens int64 \[16\]"),
+    ],
+)
+def test_a_state_that_is_none_of_the_generators_is_refused(
+    device: ModelDevice, wrong: RowState, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        device.step([state(), wrong])
+
+
+def test_without_a_generator_no_row_is_stepped() -> None:
+    with pytest.raises(TypeError, match="no generator"):
+        ModelDevice(tiny_tokenizer(), None).step([state()])
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), np.uint8)
+
+
+class ShortOfMemory:
+    """A model that has memory for some images at a time, and notes how many it was given."""
+
+    def __init__(self, model: Tokenizer | Generator, fits: int) -> None:
+        self.model, self.fits = model, fits
+        self.batches: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self.model, name)
+        if name not in ("submit_encode", "encode", "submit_decode", "decode", "advance"):
+            return member
+
+        def limited(rows: Any, **options: Any) -> Any:
+            self.batches.append(len(rows))
+            if len(rows) > self.fits:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return member(rows, **options)
+
+        return limited
+
+
+def short_of_memory(fits: int, **options: Any) -> tuple[ModelDevice, ShortOfMemory, ShortOfMemory]:
+    tokenizer, generator = ShortOfMemory(tiny_tokenizer(), fits), ShortOfMemory(tiny_generator(), fits)
+    device = ModelDevice(cast("Tokenizer", tokenizer), cast("Generator", generator), **options)
+    return device, tokenizer, generator
+
+
+def test_a_batch_larger_than_the_limit_runs_in_parts_and_comes_back_whole() -> None:
+    device, tokenizer, generator = short_of_memory(1000, max_batch_size=4)
+    whole = ModelDevice(tiny_tokenizer(), tiny_generator())
+    tokens = whole.encode(images(10))
+    assert (device.encode(images(10)) == tokens).all()
+    assert (device.decode(tokens) == whole.decode(tokens)).all()
+    assert tokenizer.batches == [4, 4, 2, 4, 4, 2]
+    states = [state(label, seed) for seed, label in enumerate([None, 1, 2, 3, 4])]
+    assert (device.step(states).tokens == whole.step(states).tokens).all()
+    assert generator.batches == [4, 1]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_batch_may_be_of_one_image_or_none(device: ModelDevice, count: int) -> None:
+    tokens = device.encode(images(count))
+    assert tokens.shape == (count, 16)
+    assert device.decode(tokens).shape == (count, 32, 32, 3)
+
+
+def test_out_of_memory_halves_the_lane_for_good_and_loses_nothing() -> None:
+    device, tokenizer, generator = short_of_memory(3, max_batch_size=16)
+    whole = ModelDevice(tiny_tokenizer(), tiny_generator())
+    expected = whole.encode(images(12))
+    assert (device.encode(images(12)) == expected).all()
+    assert tokenizer.batches == [12, 6, 3, 3, 3, 3]
+    assert device.batch_limits == {"encode": 3, "decode": 16, "generate": 16}
+    assert device.facts.batch_limits == device.batch_limits
+    assert device.status() == {
+        "batch_limits": {"encode": 3, "decode": 16, "generate": 16},
+        "out_of_memory": 2,
+        "graphs": {"encode": [], "decode": [], "generate": []},
+        "padding": {"encode": 0.0, "decode": 0.0, "generate": 0.0},
+        "memory": None,
+        "sensors": None,
+    }
+    device.encode(images(5))
+    assert tokenizer.batches[6:] == [3, 2]
+    states = [state(1, seed) for seed in range(4)]
+    assert (device.step(states).tokens == whole.step(states).tokens).all()
+    assert generator.batches == [4, 2, 2]
+    assert device.status()["out_of_memory"] == 3
+
+
+def test_one_image_that_does_not_fit_is_a_plain_failure() -> None:
+    device, tokenizer, _ = short_of_memory(0, max_batch_size=2)
+    with pytest.raises(torch.OutOfMemoryError):
+        device.encode(images(2))
+    assert tokenizer.batches == [2, 1]
+    assert device.batch_limits["encode"] == 1
+    assert device.status()["out_of_memory"] == 2
+
+
+def test_any_other_failure_is_not_tried_again(device: ModelDevice) -> None:
+    with pytest.raises(ValueError, match="expected images"):
+        device.encode(np.zeros((3, 16, 16, 3), np.uint8))
+    assert device.status()["out_of_memory"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_devices_say_in_several_ways_that_memory_is_short(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_warming_up_finds_limits_within_the_bound_and_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.inference.device._CPU_TRIAL_SECONDS", math.inf)  # every size, as on a GPU
+    device, tokenizer, generator = short_of_memory(4, max_batch_size=64, batch_seconds=60.0)
+    device.warm_up()
+    assert set(device.batch_limits) == {"encode", "decode", "generate"}
+    assert all(limit in (1, 2, 4) for limit in device.batch_limits.values())
+    assert max(tokenizer.batches) <= 8
+    assert set(generator.batches) <= {1, 2, 4, 8}
+    assert device.status()["out_of_memory"] == 0  # nothing was lost to it
+
+
+def test_a_batch_size_that_is_set_bounds_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.inference.device._CPU_TRIAL_SECONDS", math.inf)
+    device, tokenizer, _ = short_of_memory(1000, max_batch_size=2)
+    device.warm_up()
+    assert max(device.batch_limits.values()) <= 2
+    assert max(tokenizer.batches) == 2
+
+
+def test_limits_that_are_known_are_not_looked_for_again() -> None:
+    device, tokenizer, generator = short_of_memory(1000, max_batch_size=16)
+    device.warm_up({"encode": 8, "decode": 4, "generate": 64})
+    assert device.batch_limits == {"encode": 8, "decode": 4, "generate": 16}
+    assert set(tokenizer.batches) == set(generator.batches) == {1}
+
+
+def test_graphs_are_recorded_up_to_each_lanes_limit_and_give_the_same() -> None:
+    recorder = CallingRecorder()
+    device = ModelDevice(tiny_tokenizer(), tiny_generator(), max_batch_size=3, recorder=recorder)
+    plain = ModelDevice(tiny_tokenizer(), tiny_generator())
+    device.warm_up()
+    tokens = plain.encode(images(7))
+    assert (device.encode(images(7)) == tokens).all()
+    assert np.abs(device.decode(tokens).astype(int) - plain.decode(tokens)).max() <= 1
+    states = [state(label, seed) for seed, label in enumerate([None, 1, 2, 3, 4])]
+    assert (device.step(states).tokens == plain.step(states).tokens).all()
+    assert set(recorder.recorded) <= {1, 2, 3}
+    assert recorder.replays >= 5
+
+
+def test_rows_that_only_fill_up_a_recorded_size_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.inference.device.find_batch_limit", lambda *_, **__: 4)
+    device = ModelDevice(tiny_tokenizer(), None, recorder=CallingRecorder())
+    device.warm_up()
+    assert device.status()["padding"] == {"encode": 0.0, "decode": 0.0}
+    device.encode(images(7))  # as 4 and 3, the latter in 4
+    assert device.status()["padding"] == {"encode": 1 / 8, "decode": 0.0}
+
+
+def test_where_graphs_cannot_be_recorded_batches_run_without_and_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recorder = CallingRecorder(fails="operation not permitted when stream is capturing")
+    device = ModelDevice(tiny_tokenizer(), tiny_generator(), max_batch_size=2, recorder=recorder)
+    device.warm_up()
+    assert "no CUDA graphs (operation not permitted when stream is capturing)" in caplog.text
+    assert device.encode(images(2)).shape == (2, 16)
+
+
+def test_a_graph_that_does_not_fit_into_memory_halves_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.inference.device.find_batch_limit", lambda *_, **__: 8)
+    recorder = CallingRecorder(fits=2)
+    device = ModelDevice(tiny_tokenizer(), None, recorder=recorder)
+    device.warm_up()
+    assert device.batch_limits == {"encode": 2, "decode": 2}
+    assert recorder.recorded == [8, 4, 2, 1, 8, 4, 2, 1]
+    assert device.encode(images(5)).shape == (5, 16)
+
+
+def test_after_running_out_of_memory_graphs_beyond_the_new_limit_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.inference.device.find_batch_limit", lambda *_, **__: 4)
+    device, tokenizer, _ = short_of_memory(1000, recorder=CallingRecorder())
+    device.warm_up()
+    assert tokenizer.encoder.sizes == [1, 2, 4]
+    tokenizer.fits = 2
+    device.encode(images(4))
+    assert tokenizer.encoder.sizes == [1, 2]
+
+
+def test_images_are_decoded_into_memory_that_the_caller_has(device: ModelDevice) -> None:
+    tokens = device.encode(images(5))
+    out = np.zeros((5, 32, 32, 3), np.uint8)
+    device.batch_limits["decode"] = 2
+    assert device.decode(tokens, out=out) is out
+    assert (out == device.decode(tokens)).all()
+
+
+def test_pinning_memory_for_a_cpu_is_nothing_to_do(device: ModelDevice) -> None:
+    device.pin(np.zeros((4, 32, 32, 3), np.uint8))
+
+
+def test_memory_that_cannot_be_pinned_costs_speed_only(
+    device: ModelDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("49152 bytes cannot be pinned: CUDA error 2")
+
+    monkeypatch.setattr("service.inference.device.pin", refuse)
+    device.pin(np.zeros((4, 32, 32, 3), np.uint8))
+    assert "not pinned, which is slower: 49152 bytes cannot be pinned" in caplog.text
+
+
+def test_a_cuda_device_that_is_not_there_is_named_in_the_error() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="no CUDA device here for TITOK_DEVICES=cuda:1"):
+        open_device(Settings(devices="cuda:1"))
+
+
+def test_a_device_without_a_generator_has_no_lane_for_it() -> None:
+    assert set(ModelDevice(tiny_tokenizer(), None).facts.batch_limits) == {"encode", "decode"}
+
+
+def test_the_codebook_of_the_facts_is_what_latents_are_compared_with() -> None:
+    tokenizer = tiny_tokenizer()
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    facts = pickle.loads(pickle.dumps(ModelDevice(tokenizer, None).facts))  # noqa: S301  as to another process
+    assert (facts.codebook.shape, facts.codebook.dtype) == ((64, 5), np.float32)
+    latents = tokenizer.latents(images).numpy()
+    distances = np.square(latents[:, :, None] - facts.codebook).sum(-1)
+    assert (distances.argmin(-1) == tokenizer.encode(images).numpy()).all()

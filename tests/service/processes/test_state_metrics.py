@@ -1,0 +1,66 @@
+"""What Prometheus is told of devices, from what their workers say."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from prometheus_client import CollectorRegistry
+
+from service.processes.child import Child
+from service.processes.health import service_health
+from service.processes.state_metrics import GpusCollector, PaddingCollector, ServiceCollector
+
+GPU = {
+    "memory": {"allocated": 1, "reserved": 2, "total": 3},
+    "out_of_memory": 0,
+    "sensors": {"utilization": 0.5, "temperature": 61.0},
+    "padding": {"encode": 0.25},
+}
+
+CHILD = {"pid": 1, "state": "ready", "reason": None, "uptime_seconds": 1.0, "restarts": 0, "last_death": None}
+
+
+def told(**statuses: Any) -> CollectorRegistry:
+    """Of workers by their devices."""
+    workers = {device: cast(Child, SimpleNamespace(status=status)) for device, status in statuses.items()}
+    registry = CollectorRegistry()
+    registry.register(GpusCollector(workers))
+    registry.register(PaddingCollector(lambda: statuses))
+    return registry
+
+
+def test_front_ends_tell_of_requests_under_way_and_images_that_wait() -> None:
+    waiting, idle = ({"queued_images": queued, "queued_bytes": 0, "active_images": 1} for queued in (3, 0))
+    front_ends = [
+        cast(Child, SimpleNamespace(name=name, status={"health": health}, **CHILD))
+        for name, health in {
+            "front end 0": {"status": "ready", "requests": {"encode": 2, "other": 0}, "lanes": {"encode": waiting}},
+            "front end 1": {"status": "ready", "requests": {"encode": 1}, "lanes": {"encode": waiting, "decode": idle}},
+        }.items()
+    ]
+    registry = CollectorRegistry()
+    registry.register(ServiceCollector(lambda: service_health(front_ends, {}, draining=False)))
+    for operation, count in {"encode": 3, "other": 0}.items():
+        assert registry.get_sample_value("titok_requests_in_progress", {"op": operation}) == count
+    for operation, count in {"encode": 6, "decode": 0}.items():
+        assert registry.get_sample_value("titok_queue_images", {"op": operation}) == count
+
+
+def test_a_gpu_tells_how_busy_and_how_hot_it_is() -> None:
+    registry = told(gpu=GPU)
+    assert registry.get_sample_value("titok_gpu_utilization_ratio", {"device": "gpu"}) == 0.5
+    assert registry.get_sample_value("titok_gpu_temperature_celsius", {"device": "gpu"}) == 61
+    assert registry.get_sample_value("titok_batch_padding_ratio", {"device": "gpu", "op": "encode"}) == 0.25
+
+
+def test_a_gpu_whose_driver_does_not_tell_is_told_of_by_its_memory_alone() -> None:
+    registry = told(gpu=GPU | {"sensors": None})
+    assert registry.get_sample_value("titok_gpu_memory_bytes", {"device": "gpu", "kind": "total"}) == 3
+    assert registry.get_sample_value("titok_gpu_utilization_ratio", {"device": "gpu"}) is None
+
+
+def test_a_worker_that_has_said_nothing_yet_is_left_out() -> None:
+    registry = told(gpu={}, cpu={"memory": None, "padding": {"encode": 0.0}})
+    assert registry.get_sample_value("titok_batch_padding_ratio", {"device": "cpu", "op": "encode"}) == 0
+    assert registry.get_sample_value("titok_batch_padding_ratio", {"device": "gpu", "op": "encode"}) is None
