@@ -24,7 +24,7 @@ from service.http.sse import event
 from service.operations.context import ServiceContext
 from service.operations.generation import Generation
 from service.operations.rendering import as_base64, image_media_type, render
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 
 __all__ = ["MAX_WAITING_STEPS", "PREVIEW_SECONDS", "GenerationStream", "Step", "StepFeed"]
 
@@ -94,13 +94,13 @@ class GenerationStream:
     quality: int | None
     previews: bool
     deadline: float
-    stages: Stages
+    timings: RequestTimings
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events on the wire. Raises the problem that ends them early; closing it ends the engine's work."""
         feed = StepFeed()
         sampling = asyncio.ensure_future(
-            self.generation.run(self.context, deadline=self.deadline, stages=self.stages, on_step=feed.put)
+            self.generation.run(self.context, deadline=self.deadline, timings=self.timings, on_step=feed.put)
         )
         sampling.add_done_callback(lambda _: feed.close())
         # Made while steps are still being sent, so that a slow client does not make them late.
@@ -122,7 +122,7 @@ class GenerationStream:
     async def _images(self, sampling: asyncio.Future[Ids]) -> list[GeneratedItem]:
         tokens = await sampling
         rendered = await render(
-            self.context, tokens, self.media_type, self.quality, deadline=self.deadline, stages=self.stages
+            self.context, tokens, self.media_type, self.quality, deadline=self.deadline, timings=self.timings
         )
         return self.generation.items(self.context, tokens, rendered, self.media_type)
 
@@ -147,7 +147,7 @@ class GenerationStream:
         guesses = np.stack([step.sampled for step in unfinished])
         # With a stopwatch of their own: what previews take is no part of what the images took.
         rendering = asyncio.ensure_future(
-            render(self.context, guesses, _PREVIEW_TYPE, self.quality, deadline=self.deadline, stages=Stages())
+            render(self.context, guesses, _PREVIEW_TYPE, self.quality, deadline=self.deadline, timings=RequestTimings())
         )
         either: set[asyncio.Future[Any]] = {rendering, sampling}
         try:

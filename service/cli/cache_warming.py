@@ -38,7 +38,7 @@ from service.processes.single_process import inline_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.observer import MetricsObserver
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 
 __all__ = ["Warmed", "Warmer", "local_warmer", "remote_warmer", "warm"]
 
@@ -209,7 +209,7 @@ class _Local:
         upload = Upload(image, None, "body")
         deadline = time.monotonic() + _DEADLINE
         try:
-            await tokenize(self._context, [upload], space=self._space, deadline=deadline, stages=Stages())
+            await tokenize(self._context, [upload], space=self._space, deadline=deadline, timings=RequestTimings())
         except Problem as error:
             if error.status not in _MENDABLE:
                 raise

@@ -28,7 +28,7 @@ from service.http.request_headers import header_of
 from service.telemetry.access_log import AccessLog
 from service.telemetry.metrics import Metrics
 from service.telemetry.request_record import RequestRecord
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 from service.telemetry.tracing import Tracer
 
 __all__ = ["RequestContext", "problem_response"]
@@ -76,9 +76,9 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         request_id, trace = _identify(scope)
-        stages = Stages()
-        scope.setdefault("state", {}).update(request_id=request_id, stages=stages)
-        record = RequestRecord(scope, request_id, stages, trace_id=trace[3:35] or None)
+        timings = RequestTimings()
+        scope.setdefault("state", {}).update(request_id=request_id, timings=timings)
+        record = RequestRecord(scope, request_id, timings, trace_id=trace[3:35] or None)
         span = self._tracer.begin(record) if self._tracer is not None else None
 
         async def receive_counted() -> Message:
@@ -93,7 +93,7 @@ class RequestContext:
                 headers = message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", request_id.encode()),
-                    (b"server-timing", stages.header().encode()),
+                    (b"server-timing", timings.header().encode()),
                     _NO_SNIFFING,
                 ]
                 if trace:
@@ -120,7 +120,7 @@ class RequestContext:
             await problem_response(InternalError(), instance=request_id)(scope, receive, send_with_context)
         finally:
             self._under_way[record.operation] -= 1
-            record.seconds = stages.total
+            record.seconds = timings.total
             self._tell(record)
             if span is not None:
                 span.end(record)

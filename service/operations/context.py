@@ -41,7 +41,7 @@ from service.operations.rendered_images import PictureCache
 from service.operations.single_flight import Flights
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 
 __all__ = ["ServiceContext", "TokenizedImage", "lane_limits"]
 
@@ -239,10 +239,10 @@ class ServiceContext:
         except DeviceFailed as error:
             raise InternalError("The device failed on this request; the request id finds it in the log.") from error
 
-    def note_timing(self, stages: Stages, timing: Timing) -> None:
-        """Adds what the engine measured to a request's stages."""
-        stages.add("queue", timing.queue_seconds)
-        stages.add("device", timing.device_seconds)
+    def note_timing(self, timings: RequestTimings, timing: Timing) -> None:
+        """Adds what the engine measured to a request's timings."""
+        timings.add("queue", timing.queue_seconds)
+        timings.add("device", timing.device_seconds)
 
 
 @lru_cache(maxsize=1024)

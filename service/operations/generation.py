@@ -14,7 +14,7 @@ from service.engine import GenerateItem, StepCallback
 from service.http.problems import InvalidRequest, ProblemDetail
 from service.operations.context import ServiceContext
 from service.operations.rendering import Rendered, as_base64
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 
 __all__ = ["Generation", "random_seeds"]
 
@@ -42,14 +42,14 @@ class Generation:
         )
 
     async def run(
-        self, context: ServiceContext, *, deadline: float, stages: Stages, on_step: StepCallback | None = None
+        self, context: ServiceContext, *, deadline: float, timings: RequestTimings, on_step: StepCallback | None = None
     ) -> npt.NDArray[np.int64]:
         """Ids int64 [n, K], through the generate lane. Raises the problem that the engine's refusal becomes."""
         items = [GenerateItem(label=self.label, seed=seed, settings=self.settings) for seed in self.seeds]
-        stages.note_images(len(items))
+        timings.record_image_count(len(items))
         with context.engine_call():
             generated = await context.engine.generate(items, deadline=deadline, on_step=on_step)
-        context.note_timing(stages, generated.timing)
+        context.note_timing(timings, generated.timing)
         return generated.tokens
 
     def facts(self, context: ServiceContext) -> GenerationFacts:

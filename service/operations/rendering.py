@@ -15,7 +15,7 @@ from starlette.responses import Response
 from service.http.negotiation import choose_media_type
 from service.imaging.media import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES, encode_image
 from service.operations.context import ServiceContext
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 
 __all__ = [
     "MULTIPART",
@@ -50,22 +50,22 @@ async def render(
     quality: int | None,
     *,
     deadline: float,
-    stages: Stages,
+    timings: RequestTimings,
     side: int | None = None,
 ) -> Rendered:
     """Ids int64 [B, K] -> images, through the decode lane; the files are scaled to ``side`` pixels where it is given."""
-    stages.note_images(len(tokens))
+    timings.record_image_count(len(tokens))
     with context.engine_call():
         decoded = await context.engine.decode(tokens, deadline=deadline)
-    context.note_timing(stages, decoded.timing)
+    context.note_timing(timings, decoded.timing)
 
     def encode(pixels: npt.NDArray[np.uint8]) -> bytes:
-        watch = Stages()
+        watch = RequestTimings()
         file = encode_image(_scaled(pixels, side), media_type, quality=quality)
         context.metrics.render.labels(OUTPUT_EXTENSIONS.get(media_type, "raw")).observe(watch.total)
         return file
 
-    with stages.measure("encode"):
+    with timings.measure("encode"):
         files = await context.map_in_threads(encode, [(pixels,) for pixels in decoded.images])
     return Rendered(decoded.images, files)
 

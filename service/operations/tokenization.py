@@ -26,7 +26,7 @@ from service.engine import Encoded, EncodeTicket
 from service.http.problems import DeadlineExceeded, InternalError, Problem, WorkerCrashed
 from service.imaging.media import MediaLimits, decode_image
 from service.operations.context import ServiceContext, TokenizedImage
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 
 __all__ = ["Recalled", "TokenizedImage", "look_up", "preprocess", "recall", "tokenize", "tokenize_recalled"]
 
@@ -35,7 +35,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 async def preprocess(
-    context: ServiceContext, uploads: Sequence[Upload], stages: Stages, *, use: Callable[[int, Pixels], None]
+    context: ServiceContext, uploads: Sequence[Upload], timings: RequestTimings, *, use: Callable[[int, Pixels], None]
 ) -> list[tuple[int, int]]:
     """Decodes, resizes and crops uploads in threads, where ``use`` is given the index and the pixels uint8 [S, S, 3] of
     each; gives their original sizes. Raises the problem of the first bad one.
@@ -44,7 +44,7 @@ async def preprocess(
     size = context.facts.image_size
 
     def work(index: int, upload: Upload) -> tuple[int, int]:
-        watch = Stages()
+        watch = RequestTimings()
         with context.decoding_memory.lease() as reserve:
             decoded = decode_image(
                 upload.data, limits=limits, pointer=upload.pointer, declared=upload.declared, reserve=reserve
@@ -56,7 +56,7 @@ async def preprocess(
         use(index, pixels)
         return original_size
 
-    with stages.measure("preprocess"):
+    with timings.measure("preprocess"):
         return await context.map_in_threads(work, list(enumerate(uploads)))
 
 
@@ -67,7 +67,7 @@ class _Run:
     context: ServiceContext
     space: KeySpace
     deadline: float
-    stages: Stages
+    timings: RequestTimings
 
 
 @dataclass(frozen=True)
@@ -85,38 +85,40 @@ class Recalled:
         return [self.found[key] for key in self.keys] if self.keys and self.found.keys() >= set(self.keys) else None
 
 
-async def recall(context: ServiceContext, uploads: Sequence[Upload], *, space: KeySpace, stages: Stages) -> Recalled:
+async def recall(
+    context: ServiceContext, uploads: Sequence[Upload], *, space: KeySpace, timings: RequestTimings
+) -> Recalled:
     """Looks up uploads. Takes no longer than the cache may, so that nobody need watch whether the client is still there."""
-    stages.note_images(len(uploads))
+    timings.record_image_count(len(uploads))
     if context.settings.cache == "off":
         return Recalled(uploads, space, (), {})
-    with stages.measure("cache"):
+    with timings.measure("cache"):
         keys = [space.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
         asked = list(dict.fromkeys(keys))
         known = await _known(context, asked, "hit")
     found = {key: image for key, image in zip(asked, known, strict=True) if image}
     if found:
-        stages.note_images(len(uploads), cache_hits=sum(key in found for key in keys))
+        timings.record_image_count(len(uploads), cache_hits=sum(key in found for key in keys))
     return Recalled(uploads, space, keys, found)
 
 
 async def tokenize(
-    context: ServiceContext, uploads: Sequence[Upload], *, space: KeySpace, deadline: float, stages: Stages
+    context: ServiceContext, uploads: Sequence[Upload], *, space: KeySpace, deadline: float, timings: RequestTimings
 ) -> list[TokenizedImage]:
     """Tokens of uploads. What the cache knows is neither decoded nor queued, and what is being computed for another
     request, or stands twice in this one, is computed once.
     """
-    recalled = await recall(context, uploads, space=space, stages=stages)
-    return recalled.images or await tokenize_recalled(context, recalled, deadline=deadline, stages=stages)
+    recalled = await recall(context, uploads, space=space, timings=timings)
+    return recalled.images or await tokenize_recalled(context, recalled, deadline=deadline, timings=timings)
 
 
 async def tokenize_recalled(
-    context: ServiceContext, recalled: Recalled, *, deadline: float, stages: Stages
+    context: ServiceContext, recalled: Recalled, *, deadline: float, timings: RequestTimings
 ) -> list[TokenizedImage]:
     """``tokenize`` for uploads that were looked up and are not all known."""
     if context.settings.cache == "off":
-        return await _compute_all(context, recalled.uploads, deadline=deadline, stages=stages)
-    run = _Run(context, recalled.space, deadline, stages)
+        return await _compute_all(context, recalled.uploads, deadline=deadline, timings=timings)
+    run = _Run(context, recalled.space, deadline, timings)
     keys, found = recalled.keys, dict(recalled.found)
     # Of equal ones the first: problems point to it.
     wanted = dict(zip(reversed(keys), reversed(recalled.uploads), strict=True))
@@ -128,7 +130,7 @@ async def tokenize_recalled(
         for key, flight in flights.items():
             if flight is None:
                 continue
-            with stages.measure("shared"):
+            with timings.measure("shared"):
                 in_time = await flight.wait(deadline)
             if not in_time:
                 raise DeadlineExceeded("The answer was not ready in time: another request's image took too long.")
@@ -141,12 +143,12 @@ async def tokenize_recalled(
                 # It failed for the other request, perhaps by something that is not true of this one.
                 found |= await _compute(run, {key: wanted[key]})
     images = [found[key] for key in keys]
-    stages.note_images(len(images), cache_hits=sum(image.cached for image in images))
+    timings.record_image_count(len(images), cache_hits=sum(image.cached for image in images))
     return images
 
 
 async def _compute_all(
-    context: ServiceContext, uploads: Sequence[Upload], *, deadline: float, stages: Stages
+    context: ServiceContext, uploads: Sequence[Upload], *, deadline: float, timings: RequestTimings
 ) -> list[TokenizedImage]:
     """Tokens of uploads, none of which is looked up or remembered; their pixels are written where the batch gathers."""
     size = context.facts.image_size
@@ -154,9 +156,9 @@ async def _compute_all(
         context.engine_call(),
         context.engine.open_encode(len(uploads), image_size=size, deadline=deadline) as ticket,
     ):
-        sizes = await preprocess(context, uploads, stages, use=ticket.put)
+        sizes = await preprocess(context, uploads, timings, use=ticket.put)
         encoded = await ticket.result()
-    context.note_timing(stages, encoded.timing)
+    context.note_timing(timings, encoded.timing)
     packed = context.facts.code_format.pack(encoded.tokens)
     return [TokenizedImage(code.tobytes(), size, cached=False) for code, size in zip(packed, sizes, strict=True)]
 
@@ -183,12 +185,12 @@ async def _fly(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, Tokeniz
 
 async def _compute_once(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, TokenizedImage]:
     """``_compute``, unless another process is at it: then its result, if that comes before its claim runs out."""
-    context, stages = run.context, run.stages
+    context, timings = run.context, run.timings
     found: dict[bytes, TokenizedImage] = {}
     until = min(run.deadline, time.monotonic() + context.settings.cache_lease)
     pause = _FIRST_PAUSE
     while missing := [key for key in wanted if key not in found]:
-        with stages.measure("cache"):
+        with timings.measure("cache"):
             claims = dict(zip(missing, await context.cache.claim_many(missing), strict=True))
         for key, claim in claims.items():
             if claim.known is not None and (image := _from_cache(context, claim.known, "hit")) is not None:
@@ -199,7 +201,7 @@ async def _compute_once(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes
             if own:
                 found |= await _compute(run, {key: wanted[key] for key in own})
             elif len(found) < len(wanted):
-                with stages.measure("shared"):
+                with timings.measure("shared"):
                     await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
@@ -210,7 +212,7 @@ async def _compute_once(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes
 
 async def _compute(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, TokenizedImage]:
     """Tokens of uploads whose bytes are new, by their keys; both are remembered, and what their pixels are."""
-    context, space, stages = run.context, run.space, run.stages
+    context, space, timings = run.context, run.space, run.timings
     facts, engine = context.facts, context.engine
     count = len(wanted)
     seen: dict[int, Pixels] = {}
@@ -232,8 +234,8 @@ async def _compute(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, Tok
     with context.engine_call():
         # Room first: a full queue is told at once, before any work is done, and decoded images have a place to go.
         with room_for(count) as ticket:
-            sizes = await preprocess(context, list(wanted.values()), stages, use=keep)
-            with stages.measure("cache"):
+            sizes = await preprocess(context, list(wanted.values()), timings, use=keep)
+            with timings.measure("cache"):
                 results = await _known(context, [space.pixels(digests[index]) for index in range(count)], "pixels")
             new = [index for index, result in enumerate(results) if result is None]
             if len(new) == count:
@@ -243,7 +245,7 @@ async def _compute(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, Tok
             with room_for(len(new)) as ticket:
                 encoded = await encode(ticket)
     if encoded is not None:
-        context.note_timing(stages, encoded.timing)
+        context.note_timing(timings, encoded.timing)
         packed = facts.code_format.pack(encoded.tokens)
         for index, code in zip(new, packed, strict=True):
             results[index] = TokenizedImage(code.tobytes(), sizes[index], cached=False)

@@ -56,7 +56,7 @@ class AccessLog:
             level, name = logging.INFO, "info"
         if level < self._least:
             return
-        stages = request.stages
+        timings = request.timings
         line: dict[str, Any] = {
             "timestamp": self._now(),
             "level": name,
@@ -69,12 +69,12 @@ class AccessLog:
             "method": request.method,
             "status": status,
             "outcome": request.outcome,
-            "images": stages.images,
-            "cache_hits": stages.cache_hits,
+            "images": timings.images,
+            "cache_hits": timings.cache_hits,
             "bytes_in": request.bytes_in,
             "bytes_out": request.bytes_out,
             "duration_ms": _milliseconds(request.seconds),
-            "stages_ms": {stage: _milliseconds(seconds) for stage, seconds in stages.seconds.items()},
+            "stages_ms": {stage: _milliseconds(seconds) for stage, seconds in timings.seconds.items()},
         }
         if request.trace_id is not None:
             line["trace_id"] = request.trace_id

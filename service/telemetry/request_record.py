@@ -7,7 +7,7 @@ from typing import Literal
 
 from starlette.types import Message, Scope
 
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 
 __all__ = ["CLIENT_GONE", "OutcomeName", "RequestRecord"]
 
@@ -25,7 +25,7 @@ class RequestRecord:
 
     scope: Scope
     request_id: str
-    stages: Stages
+    timings: RequestTimings
     trace_id: str | None = None
     status: int = 0
     is_complete: bool = False

@@ -53,7 +53,7 @@ _NAME = "titok-service"
 _CARRIERS = (b"traceparent", b"tracestate", b"baggage")
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 _PROBES = ("/livez", "/readyz", "/healthz")
-# Of a request's stages, those that bear another name in a trace.
+# Stages of a request that bear another name in a trace.
 _SPAN_NAMES = {"preprocess": "decode"}
 _TIMED_OUT = 504
 # What time.perf_counter is to the wall clock, in this process.
@@ -105,7 +105,7 @@ class SpanTracer:
             propagate.extract(carrier),
             SpanKind.SERVER,
             _request_attributes(record, headers),
-            start_time=_nanoseconds(record.stages.started),
+            start_time=_nanoseconds(record.timings.started),
         )
         record.trace_id = f"{span.get_span_context().trace_id:032x}"
         if not span.is_recording():
@@ -141,9 +141,9 @@ class _RequestTrace:
 
     def end(self, record: RequestRecord) -> None:
         """See ``RequestTrace``."""
-        stages, span = record.stages, self._span
-        ended = stages.started + record.seconds
-        for stage, since, until in stages.spans:
+        timings, span = record.timings, self._span
+        ended = timings.started + record.seconds
+        for stage, since, until in timings.spans:
             self._child(_SPAN_NAMES.get(stage, stage), since, until)
         for call in self._calls:
             self._tell_of_engine(call, ended, record.code)
@@ -163,8 +163,8 @@ class _RequestTrace:
                 "titok.request_id": record.request_id,
                 "titok.op": record.operation,
                 "titok.outcome": record.outcome,
-                "titok.images": stages.images,
-                "titok.cache_hits": stages.cache_hits,
+                "titok.images": timings.images,
+                "titok.cache_hits": timings.cache_hits,
             }
         )
         if record.key_name is not None:

@@ -1,73 +1,55 @@
-"""Where a request's time went and what it was spent on: named stages, told to the client in ``Server-Timing``."""
+"""Timings of one request by named stage, for ``Server-Timing``, the access log and traces."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["Stages"]
+__all__ = ["RequestTimings"]
 
 
-class Stages:
-    """Seconds by stage, in the order of first use. ``images``: how many the request is about; ``cache_hits``: how many of
-    them were known. ``spans``: each stretch of time that was measured here, as stage, beginning and end on
-    ``time.perf_counter``.
+class RequestTimings:
+    """``seconds``: by stage, in the order of first use. ``spans``: each interval that ``measure`` timed, as (stage, start,
+    end). ``started``, ``start`` and ``end`` are values of ``time.perf_counter``. ``images``: number of images that the
+    request is about; ``cache_hits``: number of those that the cache held.
     """
 
-    __slots__ = ("_seconds", "_started", "cache_hits", "images", "spans")
+    __slots__ = ("cache_hits", "images", "seconds", "spans", "started")
 
     def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._seconds: dict[str, float] = {}
+        self.started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        self.spans: list[tuple[str, float, float]] = []
         self.images = 0
         self.cache_hits = 0
-        self.spans: list[tuple[str, float, float]] = []
 
-    def measure(self, stage: str) -> AbstractContextManager[None]:
-        """Adds the time of the block to a stage."""
-        return _Measured(self, stage)
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds the duration of the ``with`` block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            ended = time.perf_counter()
+            self.add(stage, ended - started)
+            self.spans.append((stage, started, ended))
 
     def add(self, stage: str, seconds: float) -> None:
         """Adds time that was measured elsewhere."""
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
-    def note_images(self, count: int, *, cache_hits: int = 0) -> None:
-        """Notes images that a part of the request was about; the parts of one request are about the same images."""
+    def record_image_count(self, count: int, *, cache_hits: int = 0) -> None:
+        """Records the number of images of a part of the request. All parts are about the same images: the largest counts."""
         self.images = max(self.images, count)
         self.cache_hits = max(self.cache_hits, cache_hits)
 
     @property
-    def seconds(self) -> Mapping[str, float]:
-        """By stage."""
-        return self._seconds
-
-    @property
-    def started(self) -> float:
-        """When the request began, on ``time.perf_counter``."""
-        return self._started
-
-    @property
     def total(self) -> float:
         """Seconds since the request began."""
-        return time.perf_counter() - self._started
+        return time.perf_counter() - self.started
 
     def header(self) -> str:
         """The value of ``Server-Timing``, in milliseconds."""
-        entries = [*self._seconds.items(), ("total", self.total)]
+        entries = [*self.seconds.items(), ("total", self.total)]
         return ", ".join([f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in entries])
-
-
-class _Measured(AbstractContextManager[None]):
-    __slots__ = ("_stage", "_stages", "_started")
-
-    def __init__(self, stages: Stages, stage: str) -> None:
-        self._stages, self._stage = stages, stage
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        ended = time.perf_counter()
-        self._stages.add(self._stage, ended - self._started)
-        self._stages.spans.append((self._stage, self._started, ended))

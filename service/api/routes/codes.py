@@ -67,7 +67,7 @@ async def lookup(request: Request) -> Response:
     """
     context = _context_of(request)
     require_json(request.headers.get("content-type"))
-    with request.state.stages.measure("read"):
+    with request.state.timings.measure("read"):
         body = parse_body(LookupRequest, await read_body(request, seconds=context.settings.body_timeout))
     context.check_count(len(body.sha256), MAX_DIGESTS, "/sha256")
     digests = [_digest(text, f"/sha256/{index}") for index, text in enumerate(body.sha256)]
@@ -114,10 +114,10 @@ def _context_of(request: Request) -> ServiceContext:
 
 
 async def _look_up(request: Request, digests: list[bytes]) -> list[TokenizedImage | None]:
-    context, stages = ServiceContext.of(request), request.state.stages
-    with stages.measure("cache"):
+    context, timings = ServiceContext.of(request), request.state.timings
+    with timings.measure("cache"):
         known = await look_up(context, digests, context.keys_for(request))
-    stages.note_images(len(digests), cache_hits=len(digests) - known.count(None))
+    timings.record_image_count(len(digests), cache_hits=len(digests) - known.count(None))
     return known
 
 

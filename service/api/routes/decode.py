@@ -67,11 +67,11 @@ async def decode(request: Request) -> Response:
     `codes`; a file of packed codes, `application/vnd.titok.codes`, whose header says whose they are; or the packed codes
     alone, one after the other, as `application/octet-stream`.
     """
-    context, stages = ServiceContext.of(request), request.state.stages
+    context, timings = ServiceContext.of(request), request.state.timings
     facts, deadline = context.facts, context.deadline(request)
     body = DecodeRequest()
     content_type = media_type_of(request.headers.get("content-type"))
-    with stages.measure("read"):
+    with timings.measure("read"):
         data = await read_body(request, seconds=context.settings.body_timeout)
     if content_type == PACKED_CODES or (content_type == OCTETS and data.startswith(SIGNATURE)):
         packed = packed_codes_from(data)
@@ -98,7 +98,7 @@ async def decode(request: Request) -> Response:
     answer = choose_image_answer(request, many=len(tokens) > 1)
     media_type = image_media_type(body.format) if answer in ("application/json", MULTIPART) else answer
     rendered = await context.while_connected(
-        request, render(context, tokens, media_type, body.quality, deadline=deadline, stages=stages)
+        request, render(context, tokens, media_type, body.quality, deadline=deadline, timings=timings)
     )
     headers = {"X-Titok-Model": facts.name, "X-Titok-Revision": facts.revision}
     if answer == MULTIPART:

@@ -20,7 +20,7 @@ from service.imaging.media import ACCEPTED_FORMATS
 from service.operations.context import ServiceContext
 from service.operations.rendering import OCTETS
 from service.operations.tokenization import TokenizedImage, recall, tokenize_recalled
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 
 __all__ = ["IMAGE_BODY", "router"]
 
@@ -78,18 +78,18 @@ async def encode(request: Request) -> Response:
     tokenizer), and then the headers `X-Titok-Model`, `X-Titok-Revision` and `X-Titok-Images` say whose and how many.
     """
     context = ServiceContext.of(request)
-    stages: Stages = request.scope["state"]["stages"]  # what ``request.state`` shows, without its detour
+    timings: RequestTimings = request.scope["state"]["timings"]  # what ``request.state`` shows, without its detour
     facts, deadline = context.facts, context.deadline(request)
     media_type = choose_media_type(header_of(request.scope, b"accept"), ["application/json", OCTETS, PACKED_CODES])
-    with stages.measure("read"):
+    with timings.measure("read"):
         uploads = await read_uploads(
             request, seconds=context.settings.body_timeout, max_images=context.settings.max_images
         )
     await spend(request, len(uploads))
-    recalled = await recall(context, uploads, space=context.keys_for(request), stages=stages)
+    recalled = await recall(context, uploads, space=context.keys_for(request), timings=timings)
     images = recalled.images
     if images is None:
-        work = tokenize_recalled(context, recalled, deadline=deadline, stages=stages)
+        work = tokenize_recalled(context, recalled, deadline=deadline, timings=timings)
         images = await context.while_connected(request, work)
     if media_type != "application/json":
         if media_type == PACKED_CODES:

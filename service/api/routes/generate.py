@@ -103,10 +103,10 @@ async def generate(request: Request) -> Response:
     and `done` with the rest of that answer. An `error` with a problem document may end them early; what goes wrong
     before the first event is answered as ever, with its own status.
     """
-    context, stages = ServiceContext.of(request), request.state.stages
+    context, timings = ServiceContext.of(request), request.state.timings
     facts, deadline = context.facts, context.deadline(request)
     require_json(request.headers.get("content-type"))
-    with stages.measure("read"):
+    with timings.measure("read"):
         body = parse_body(GenerateRequest, await read_body(request, seconds=context.settings.body_timeout))
     generation = Generation.of(body, context)
     await spend(request, body.n)
@@ -126,13 +126,13 @@ async def generate(request: Request) -> Response:
             quality=body.quality,
             previews=body.preview,
             deadline=deadline,
-            stages=stages,
+            timings=timings,
         )
         return EventStream(context, stream.events())
 
     async def work() -> tuple[npt.NDArray[np.int64], Rendered]:
-        ids = await generation.run(context, deadline=deadline, stages=stages)
-        return ids, await render(context, ids, media_type, body.quality, deadline=deadline, stages=stages)
+        ids = await generation.run(context, deadline=deadline, timings=timings)
+        return ids, await render(context, ids, media_type, body.quality, deadline=deadline, timings=timings)
 
     tokens, rendered = await context.while_connected(request, work())
     if answer != "application/json":

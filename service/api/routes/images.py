@@ -56,7 +56,7 @@ async def image(
     cache may keep it for ever; once that revision is not served any more it answers 410, with what is. A bare name may
     get new weights one day, so caches ask again after a day.
     """
-    context, stages = ServiceContext.of(request), request.state.stages
+    context, timings = ServiceContext.of(request), request.state.timings
     facts, deadline = context.facts, context.deadline(request)
     media_type = _EXTENSIONS.get(extension)
     if media_type is None:
@@ -83,9 +83,9 @@ async def image(
         return Response(status_code=304, headers=headers)
     file = context.pictures.get(etag)
     context.metrics.picture_requests.labels("miss" if file is None else "hit").inc()
-    stages.note_images(1, cache_hits=int(file is not None))
+    timings.record_image_count(1, cache_hits=int(file is not None))
     if file is None:
-        work = render(context, tokens, media_type, quality, side=size, deadline=deadline, stages=stages)
+        work = render(context, tokens, media_type, quality, side=size, deadline=deadline, timings=timings)
         [file] = (await context.while_connected(request, work)).files
         context.pictures.put(etag, file)
     return Response(file, media_type=media_type, headers=headers)

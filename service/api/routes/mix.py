@@ -66,11 +66,11 @@ async def mix(request: Request) -> Response:
     JSON with the tokens and the image; the image itself with `Accept: image/*`; or the packed code alone, which needs
     no decoding, with `Accept: application/octet-stream`.
     """
-    context, stages = ServiceContext.of(request), request.state.stages
+    context, timings = ServiceContext.of(request), request.state.timings
     facts, deadline = context.facts, context.deadline(request)
     require_json(request.headers.get("content-type"))
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS, OCTETS])
-    with stages.measure("read"):
+    with timings.measure("read"):
         body = parse_body(MixRequest, await read_body(request, seconds=context.settings.body_timeout))
     context.check_model(body.model, body.revision)
     tokens = tokens_from_json(body, facts.code_format)
@@ -78,7 +78,7 @@ async def mix(request: Request) -> Response:
     _check(body, tokens)
     if facts.codebook.size == 0:
         raise NotFound(f"The codes of {facts.name} are not known here, so they cannot be mixed.")
-    with stages.measure("mix"):
+    with timings.measure("mix"):
         mixed = await context.in_thread(
             lambda: mix_tokens(tokens, facts.codebook, weights=body.weights, positions=body.positions)
         )
@@ -88,7 +88,7 @@ async def mix(request: Request) -> Response:
         return Response(facts.code_format.pack(mixed[None]).tobytes(), media_type=OCTETS, headers=headers)
     media_type = image_media_type(body.format) if answer == "application/json" else answer
     rendered = await context.while_connected(
-        request, render(context, mixed[None], media_type, body.quality, deadline=deadline, stages=stages)
+        request, render(context, mixed[None], media_type, body.quality, deadline=deadline, timings=timings)
     )
     if answer != "application/json":
         return image_response(rendered, media_type, headers)

@@ -92,10 +92,10 @@ async def create_images(request: Request) -> Response:
     model's own is scaled to. Members of OpenAI's API that mean nothing here are ignored. Problems
     have the usual statuses and an `error` of OpenAI's form besides.
     """
-    context, stages = ServiceContext.of(request), request.state.stages
+    context, timings = ServiceContext.of(request), request.state.timings
     facts, generator, deadline = context.facts, context.generator, context.deadline(request)
     require_json(request.headers.get("content-type"))
-    with stages.measure("read"):
+    with timings.measure("read"):
         body = parse_body(ImagesRequest, await read_body(request, seconds=context.settings.body_timeout))
     if body.stream:
         raise invalid_value(
@@ -112,11 +112,11 @@ async def create_images(request: Request) -> Response:
     quality = None if body.output_compression is None else max(1, body.output_compression)
 
     async def work() -> tuple[list[str], list[bytes] | None]:
-        tokens = await generation.run(context, deadline=deadline, stages=stages)
+        tokens = await generation.run(context, deadline=deadline, timings=timings)
         codes = facts.code_format.to_text(tokens)
         if body.response_format == "url":
             return codes, None  # whoever follows the address has it drawn
-        rendered = await render(context, tokens, media_type, quality, side=side, deadline=deadline, stages=stages)
+        rendered = await render(context, tokens, media_type, quality, side=side, deadline=deadline, timings=timings)
         return codes, rendered.files
 
     codes, files = await context.while_connected(request, work())

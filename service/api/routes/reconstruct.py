@@ -20,7 +20,7 @@ from service.imaging.quality import measure_quality
 from service.operations.context import ServiceContext
 from service.operations.rendering import Rendered, as_base64, image_media_type, image_response, render
 from service.operations.tokenization import TokenizedImage, preprocess, tokenize
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 
 __all__ = ["router"]
 
@@ -52,17 +52,17 @@ async def reconstruct(request: Request) -> Response:
     JSON with the tokens, the reconstruction and its quality; or the reconstruction itself with `Accept: image/*`,
     the figures in headers. Quality is measured against the image as the tokenizer sees it, resized and cropped.
     """
-    context, stages = ServiceContext.of(request), request.state.stages
+    context, timings = ServiceContext.of(request), request.state.timings
     facts, deadline = context.facts, context.deadline(request)
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS])
     media_type = image_media_type(None) if answer == "application/json" else answer
-    with stages.measure("read"):
+    with timings.measure("read"):
         uploads = await read_uploads(request, seconds=context.settings.body_timeout, max_images=1)
     space = context.keys_for(request)
     image, original, rendered = await context.while_connected(
-        request, _reconstruct(context, uploads[0], media_type, space=space, deadline=deadline, stages=stages)
+        request, _reconstruct(context, uploads[0], media_type, space=space, deadline=deadline, timings=timings)
     )
-    with stages.measure("quality"):
+    with timings.measure("quality"):
         decibels, similarity = await context.in_thread(measure_quality, rendered.pixels[0], original)
     quality = Quality(psnr=decibels, ssim=similarity)
     code = facts.code_format.text_of(image.packed)
@@ -91,13 +91,19 @@ async def reconstruct(request: Request) -> Response:
 
 
 async def _reconstruct(
-    context: ServiceContext, upload: Upload, media_type: str, *, space: KeySpace, deadline: float, stages: Stages
+    context: ServiceContext,
+    upload: Upload,
+    media_type: str,
+    *,
+    space: KeySpace,
+    deadline: float,
+    timings: RequestTimings,
 ) -> tuple[TokenizedImage, npt.NDArray[np.uint8], Rendered]:
-    image = (await tokenize(context, [upload], space=space, deadline=deadline, stages=stages))[0]
+    image = (await tokenize(context, [upload], space=space, deadline=deadline, timings=timings))[0]
     tokens = context.facts.code_format.from_bytes(image.packed)
     originals: list[npt.NDArray[np.uint8]] = []
     rendered, _ = await asyncio.gather(
-        render(context, tokens, media_type, None, deadline=deadline, stages=stages),
-        preprocess(context, [upload], stages, use=lambda _, pixels: originals.append(pixels)),
+        render(context, tokens, media_type, None, deadline=deadline, timings=timings),
+        preprocess(context, [upload], timings, use=lambda _, pixels: originals.append(pixels)),
     )
     return image, originals[0], rendered

@@ -15,7 +15,7 @@ import pytest
 from service.settings import LogFormat, Settings
 from service.telemetry.access_log import AccessLog, open_access_log
 from service.telemetry.request_record import RequestRecord
-from service.telemetry.timings import Stages
+from service.telemetry.timings import RequestTimings
 
 START = """
 import logging, threading, warnings
@@ -69,7 +69,7 @@ def test_a_line_holds_the_request_id_and_no_other_extras() -> None:
 
 def record(**state: object) -> RequestRecord:
     scope = {"path": "/v1/encode", "method": "POST", "state": state}
-    made = RequestRecord(scope, "abc", Stages())
+    made = RequestRecord(scope, "abc", RequestTimings())
     made.note_sent({"type": "http.response.start", "status": 200})
     made.note_sent({"type": "http.response.body", "body": b"{}"})
     return made
@@ -113,7 +113,7 @@ def test_an_access_line_says_when_it_was_written_and_how_long_what_took(
     monkeypatch.setattr(time, "time_ns", lambda: next(moments))
     took = [record(), record(), record()]
     took[0].seconds = 0.0123456
-    took[0].stages.add("cache", 0.0000006)
+    took[0].timings.add("cache", 0.0000006)
     write(*took)
     first, *others = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert first["timestamp"] == "2025-12-31T23:59:59.000042Z"
