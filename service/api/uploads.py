@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect
 from service.api.schemas import Base64Images, parse_body
 from service.http.negotiation import media_type_of, unsupported_content_type
 from service.http.problems import ContentTooLarge, InvalidRequest, MalformedBody, ProblemDetail, RequestTimeout
-from service.http.request_headers import header_of
 from service.http.within import within
 from service.imaging.media import ACCEPTED_FORMATS
 
@@ -59,7 +58,7 @@ async def _body(request: Request) -> bytes:
 
 async def read_uploads(request: Request, *, seconds: float, max_images: int) -> list[Upload]:
     """The images of a request, at least one and at most ``max_images``. Raises the problem that applies."""
-    content_type = media_type_of(header_of(request.scope, b"content-type"))
+    content_type = media_type_of(request.headers.get("content-type"))
     if content_type.startswith("image/") or content_type in RAW_TYPES:
         uploads = [Upload(await read_body(request, seconds=seconds), content_type, "body")]
     elif content_type == "multipart/form-data":

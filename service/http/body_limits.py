@@ -6,11 +6,11 @@ Nothing ever waits for room, so that no two requests can wait for each other's.
 
 from __future__ import annotations
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.middleware import problem_response
 from service.http.problems import ContentTooLarge, Problem, ProblemDetail, TooManyRequests
-from service.http.request_headers import header_of
 
 __all__ = ["BodyLimits"]
 
@@ -83,5 +83,5 @@ def _full() -> TooManyRequests:
 
 def _announced_length(scope: Scope) -> int:
     """Bytes of the body by its Content-Length; 0 where there is none that can be read."""
-    given = header_of(scope, b"content-length") or ""
+    given = Headers(scope=scope).get("content-length", "")
     return int(given) if given.isascii() and given.isdigit() else 0

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,7 +24,6 @@ from service.http.problems import (
     Problem,
     shutting_down,
 )
-from service.http.request_headers import header_of
 from service.telemetry.access_log import AccessLog
 from service.telemetry.metrics import Metrics
 from service.telemetry.request_record import RequestRecord
@@ -133,7 +132,8 @@ class RequestContext:
 
 def _identify(scope: Scope) -> tuple[str, str]:
     """A request's id and its trace context, which may be empty."""
-    request_id, trace = header_of(scope, b"x-request-id"), header_of(scope, b"traceparent")
+    headers = Headers(scope=scope)
+    request_id, trace = headers.get("x-request-id"), headers.get("traceparent")
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
         request_id = f"{random.getrandbits(128):032x}"
     return request_id, trace if trace is not None and _TRACEPARENT.fullmatch(trace) else ""

@@ -33,7 +33,6 @@ from service.http.problems import (
     UnknownModel,
     WorkerCrashed,
 )
-from service.http.request_headers import header_of
 from service.imaging.decoding_memory import DecodingMemory
 from service.inference.model_info import GeneratorFacts, ModelFacts
 from service.operations.classes import ClassIndex
@@ -47,7 +46,6 @@ __all__ = ["ServiceContext", "TokenizedImage", "lane_limits"]
 
 T = TypeVar("T")
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
-_TIMEOUT_KEY = TIMEOUT_HEADER.lower().encode()
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ class ServiceContext:
     def deadline(self, request: Request) -> float:
         """When a request's time is up, on the monotonic clock: the setting, or less if the client says so."""
         seconds = self.settings.request_timeout
-        given = header_of(request.scope, _TIMEOUT_KEY)
+        given = request.headers.get(TIMEOUT_HEADER)
         if given is not None:
             if not (given.isascii() and given.isdigit() and int(given[:10]) >= 1 and len(given) <= 10):
                 raise InvalidRequest(

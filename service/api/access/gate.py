@@ -14,7 +14,6 @@ from service.api.access.keys import ApiKey
 from service.api.access.rates import Rates
 from service.api.access.roles import REQUIRED_ROLES, Role
 from service.http.problems import ContentTooLarge, Forbidden, ProblemDetail, TooManyRequests, Unauthorized, Unavailable
-from service.http.request_headers import header_of
 from service.settings import Settings
 
 __all__ = ["Gate", "admit", "admit_directly", "spend"]
@@ -112,8 +111,8 @@ async def admit(
 
 async def admit_directly(request: Request) -> None:
     """``admit``, for a route that is called without dependencies (``service.api.direct_routes``)."""
-    credentials = await _bearer(request) if header_of(request.scope, b"authorization") is not None else None
-    await admit(request, credentials, header_of(request.scope, b"x-api-key"))
+    credentials = await _bearer(request) if "authorization" in request.headers else None
+    await admit(request, credentials, request.headers.get("x-api-key"))
 
 
 async def spend(request: Request, images: int) -> None:

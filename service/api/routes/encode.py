@@ -15,7 +15,6 @@ from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, 
 from service.api.uploads import read_uploads
 from service.http.negotiation import choose_media_type
 from service.http.openapi import answers
-from service.http.request_headers import header_of
 from service.imaging.media import ACCEPTED_FORMATS
 from service.operations.context import ServiceContext
 from service.operations.rendering import OCTETS
@@ -80,7 +79,7 @@ async def encode(request: Request) -> Response:
     context = ServiceContext.of(request)
     timings: RequestTimings = request.scope["state"]["timings"]  # what ``request.state`` shows, without its detour
     facts, deadline = context.facts, context.deadline(request)
-    media_type = choose_media_type(header_of(request.scope, b"accept"), ["application/json", OCTETS, PACKED_CODES])
+    media_type = choose_media_type(request.headers.get("accept"), ["application/json", OCTETS, PACKED_CODES])
     with timings.measure("read"):
         uploads = await read_uploads(
             request, seconds=context.settings.body_timeout, max_images=context.settings.max_images
