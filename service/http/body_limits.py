@@ -9,8 +9,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.middleware import problem_response
-from service.http.problems import ContentTooLarge, Problem, ProblemDetail, TooManyRequests
+from service.http.problems import ContentTooLarge, Problem, ProblemDetail, TooManyRequests, problem_response
 
 __all__ = ["BodyLimits"]
 

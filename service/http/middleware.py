@@ -15,34 +15,22 @@ from collections import Counter
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.problems import (
-    PROBLEM_MEDIA_TYPE,
-    InternalError,
-    Problem,
-    shutting_down,
-)
+from service.http.problems import InternalError, problem_response, shutting_down
 from service.telemetry.access_log import AccessLog
 from service.telemetry.metrics import Metrics
 from service.telemetry.request_record import RequestRecord
 from service.telemetry.timings import RequestTimings
 from service.telemetry.tracing import Tracer
 
-__all__ = ["RequestContext", "problem_response"]
+__all__ = ["RequestContext"]
 
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-
-
-def problem_response(problem: Problem, *, instance: str | None) -> Response:
-    """The answer that a problem becomes."""
-    body = problem.to_json(instance=instance)
-    return Response(body, problem.status, {"Cache-Control": "no-store", **problem.headers}, PROBLEM_MEDIA_TYPE)
 
 
 class RequestContext:

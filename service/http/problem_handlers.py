@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from service.http.middleware import problem_response
 from service.http.problems import (
     ContentTooLarge,
     InternalError,
@@ -23,6 +22,7 @@ from service.http.problems import (
     NotFound,
     Problem,
     ProblemDetail,
+    problem_response,
 )
 
 __all__ = ["add_problem_handlers", "answer_to"]

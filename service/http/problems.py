@@ -37,6 +37,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+from starlette.responses import Response
+
 __all__ = [
     "PROBLEM_MEDIA_TYPE",
     "ContentTooLarge",
@@ -64,6 +66,7 @@ __all__ = [
     "UnsupportedMediaType",
     "WorkerCrashed",
     "invalid_value",
+    "problem_response",
     "shutting_down",
 ]
 
@@ -284,6 +287,12 @@ def invalid_value(pointer: str, detail: str, value: Any, expected: str | None = 
         f"{pointer}: {detail}.{where}{allowed}",
         errors=[ProblemDetail(pointer=pointer, detail=detail, value=shown, expected=expected)],
     )
+
+
+def problem_response(problem: Problem, *, instance: str | None) -> Response:
+    """The HTTP response of a problem; ``instance`` is the request id."""
+    body = problem.to_json(instance=instance)
+    return Response(body, problem.status, {"Cache-Control": "no-store", **problem.headers}, PROBLEM_MEDIA_TYPE)
 
 
 def _retry_after(seconds: float) -> dict[str, str]:

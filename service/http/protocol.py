@@ -25,7 +25,6 @@ from typing import Any, Self
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.http.middleware import problem_response
 from service.http.problems import (
     PROBLEM_MEDIA_TYPE,
     HeadersTooLarge,
@@ -33,6 +32,7 @@ from service.http.problems import (
     Problem,
     RequestTimeout,
     Unavailable,
+    problem_response,
 )
 from service.settings import Settings
 

@@ -11,8 +11,7 @@ import pytest
 from service.cache import NoCache
 from service.engine import Engine
 from service.http import sse as event_stream
-from service.http.middleware import problem_response
-from service.http.problems import DeadlineExceeded, Problem, TooManyRequests
+from service.http.problems import DeadlineExceeded, Problem, TooManyRequests, problem_response
 from service.http.sse import EventStream, event
 from service.operations.context import ServiceContext
 from service.settings import Settings
