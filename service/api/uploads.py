@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect
 from service.api.schemas import Base64Images, parse_body
 from service.http.negotiation import media_type_of, unsupported_content_type
 from service.http.problems import ContentTooLarge, InvalidRequest, MalformedBody, ProblemDetail, RequestTimeout
-from service.http.within import within
 from service.imaging.media import ACCEPTED_FORMATS
 
 __all__ = ["Upload", "read_body", "read_uploads"]
@@ -37,7 +36,8 @@ class Upload:
 async def read_body(request: Request, *, seconds: float) -> bytes:
     """The whole body, within ``seconds``. Its length is bounded before it comes here."""
     try:
-        return await within(seconds, _body(request))
+        async with asyncio.timeout(seconds):
+            return await _body(request)
     except TimeoutError:
         raise RequestTimeout(
             f"The body did not arrive within {seconds:g} seconds.", headers={"Connection": "close"}
