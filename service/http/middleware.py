@@ -113,7 +113,7 @@ class RequestContext:
                 span.end(record)
 
     def _tell(self, record: RequestRecord) -> None:
-        self._metrics.note_request(record.route, record.method, record.code, record.seconds)
+        self._metrics.record_request(record.route, record.method, record.code, record.seconds)
         if self._access_log is not None:
             self._access_log.write(record)
 

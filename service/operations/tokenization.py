@@ -137,7 +137,7 @@ async def tokenize_recalled(
             if flight.problem is not None:
                 raise flight.problem.with_traceback(None)
             if flight.result is not None:
-                context.metrics.cache_result("shared").inc()
+                context.metrics.cache_requests.labels("shared").inc()
                 found[key] = flight.result
             elif not flight.abandoned:
                 # It failed for the other request, perhaps by something that is not true of this one.
@@ -277,7 +277,7 @@ def _from_cache(
     if entry is not None and context.facts.code_format.is_code(entry.code):
         result = TokenizedImage(entry.code, entry.original_size, cached=True)
     if result is not None:
-        context.metrics.cache_result(found).inc()
+        context.metrics.cache_requests.labels(found).inc()
     elif found == "pixels":
-        context.metrics.cache_result("miss").inc()
+        context.metrics.cache_requests.labels("miss").inc()
     return result

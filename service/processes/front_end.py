@@ -31,7 +31,7 @@ from service.processes.health import application_health
 from service.processes.process import SWITCH_SECONDS, begin_process, event_loop, release_signals
 from service.settings import Settings
 from service.telemetry.access_log import open_access_log
-from service.telemetry.metrics import share_metrics
+from service.telemetry.metrics import enable_multiprocess_mode
 
 __all__ = ["remote_engine"]
 
@@ -136,7 +136,7 @@ async def _serve(control: socket.socket) -> None:
     start = FrontEndStart(**first["start"])
     settings = unpack_settings(start.settings)
     begin_process(start.name, log_level=settings.log_level, log_format=settings.log_format)
-    share_metrics(Path(start.metrics_folder), start.metrics_place)
+    enable_multiprocess_mode(Path(start.metrics_folder), start.metrics_place)
     await _FrontEnd(start, settings, channel).run()
 
 

@@ -49,7 +49,7 @@ from service.processes.state_metrics import (
     WorkersCollector,
 )
 from service.settings import Settings
-from service.telemetry.metrics import forget_gauges, shared_metrics
+from service.telemetry.metrics import clear_gauges, multiprocess_registry
 
 __all__ = ["supervise"]
 
@@ -96,7 +96,7 @@ class _Supervisor:
         self._workers: dict[str, Child] = {}  # by device
         self._lives: dict[Child, asyncio.Task[None]] = {}
         self._leaving, self._at_once = asyncio.Event(), asyncio.Event()
-        self._metrics = shared_metrics(self._metrics_folder)
+        self._metrics = multiprocess_registry(self._metrics_folder)
         for collector in (
             ServiceCollector(self._document),
             WorkersCollector(lambda: {device: worker.state == "ready" for device, worker in self._workers.items()}),
@@ -184,7 +184,7 @@ class _Supervisor:
             heartbeat_seconds=self._settings.heartbeat_seconds,
             batch_timeout=self._settings.batch_timeout,
             pass_fds=(self._public.fileno(), lifeline),
-            after_death=lambda: forget_gauges(self._metrics_folder, place),
+            after_death=lambda: clear_gauges(self._metrics_folder, place),
         )
 
     async def _drain(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.cache.protocol import BreakerState
-from service.engine import BatchReport
+from service.engine.protocol import BatchReport
 from service.telemetry.metrics import Metrics
 
 __all__ = ["CacheMetrics", "MetricsObserver"]

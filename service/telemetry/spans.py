@@ -40,7 +40,7 @@ from opentelemetry.semconv.attributes import (
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
-from service.engine import BatchReport, EngineObserver
+from service.engine.protocol import BatchReport, EngineObserver
 from service.telemetry.request_record import RequestRecord
 from service.version import VERSION
 

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Protocol
 
-from service.engine import EngineObserver
+from service.engine.protocol import EngineObserver
 from service.telemetry.request_record import RequestRecord
 
 __all__ = ["RequestTrace", "Tracer", "open_tracer"]

@@ -82,7 +82,7 @@ async def image(
     if holds_etag(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     file = context.pictures.get(etag)
-    context.metrics.picture_requests.labels("miss" if file is None else "hit").inc()
+    context.metrics.rendered_image_requests.labels("miss" if file is None else "hit").inc()
     timings.record_image_count(1, cache_hits=int(file is not None))
     if file is None:
         work = render(context, tokens, media_type, quality, side=size, deadline=deadline, timings=timings)
