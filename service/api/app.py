@@ -34,7 +34,7 @@ from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.http.body_limits import BodyLimits
 from service.http.middleware import RequestContext
 from service.http.problem_handlers import add_problem_handlers
-from service.inference.model_info import ModelFacts
+from service.inference.model_info import ModelInfo
 from service.operations.context import ServiceContext, lane_limits
 from service.processes.health import application_health
 from service.settings import Settings
@@ -95,9 +95,9 @@ class EngineFactory(Protocol):
     """Makes the engine of an application; it is started in its event loop."""
 
     def __call__(
-        self, *, limits: LaneLimits, observer: EngineObserver, on_facts: Callable[[ModelFacts], None]
+        self, *, limits: LaneLimits, observer: EngineObserver, on_model_info: Callable[[ModelInfo], None]
     ) -> Engine:
-        """``on_facts`` is to be called with what is served, once that is known."""
+        """``on_model_info`` is to be called with what is served, once that is known."""
 
 
 def create_app(settings: Settings, create_engine: EngineFactory, *, access_log: AccessLog | None = None) -> FastAPI:
@@ -109,10 +109,10 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, access_log: 
         observer = tracer.observe(observer)
     context: ServiceContext
 
-    def note_facts(facts: ModelFacts) -> None:
-        context.loaded = facts
+    def set_model_info(info: ModelInfo) -> None:
+        context.loaded = info
 
-    engine = create_engine(limits=lane_limits(settings), observer=observer, on_facts=note_facts)
+    engine = create_engine(limits=lane_limits(settings), observer=observer, on_model_info=set_model_info)
     cache = open_cache(settings, CacheMetrics(metrics))
     context = ServiceContext(settings, engine=engine, cache=cache, metrics=metrics)
     gate = Gate(settings)
@@ -193,12 +193,12 @@ async def _report_readiness(context: ServiceContext) -> None:
     except EngineStopped as error:
         log.error("the engine did not start: %s", error)  # noqa: TRY400  the cause is logged where it happened
         return
-    facts = context.facts
+    info = context.model_info
     log.info(
         "ready: %s revision %s on %s, precision %s, generator %s",
-        facts.name,
-        facts.revision,
-        facts.device,
-        ", ".join(f"{part} {dtype}" for part, dtype in facts.precision.items()),
-        facts.generator.revision if facts.generator else "none",
+        info.name,
+        info.revision,
+        info.device,
+        ", ".join(f"{part} {dtype}" for part, dtype in info.precision.items()),
+        info.generator.revision if info.generator else "none",
     )

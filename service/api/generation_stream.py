@@ -127,7 +127,7 @@ class GenerationStream:
         return self.generation.items(self.context, tokens, rendered, self.media_type)
 
     def _step(self, step: Step, picture: bytes | None) -> bytes:
-        mask = self.context.facts.code_format.codebook_size
+        mask = self.context.model_info.code_format.codebook_size
         document = StepEvent(
             index=step.index,
             step=step.step,

@@ -31,7 +31,7 @@ from service.cache.protocol import BreakerState
 from service.client import AsyncTiTokClient, NotFound, ServiceProblem
 from service.engine import EngineStopped
 from service.http.problems import Problem
-from service.inference.model_info import ModelFacts
+from service.inference.model_info import ModelInfo
 from service.operations.context import ServiceContext, lane_limits
 from service.operations.tokenization import look_up, tokenize
 from service.processes.single_process import inline_engine
@@ -174,11 +174,11 @@ async def local_warmer(settings: Settings) -> AsyncIterator[Warmer]:
     metrics = Metrics()
     context: ServiceContext
 
-    def note_facts(facts: ModelFacts) -> None:
-        context.loaded = facts
+    def set_model_info(info: ModelInfo) -> None:
+        context.loaded = info
 
     engine = inline_engine(settings)(
-        limits=lane_limits(settings), observer=MetricsObserver(metrics), on_facts=note_facts
+        limits=lane_limits(settings), observer=MetricsObserver(metrics), on_model_info=set_model_info
     )
     context = ServiceContext(settings, engine=engine, cache=open_cache(settings, failures), metrics=metrics)
     engine.start()
@@ -198,9 +198,9 @@ async def local_warmer(settings: Settings) -> AsyncIterator[Warmer]:
 
 class _Local:
     def __init__(self, context: ServiceContext) -> None:
-        facts = context.facts
+        info = context.model_info
         self._context = context
-        self._space = KeySpace(context.settings.cache_namespace, facts.name, facts.revision)
+        self._space = KeySpace(context.settings.cache_namespace, info.name, info.revision)
 
     async def are_known(self, digests: Sequence[bytes]) -> list[bool]:
         return [image is not None for image in await look_up(self._context, digests, self._space)]

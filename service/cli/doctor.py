@@ -84,8 +84,8 @@ def _models(settings: Settings) -> Iterator[Check]:
     yield Check("device", "ok", described)
     try:
         device = open_device(settings.model_copy(update={"devices": names[0]}))
-        facts = device.facts
-        grey = np.full((1, facts.image_size, facts.image_size, 3), 128, np.uint8)
+        info = device.info
+        grey = np.full((1, info.image_size, info.image_size, 3), 128, np.uint8)
         device.decode(device.encode(grey))
     except CheckpointError as error:
         yield Check("weights", "wrong", str(error), "TITOK_TOKENIZER_WEIGHTS and TITOK_GENERATOR_WEIGHTS name others.")
@@ -93,16 +93,14 @@ def _models(settings: Settings) -> Iterator[Check]:
     except (ValueError, LookupError, RuntimeError) as error:
         yield Check("models", "wrong", str(error), "`titok info` lists what can be served.")
         return
-    yield Check("weights", "ok", f"{facts.name} revision {facts.revision} from {facts.source}")
-    if facts.generator is not None:
-        yield Check(
-            "generator", "ok", f"revision {facts.generator.revision}, {len(facts.generator.class_names)} classes"
-        )
+    yield Check("weights", "ok", f"{info.name} revision {info.revision} from {info.source}")
+    if info.generator is not None:
+        yield Check("generator", "ok", f"revision {info.generator.revision}, {len(info.generator.class_names)} classes")
     elif settings.generator == "off":
         yield Check("generator", "ok", "off, as asked for")
     else:
         yield Check("generator", "warning", "none: /v1/generate will answer 404", "TITOK_GENERATOR_WEIGHTS names one.")
-    limits = ", ".join(f"{lane} {limit}" for lane, limit in facts.batch_limits.items())
+    limits = ", ".join(f"{lane} {limit}" for lane, limit in info.batch_limits.items())
     yield Check("an image", "ok", f"there and back on {names[0]}; at most in one batch: {limits}")
 
 

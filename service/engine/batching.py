@@ -84,7 +84,7 @@ class EncodeTicket:
 
 class BatchingEngine:
     """See ``service.engine.Engine``. ``limits`` are those of every lane, or one for each; ``shared``: images are gathered
-    in memory that other processes can map; ``on_facts`` is called in the event loop with what a worker tells of its
+    in memory that other processes can map; ``on_model_info`` is called in the event loop with what a worker tells of its
     models.
     """
 
@@ -96,10 +96,10 @@ class BatchingEngine:
         limits: LaneLimits | Mapping[LaneName, LaneLimits] | None = None,
         observer: EngineObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
-        on_facts: Callable[[Any], None] | None = None,
+        on_model_info: Callable[[Any], None] | None = None,
     ) -> None:
         self._links = list(links)
-        self._on_facts = on_facts
+        self._on_model_info = on_model_info
         self._queues = Queues(limits or LaneLimits(), observer or NullObserver(), clock, shared=shared)
         self._up: set[str] = set()
         self._down: dict[str, LinkDown] = {}
@@ -283,25 +283,25 @@ class BatchingEngine:
                 lambda: self._queues.is_over or not self._queues.has_work, max(0.0, until - time.monotonic())
             )
 
-    def _note_up(self, link: Link, facts: Any) -> None:
+    def _note_up(self, link: Link, info: Any) -> None:
         with self._queues.wake:
             self._up.add(link.name)
             self._down.pop(link.name, None)
-            for name, size in getattr(facts, "batch_limits", {}).items():
+            for name, size in getattr(info, "batch_limits", {}).items():
                 lane = self._queues.lanes[cast("LaneName", name)]
                 if lane.limits.max_batch_size is None:
                     lane.batch_size = size
             self._queues.wake.notify_all()
 
         def tell() -> None:
-            if self._on_facts is not None:
-                self._on_facts(facts)
+            if self._on_model_info is not None:
+                self._on_model_info(info)
             with self._queues.wake:
                 if self._state.name in ("starting", "failed") and not self._queues.is_over and self._up:
                     self._state = EngineState(name="ready")
             self._tell_opened()
 
-        # Ready is said in the event loop, after the facts: whoever sees it can rely on them.
+        # The state becomes ready in the event loop, after the model information is set: whoever sees "ready" can read it.
         self._queues.in_loop(tell)
 
     def _note_down(self, link: Link, down: LinkDown) -> None:

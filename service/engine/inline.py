@@ -29,9 +29,9 @@ class _LocalLink:
     def open(self) -> Any:
         """See ``Link``. Raises what the factory raises."""
         self._device = self._device_factory()
-        facts = getattr(self._device, "facts", None)
-        self.name = getattr(facts, "device", self.name)
-        return facts
+        info = getattr(self._device, "info", None)
+        self.name = getattr(info, "device", self.name)
+        return info
 
     def is_alive(self) -> bool:
         """See ``Link``."""
@@ -70,7 +70,7 @@ class InlineEngine(BatchingEngine):
         limits: LaneLimits | Mapping[LaneName, LaneLimits] | None = None,
         observer: EngineObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
-        on_facts: Callable[[Any], None] | None = None,
+        on_model_info: Callable[[Any], None] | None = None,
     ) -> None:
         super().__init__(
             [_LocalLink(device_factory)],
@@ -78,5 +78,5 @@ class InlineEngine(BatchingEngine):
             limits=limits,
             observer=observer,
             clock=clock,
-            on_facts=on_facts,
+            on_model_info=on_model_info,
         )

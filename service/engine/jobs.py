@@ -56,7 +56,7 @@ class Link(Protocol):
     depth: int
 
     def open(self) -> Any:
-        """Waits for the worker; gives the facts it tells. Raises ``LinkDown`` if it cannot work, or ``give_up``."""
+        """Waits for the worker; returns its model information. Raises ``LinkDown`` if it cannot work, or ``give_up``."""
 
     def is_alive(self) -> bool:
         """Whether an idle worker is still there."""

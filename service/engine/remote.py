@@ -76,7 +76,7 @@ class RemoteLink:
             self._received = 0
             self._poll = select.poll()
             self._poll.register(self._channel.fileno(), select.POLLIN)
-            return message.facts
+            return message.info
         raise LinkDown("the service is shutting down")
 
     def is_alive(self) -> bool:
@@ -167,7 +167,7 @@ class RemoteEngine(BatchingEngine):
         limits: LaneLimits | Mapping[LaneName, LaneLimits] | None = None,
         observer: EngineObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
-        on_facts: Callable[[Any], None] | None = None,
+        on_model_info: Callable[[Any], None] | None = None,
         depth: int = _DEPTH,
     ) -> None:
         super().__init__(
@@ -176,5 +176,5 @@ class RemoteEngine(BatchingEngine):
             limits=limits,
             observer=observer,
             clock=clock,
-            on_facts=on_facts,
+            on_model_info=on_model_info,
         )

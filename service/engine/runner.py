@@ -35,8 +35,8 @@ _IDLE_CHECK_SECONDS = 0.25
 
 
 class LinkRunner:
-    """Keeps the worker behind ``link`` busy. ``on_up`` hears of its facts, ``on_down`` why it is gone, ``on_death`` what
-    ended the thread, and in which phase; all are called in the thread.
+    """Keeps the worker behind ``link`` busy. ``on_up`` receives its model information, ``on_down`` why it is gone, ``on_death``
+    what ended the thread, and in which phase; all are called in the thread.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class LinkRunner:
         try:
             while not self._queues.is_over:
                 try:
-                    facts = self._link.open()
+                    info = self._link.open()
                     is_open = True
-                    self._on_up(self._link, facts)
+                    self._on_up(self._link, info)
                     self._run_batches()
                 except LinkDown as down:
                     self._on_down(self._link, down)

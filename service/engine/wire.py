@@ -35,9 +35,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The worker's device is open; ``facts`` of its models."""
+    """The worker's device is open; ``info`` describes its models."""
 
-    facts: Any
+    info: Any
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,7 @@ class DeviceServer:
             if device is None:
                 front_end.channel.send(Failure(reason or "the worker is stopping"))
                 return
-            front_end.channel.send(Hello(getattr(device, "facts", None)))
+            front_end.channel.send(Hello(getattr(device, "info", None)))
             _, [descriptor] = front_end.channel.receive()
             front_end.begun = map_counter(descriptor)
             os.close(descriptor)

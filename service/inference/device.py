@@ -26,7 +26,7 @@ from service.engine.protocol import LaneName
 from service.inference.batch_limits import LARGEST_BATCH, batch_sizes, find_batch_limit
 from service.inference.calibration import calibrate
 from service.inference.gpu_sensors import open_sensors
-from service.inference.model_info import GeneratorFacts, ModelFacts
+from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.inference.stopwatch import cpu_seconds, wall_seconds
 
 __all__ = ["ModelDevice", "ServedDevice", "open_device"]
@@ -48,7 +48,7 @@ class ServedDevice(Device, Protocol):
     """A device that says what it serves."""
 
     @property
-    def facts(self) -> ModelFacts:
+    def info(self) -> ModelInfo:
         """The models on it."""
 
 
@@ -82,7 +82,7 @@ class ModelDevice:
         self._padding: Counter[LaneName] = Counter()
         self._sensors = open_sensors(tokenizer.device)
         self.batch_limits: dict[LaneName, int] = dict.fromkeys(self._functions, self._largest)
-        self._facts = ModelFacts(
+        self._info = ModelInfo(
             name=tokenizer.name,
             revision=tokenizer.revision,
             image_size=tokenizer.image_size,
@@ -96,7 +96,7 @@ class ModelDevice:
             source=tokenizer.source,
             generator=None
             if generator is None
-            else GeneratorFacts(
+            else GeneratorInfo(
                 revision=generator.revision, class_names=generator.class_names, presets=dict(generator.presets)
             ),
             batch_limits={},
@@ -104,9 +104,9 @@ class ModelDevice:
         )
 
     @property
-    def facts(self) -> ModelFacts:
+    def info(self) -> ModelInfo:
         """The models on it."""
-        return replace(self._facts, batch_limits=self._limits())
+        return replace(self._info, batch_limits=self._limits())
 
     def _limits(self) -> dict[str, int]:
         return {str(lane): limit for lane, limit in self.batch_limits.items()}

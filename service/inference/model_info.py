@@ -11,11 +11,11 @@ import numpy.typing as npt
 from models.codes.code_format import CodeFormat
 from models.sampling.settings import SamplingSettings
 
-__all__ = ["GeneratorFacts", "ModelFacts"]
+__all__ = ["GeneratorInfo", "ModelInfo"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorFacts:
+class GeneratorInfo:
     """What routes need to know of a generator."""
 
     revision: str
@@ -24,7 +24,7 @@ class GeneratorFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFacts:
+class ModelInfo:
     """What routes and the engine need to know of the models. ``batch_limits`` says, by lane (``encode``, ``decode``,
     ``generate``), how many images one batch of the device is worth having. ``codebook`` holds the codes that ids stand
     for, float32 [V, C]; empty where codes cannot be mixed.
@@ -37,7 +37,7 @@ class ModelFacts:
     device: str
     precision: Mapping[str, str]
     source: str
-    generator: GeneratorFacts | None
+    generator: GeneratorInfo | None
     batch_limits: Mapping[str, int]
     codebook: npt.NDArray[np.float32] = field(
         default_factory=lambda: np.empty((0, 0), np.float32), repr=False, compare=False

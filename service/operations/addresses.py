@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from service.inference.model_info import ModelFacts
+from service.inference.model_info import ModelInfo
 
 __all__ = ["image_address"]
 
 
-def image_address(facts: ModelFacts, code: str, extension: str, *, size: int | None, quality: int | None) -> str:
+def image_address(info: ModelInfo, code: str, extension: str, *, size: int | None, quality: int | None) -> str:
     """Path and query of ``GET /v1/images/...``; the same image at the same ``size`` and ``quality`` has only this one."""
-    asked = {"size": None if size == facts.image_size else size, "quality": quality}
+    asked = {"size": None if size == info.image_size else size, "quality": quality}
     query = "&".join(f"{name}={value}" for name, value in asked.items() if value is not None)
-    return f"/v1/images/{facts.name}@{facts.revision}/{code}.{extension}{'?' if query else ''}{query}"
+    return f"/v1/images/{info.name}@{info.revision}/{code}.{extension}{'?' if query else ''}{query}"

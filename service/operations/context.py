@@ -1,4 +1,4 @@
-"""What routes work with: the engine, the cache, the threads for images, and the facts of the models served."""
+"""What routes work with: the engine, the cache, the threads for images, and the information on the served models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from service.http.problems import (
     WorkerCrashed,
 )
 from service.imaging.decoding_memory import DecodingMemory
-from service.inference.model_info import GeneratorFacts, ModelFacts
+from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.operations.classes import ClassIndex
 from service.operations.rendered_images import PictureCache
 from service.operations.single_flight import Flights
@@ -68,8 +68,8 @@ def lane_limits(settings: Settings) -> LaneLimits:
 
 
 class ServiceContext:
-    """One application's parts. ``facts`` come with the first successful start of the engine. ``requests``: how many are
-    under way, by operation.
+    """One application's parts. ``model_info`` comes with the first successful start of the engine. ``requests``: how many
+    are under way, by operation.
     """
 
     def __init__(self, settings: Settings, *, engine: Engine, cache: CodeCache, metrics: Metrics) -> None:
@@ -77,7 +77,7 @@ class ServiceContext:
         self.engine = engine
         self.cache = cache
         self.metrics = metrics
-        self.loaded: ModelFacts | None = None
+        self.loaded: ModelInfo | None = None
         self.pictures = PictureCache(settings.picture_cache_bytes)
         self.decoding_memory = DecodingMemory(settings.decoded_bytes_in_flight)
         self.flights: Flights[TokenizedImage] = Flights()
@@ -92,7 +92,7 @@ class ServiceContext:
 
     @property
     def state(self) -> EngineState:
-        """The engine's, but ready only with the facts of its models, and not while the service drains."""
+        """The engine's, but ready only once ``model_info`` is set, and not while the service drains."""
         state = self.engine.state
         if self.draining and state.name in ("starting", "ready"):
             return EngineState(name="draining", reason="the service is shutting down")
@@ -101,18 +101,18 @@ class ServiceContext:
         return state
 
     @property
-    def facts(self) -> ModelFacts:
+    def model_info(self) -> ModelInfo:
         """The models served. Raises ``Unavailable`` while there are none, saying why."""
         if self.loaded is None:
             raise Unavailable(f"No models yet: {self.engine.state.reason}.", retry_after=2.0)
         return self.loaded
 
     @property
-    def generator(self) -> GeneratorFacts:
+    def generator(self) -> GeneratorInfo:
         """The generator served. Raises ``NotFound`` if there is none."""
-        if self.facts.generator is None:
-            raise NotFound(f"No generator is served beside {self.facts.name}.")
-        return self.facts.generator
+        if self.model_info.generator is None:
+            raise NotFound(f"No generator is served beside {self.model_info.name}.")
+        return self.model_info.generator
 
     @cached_property
     def classes(self) -> ClassIndex:
@@ -121,9 +121,9 @@ class ServiceContext:
 
     def keys_for(self, request: Request) -> KeySpace:
         """The names of codes in the cache: everybody's, or those of the request's API key."""
-        settings, facts = self.settings, self.facts
+        settings, info = self.settings, self.model_info
         scope = request.state.caller if settings.cache_scope == "key" else None
-        return _key_space(settings.cache_namespace, facts.name, facts.revision, scope)
+        return _key_space(settings.cache_namespace, info.name, info.revision, scope)
 
     @cached_property
     def _image_threads(self) -> anyio.CapacityLimiter:
@@ -146,19 +146,17 @@ class ServiceContext:
 
     def check_model(self, name: str | None, revision: str | None = None) -> None:
         """Refuses what belongs to another tokenizer. Raises ``UnknownModel`` or ``RevisionMismatch``."""
-        facts = self.facts
-        if name is not None and name != facts.name:
+        info = self.model_info
+        if name is not None and name != info.name:
             raise UnknownModel(
-                f"No model {name[:80]!r} is served here; {facts.name} is.",
-                errors=[ProblemDetail(pointer="/model", detail="not served", value=name[:80], expected=facts.name)],
+                f"No model {name[:80]!r} is served here; {info.name} is.",
+                errors=[ProblemDetail(pointer="/model", detail="not served", value=name[:80], expected=info.name)],
             )
-        if revision is not None and revision != facts.revision:
+        if revision is not None and revision != info.revision:
             raise RevisionMismatch(
-                f"The tokens are of revision {revision[:80]!r}; {facts.name} is served in revision {facts.revision}.",
+                f"The tokens are of revision {revision[:80]!r}; {info.name} is served in revision {info.revision}.",
                 errors=[
-                    ProblemDetail(
-                        pointer="/revision", detail="not served", value=revision[:80], expected=facts.revision
-                    )
+                    ProblemDetail(pointer="/revision", detail="not served", value=revision[:80], expected=info.revision)
                 ],
             )
 

@@ -55,8 +55,8 @@ class Generation:
     def facts(self, context: ServiceContext) -> GenerationFacts:
         """What makes the images again, beside their seeds."""
         return GenerationFacts(
-            model=context.facts.name,
-            revision=context.facts.revision,
+            model=context.model_info.name,
+            revision=context.model_info.revision,
             generator_revision=context.generator.revision,
             class_id=self.label,
             class_name=None if self.label is None else context.classes.names[self.label][0],
@@ -67,7 +67,7 @@ class Generation:
         self, context: ServiceContext, tokens: npt.NDArray[np.int64], rendered: Rendered, media_type: str
     ) -> list[GeneratedItem]:
         """The images of an answer, from ids int64 [n, K] and their files of one media type."""
-        codes = context.facts.code_format.to_text(tokens)
+        codes = context.model_info.code_format.to_text(tokens)
         return [
             GeneratedItem(
                 index=index,

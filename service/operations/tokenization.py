@@ -41,7 +41,7 @@ async def preprocess(
     each; gives their original sizes. Raises the problem of the first bad one.
     """
     limits = MediaLimits(max_pixels=context.settings.max_pixels)
-    size = context.facts.image_size
+    size = context.model_info.image_size
 
     def work(index: int, upload: Upload) -> tuple[int, int]:
         watch = RequestTimings()
@@ -151,7 +151,7 @@ async def _compute_all(
     context: ServiceContext, uploads: Sequence[Upload], *, deadline: float, timings: RequestTimings
 ) -> list[TokenizedImage]:
     """Tokens of uploads, none of which is looked up or remembered; their pixels are written where the batch gathers."""
-    size = context.facts.image_size
+    size = context.model_info.image_size
     with (
         context.engine_call(),
         context.engine.open_encode(len(uploads), image_size=size, deadline=deadline) as ticket,
@@ -159,7 +159,7 @@ async def _compute_all(
         sizes = await preprocess(context, uploads, timings, use=ticket.put)
         encoded = await ticket.result()
     context.note_timing(timings, encoded.timing)
-    packed = context.facts.code_format.pack(encoded.tokens)
+    packed = context.model_info.code_format.pack(encoded.tokens)
     return [TokenizedImage(code.tobytes(), size, cached=False) for code, size in zip(packed, sizes, strict=True)]
 
 
@@ -213,7 +213,7 @@ async def _compute_once(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes
 async def _compute(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, TokenizedImage]:
     """Tokens of uploads whose bytes are new, by their keys; both are remembered, and what their pixels are."""
     context, space, timings = run.context, run.space, run.timings
-    facts, engine = context.facts, context.engine
+    info, engine = context.model_info, context.engine
     count = len(wanted)
     seen: dict[int, Pixels] = {}
     digests: dict[int, bytes] = {}
@@ -223,7 +223,7 @@ async def _compute(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, Tok
         digests[index] = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
 
     def room_for(images: int) -> EncodeTicket:
-        return engine.open_encode(images, image_size=facts.image_size, deadline=run.deadline)
+        return engine.open_encode(images, image_size=info.image_size, deadline=run.deadline)
 
     async def encode(ticket: EncodeTicket) -> Encoded:
         for row, index in enumerate(new):
@@ -246,7 +246,7 @@ async def _compute(run: _Run, wanted: Mapping[bytes, Upload]) -> dict[bytes, Tok
                 encoded = await encode(ticket)
     if encoded is not None:
         context.note_timing(timings, encoded.timing)
-        packed = facts.code_format.pack(encoded.tokens)
+        packed = info.code_format.pack(encoded.tokens)
         for index, code in zip(new, packed, strict=True):
             results[index] = TokenizedImage(code.tobytes(), sizes[index], cached=False)
     # A picture known by its pixels may have come in another size.
@@ -274,7 +274,7 @@ def _from_cache(
 ) -> TokenizedImage | None:
     """A cached code, checked as anything from outside; what does not fit counts as not known."""
     result = None
-    if entry is not None and context.facts.code_format.is_code(entry.code):
+    if entry is not None and context.model_info.code_format.is_code(entry.code):
         result = TokenizedImage(entry.code, entry.original_size, cached=True)
     if result is not None:
         context.metrics.cache_requests.labels(found).inc()

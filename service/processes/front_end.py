@@ -24,7 +24,7 @@ from service.engine import Engine, EngineObserver, LaneLimits
 from service.engine.remote import RemoteEngine
 from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
-from service.inference.model_info import ModelFacts
+from service.inference.model_info import ModelInfo
 from service.operations.context import ServiceContext
 from service.processes.control import ControlChannel, FrontEndStart, beat_seconds, unpack_settings
 from service.processes.health import application_health
@@ -43,8 +43,8 @@ _OVERDUE_SECONDS = 10.0
 def remote_engine(workers: Mapping[str, str]) -> EngineFactory:
     """An engine whose devices are in processes of their own."""
 
-    def create(*, limits: LaneLimits, observer: EngineObserver, on_facts: Callable[[ModelFacts], None]) -> Engine:
-        return RemoteEngine(workers, limits=limits, observer=observer, on_facts=on_facts)
+    def create(*, limits: LaneLimits, observer: EngineObserver, on_model_info: Callable[[ModelInfo], None]) -> Engine:
+        return RemoteEngine(workers, limits=limits, observer=observer, on_model_info=on_model_info)
 
     return create
 

@@ -27,21 +27,21 @@ _STATES = ("ready", "starting", "failed", "draining", "stopped")
 
 def application_health(context: ServiceContext) -> dict[str, Any]:
     """Of one application, in the process it runs in."""
-    state, facts = context.state, context.loaded
+    state, info = context.state, context.loaded
     document = {
         "status": state.name,
         "reason": state.reason,
         "requests": dict(context.requests),
         "lanes": context.engine.snapshot().as_dict(),
     }
-    if facts is None:
+    if info is None:
         return document
     return document | {
-        "model": facts.name,
-        "revision": facts.revision,
-        "device": facts.device,
-        "precision": dict(facts.precision),
-        "generator": facts.generator.revision if facts.generator else None,
+        "model": info.name,
+        "revision": info.revision,
+        "device": info.device,
+        "precision": dict(info.precision),
+        "generator": info.generator.revision if info.generator else None,
     }
 
 

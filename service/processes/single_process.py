@@ -19,7 +19,7 @@ from service.engine import Engine, EngineObserver, InlineEngine, LaneLimits
 from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
 from service.inference.device import ServedDevice, open_device
-from service.inference.model_info import ModelFacts
+from service.inference.model_info import ModelInfo
 from service.operations.context import ServiceContext
 from service.processes.health import application_health
 from service.processes.process import SWITCH_SECONDS, event_loop, release_signals
@@ -37,8 +37,10 @@ NAME = "front end 0"
 def inline_engine(settings: Settings, open_device: Callable[[Settings], ServedDevice] = open_device) -> EngineFactory:
     """An engine whose device is opened in a thread of this process."""
 
-    def create(*, limits: LaneLimits, observer: EngineObserver, on_facts: Callable[[ModelFacts], None]) -> Engine:
-        return InlineEngine(lambda: open_device(settings), limits=limits, observer=observer, on_facts=on_facts)
+    def create(*, limits: LaneLimits, observer: EngineObserver, on_model_info: Callable[[ModelInfo], None]) -> Engine:
+        return InlineEngine(
+            lambda: open_device(settings), limits=limits, observer=observer, on_model_info=on_model_info
+        )
 
     return create
 

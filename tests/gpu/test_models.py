@@ -110,7 +110,7 @@ def test_graphs_give_what_is_computed_without_them_at_every_size(
 
 
 def _limits(device: ModelDevice) -> list[tuple[str, int]]:
-    return list(device.facts.batch_limits.items())
+    return list(device.info.batch_limits.items())
 
 
 def _sizes(limit: int) -> int:

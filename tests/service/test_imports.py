@@ -28,7 +28,7 @@ FRONT_END = (
         "supervisor",
         "a worker before it opens its device",
         "settings",
-        "facts of the models",
+        "information on the models",
         "titok --help",
     ],
 )

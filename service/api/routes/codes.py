@@ -73,8 +73,8 @@ async def lookup(request: Request) -> Response:
     digests = [_digest(text, f"/sha256/{index}") for index, text in enumerate(body.sha256)]
     known = await _look_up(request, digests)
     document = LookupResponse(
-        model=context.facts.name,
-        revision=context.facts.revision,
+        model=context.model_info.name,
+        revision=context.model_info.revision,
         data=[_item(context, digest, image) for digest, image in zip(digests, known, strict=True) if image is not None],
         missing=[digest.hex() for digest, image in zip(digests, known, strict=True) if image is None],
     )
@@ -102,7 +102,7 @@ async def known_code(
     [image] = await _look_up(request, [digest])
     if image is None:
         raise NotFound("No image with this digest is known; send it to /v1/encode.")
-    headers = {"X-Titok-Model": context.facts.name, "X-Titok-Revision": context.facts.revision}
+    headers = {"X-Titok-Model": context.model_info.name, "X-Titok-Revision": context.model_info.revision}
     return Response(_item(context, digest, image).model_dump_json(), media_type="application/json", headers=headers)
 
 
@@ -131,7 +131,7 @@ def _item(context: ServiceContext, digest: bytes, image: TokenizedImage) -> Know
     width, height = image.original_size
     return KnownCode(
         sha256=digest.hex(),
-        tokens=context.facts.code_format.ids_of(image.packed),
-        code=context.facts.code_format.text_of(image.packed),
+        tokens=context.model_info.code_format.ids_of(image.packed),
+        code=context.model_info.code_format.text_of(image.packed),
         original_size=Size(width=width, height=height),
     )

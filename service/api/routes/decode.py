@@ -68,7 +68,7 @@ async def decode(request: Request) -> Response:
     alone, one after the other, as `application/octet-stream`.
     """
     context, timings = ServiceContext.of(request), request.state.timings
-    facts, deadline = context.facts, context.deadline(request)
+    info, deadline = context.model_info, context.deadline(request)
     body = DecodeRequest()
     content_type = media_type_of(request.headers.get("content-type"))
     with timings.measure("read"):
@@ -76,16 +76,16 @@ async def decode(request: Request) -> Response:
     if content_type == PACKED_CODES or (content_type == OCTETS and data.startswith(SIGNATURE)):
         packed = packed_codes_from(data)
         context.check_model(packed.tokenizer, packed.revision)
-        if packed.code_format != facts.code_format:
+        if packed.code_format != info.code_format:
             raise invalid_value("body", "K and V in the header are not those of this tokenizer", None)
         tokens = packed.tokens
     elif content_type == OCTETS:
         context.check_model(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
-        tokens = tokens_from_bytes(data, facts.code_format)
+        tokens = tokens_from_bytes(data, info.code_format)
     elif content_type == "application/json":
         body = parse_body(DecodeRequest, data)
         context.check_model(body.model, body.revision)
-        tokens = tokens_from_json(body, facts.code_format)
+        tokens = tokens_from_json(body, info.code_format)
     else:
         raise unsupported_content_type(
             content_type,
@@ -100,7 +100,7 @@ async def decode(request: Request) -> Response:
     rendered = await context.while_connected(
         request, render(context, tokens, media_type, body.quality, deadline=deadline, timings=timings)
     )
-    headers = {"X-Titok-Model": facts.name, "X-Titok-Revision": facts.revision}
+    headers = {"X-Titok-Model": info.name, "X-Titok-Revision": info.revision}
     if answer == MULTIPART:
         return multipart_response(rendered.files, media_type, headers)
     if answer != "application/json":
@@ -108,5 +108,5 @@ async def decode(request: Request) -> Response:
     items = [
         DecodedItem(index=i, b64=as_base64(file), content_type=media_type) for i, file in enumerate(rendered.files)
     ]
-    document = DecodeResponse(model=facts.name, revision=facts.revision, data=items)
+    document = DecodeResponse(model=info.name, revision=info.revision, data=items)
     return Response(document.model_dump_json(), media_type="application/json", headers=headers)

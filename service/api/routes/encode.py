@@ -78,7 +78,7 @@ async def encode(request: Request) -> Response:
     """
     context = ServiceContext.of(request)
     timings: RequestTimings = request.scope["state"]["timings"]  # what ``request.state`` shows, without its detour
-    facts, deadline = context.facts, context.deadline(request)
+    info, deadline = context.model_info, context.deadline(request)
     media_type = choose_media_type(request.headers.get("accept"), ["application/json", OCTETS, PACKED_CODES])
     with timings.measure("read"):
         uploads = await read_uploads(
@@ -92,22 +92,22 @@ async def encode(request: Request) -> Response:
         images = await context.while_connected(request, work)
     if media_type != "application/json":
         if media_type == PACKED_CODES:
-            tokens = facts.code_format.from_bytes(b"".join(image.packed for image in images))
-            body = PackedCodes(facts.name, facts.revision, facts.code_format, tokens).to_bytes()
+            tokens = info.code_format.from_bytes(b"".join(image.packed for image in images))
+            body = PackedCodes(info.name, info.revision, info.code_format, tokens).to_bytes()
         else:
             body = b"".join(image.packed for image in images)
         headers = {
-            "X-Titok-Model": facts.name,
-            "X-Titok-Revision": facts.revision,
+            "X-Titok-Model": info.name,
+            "X-Titok-Revision": info.revision,
             "X-Titok-Images": str(len(images)),
         }
         return Response(body, media_type=media_type, headers=headers)
     # What EncodeResponse says, without its checks: these values are this service's own, and a hit costs little else.
     answer = {
-        "model": facts.name,
-        "revision": facts.revision,
-        "num_tokens": facts.code_format.num_tokens,
-        "codebook_size": facts.code_format.codebook_size,
+        "model": info.name,
+        "revision": info.revision,
+        "num_tokens": info.code_format.num_tokens,
+        "codebook_size": info.code_format.codebook_size,
         "data": [_item(context, index, image) for index, image in enumerate(images)],
     }
     return Response(orjson.dumps(answer), media_type="application/json")
@@ -117,8 +117,8 @@ def _item(context: ServiceContext, index: int, image: TokenizedImage) -> dict[st
     width, height = image.original_size
     return {
         "index": index,
-        "tokens": context.facts.code_format.ids_of(image.packed),
-        "code": context.facts.code_format.text_of(image.packed),
+        "tokens": context.model_info.code_format.ids_of(image.packed),
+        "code": context.model_info.code_format.text_of(image.packed),
         "original_size": {"width": width, "height": height},
         "cached": image.cached,
     }

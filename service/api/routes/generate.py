@@ -104,7 +104,7 @@ async def generate(request: Request) -> Response:
     before the first event is answered as ever, with its own status.
     """
     context, timings = ServiceContext.of(request), request.state.timings
-    facts, deadline = context.facts, context.deadline(request)
+    info, deadline = context.model_info, context.deadline(request)
     require_json(request.headers.get("content-type"))
     with timings.measure("read"):
         body = parse_body(GenerateRequest, await read_body(request, seconds=context.settings.body_timeout))
@@ -137,9 +137,9 @@ async def generate(request: Request) -> Response:
     tokens, rendered = await context.while_connected(request, work())
     if answer != "application/json":
         headers = {
-            "X-Titok-Model": facts.name,
-            "X-Titok-Revision": facts.revision,
-            "X-Titok-Code": facts.code_format.to_text(tokens)[0],
+            "X-Titok-Model": info.name,
+            "X-Titok-Revision": info.revision,
+            "X-Titok-Code": info.code_format.to_text(tokens)[0],
             "X-Titok-Seed": str(generation.seeds[0]),
         }
         return image_response(rendered, media_type, headers)

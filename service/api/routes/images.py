@@ -57,7 +57,7 @@ async def image(
     get new weights one day, so caches ask again after a day.
     """
     context, timings = ServiceContext.of(request), request.state.timings
-    facts, deadline = context.facts, context.deadline(request)
+    info, deadline = context.model_info, context.deadline(request)
     media_type = _EXTENSIONS.get(extension)
     if media_type is None:
         raise NotFound(
@@ -68,11 +68,11 @@ async def image(
     try:
         context.check_model(name, revision or None)
     except RevisionMismatch as error:
-        raise Gone(error.detail, served=f"{facts.name}@{facts.revision}") from None
-    tokens = tokens_from_code(code, facts.code_format, pointer="path/code")
-    address = image_address(facts, code, extension, size=size, quality=quality)
+        raise Gone(error.detail, served=f"{info.name}@{info.revision}") from None
+    tokens = tokens_from_code(code, info.code_format, pointer="path/code")
+    address = image_address(info, code, extension, size=size, quality=quality)
     # The decoder may run in another number format after a restart, which shows in the last bit of some pixels.
-    described = f"{address} {facts.precision['decoder']}"
+    described = f"{address} {info.precision['decoder']}"
     etag = f'"{hashlib.sha256(described.encode()).hexdigest()[:32]}"'
     headers = {
         "ETag": etag,

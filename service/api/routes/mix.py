@@ -67,25 +67,25 @@ async def mix(request: Request) -> Response:
     no decoding, with `Accept: application/octet-stream`.
     """
     context, timings = ServiceContext.of(request), request.state.timings
-    facts, deadline = context.facts, context.deadline(request)
+    info, deadline = context.model_info, context.deadline(request)
     require_json(request.headers.get("content-type"))
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS, OCTETS])
     with timings.measure("read"):
         body = parse_body(MixRequest, await read_body(request, seconds=context.settings.body_timeout))
     context.check_model(body.model, body.revision)
-    tokens = tokens_from_json(body, facts.code_format)
+    tokens = tokens_from_json(body, info.code_format)
     context.check_count(len(tokens), context.settings.max_images, "body")
     _check(body, tokens)
-    if facts.codebook.size == 0:
-        raise NotFound(f"The codes of {facts.name} are not known here, so they cannot be mixed.")
+    if info.codebook.size == 0:
+        raise NotFound(f"The codes of {info.name} are not known here, so they cannot be mixed.")
     with timings.measure("mix"):
         mixed = await context.in_thread(
-            lambda: mix_tokens(tokens, facts.codebook, weights=body.weights, positions=body.positions)
+            lambda: mix_tokens(tokens, info.codebook, weights=body.weights, positions=body.positions)
         )
-    code = facts.code_format.to_text(mixed[None])[0]
-    headers = {"X-Titok-Model": facts.name, "X-Titok-Revision": facts.revision, "X-Titok-Code": code}
+    code = info.code_format.to_text(mixed[None])[0]
+    headers = {"X-Titok-Model": info.name, "X-Titok-Revision": info.revision, "X-Titok-Code": code}
     if answer == OCTETS:
-        return Response(facts.code_format.pack(mixed[None]).tobytes(), media_type=OCTETS, headers=headers)
+        return Response(info.code_format.pack(mixed[None]).tobytes(), media_type=OCTETS, headers=headers)
     media_type = image_media_type(body.format) if answer == "application/json" else answer
     rendered = await context.while_connected(
         request, render(context, mixed[None], media_type, body.quality, deadline=deadline, timings=timings)
@@ -93,8 +93,8 @@ async def mix(request: Request) -> Response:
     if answer != "application/json":
         return image_response(rendered, media_type, headers)
     document = MixResponse(
-        model=facts.name,
-        revision=facts.revision,
+        model=info.name,
+        revision=info.revision,
         tokens=mixed.tolist(),
         code=code,
         image=as_base64(rendered.files[0]),

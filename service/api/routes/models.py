@@ -1,4 +1,4 @@
-"""``GET /v1/models``: what is served, its facts and its limits."""
+"""``GET /v1/models``: what is served, their properties and limits."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ router = APIRouter(tags=["models"])
 
 
 def _entry(context: ServiceContext) -> ModelEntry:
-    facts, settings = context.facts, context.settings
-    generator = facts.generator
+    info, settings = context.model_info, context.settings
+    generator = info.generator
     return ModelEntry(
-        id=facts.name,
-        revision=facts.revision,
-        image_size=facts.image_size,
-        num_tokens=facts.code_format.num_tokens,
-        codebook_size=facts.code_format.codebook_size,
-        bits_per_token=facts.code_format.bits,
-        code_bytes=facts.code_format.num_bytes,
-        code_characters=facts.code_format.num_characters,
-        precision=dict(facts.precision),
+        id=info.name,
+        revision=info.revision,
+        image_size=info.image_size,
+        num_tokens=info.code_format.num_tokens,
+        codebook_size=info.code_format.codebook_size,
+        bits_per_token=info.code_format.bits,
+        code_bytes=info.code_format.num_bytes,
+        code_characters=info.code_format.num_characters,
+        precision=dict(info.precision),
         generator=None
         if generator is None
         else GeneratorEntry(

@@ -93,7 +93,7 @@ async def create_images(request: Request) -> Response:
     have the usual statuses and an `error` of OpenAI's form besides.
     """
     context, timings = ServiceContext.of(request), request.state.timings
-    facts, generator, deadline = context.facts, context.generator, context.deadline(request)
+    info, generator, deadline = context.model_info, context.generator, context.deadline(request)
     require_json(request.headers.get("content-type"))
     with timings.measure("read"):
         body = parse_body(ImagesRequest, await read_body(request, seconds=context.settings.body_timeout))
@@ -105,7 +105,7 @@ async def create_images(request: Request) -> Response:
     count = body.n or 1
     context.check_count(count, context.settings.max_generate, "/n")
     await spend(request, count)
-    side = _side(body.size, facts.image_size)
+    side = _side(body.size, info.image_size)
     label = _class_of(body.prompt, context.classes)
     generation = Generation(label=label, settings=generator.presets["demo"], seeds=random_seeds(count))
     media_type = image_media_type(body.output_format or "png")
@@ -113,7 +113,7 @@ async def create_images(request: Request) -> Response:
 
     async def work() -> tuple[list[str], list[bytes] | None]:
         tokens = await generation.run(context, deadline=deadline, timings=timings)
-        codes = facts.code_format.to_text(tokens)
+        codes = info.code_format.to_text(tokens)
         if body.response_format == "url":
             return codes, None  # whoever follows the address has it drawn
         rendered = await render(context, tokens, media_type, quality, side=side, deadline=deadline, timings=timings)
@@ -131,7 +131,7 @@ async def create_images(request: Request) -> Response:
                 b64_json=None if files is None else as_base64(files[index]),
                 url=None
                 if body.response_format == "b64_json"
-                else host + image_address(facts, code, extension, size=side, quality=quality),
+                else host + image_address(info, code, extension, size=side, quality=quality),
                 revised_prompt=context.classes.names[label][0],
                 code=code,
                 seed=generation.seeds[index],

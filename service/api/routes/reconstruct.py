@@ -53,7 +53,7 @@ async def reconstruct(request: Request) -> Response:
     the figures in headers. Quality is measured against the image as the tokenizer sees it, resized and cropped.
     """
     context, timings = ServiceContext.of(request), request.state.timings
-    facts, deadline = context.facts, context.deadline(request)
+    info, deadline = context.model_info, context.deadline(request)
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS])
     media_type = image_media_type(None) if answer == "application/json" else answer
     with timings.measure("read"):
@@ -65,11 +65,11 @@ async def reconstruct(request: Request) -> Response:
     with timings.measure("quality"):
         decibels, similarity = await context.in_thread(measure_quality, rendered.pixels[0], original)
     quality = Quality(psnr=decibels, ssim=similarity)
-    code = facts.code_format.text_of(image.packed)
+    code = info.code_format.text_of(image.packed)
     if answer != "application/json":
         headers = {
-            "X-Titok-Model": facts.name,
-            "X-Titok-Revision": facts.revision,
+            "X-Titok-Model": info.name,
+            "X-Titok-Revision": info.revision,
             "X-Titok-Code": code,
             "X-Titok-PSNR": "inf" if quality.psnr is None else f"{quality.psnr:.2f}",
             "X-Titok-SSIM": f"{quality.ssim:.4f}",
@@ -77,11 +77,11 @@ async def reconstruct(request: Request) -> Response:
         return image_response(rendered, media_type, headers)
     width, height = image.original_size
     document = ReconstructResponse(
-        model=facts.name,
-        revision=facts.revision,
-        tokens=facts.code_format.ids_of(image.packed),
+        model=info.name,
+        revision=info.revision,
+        tokens=info.code_format.ids_of(image.packed),
         code=code,
-        code_bytes=facts.code_format.num_bytes,
+        code_bytes=info.code_format.num_bytes,
         original_size=Size(width=width, height=height),
         quality=quality,
         image=as_base64(rendered.files[0]),
@@ -100,7 +100,7 @@ async def _reconstruct(
     timings: RequestTimings,
 ) -> tuple[TokenizedImage, npt.NDArray[np.uint8], Rendered]:
     image = (await tokenize(context, [upload], space=space, deadline=deadline, timings=timings))[0]
-    tokens = context.facts.code_format.from_bytes(image.packed)
+    tokens = context.model_info.code_format.from_bytes(image.packed)
     originals: list[npt.NDArray[np.uint8]] = []
     rendered, _ = await asyncio.gather(
         render(context, tokens, media_type, None, deadline=deadline, timings=timings),

@@ -21,7 +21,7 @@ from models.sampling.settings import SamplingSettings
 from service.api import generation_stream
 from service.api.generation_stream import MAX_WAITING_STEPS
 from service.engine import RowState, Stepped
-from service.inference.model_info import GeneratorFacts, ModelFacts
+from service.inference.model_info import GeneratorInfo, ModelInfo
 from tests.service.application import app_of, service, until
 from tests.service.asgi_client import AsgiClient, request
 
@@ -45,7 +45,7 @@ class SketchingDevice:
         self.draws.set()
         self.poison: set[int] = set()
         self.decoded: list[list[int]] = []
-        self.facts = ModelFacts(
+        self.info = ModelInfo(
             name="sketch",
             revision="1",
             image_size=8,
@@ -53,7 +53,7 @@ class SketchingDevice:
             device="cpu",
             precision={"encoder": "float32", "decoder": "float32", "generator": "float32"},
             source="test",
-            generator=GeneratorFacts(
+            generator=GeneratorInfo(
                 revision="1",
                 class_names=("crane",),
                 presets={"demo": SamplingSettings(steps=NUM_TOKENS, guidance_scale=0.0)},

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from models.codes.code_format import CodeFormat
-from service.inference.model_info import GeneratorFacts, ModelFacts
+from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.settings import Settings
 from tests.service.application import app_of, served, service, until
 
@@ -30,7 +30,7 @@ class HeldDevice:
     def __init__(self) -> None:
         self.release = threading.Event()
         self.batches: list[int] = []
-        self.facts = ModelFacts(
+        self.info = ModelInfo(
             name="held",
             revision="1",
             image_size=8,
@@ -38,7 +38,7 @@ class HeldDevice:
             device="cpu",
             precision={"encoder": "float32", "decoder": "float32", "generator": "float32"},
             source="test",
-            generator=GeneratorFacts(revision="1", class_names=("crane, bird", "crane, machine"), presets={}),
+            generator=GeneratorInfo(revision="1", class_names=("crane, bird", "crane, machine"), presets={}),
             batch_limits={"encode": 32, "decode": 32, "generate": 32},
         )
 

@@ -148,7 +148,7 @@ def test_out_of_memory_halves_the_lane_for_good_and_loses_nothing() -> None:
     assert (device.encode(images(12)) == expected).all()
     assert tokenizer.batches == [12, 6, 3, 3, 3, 3]
     assert device.batch_limits == {"encode": 3, "decode": 16, "generate": 16}
-    assert device.facts.batch_limits == device.batch_limits
+    assert device.info.batch_limits == device.batch_limits
     assert device.status() == {
         "batch_limits": {"encode": 3, "decode": 16, "generate": 16},
         "out_of_memory": 2,
@@ -306,14 +306,14 @@ def test_a_cuda_device_that_is_not_there_is_named_in_the_error() -> None:
 
 
 def test_a_device_without_a_generator_has_no_lane_for_it() -> None:
-    assert set(ModelDevice(tiny_tokenizer(), None).facts.batch_limits) == {"encode", "decode"}
+    assert set(ModelDevice(tiny_tokenizer(), None).info.batch_limits) == {"encode", "decode"}
 
 
 def test_the_codebook_of_the_facts_is_what_latents_are_compared_with() -> None:
     tokenizer = tiny_tokenizer()
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    facts = pickle.loads(pickle.dumps(ModelDevice(tokenizer, None).facts))  # noqa: S301  as to another process
-    assert (facts.codebook.shape, facts.codebook.dtype) == ((64, 5), np.float32)
+    info = pickle.loads(pickle.dumps(ModelDevice(tokenizer, None).info))  # noqa: S301  as to another process
+    assert (info.codebook.shape, info.codebook.dtype) == ((64, 5), np.float32)
     latents = tokenizer.latents(images).numpy()
-    distances = np.square(latents[:, :, None] - facts.codebook).sum(-1)
+    distances = np.square(latents[:, :, None] - info.codebook).sum(-1)
     assert (distances.argmin(-1) == tokenizer.encode(images).numpy()).all()
