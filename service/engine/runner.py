@@ -35,8 +35,8 @@ _IDLE_CHECK_SECONDS = 0.25
 
 
 class LinkRunner:
-    """Keeps the worker behind ``link`` busy. ``on_up`` receives its model information, ``on_down`` why it is gone, ``on_death``
-    what ended the thread, and in which phase; all are called in the thread.
+    """Keeps the worker behind ``link`` busy. ``on_up`` receives its model information, ``on_down`` why it is gone,
+    ``on_death`` what ended the thread, and in which phase; all are called in the thread.
     """
 
     def __init__(
