@@ -4,8 +4,9 @@
 
     LookupError ── UnknownVariantError       a name that no variant bears
     ValueError ─── ConfigError               a config.json that describes no network
-    Exception ──── CheckpointError           weights that cannot be found, read or fitted to the network
-                   └── UnreadableCheckpoint  a file that is there and holds no weights, or not all of them
+    Exception ─┬── CheckpointError           weights that cannot be found, read or fitted to the network
+               │   └── UnreadableCheckpoint  a file that is there and holds no weights, or not all of them
+               └── DataError                 a dataset that cannot be used
 
 Needs no torch, so that whoever only reports these errors does not either.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CheckpointError", "ConfigError", "UnknownVariantError", "UnreadableCheckpoint"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "UnknownVariantError", "UnreadableCheckpoint"]
 
 
 class UnknownVariantError(LookupError):
@@ -23,6 +24,10 @@ class UnknownVariantError(LookupError):
 
 class ConfigError(ValueError):
     """A configuration that does not describe a network; the message names the key."""
+
+
+class DataError(Exception):
+    """A dataset that cannot be used: empty, mismatched classes, too many unreadable images, or no space for its cache."""
 
 
 class CheckpointError(Exception):

@@ -23,11 +23,11 @@ from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_
 from models.checkpoints.registry import GENERATORS, PRESETS, GeneratorVariant
 from models.errors import CheckpointError, UnknownVariantError
 from models.networks.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
-from models.networks.skip_init import unfilled
-from models.runtime.cpu_threads import Cores
+from models.networks.skip_init import skip_init
+from models.runtime.cpu_threads import BatchSplitter
 from models.runtime.cuda_graphs import GraphedFunction
 from models.runtime.precision import FORMATS, Precision
-from models.runtime.transfers import Arriving, transfers_of
+from models.runtime.transfers import PendingResults, transfers_for
 from models.sampling.settings import SamplingSettings
 from models.sampling.steps import SamplingRow, StepNoise, guide, pack, sample_step, unpack
 
@@ -82,7 +82,7 @@ class Generator:
         self._network = network.eval().requires_grad_(False).to(device)
         self._network.set_compute_dtype(self.precision.generator.dtype)
         self._predicting = self.precision.generator.on(device)
-        self._transfers, self._cores = transfers_of(device), Cores(device)
+        self._transfers, self._cores = transfers_for(device), BatchSplitter(device)
         self.revision = f"{digest[:12]}{self.precision.generator.suffix}"
         self._exact = FORMATS["float32"].on(device)
         # As for the tokenizer: a row alone is stepped in float32.
@@ -165,7 +165,7 @@ class Generator:
         exactly = (0, 1) if self._decides_alone and size == 1 and self._alone else (0,)
         return [(guided, exact) for guided in (0, size) for exact in exactly]
 
-    def _submit(self, rows: Sequence[SamplingRow], exactly: int = 0) -> Arriving:
+    def _submit(self, rows: Sequence[SamplingRow], exactly: int = 0) -> PendingResults:
         guided = sum(row.needs_unconditional for row in rows)
         if guided and self.stepper.sizes:
             guided = self.stepper.padded(len(rows))
@@ -241,7 +241,7 @@ def load_generator(
         raise UnknownVariantError(f"no generator is called {name!r}; there are {', '.join(GENERATORS)}")
     checkpoint = open_checkpoint(variant.weights if weights is None else weights)
     config = _config(variant, checkpoint)
-    with unfilled():
+    with skip_init():
         network = build_generator(config)
     load_strictly(network, checkpoint)
     return Generator(

@@ -24,15 +24,15 @@ from models.checkpoints.registry import TOKENIZERS
 from models.codes.code_format import CodeFormat
 from models.errors import CheckpointError, UnknownVariantError
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
-from models.networks.skip_init import unfilled
+from models.networks.skip_init import skip_init
 from models.networks.titok import Posterior, TiTok, TiTokConfig
 from models.preprocess import PREPROCESSING_VERSION
-from models.runtime.cpu_threads import Cores
+from models.runtime.cpu_threads import BatchSplitter
 from models.runtime.cuda_graphs import GraphedFunction
+from models.runtime.matmul_precision import MatmulPrecision
 from models.runtime.precision import FORMATS, Precision
-from models.runtime.products import Products
-from models.runtime.tolerance import tolerance_of
-from models.runtime.transfers import Arriving, transfers_of
+from models.runtime.rounding_tolerance import measure_tolerance
+from models.runtime.transfers import PendingResults, transfers_for
 
 __all__ = ["Pending", "Tokenizer", "build_tokenizer", "load_tokenizer"]
 
@@ -52,7 +52,7 @@ class Tokenizer:
     ``num_tokens`` K; ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C;
     ``patch_size``, the side of the decoder's patches in pixels; ``source`` of the weights; ``encoder`` and
     ``decoder``, what is run on the device (``models.runtime.cuda_graphs``); ``tolerance``, the margin (of squared
-    distances, over the latents' scale) below which an image is encoded again on its own (``models.runtime.tolerance``).
+    distances, over the latents' scale) below which an image is re-encoded unbatched (``models.runtime.rounding_tolerance``).
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Tokenizer:
         self._network.set_compute_dtype(encoder=self.precision.encoder.dtype, decoder=self.precision.decoder.dtype)
         self._encoding, self._decoding = self.precision.encoder.on(device), self.precision.decoder.on(device)
         self._exact = FORMATS["float32"].on(device)
-        self._transfers, self._cores = transfers_of(device), Cores(device)
+        self._transfers, self._cores = transfers_for(device), BatchSplitter(device)
         if isinstance(network, TiTok):
             self.is_discrete = network.config.quantize_mode == "vq"
             self.num_tokens, self.token_size = network.config.num_latent_tokens, network.config.token_size
@@ -153,10 +153,12 @@ class Tokenizer:
     def _decides_alone(self) -> bool:
         return self.precision.encoder.rounds_like_float32
 
-    def _assign(self, pixels: Tensor, exactly: int = 0) -> Arriving:
+    def _assign(self, pixels: Tensor, exactly: int = 0) -> PendingResults:
         return self._submit(pixels, self.encoder, exactly)
 
-    def _submit(self, host: Tensor, function: GraphedFunction, *static: int, into: Tensor | None = None) -> Arriving:
+    def _submit(
+        self, host: Tensor, function: GraphedFunction, *static: int, into: Tensor | None = None
+    ) -> PendingResults:
         def compute(batch: Tensor) -> tuple[Tensor, ...]:
             return function(batch, *static)
 
@@ -174,7 +176,7 @@ class Tokenizer:
         scale = 1.0 if self._unit_latents else latents.square().sum(dim=2).clamp(min=1.0)
         return assignment.ids, assignment.margin / scale
 
-    def _latents(self, images: Tensor, products: Products) -> Tensor:
+    def _latents(self, images: Tensor, products: MatmulPrecision) -> Tensor:
         """Images uint8 [B, S, S, 3] on the device -> latents float32 [B, K, C]."""
         with products:
             return self._network.latents(_normalised(images))
@@ -190,7 +192,7 @@ class Tokenizer:
         if not self._decides_alone:
             return
         self._company = None
-        measured = tolerance_of(
+        measured = measure_tolerance(
             lambda items: self._assign(pixels[items])()[1],
             alone=lambda item: self._assign(pixels[item : item + 1], self._alone)()[1],
             count=len(pixels),
@@ -322,7 +324,7 @@ def load_tokenizer(
 def build_tokenizer(name: str, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> Tokenizer:
     """What :func:`load_tokenizer` gives, of weights that are read already."""
     variant = TOKENIZERS.get(name)
-    with unfilled():
+    with skip_init():
         network = _network(name, variant.config if variant is not None else None, checkpoint)
     load_strictly(network, checkpoint)
     return Tokenizer(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.checkpoints.shipped import DEFAULT_VARIANT
+from models.checkpoints.bundled import DEFAULT_VARIANT
 from service.api.access.keys import check_rate
 from service.inference.cpu_quota import usable_cores
 

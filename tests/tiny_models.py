@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
+from models.checkpoints.bundled import DEFAULT_VARIANT
 from models.checkpoints.registry import GENERATORS
-from models.checkpoints.shipped import DEFAULT_VARIANT
 from models.generation import Generator
 from models.networks.generator import GeneratorConfig, build_generator
 from models.networks.titok import TiTok, TiTokConfig, TransformerSize

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from models.checkpoints.bundled import BUNDLED_WEIGHTS, DEFAULT_VARIANT
 from models.checkpoints.loading import HubFile
-from models.checkpoints.shipped import DEFAULT_VARIANT, SHIPPED
 from models.networks.generator import GeneratorConfig
 from models.networks.maskgit_vqgan import MaskGITVQGANConfig
 from models.networks.titok import SIZES, TiTokConfig
@@ -84,7 +84,7 @@ def _one_stage(sizes: str, tokens: int, rfid: float, *, vae: bool = False) -> To
 TOKENIZERS: Mapping[str, TokenizerVariant] = {
     variant.name: variant
     for variant in (
-        TokenizerVariant(name=DEFAULT_VARIANT, config=None, weights=SHIPPED / DEFAULT_VARIANT),
+        TokenizerVariant(name=DEFAULT_VARIANT, config=None, weights=BUNDLED_WEIGHTS / DEFAULT_VARIANT),
         _two_stage("large", 32, 2.21),
         _two_stage("base", 64, 1.70),
         _two_stage("small", 128, 1.71),
@@ -119,7 +119,7 @@ GENERATORS: Mapping[str, GeneratorVariant] = {
         GeneratorVariant(
             name=DEFAULT_VARIANT,
             config=None,
-            weights=SHIPPED / f"{DEFAULT_VARIANT}-generator",
+            weights=BUNDLED_WEIGHTS / f"{DEFAULT_VARIANT}-generator",
             presets=_presets(
                 # Of five settings tried, the one that is recognised more often than guidance 4.5 at hardly less variety,
                 # and the one that is recognised most often.

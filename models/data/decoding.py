@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from models.preprocess import crop_at, eval_crop, to_rgb
 
-__all__ = ["IMAGE_SUFFIXES", "decode_photograph"]
+__all__ = ["IMAGE_SUFFIXES", "decode_image"]
 
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
-def decode_photograph(data: bytes, size: int, place: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+def decode_image(data: bytes, size: int, place: tuple[float, float] | None = None) -> NDArray[np.uint8]:
     """Upright, over white, shorter side to S = ``size``, and a square of it: uint8 [S, S, 3] RGB.
 
     The centre square, or the one at ``place`` (see :func:`models.preprocess.crop_at`). A photograph that is S x S

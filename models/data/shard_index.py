@@ -12,7 +12,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from models.data.faults import DataError, Faults
+from models.data.bad_samples import BadSamples
+from models.errors import DataError
 
 __all__ = ["ShardIndex", "ShardMember"]
 
@@ -46,12 +47,12 @@ class ShardIndex:
         described: str,
         names: tuple[str, ...] | None,
         members: Callable[[], Iterable[ShardMember]],
-        faults: Faults,
+        bad_samples: BadSamples,
     ) -> ShardIndex:
         """Reads the index in ``cache``, or makes it of ``members``.
 
         ``names`` None: the numbers of the classes are their names. Raises :class:`DataError` if more than 1 % are
-        ``faults``, or if there is nothing at all.
+        ``bad_samples``, or if there is nothing at all.
         """
         fingerprint = hashlib.sha256(json.dumps([described, names]).encode()).hexdigest()[:12]
         file = cache / f"{split}-{fingerprint}.index.npz"
@@ -59,7 +60,7 @@ class ShardIndex:
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
                 found = list(members())
-                faults.check(len(found) + len(faults))
+                bad_samples.check(len(found) + len(bad_samples))
                 if not found:
                     raise DataError(f"no photographs in {shards[0].parent} for {split}")
                 partial = file.with_suffix(".partial")

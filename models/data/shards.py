@@ -18,13 +18,14 @@ from typing import Any, BinaryIO
 
 from webdataset import tariterators
 
+from models.data.bad_samples import BadSamples
 from models.data.decoding import IMAGE_SUFFIXES
-from models.data.faults import DataError, Faults
 from models.data.shard_index import ShardIndex, ShardMember
 from models.data.sources import Sample, Split
-from models.data.tar_headers import WholeHeader
+from models.data.strict_tar import StrictTarInfo
+from models.errors import DataError
 
-__all__ = ["Shards", "find_shards", "read_class_names"]
+__all__ = ["WebDatasetShards", "find_shards", "read_class_names"]
 
 # Without classes.json nothing says how many classes there are, and one wrong number would make billions of names.
 MAX_UNNAMED_CLASSES = 100_000
@@ -47,7 +48,7 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
         raise DataError(f'{file} is not {{"0": "name", "1": "name", ...}} without a gap: {error!r}') from error
 
 
-class Shards:
+class WebDatasetShards:
     """The shards of one split."""
 
     def __init__(self, folder: Path, split: Split) -> None:
@@ -61,29 +62,29 @@ class Shards:
         """Names, sizes and times of the shards."""
         return json.dumps([(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in self._shards])
 
-    def count(self, enough: int, faults: Faults) -> int:
+    def count(self, enough: int, bad_samples: BadSamples) -> int:
         """How many images the headers announce; a shard that is not whole to its end mark is a fault."""
         count = 0
         for shard in self._shards:
-            for member in _headers(shard, faults):
+            for member in _headers(shard, bad_samples):
                 count += member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
                 if count > enough:
                     return count
         return count
 
-    def samples(self, faults: Faults) -> Iterator[Sample]:
+    def samples(self, bad_samples: BadSamples) -> Iterator[Sample]:
         """In the order of the shards."""
         for shard in self._shards:
-            for name, sample in _grouped(shard, _contents(shard, faults), faults):
+            for name, sample in _grouped(shard, _contents(shard, bad_samples), bad_samples):
                 try:
                     image = _image_of(sample)
                     label = self._label(sample["cls"])
                 except ValueError as error:
-                    faults.add(name, error)
+                    bad_samples.add(name, error)
                     continue
                 yield Sample(name, label, partial(bytes, image))
 
-    def members(self, cache: Path, faults: Faults) -> ShardIndex:
+    def members(self, cache: Path, bad_samples: BadSamples) -> ShardIndex:
         """An index of where each image begins, made once and kept in ``cache``."""
         if packed := [shard.name for shard in self._shards if shard.suffix == ".gz"]:
             raise DataError(
@@ -91,31 +92,37 @@ class Shards:
                 f"inside a compressed file can be read at random: unpack them (gunzip {self._split}-*.tar.gz)"
             )
         return ShardIndex.open(
-            cache, self._split, self._shards, self.described(), self.names, lambda: self._found(faults), faults
+            cache,
+            self._split,
+            self._shards,
+            self.described(),
+            self.names,
+            lambda: self._found(bad_samples),
+            bad_samples,
         )
 
-    def _found(self, faults: Faults) -> Iterator[ShardMember]:
+    def _found(self, bad_samples: BadSamples) -> Iterator[ShardMember]:
         for number, shard in enumerate(self._shards):
             try:
                 with shard.open("rb") as file:
-                    yield from self._found_in(shard, file, number, faults)
+                    yield from self._found_in(shard, file, number, bad_samples)
             except OSError as error:
-                faults.add(shard.name, error)
+                bad_samples.add(shard.name, error)
 
-    def _found_in(self, shard: Path, file: BinaryIO, number: int, faults: Faults) -> Iterator[ShardMember]:
+    def _found_in(self, shard: Path, file: BinaryIO, number: int, bad_samples: BadSamples) -> Iterator[ShardMember]:
         length = shard.stat().st_size
         extents = (
             {"fname": member.name, "data": (member.offset_data, member.size), "__url__": shard.name}
-            for member in _headers(shard, faults)
+            for member in _headers(shard, bad_samples)
             if member.offset_data + member.size <= length
         )
-        for name, sample in _grouped(shard, extents, faults):
+        for name, sample in _grouped(shard, extents, bad_samples):
             try:
                 offset, size = _image_of(sample)
                 file.seek(sample["cls"][0])
                 label = self._label(file.read(sample["cls"][1]))
             except ValueError as error:
-                faults.add(name, error)
+                bad_samples.add(name, error)
                 continue
             yield ShardMember(name, label, number, offset, size)
 
@@ -135,11 +142,11 @@ def _image_of(sample: dict[str, Any]) -> Any:
     return sample[suffix]
 
 
-def _contents(shard: Path, faults: Faults) -> Iterator[dict[str, Any]]:
+def _contents(shard: Path, bad_samples: BadSamples) -> Iterator[dict[str, Any]]:
     """The files of a shard; one that ends early is a fault, and what came before counts."""
 
     def broken(error: Exception) -> bool:
-        faults.add(shard.name, error.args[0])
+        bad_samples.add(shard.name, error.args[0])
         return True
 
     try:
@@ -147,26 +154,28 @@ def _contents(shard: Path, faults: Faults) -> Iterator[dict[str, Any]]:
         with shard.open("rb") as stream:
             yield from tariterators.tar_file_expander([{"url": shard.name, "stream": stream}], handler=broken)
     except OSError as error:
-        faults.add(shard.name, error)
+        bad_samples.add(shard.name, error)
 
 
-def _grouped(shard: Path, members: Iterable[dict[str, Any]], faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+def _grouped(
+    shard: Path, members: Iterable[dict[str, Any]], bad_samples: BadSamples
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Files with one key are one sample, named ``shard/key``."""
 
     def doubled(error: Exception) -> bool:
         name = str(error.args[0]).partition(":")[0]
-        faults.add(f"{shard.name}/{name}", "two files have this name")
+        bad_samples.add(f"{shard.name}/{name}", "two files have this name")
         return True
 
     for sample in tariterators.group_by_keys(members, handler=doubled):
         yield f"{shard.name}/{sample['__key__']}", sample
 
 
-def _headers(shard: Path, faults: Faults) -> Iterator[tarfile.TarInfo]:
+def _headers(shard: Path, bad_samples: BadSamples) -> Iterator[tarfile.TarInfo]:
     try:
-        with tarfile.open(shard, "r|gz" if shard.suffix == ".gz" else "r:", tarinfo=WholeHeader) as archive:
+        with tarfile.open(shard, "r|gz" if shard.suffix == ".gz" else "r:", tarinfo=StrictTarInfo) as archive:
             for member in archive:
                 if member.isreg():
                     yield member
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        faults.add(shard.name, error)
+        bad_samples.add(shard.name, error)

@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.faults import Faults
+from models.data.bad_samples import BadSamples
 
-__all__ = ["Members", "Sample", "Source", "Split"]
+__all__ = ["IndexedSource", "Sample", "Source", "Split"]
 
 Split = Literal["train", "val"]
 
@@ -24,7 +24,7 @@ class Sample(NamedTuple):
     read: Callable[[], bytes]
 
 
-class Members(Protocol):
+class IndexedSource(Protocol):
     """Photographs at random access, from many threads at once: ``labels`` int64 [N], positions in ``names``."""
 
     @property
@@ -52,11 +52,11 @@ class Source(Protocol):
     def described(self) -> str:
         """Another text whenever a file is another one."""
 
-    def count(self, enough: int, faults: Faults) -> int:
+    def count(self, enough: int, bad_samples: BadSamples) -> int:
         """How many photographs there are, or any number above ``enough`` if they are more than that."""
 
-    def samples(self, faults: Faults) -> Iterator[Sample]:
-        """All of them in their order; what is no photograph with its class goes to ``faults``. Raises no ``OSError``."""
+    def samples(self, bad_samples: BadSamples) -> Iterator[Sample]:
+        """All samples in order; those without image or class go to ``bad_samples``. Raises no ``OSError``."""
 
-    def members(self, cache: Path, faults: Faults) -> Members:
+    def members(self, cache: Path, bad_samples: BadSamples) -> IndexedSource:
         """All of them at random access. Raises ``DataError`` where the files do not allow it."""

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from models.checkpoints.loading import HubFile
 from models.checkpoints.registry import GENERATORS
-from models.data.photographs import DataError, Photographs, load_photographs
+from models.data.datasets import InMemoryDataset, load_dataset
 from models.data.sources import Split
+from models.errors import DataError
 from models.evaluation.features import embed_all
 from models.evaluation.generation import Generation, draw_samples, evaluate_generation, match_classes
 from models.evaluation.lite0 import Lite0, load_lite0
@@ -46,7 +47,7 @@ _SPLITS: tuple[Split, ...] = ("train", "val")
 class EvaluationSettings:
     """What is evaluated, and on what.
 
-    ``data`` is a folder that ``load_photographs`` reads, ``cache`` one for decoded photographs and features.
+    ``data`` is a folder that ``load_dataset`` reads, ``cache`` one for decoded photographs and features.
     ``with_generator`` counts where the tokenizer has one; ``sources`` are the data's names of its classes, by its own.
     ``images`` and ``references`` are how many validation and training photographs are taken, None for all.
     """
@@ -81,7 +82,7 @@ def evaluate(settings: EvaluationSettings, *, track: Track = silently) -> Report
     codec = TokenizerCodec(tokenizer)
     baselines = placeholders(codec.num_bytes)
     train, validation = (
-        load_photographs(settings.data, split, size=tokenizer.image_size, cache=settings.cache)
+        load_dataset(settings.data, split, size=tokenizer.image_size, cache=settings.cache)
         for split in track(_SPLITS, "reading photographs")
     )
     if train.names != validation.names:
@@ -151,13 +152,13 @@ def _generator(settings: EvaluationSettings, tokenizer: Tokenizer) -> Generator 
     return generator
 
 
-def _classes(generator: Generator, photographs: Photographs, sources: Mapping[str, str] | None) -> list[int]:
+def _classes(generator: Generator, photographs: InMemoryDataset, sources: Mapping[str, str] | None) -> list[int]:
     if sources is None and generator.class_sources is not None:
         sources = dict(zip(generator.class_names, generator.class_sources, strict=True))
     return match_classes(generator.class_names, photographs.names, sources)
 
 
-def _references(settings: EvaluationSettings, network: Lite0, train: Photographs, track: Track) -> ReferenceSet:
+def _references(settings: EvaluationSettings, network: Lite0, train: InMemoryDataset, track: Track) -> ReferenceSet:
     features = embed_all(
         network,
         train.images[: settings.references],
@@ -168,7 +169,7 @@ def _references(settings: EvaluationSettings, network: Lite0, train: Photographs
     return ReferenceSet(features, torch.from_numpy(train.labels[: settings.references]))
 
 
-def _well_known(train: Photographs) -> torch.Tensor:
+def _well_known(train: InMemoryDataset) -> torch.Tensor:
     """Classes with enough training photographs, int64; not that of photographs without a class."""
     counts = np.bincount(train.labels, minlength=len(train.names))
     named = [name.rpartition("/")[2] != _NO_CLASS for name in train.names]
@@ -180,7 +181,7 @@ def _published(
     images: NDArray[np.uint8],
     reconstructions: NDArray[np.uint8] | None,
     generation: Generation | None,
-    train: Photographs,
+    train: InMemoryDataset,
     references: ReferenceSet,
     track: Track,
 ) -> dict[str, InceptionFigures]:

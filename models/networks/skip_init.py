@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["unfilled"]
+__all__ = ["skip_init"]
 
 
 class _NothingDrawn(TorchFunctionMode):
@@ -27,7 +27,7 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 @contextmanager
-def unfilled() -> Iterator[None]:
+def skip_init() -> Iterator[None]:
     """Modules made in this context have their parameters on the ``meta`` device; see ``checkpoints.load_strictly``."""
     with torch.device("meta"), _NothingDrawn():
         yield

@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Cores", "torch_threads"]
+__all__ = ["BatchSplitter", "torch_threads"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Cores:
+class BatchSplitter:
     """The cores of ``device``: as many as the thread that calls has PyTorch threads (``torch.set_num_threads``). A GPU
     shares its work out by itself, and counts as one. Used by one thread at a time, or by threads with one core each.
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.runtime.products import ProductMode, Products, has_tensor_float32
+from models.runtime.matmul_precision import MatmulMode, MatmulPrecision, has_tf32
 
 __all__ = ["DTYPES", "FORMATS", "NumberFormat", "Precision", "has_fast_bfloat16"]
 
@@ -19,7 +19,7 @@ class NumberFormat:
 
     name: str
     dtype: torch.dtype
-    products: ProductMode
+    products: MatmulMode
     suffix: str
 
     @property
@@ -32,9 +32,9 @@ class NumberFormat:
         """Whether it comes so near to float32 that few decisions are too close to tell which way float32 would go."""
         return self.products != "tf32" and self.dtype is torch.float32
 
-    def on(self, device: torch.device) -> Products:
+    def on(self, device: torch.device) -> MatmulPrecision:
         """The context in which a network of this format computes."""
-        return Products(self.products, device)
+        return MatmulPrecision(self.products, device)
 
 
 FORMATS = {
@@ -71,7 +71,7 @@ class Precision:
             return cls(FORMATS["float32"], decoder, FORMATS["float32"])
         if name not in FORMATS:
             raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
-        if name.startswith("tf32") and not has_tensor_float32(device):
+        if name.startswith("tf32") and not has_tf32(device):
             raise ValueError(f"dtype {name!r} needs a CUDA device of compute capability 8.0 or later, not {device}")
         return cls(FORMATS[name], FORMATS[name], FORMATS[name])
 

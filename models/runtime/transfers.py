@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Arriving", "CudaTransfers", "HostTransfers", "Transfers", "pin", "transfers_of"]
+__all__ = ["CudaTransfers", "HostTransfers", "PendingResults", "Transfers", "pin", "transfers_for"]
 
-Arriving = Callable[[], tuple[Tensor, ...]]
+PendingResults = Callable[[], tuple[Tensor, ...]]
 """Waits until results are on the host, and gives them."""
 
 
@@ -29,7 +29,7 @@ Compute = Callable[[Tensor], tuple[Tensor, ...]]
 class Transfers(Protocol):
     """Takes batches to one device, and results from it."""
 
-    def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> Arriving:
+    def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> PendingResults:
         """Begins to copy a tensor of the host to the device, to compute there, and to copy the results to the host: the
         first of them ``into`` a tensor if one is given, or new. ``host`` must stay as it is until they have arrived.
         """
@@ -38,7 +38,7 @@ class Transfers(Protocol):
 class HostTransfers:
     """The device is the host: there is nothing to copy."""
 
-    def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> Arriving:
+    def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> PendingResults:
         """See ``Transfers``."""
         first, *others = compute(host)
         arrived = (first if into is None else into.copy_(first), *others)
@@ -53,7 +53,7 @@ class CudaTransfers:
         self._up = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._down = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> Arriving:
+    def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> PendingResults:
         """See ``Transfers``."""
         computing = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._up):
@@ -101,7 +101,7 @@ class _Arrival:
             self._arrived.synchronize()
 
 
-def transfers_of(device: torch.device) -> Transfers:
+def transfers_for(device: torch.device) -> Transfers:
     """Copies to and from ``device``."""
     return CudaTransfers(device) if device.type == "cuda" else HostTransfers()
 

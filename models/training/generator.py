@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from models.atomic_files import write_whole
 from models.checkpoints.loading import load_strictly, open_checkpoint
-from models.data.photographs import PhotographSet
+from models.data.datasets import ImageDataset
 from models.networks.generator import MaskGITViT, UViT, build_generator
 from models.networks.titok import TiTok
 from models.training.config import ConfigError, GeneratorRun
@@ -61,7 +61,7 @@ def generator_classes(run: GeneratorRun, names: tuple[str, ...]) -> dict[str, st
 
 @torch.inference_mode()
 def tokenize(
-    photographs: PhotographSet,
+    photographs: ImageDataset,
     classes: dict[str, str],
     tokenizer: FrozenTokenizer,
     *,
@@ -91,7 +91,7 @@ def tokenize(
     return TokenSet(torch.from_numpy(np.load(file).astype(np.int64)), labels)
 
 
-def _both_ways(photographs: PhotographSet, rows: NDArray[np.int64], network: TiTok) -> NDArray[np.int32]:
+def _both_ways(photographs: ImageDataset, rows: NDArray[np.int64], network: TiTok) -> NDArray[np.int32]:
     images = photographs.batch(rows).to(network.latent_tokens.device)
     views = torch.stack([images, images.flip(3)], dim=1).flatten(0, 1)
     ids: NDArray[np.int32] = network.encode(views).ids.view(len(rows), 2, -1).to("cpu", torch.int32).numpy()

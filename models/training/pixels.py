@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from models.data.photographs import PhotographSet
+from models.data.datasets import ImageDataset
 from models.networks.titok import TiTok
 from models.training.config import ConfigError, TokenizerRun
 from models.training.loop import Step
@@ -27,7 +27,7 @@ class PixelTask(TokenizerTask):
     """
 
     def __init__(
-        self, run: TokenizerRun, train: PhotographSet, validation: PhotographSet, device: torch.device | str = "cpu"
+        self, run: TokenizerRun, train: ImageDataset, validation: ImageDataset, device: torch.device | str = "cpu"
     ) -> None:
         _check(run)
         network = begin_tokenizer(run)

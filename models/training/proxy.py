@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.data.photographs import PhotographSet
+from models.data.datasets import ImageDataset
 from models.networks.maskgit_vqgan import MaskGITVQGAN
 from models.networks.titok import TiTok
 from models.training.config import ConfigError, TokenizerRun
@@ -26,8 +26,8 @@ class ProxyCodeTask(TokenizerTask):
     def __init__(
         self,
         run: TokenizerRun,
-        train: PhotographSet,
-        validation: PhotographSet,
+        train: ImageDataset,
+        validation: ImageDataset,
         vqgan: MaskGITVQGAN,
         device: torch.device | str = "cpu",
     ) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from models.data.photographs import Photographs, StreamedPhotographs, open_photographs
+from models.data.datasets import InMemoryDataset, StreamingDataset, open_dataset
 from models.training.config import (
     ConfigError,
     GeneratorRun,
@@ -34,7 +34,7 @@ PROXY_TOKENIZER = "maskgit-vqgan-f16"
 class Places:
     """Where a run reads and writes, and how long it may take.
 
-    ``data`` holds photographs (see ``models.data.photographs``); ``output`` gets the state, the log and the checkpoint;
+    ``data`` holds photographs (see ``models.data.datasets``); ``output`` gets the state, the log and the checkpoint;
     ``cache`` keeps decoded photographs and tokens.
     """
 
@@ -109,8 +109,8 @@ def train_generator(config: Path, places: Places, watcher: Watcher) -> dict[str,
 
 def _photographs(
     places: Places, split: Literal["train", "val"], size: int, watcher: Watcher
-) -> Photographs | StreamedPhotographs:
-    photographs = open_photographs(
+) -> InMemoryDataset | StreamingDataset:
+    photographs = open_dataset(
         places.data,
         split,
         size=size,

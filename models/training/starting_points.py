@@ -13,7 +13,7 @@ from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_
 from models.checkpoints.registry import TOKENIZERS
 from models.errors import CheckpointError
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
-from models.networks.skip_init import unfilled
+from models.networks.skip_init import skip_init
 from models.networks.titok import TiTok, TiTokConfig
 from models.training.config import TokenizerRun
 from models.training.initialisation import adopt, initialise_tokenizer
@@ -64,7 +64,7 @@ def load_frozen_tokenizer(source: str, device: torch.device | str = "cpu") -> Fr
         config = variant.config
     if config is None or config.quantize_mode != "vq":
         raise CheckpointError(f"{source} has no config.json of a tokenizer with codes")
-    with unfilled():
+    with skip_init():
         network = TiTok(config)
     load_strictly(network, checkpoint)
     return FrozenTokenizer(_frozen(network, device), checkpoint.digest())
@@ -78,7 +78,7 @@ def load_vqgan(source: str, device: torch.device | str = "cpu") -> MaskGITVQGAN:
     config = variant.config if variant is not None else MaskGITVQGANConfig()
     if not isinstance(config, MaskGITVQGANConfig):
         raise CheckpointError(f"{source} is not a MaskGIT-VQGAN")
-    with unfilled():
+    with skip_init():
         network = MaskGITVQGAN(config)
     load_strictly(network, checkpoint)
     return _frozen(network, device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from models.data.photographs import PhotographSet
+from models.data.datasets import ImageDataset
 from models.evaluation.measures import entropy_bits, seam_ratio
 from models.evaluation.similarity import psnr
 from models.networks.titok import TiTok
@@ -46,7 +46,7 @@ class TokenizerTask(ABC):
     """A TiTok network and its photographs."""
 
     def __init__(
-        self, run: TokenizerRun, network: TiTok, train: PhotographSet, validation: PhotographSet, device: torch.device
+        self, run: TokenizerRun, network: TiTok, train: ImageDataset, validation: ImageDataset, device: torch.device
     ) -> None:
         self.run = run
         self.network = network.to(device)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from fsspec import AbstractFileSystem
 
-from models.data.tar_headers import WholeHeader
+from models.data.strict_tar import StrictTarInfo
 from service.bulk.entries import Entry
 from service.bulk.errors import BrokenImage
 from service.imaging.media import ACCEPTED_SUFFIXES
@@ -45,7 +45,7 @@ class TarArchive:
     def _samples(self, stream: BinaryIO) -> Iterator[Entry]:
         key, sample = "", dict[str, bytes]()
         try:
-            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=WholeHeader) as archive:
+            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as archive:
                 for member in archive:
                     if not member.isreg() or "/__MACOSX/" in f"/{member.name}":
                         continue

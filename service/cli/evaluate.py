@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Measure reconstructions and generated images, beside what as few bytes buy elsewhere."""
     try:  # torch is slow to import, and some of these need the extra packages
-        from models.data.photographs import DataError
+        from models.errors import DataError
         from models.evaluation.lite0 import Lite0Missing
         from models.evaluation.placeholders import PlaceholdersMissing
         from models.evaluation.protocol import EvaluationSettings

@@ -91,7 +91,7 @@ def _run(
 ) -> None:
     import torch
 
-    from models.data.photographs import DataError
+    from models.errors import DataError
     from models.training.loop import Diverged
     from models.training.run import Places, find_config
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from models.checkpoints.verification import Comparison, Verification
+    from models.verification import Comparison, Verification
 
 __all__ = ["verify"]
 
@@ -25,7 +25,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Prove that weights are the published ones. Exit code 0: proven; 1: they are not, or an error; 3: not proven."""
-    from models.checkpoints.verification import Verdict, verify_tokenizer  # torch is slow to import
+    from models.verification import Verdict, verify_tokenizer  # torch is slow to import
 
     found = verify_tokenizer(name, weights=weights, images=images, sha256=sha256)
     if as_json:

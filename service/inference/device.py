@@ -18,7 +18,7 @@ from models import Generator, Tokenizer, load_generator, load_tokenizer
 from models.checkpoints.registry import GENERATORS
 from models.errors import CheckpointError
 from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction, Recorder
-from models.runtime.memory import is_out_of_memory, memory_bytes, release_memory
+from models.runtime.device_memory import is_out_of_memory, memory_bytes, release_memory
 from models.runtime.transfers import pin
 from models.sampling.settings import SamplingSettings
 from service.engine import Device, RowState, Stepped
@@ -114,7 +114,7 @@ class ModelDevice:
     def status(self) -> dict[str, object]:
         """``batch_limits`` as they are now; ``out_of_memory``, how many batches did not fit; ``graphs``, the batch sizes
         recorded in each lane; ``padding``, which part of the rows that ran in each were there only to fill up to one of
-        those; ``memory``, on a CUDA device its bytes by kind (see ``models.runtime.memory``), else None; ``sensors``,
+        those; ``memory``, on a CUDA device its bytes by kind (see ``models.runtime.device_memory``), else None; ``sensors``,
         what a GPU's driver tells of it (see ``service.inference.gpu_sensors``), else None. May be called from any thread.
         """
         return {

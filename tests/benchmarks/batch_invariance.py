@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from models import Tokenizer
-from models.checkpoints.shipped import DEFAULT_VARIANT
+from models.checkpoints.bundled import DEFAULT_VARIANT
 from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction
 from models.runtime.precision import FORMATS
 from tests.benchmarks.images import distinct_images

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from models.checkpoints.shipped import DEFAULT_VARIANT
+from models.checkpoints.bundled import DEFAULT_VARIANT
 from tests.benchmarks import batch_invariance as company
 from tests.benchmarks import gpu_models, gpu_service, precision
 from tests.benchmarks.images import distinct_images

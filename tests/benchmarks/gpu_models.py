@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import Generator, Tokenizer
 from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction
-from models.runtime.memory import is_out_of_memory, release_memory
+from models.runtime.device_memory import is_out_of_memory, release_memory
 from models.runtime.precision import FORMATS
 from tests.benchmarks.images import distinct_images
 from tests.benchmarks.models import generator, tokenizer

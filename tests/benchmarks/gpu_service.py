@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.checkpoints.shipped import DEFAULT_VARIANT
+from models.checkpoints.bundled import DEFAULT_VARIANT
 from tests.benchmarks.images import distinct_images
 from tests.benchmarks.models import GOLDEN, MANIFESTS, synthetic_weights
 

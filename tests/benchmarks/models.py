@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 from models import Generator, Tokenizer, load_generator, load_tokenizer
+from models.checkpoints.bundled import DEFAULT_VARIANT
 from models.checkpoints.loading import Checkpoint, load_strictly
 from models.checkpoints.registry import GENERATORS, TOKENIZERS
-from models.checkpoints.shipped import DEFAULT_VARIANT
 from models.networks.attention import attend
 from models.networks.generator import GeneratorConfig, build_generator
 from models.networks.titok import Block, TiTok, TiTokConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from models import Tokenizer
-from models.checkpoints.shipped import DEFAULT_VARIANT
+from models.checkpoints.bundled import DEFAULT_VARIANT
 from models.networks.titok import TiTok
 from models.runtime.cuda_graphs import CudaRecorder
 from models.runtime.precision import FORMATS, has_fast_bfloat16

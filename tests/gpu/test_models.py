@@ -17,7 +17,7 @@ from PIL import Image
 from models import Tokenizer, load_generator, load_tokenizer
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.runtime.cuda_graphs import CudaRecorder
-from models.runtime.memory import memory_bytes
+from models.runtime.device_memory import memory_bytes
 from models.runtime.precision import FORMATS
 from models.runtime.transfers import CudaTransfers, pin
 from models.sampling.settings import SamplingSettings

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data.photographs import Photographs
+from models.data.datasets import InMemoryDataset
 
 ROWS = pytest.StashKey[list[tuple[str, str, float, int, int]]]()
 
@@ -84,8 +84,8 @@ def shards(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny_photographs() -> Photographs:
+def tiny_photographs() -> InMemoryDataset:
     """Forty images of two colours each, 16x16."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (40, 2, 1, 3), dtype=np.uint8)
-    return Photographs(coarse.repeat(8, axis=1).repeat(16, axis=2), random.integers(0, 2, 40))
+    return InMemoryDataset(coarse.repeat(8, axis=1).repeat(16, axis=2), random.integers(0, 2, 40))

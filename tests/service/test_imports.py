@@ -20,7 +20,7 @@ FRONT_END = (
         "import service.processes.serve, service.processes.supervisor",
         "import service.processes.worker",
         "import service.settings",
-        "import models, models.errors, models.sampling.settings, models.checkpoints.shipped",
+        "import models, models.errors, models.sampling.settings, models.checkpoints.bundled",
         "import sys; sys.argv = ['titok', '--help']; from service.cli.main import app; app(standalone_mode=False)",
     ],
     ids=[

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import load_generator, load_tokenizer
+from models.checkpoints.bundled import BUNDLED_WEIGHTS
 from models.checkpoints.configuration import generator_config, tokenizer_config
 from models.checkpoints.loading import HubFile, open_checkpoint
 from models.checkpoints.registry import GENERATORS, TOKENIZERS
-from models.checkpoints.shipped import SHIPPED
 from models.errors import CheckpointError, ConfigError, UnknownVariantError
 from models.networks.generator import build_generator
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.titok import TiTok, TiTokConfig
 
-MINI = SHIPPED / "titok-mini-32"
+MINI = BUNDLED_WEIGHTS / "titok-mini-32"
 
 MANIFESTS = {
     "titok-l-32": "titok_l32",
@@ -157,7 +157,7 @@ def test_a_missing_an_extra_and_a_misshapen_tensor_are_each_named(tmp_path: Path
 
 
 def test_position_ids_of_old_files_are_ignored(tmp_path: Path) -> None:
-    folder = SHIPPED / "titok-mini-32-generator"
+    folder = BUNDLED_WEIGHTS / "titok-mini-32-generator"
     tensors = load_file(folder / "model.safetensors") | {"model.embeddings.position_ids": torch.arange(33)[None]}
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     shutil.copy(folder / "config.json", tmp_path)
@@ -165,7 +165,7 @@ def test_position_ids_of_old_files_are_ignored(tmp_path: Path) -> None:
 
 
 def test_a_generators_network_is_known_by_its_tensors_where_its_config_is_silent(tmp_path: Path) -> None:
-    folder = SHIPPED / "titok-mini-32-generator"
+    folder = BUNDLED_WEIGHTS / "titok-mini-32-generator"
     config = json.loads((folder / "config.json").read_text())
     del config["model"]["generator"]["model_type"]
     (tmp_path / "config.json").write_text(json.dumps(config))

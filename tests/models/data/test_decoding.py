@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from models.data.decoding import decode_photograph
+from models.data.decoding import decode_image
 from models.preprocess import crop_at, eval_crop
 
 
@@ -19,21 +19,21 @@ def saved(image: Image.Image, **options: object) -> bytes:
 
 def test_a_photograph_of_the_right_size_comes_through_pixel_by_pixel() -> None:
     image = noise(16, 16)
-    assert np.array_equal(decode_photograph(saved(image), 16), np.asarray(image))
-    assert np.array_equal(decode_photograph(saved(image), 16, (0.99, 0.0)), np.asarray(image))
+    assert np.array_equal(decode_image(saved(image), 16), np.asarray(image))
+    assert np.array_equal(decode_image(saved(image), 16, (0.99, 0.0)), np.asarray(image))
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 24), (24, 40), (7, 9), (400, 5)])
 def test_any_other_size_is_seen_as_the_evaluation_sees_it(width: int, height: int) -> None:
     image = noise(width, height)
-    assert np.array_equal(decode_photograph(saved(image), 16), eval_crop(image, 16))
+    assert np.array_equal(decode_image(saved(image), 16), eval_crop(image, 16))
 
 
 def test_a_place_chooses_the_square() -> None:
     image = noise(64, 16)
     for place, left in (((0.0, 0.0), 0), ((0.5, 0.5), 24), ((0.9999, 0.9999), 48)):
         expected = np.asarray(image)[:, left : left + 16]
-        assert np.array_equal(decode_photograph(saved(image), 16, place), expected)
+        assert np.array_equal(decode_image(saved(image), 16, place), expected)
     with pytest.raises(ValueError, match="from 0 to below 1"):
         crop_at(image, 16, (1.0, 0.0))
 
@@ -42,9 +42,9 @@ def test_a_photograph_is_turned_upright_and_laid_over_white() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     image = noise(16, 16)
-    assert np.array_equal(decode_photograph(saved(image, exif=exif), 16), np.rot90(np.asarray(image), -1))
+    assert np.array_equal(decode_image(saved(image, exif=exif), 16), np.rot90(np.asarray(image), -1))
     clear = Image.new("RGBA", (16, 16), (200, 0, 0, 0))
-    assert (decode_photograph(saved(clear), 16) == 255).all()
+    assert (decode_image(saved(clear), 16) == 255).all()
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_photograph_is_turned_upright_and_laid_over_white() -> None:
 )
 def test_damaged_bytes_are_a_value_error(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        decode_photograph(data, 16)
+        decode_image(data, 16)
 
 
 def test_formats_that_can_run_something_are_not_opened() -> None:
     with pytest.raises(ValueError, match="cannot identify"):
-        decode_photograph(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n", 16)
+        decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n", 16)

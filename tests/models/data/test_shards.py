@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from models.data.faults import DataError, Faults
-from models.data.photographs import Photographs, StreamedPhotographs, class_names, open_photographs
-from models.data.shards import Shards
+from models.data.bad_samples import BadSamples
+from models.data.datasets import InMemoryDataset, StreamingDataset, class_names, open_dataset
+from models.data.shards import WebDatasetShards
+from models.errors import DataError
 
 AddMember = Callable[[tarfile.TarFile, str, bytes], None]
 HELD, STREAMED = 2**30, 0
 
 
-def opened(folder: Path, limit: int) -> Photographs | StreamedPhotographs:
-    return open_photographs(folder, "train", size=16, cache=folder.parent / "cache", memory_limit_bytes=limit)
+def opened(folder: Path, limit: int) -> InMemoryDataset | StreamingDataset:
+    return open_dataset(folder, "train", size=16, cache=folder.parent / "cache", memory_limit_bytes=limit)
 
 
 @pytest.mark.parametrize("limit", [HELD, STREAMED], ids=["held", "streamed"])
@@ -112,9 +113,9 @@ def test_one_that_can_not_be_read_at_all_is_a_fault(plain_shards: Path, caplog: 
 
 
 def test_counting_stops_where_enough_is_known(plain_shards: Path) -> None:
-    shards = Shards(plain_shards, "train")
-    assert shards.count(1000, Faults()) == 300
-    assert shards.count(5, Faults()) == 6
+    shards = WebDatasetShards(plain_shards, "train")
+    assert shards.count(1000, BadSamples()) == 300
+    assert shards.count(5, BadSamples()) == 6
 
 
 def test_two_files_of_one_name_are_named(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from models.checkpoints.bundled import DEFAULT_VARIANT
 from models.checkpoints.registry import GENERATORS
-from models.checkpoints.shipped import DEFAULT_VARIANT
 from models.evaluation.lite0 import Lite0, load_lite0
 from models.generation import Generator
 from models.networks.generator import GeneratorConfig, build_generator

@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import nn
 
-from models.networks.skip_init import unfilled
+from models.networks.skip_init import skip_init
 
 _LOADS = """
 import sys
@@ -20,7 +20,7 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in
 
 def test_parameters_have_a_shape_and_no_memory() -> None:
     state = torch.get_rng_state()
-    with unfilled():
+    with skip_init():
         layers = nn.ModuleList([nn.Embedding(3, 5), nn.Linear(5, 2)])
         drawn = torch.empty(4, 5).normal_(std=0.1)
     assert [tuple(parameter.shape) for parameter in layers.parameters()] == [(3, 5), (2, 5), (2,)]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from models.runtime.cpu_threads import Cores, torch_threads
+from models.runtime.cpu_threads import BatchSplitter, torch_threads
 
 CPU = torch.device("cpu")
 
@@ -22,13 +22,13 @@ def four_threads() -> Iterator[None]:
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 9])
 def test_a_batch_in_parts_gives_what_the_whole_one_gives_in_its_order(count: int) -> None:
     batch = torch.arange(3 * count).view(count, 3)
-    doubled, total = Cores(CPU).divided(lambda x: (x * 2, x.sum(1)))(batch)
+    doubled, total = BatchSplitter(CPU).divided(lambda x: (x * 2, x.sum(1)))(batch)
     assert torch.equal(doubled, batch * 2)
     assert torch.equal(total, batch.sum(1))
 
 
 def test_every_core_has_a_part_at_the_same_time_and_the_threads_are_shared_out() -> None:
-    cores = Cores(CPU)
+    cores = BatchSplitter(CPU)
     for parts, threads in ((4, 1), (2, 2), (3, 1)):
         together = threading.Barrier(parts, timeout=20)
 
@@ -41,12 +41,12 @@ def test_every_core_has_a_part_at_the_same_time_and_the_threads_are_shared_out()
 
 
 def test_one_image_has_all_threads_and_stays_in_the_thread_that_calls() -> None:
-    assert Cores(CPU).parts(1) == 1
-    assert Cores(CPU).map(lambda _: threading.get_ident(), [0]) == [threading.get_ident()]
+    assert BatchSplitter(CPU).parts(1) == 1
+    assert BatchSplitter(CPU).map(lambda _: threading.get_ident(), [0]) == [threading.get_ident()]
 
 
 def test_parts_have_no_more_images_than_they_may() -> None:
-    cores = Cores(CPU)
+    cores = BatchSplitter(CPU)
     assert [cores.parts(count, 3) for count in (0, 1, 4, 12, 13)] == [1, 1, 4, 4, 5]
     threads, sizes = set(), []
 
@@ -63,11 +63,11 @@ def test_parts_have_no_more_images_than_they_may() -> None:
 
 def test_one_core_computes_all_parts_in_the_thread_that_calls() -> None:
     torch.set_num_threads(1)
-    assert Cores(CPU).map(lambda _: threading.get_ident(), range(3)) == [threading.get_ident()] * 3
+    assert BatchSplitter(CPU).map(lambda _: threading.get_ident(), range(3)) == [threading.get_ident()] * 3
 
 
 def test_a_gpu_is_given_batches_whole() -> None:
-    assert Cores(torch.device("cuda")).parts(64, 8) == 1
+    assert BatchSplitter(torch.device("cuda")).parts(64, 8) == 1
 
 
 def test_a_part_that_fails_fails_the_batch_when_no_other_still_reads_it() -> None:
@@ -81,12 +81,12 @@ def test_a_part_that_fails_fails_the_batch_when_no_other_still_reads_it() -> Non
         finished.set()
 
     with pytest.raises(ValueError, match="part 0"):
-        Cores(CPU).map(compute, range(2))
+        BatchSplitter(CPU).map(compute, range(2))
     assert finished.is_set()
 
 
 def test_threads_that_begin_later_have_as_many_of_their_own_as_before() -> None:
-    Cores(CPU).map(lambda _: None, range(4))
+    BatchSplitter(CPU).map(lambda _: None, range(4))
     seen: list[int] = []
     thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
     thread.start()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.runtime.matmul_precision import has_tf32
 from models.runtime.precision import DTYPES, FORMATS, Precision, has_fast_bfloat16
-from models.runtime.products import has_tensor_float32
 from tests.tiny_models import tiny_generator, tiny_tokenizer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -48,11 +48,11 @@ def test_only_float32_ids_go_without_a_suffix_and_no_two_formats_share_one() -> 
 
 
 def test_tensor_float32_needs_a_device_that_has_it(capability: list[tuple[int, int]]) -> None:
-    assert has_tensor_float32(CUDA)
+    assert has_tf32(CUDA)
     capability.append((7, 5))
     for name in ("tf32", "tf32x3"):
         for device in (CPU, CUDA):
-            assert not has_tensor_float32(device)
+            assert not has_tf32(device)
             with pytest.raises(ValueError, match=r"8\.0 or later"):
                 Precision.of(name, device)
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.runtime.transfers import HostTransfers, _Arrival, memory_of, pin, transfers_of
+from models.runtime.transfers import HostTransfers, _Arrival, memory_of, pin, transfers_for
 
 CPU = torch.device("cpu")
 
 
 def test_on_a_cpu_results_are_those_of_the_function_in_new_memory_or_where_they_are_wanted() -> None:
-    transfers = transfers_of(CPU)
+    transfers = transfers_for(CPU)
     assert isinstance(transfers, HostTransfers)
     host, place = torch.arange(6).view(3, 2), torch.zeros(3, 2, dtype=torch.int64)
     doubled, total = transfers.run(host, lambda x: (x * 2, x.sum(1)))()

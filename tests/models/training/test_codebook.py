@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.data.photographs import Photographs
+from models.data.datasets import InMemoryDataset
 from models.training.codebook import Codebook
 from models.training.config import OptimizerConfig, TokenizerRun
 from models.training.loop import Step
@@ -15,7 +15,7 @@ def step_at(number: int, progress: float = 0.0) -> Step:
 
 
 @pytest.fixture
-def task(tokenizer_run: TokenizerRun, tiny_photographs: Photographs) -> PixelTask:
+def task(tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset) -> PixelTask:
     return PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
 
 

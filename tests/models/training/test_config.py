@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
+from models.checkpoints.bundled import BUNDLED_WEIGHTS
 from models.checkpoints.registry import GENERATORS, TOKENIZERS
-from models.checkpoints.shipped import SHIPPED
 from models.networks.titok import TiTok, TiTokConfig
 from models.training.config import ConfigError, GeneratorRun, TokenizerRun, read_config
 from models.training.export import checkpoint_config
@@ -45,7 +45,7 @@ def test_every_config_of_the_projects_own_is_valid(path: Path) -> None:
 
 def test_the_last_run_of_the_shipped_tokenizer_has_its_shape() -> None:
     run = read_config(CONFIGS / "titok-mini-32-deep.toml", TokenizerRun)
-    shipped = json.loads((SHIPPED / "titok-mini-32" / "config.json").read_text())
+    shipped = json.loads((BUNDLED_WEIGHTS / "titok-mini-32" / "config.json").read_text())
     assert checkpoint_config(run.network) == shipped
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from models.data.photographs import Photographs
+from models.data.datasets import InMemoryDataset
 from models.training.config import TokenizerRun
 from models.training.loop import train
 from models.training.pixels import PixelTask
@@ -31,7 +31,7 @@ with process_group(torch.device("cpu")):
 
 
 def test_two_processes_come_to_the_weights_of_one(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path
 ) -> None:
     import pickle
 
@@ -58,7 +58,7 @@ def test_two_processes_come_to_the_weights_of_one(
 
 
 def test_a_batch_that_processes_can_not_share_is_refused(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.training.loop.world_size", lambda: 3)
     with pytest.raises(ValueError, match="batch_size 8 is not a multiple of 3 processes"):

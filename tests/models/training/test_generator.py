@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import load_generator
-from models.data.photographs import Photographs
+from models.data.datasets import InMemoryDataset
 from models.networks.generator import GeneratorConfig
 from models.training.config import (
     ConfigError,
@@ -26,7 +26,7 @@ CLASSES = {"pets/dog": "dog", "pets/cat": "cat"}
 
 
 @pytest.fixture
-def tokenizer(tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path) -> FrozenTokenizer:
+def tokenizer(tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path) -> FrozenTokenizer:
     task = PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
     task.export(task.network, tmp_path / "tokenizer")
     return load_frozen_tokenizer(str(tmp_path / "tokenizer"))
@@ -52,12 +52,12 @@ def run() -> GeneratorRun:
 
 
 @pytest.fixture
-def named(tiny_photographs: Photographs) -> Photographs:
+def named(tiny_photographs: InMemoryDataset) -> InMemoryDataset:
     return dataclasses.replace(tiny_photographs, names=("pets/cat", "pets/dog"))
 
 
 def test_tokens_are_of_the_asked_classes_upright_and_mirrored(
-    tokenizer: FrozenTokenizer, named: Photographs, tmp_path: Path
+    tokenizer: FrozenTokenizer, named: InMemoryDataset, tmp_path: Path
 ) -> None:
     dogs = tokenize(named, {"pets/dog": "dog"}, tokenizer, cache=tmp_path)
     assert dogs.ids.shape == (int((named.labels == 1).sum()), 2, 4)
@@ -68,7 +68,7 @@ def test_tokens_are_of_the_asked_classes_upright_and_mirrored(
 
 
 def test_tokens_are_made_once_for_a_tokenizer_and_its_photographs(
-    tokenizer: FrozenTokenizer, named: Photographs, tmp_path: Path
+    tokenizer: FrozenTokenizer, named: InMemoryDataset, tmp_path: Path
 ) -> None:
     def files() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in tmp_path.glob("tokens-*.npy")}

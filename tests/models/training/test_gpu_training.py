@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import load_tokenizer
-from models.data.photographs import Photographs
+from models.data.datasets import InMemoryDataset
 from models.training.config import DiscriminatorConfig, LossConfig, TokenizerRun
 from models.training.loop import train
 from models.training.pixels import PixelTask
@@ -20,7 +20,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_tokenizer_is_trained_on_the_device_with_all_its_losses(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path, precision: str
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path, precision: str
 ) -> None:
     run = dataclasses.replace(
         tokenizer_run,
@@ -29,7 +29,7 @@ def test_a_tokenizer_is_trained_on_the_device_with_all_its_losses(
         losses=LossConfig(perceptual_weight=0.02, semantic_weight=0.1, grid_weight=1.0, adversarial_weight=0.004),
         discriminator=DiscriminatorConfig(kind="features", channels=16),
     )
-    larger = Photographs(tiny_photographs.images.repeat(2, axis=1).repeat(2, axis=2), tiny_photographs.labels)
+    larger = InMemoryDataset(tiny_photographs.images.repeat(2, axis=1).repeat(2, axis=2), tiny_photographs.labels)
     photographs = larger.to("cuda")
     assert photographs.batch(torch.arange(4).numpy()).device.type == "cuda"
     figures = train(PixelTask(run, photographs, photographs, "cuda"), run.schedule, run.optimizer, tmp_path)

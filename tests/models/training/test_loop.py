@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import load_tokenizer
-from models.data.photographs import Photographs
+from models.data.datasets import InMemoryDataset
 from models.errors import CheckpointError
 from models.training.config import ScheduleConfig, TokenizerRun
 from models.training.loop import Diverged, learning_rate, train
@@ -26,7 +26,7 @@ class Killed(BaseException):
 
 def fit(
     run: TokenizerRun,
-    photographs: Photographs,
+    photographs: InMemoryDataset,
     output: Path,
     *,
     report: Report | None = None,
@@ -48,7 +48,7 @@ def fit(
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path
 ) -> None:
     schedule = dataclasses.replace(tokenizer_run.schedule, steps=40, evaluate_every=20)
     tokenizer_run = dataclasses.replace(tokenizer_run, schedule=schedule)
@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 
 
 def test_training_learns_and_ends_in_a_checkpoint_that_loads(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path
 ) -> None:
     untrained = PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
     before = untrained.evaluate(untrained.network.eval())["validation_psnr"]
@@ -98,7 +98,7 @@ def test_training_learns_and_ends_in_a_checkpoint_that_loads(
 
 
 def test_the_clock_can_end_a_run_early(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path
 ) -> None:
     now = iter(range(0, 10_000, 3))
     figures = fit(tokenizer_run, tiny_photographs, tmp_path, max_minutes=0.5, clock=lambda: float(next(now)))
@@ -117,7 +117,7 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, factor: Callable[[int], float]) -> 
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_moves_the_weights(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoiled(monkeypatch, lambda step: math.nan if step == 12 else 1.0)
     with pytest.raises(Diverged, match="the loss is nan at step 12; the last saved state is sound"):
@@ -128,7 +128,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_moves_the_weights(
 
 
 def test_a_loss_that_has_left_its_range_stops_the_run(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoiled(monkeypatch, lambda step: 100.0 if step >= 20 else 1.0)
     longer = dataclasses.replace(tokenizer_run, schedule=dataclasses.replace(tokenizer_run.schedule, steps=100))
@@ -137,7 +137,7 @@ def test_a_loss_that_has_left_its_range_stops_the_run(
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path
 ) -> None:
     task = PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
     asked = iter([False] * 13 + [True])
@@ -148,7 +148,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(
 
 
 def test_a_state_of_another_network_is_refused(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path
 ) -> None:
     fit(tokenizer_run, tiny_photographs, tmp_path)
     wider = dataclasses.replace(tokenizer_run.network, pixel_head_channels=16)
@@ -157,7 +157,7 @@ def test_a_state_of_another_network_is_refused(
 
 
 def test_figures_and_pictures_are_left_to_look_at(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path
 ) -> None:
     fit(tokenizer_run, tiny_photographs, tmp_path)
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["000010.png", "000020.png", "000030.png"]
@@ -169,7 +169,7 @@ def test_figures_and_pictures_are_left_to_look_at(
 
 
 def test_another_schedule_is_noticed_on_resuming(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fit(tokenizer_run, tiny_photographs, tmp_path)
     longer = dataclasses.replace(tokenizer_run.schedule, steps=40)

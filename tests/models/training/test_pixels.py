@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.data.photographs import Photographs
+from models.data.datasets import InMemoryDataset
 from models.networks.titok import TiTok
 from models.training.config import ConfigError, InitialConfig, LossConfig, TokenizerRun
 from models.training.loop import Step, train
@@ -17,7 +17,7 @@ def step_at(number: int, progress: float = 0.0) -> Step:
 
 
 @pytest.fixture
-def task(tokenizer_run: TokenizerRun, tiny_photographs: Photographs) -> PixelTask:
+def task(tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset) -> PixelTask:
     return PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
 
 
@@ -45,7 +45,7 @@ def test_the_quantizer_takes_no_part_before_its_time(task: PixelTask) -> None:
 
 
 def test_the_second_stage_moves_the_decoder_and_leaves_every_id_as_it_was(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, trained: Path, tmp_path: Path
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, trained: Path, tmp_path: Path
 ) -> None:
     run = second_stage(tokenizer_run, trained, adversarial_weight=0.0)
     task = PixelTask(run, tiny_photographs, tiny_photographs)
@@ -58,7 +58,7 @@ def test_the_second_stage_moves_the_decoder_and_leaves_every_id_as_it_was(
 
 
 def test_a_wider_head_begins_with_the_pictures_of_the_narrow_one(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, trained: Path
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, trained: Path
 ) -> None:
     network = dataclasses.replace(tokenizer_run.network, pixel_head_channels=12, pixel_head_blocks=2)
     wider = second_stage(dataclasses.replace(tokenizer_run, network=network), trained)
@@ -72,7 +72,7 @@ def test_a_wider_head_begins_with_the_pictures_of_the_narrow_one(
 
 
 def test_a_vae_is_trained_through_its_noise_and_its_divergence(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, tmp_path: Path
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path
 ) -> None:
     network = dataclasses.replace(tokenizer_run.network, quantize_mode="vae", use_l2_norm=False)
     run = dataclasses.replace(tokenizer_run, network=network, losses=LossConfig(kl_weight=1e-3))
@@ -85,7 +85,7 @@ def test_a_vae_is_trained_through_its_noise_and_its_divergence(
 
 
 def test_a_linear_pixel_head_starts_at_middle_grey_too(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset
 ) -> None:
     linear = dataclasses.replace(tokenizer_run.network, pixel_head="linear")
     task = PixelTask(dataclasses.replace(tokenizer_run, network=linear), tiny_photographs, tiny_photographs)
@@ -115,7 +115,7 @@ def test_the_picture_of_a_run_has_photographs_above_and_reconstructions_below(ta
     ],
 )
 def test_a_recipe_that_does_not_fit_the_network_is_refused(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, recipe: str, change: dict[str, object], message: str
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, recipe: str, change: dict[str, object], message: str
 ) -> None:
     network = dataclasses.replace(tokenizer_run.network, **change)  # type: ignore[arg-type]
     run = dataclasses.replace(tokenizer_run, recipe=recipe, network=network)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def test_a_two_stage_network_is_fine_tuned_through_its_pixel_decoder(
         encoder_patch_size=16,
         decoder_patch_size=16,
     )
-    photographs = Photographs(
+    photographs = InMemoryDataset(
         torch.randint(256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy(),
         torch.zeros(8, dtype=torch.int64).numpy(),
     )

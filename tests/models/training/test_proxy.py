@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.data.photographs import Photographs
+from models.data.datasets import InMemoryDataset
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.training.config import CodebookConfig, ConfigError, TokenizerRun
 from models.training.loop import Step, train
@@ -43,16 +43,16 @@ def run(tokenizer_run: TokenizerRun) -> TokenizerRun:
 
 
 @pytest.fixture
-def pictures() -> Photographs:
+def pictures() -> InMemoryDataset:
     random = torch.Generator().manual_seed(0)
     coarse = torch.randint(256, (24, 2, 2, 3), generator=random, dtype=torch.uint8)
-    return Photographs(
+    return InMemoryDataset(
         coarse.repeat_interleave(16, 1).repeat_interleave(16, 2).numpy(), torch.zeros(24, dtype=torch.int64).numpy()
     )
 
 
 def test_the_loss_is_the_cross_entropy_of_the_vqgans_codes_and_the_quantizers(
-    run: TokenizerRun, pictures: Photographs, vqgan: MaskGITVQGAN
+    run: TokenizerRun, pictures: InMemoryDataset, vqgan: MaskGITVQGAN
 ) -> None:
     task = ProxyCodeTask(run, pictures, pictures, vqgan)
     losses = task.losses(Step(10, 0.0, seeded(42, 10)))
@@ -64,7 +64,7 @@ def test_the_loss_is_the_cross_entropy_of_the_vqgans_codes_and_the_quantizers(
 
 
 def test_it_learns_to_predict_them(
-    run: TokenizerRun, pictures: Photographs, vqgan: MaskGITVQGAN, tmp_path: Path
+    run: TokenizerRun, pictures: InMemoryDataset, vqgan: MaskGITVQGAN, tmp_path: Path
 ) -> None:
     task = ProxyCodeTask(run, pictures, pictures, vqgan)
     schedule = dataclasses.replace(run.schedule, steps=100, evaluate_every=100)
@@ -75,7 +75,7 @@ def test_it_learns_to_predict_them(
 
 
 def test_a_network_that_draws_pixels_is_refused(
-    tokenizer_run: TokenizerRun, tiny_photographs: Photographs, vqgan: MaskGITVQGAN
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, vqgan: MaskGITVQGAN
 ) -> None:
     with pytest.raises(ConfigError, match=r"stage-1 needs network\.is_legacy = true"):
         ProxyCodeTask(tokenizer_run, tiny_photographs, tiny_photographs, vqgan)

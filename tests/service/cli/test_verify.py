@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from models.checkpoints.shipped import SHIPPED
-from models.checkpoints.verification import KNOWN_TOKENS, KnownTokens
+from models.checkpoints.bundled import BUNDLED_WEIGHTS
+from models.verification import KNOWN_TOKENS, KnownTokens
 from service.cli.main import app
 
 NAME = "titok-mini-32"
-SHA256 = hashlib.sha256((SHIPPED / NAME / "model.safetensors").read_bytes()).hexdigest()
+SHA256 = hashlib.sha256((BUNDLED_WEIGHTS / NAME / "model.safetensors").read_bytes()).hexdigest()
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -41,7 +41,7 @@ def test_json_holds_what_the_lines_say() -> None:
     facts = json.loads(output)
     assert code == 0
     assert (facts["verdict"], facts["sha256"], facts["finite"]) == ("proven", SHA256, True)
-    assert facts["file_bytes"] == (SHIPPED / NAME / "model.safetensors").stat().st_size
+    assert facts["file_bytes"] == (BUNDLED_WEIGHTS / NAME / "model.safetensors").stat().st_size
 
 
 def test_each_image_and_each_other_id_has_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

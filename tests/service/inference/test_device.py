@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models import Generator, Tokenizer
-from models.runtime.memory import is_out_of_memory
+from models.runtime.device_memory import is_out_of_memory
 from models.sampling.settings import SamplingSettings
 from service.engine import RowState
 from service.inference.device import ModelDevice, open_device

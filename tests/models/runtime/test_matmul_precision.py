@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.runtime.products import _SWITCHES, Products, ThreePassLinear, _split
+from models.runtime.matmul_precision import _SWITCHES, MatmulPrecision, ThreePassLinear, _split
 
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
@@ -59,7 +59,7 @@ def test_other_formats_and_what_comes_after_are_left_alone() -> None:
         assert torch.equal(F.linear(x.bfloat16(), weight.bfloat16()), low)
         assert mode._parts == {}
     plain = F.linear(x, weight)
-    products = Products("tf32x3", torch.device("cpu"))
+    products = MatmulPrecision("tf32x3", torch.device("cpu"))
     for _ in range(2):  # a network is run more than once
         with products:
             pass
@@ -78,7 +78,7 @@ def test_the_switches_of_a_device_are_as_they_were_when_the_work_is_done() -> No
                 ("tf32", True, True),
                 ("tf32x3", True, False),
             ):
-                with contextlib.suppress(ZeroDivisionError), Products(mode, cuda):  # type: ignore[arg-type]
+                with contextlib.suppress(ZeroDivisionError), MatmulPrecision(mode, cuda):  # type: ignore[arg-type]
                     assert _SWITCHES.get() == _SWITCHES.values(matrices=matrices, convolutions=convolutions)
                     raise ZeroDivisionError
                 assert _SWITCHES.get() == outside
@@ -88,5 +88,5 @@ def test_the_switches_of_a_device_are_as_they_were_when_the_work_is_done() -> No
 
 def test_a_cpu_leaves_the_switches_of_cuda_devices_alone() -> None:
     before = _SWITCHES.get()
-    with Products("tf32", torch.device("cpu")):
+    with MatmulPrecision("tf32", torch.device("cpu")):
         assert _SWITCHES.get() == before

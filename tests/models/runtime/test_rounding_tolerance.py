@@ -11,7 +11,7 @@ import torch
 from models import Tokenizer
 from models.runtime.cpu_threads import torch_threads
 from models.runtime.precision import FORMATS, Precision
-from models.runtime.tolerance import Measured, tolerance_of
+from models.runtime.rounding_tolerance import MeasuredTolerance, measure_tolerance
 from tests.recorders import CallingRecorder
 from tests.tiny_models import tiny_generator, tiny_tokenizer
 
@@ -28,8 +28,8 @@ class Margins:
         self.batches.append(list(items))
         return self.own[list(items)] + self.step * (len(items) - 1)
 
-    def tolerance(self, sizes: Sequence[int], seconds: float = 60.0) -> Measured | None:
-        return tolerance_of(
+    def tolerance(self, sizes: Sequence[int], seconds: float = 60.0) -> MeasuredTolerance | None:
+        return measure_tolerance(
             self,
             alone=lambda item: self.own[item : item + 1],
             count=3,
@@ -50,13 +50,13 @@ def test_the_tolerance_is_eight_times_the_most_that_margins_moved() -> None:
 
 
 def test_where_nothing_moved_the_least_is_believed() -> None:
-    assert Margins(0.0, infinite=True).tolerance([2]) == Measured(1e-5, 2)
+    assert Margins(0.0, infinite=True).tolerance([2]) == MeasuredTolerance(1e-5, 2)
 
 
 def test_measuring_ends_when_it_takes_too_long() -> None:
     assert Margins(0.0).tolerance([2], seconds=-1.0) is None
     assert Margins(0.0).tolerance([2, 3], seconds=1.0) is None  # two batches of two
-    assert Margins(0.0).tolerance([2, 3], seconds=2.0) == Measured(1e-5, 2)
+    assert Margins(0.0).tolerance([2, 3], seconds=2.0) == MeasuredTolerance(1e-5, 2)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_tokenizer_measures_its_own(images: np.ndarray) -> None:
 def test_a_cpu_runs_no_larger_batches_than_were_measured(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer()
     expected = tokenizer.encode(images)
-    monkeypatch.setattr("models.tokenizer.tolerance_of", lambda *_, **__: Measured(1e-9, 4))
+    monkeypatch.setattr("models.tokenizer.measure_tolerance", lambda *_, **__: MeasuredTolerance(1e-9, 4))
     tokenizer.calibrate(images, [2, 4, 6], seconds=60.0)
     sizes = spy(tokenizer)
     assert torch.equal(tokenizer.encode(images), expected)
@@ -94,7 +94,7 @@ def test_what_is_measured_on_several_cores_is_what_one_of_them_runs(
     images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = tiny_tokenizer()
-    monkeypatch.setattr("models.tokenizer.tolerance_of", lambda *_, **__: Measured(1e-9, 3))
+    monkeypatch.setattr("models.tokenizer.measure_tolerance", lambda *_, **__: MeasuredTolerance(1e-9, 3))
     with torch_threads(2):
         tokenizer.calibrate(images, [2, 3, 6], seconds=60.0)  # of three images one core has two
         sizes = spy(tokenizer)

@@ -6,15 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
-from models.data import streamed as module
-from models.data.photographs import DataError, PhotographSet, StreamedPhotographs, load_photographs, open_photographs
+from models.data import streaming as module
+from models.data.datasets import ImageDataset, StreamingDataset, load_dataset, open_dataset
+from models.errors import DataError
 
 Sort = Callable[[str, int], Path]
 
 
-def stream(folder: Path, size: int = 16) -> StreamedPhotographs:
-    opened = open_photographs(folder, "train", size=size, cache=folder.parent / "cache", memory_limit_bytes=0)
-    assert isinstance(opened, StreamedPhotographs)
+def stream(folder: Path, size: int = 16) -> StreamingDataset:
+    opened = open_dataset(folder, "train", size=size, cache=folder.parent / "cache", memory_limit_bytes=0)
+    assert isinstance(opened, StreamingDataset)
     return opened
 
 
@@ -29,8 +30,8 @@ def many(sort: Sort) -> Path:
 @pytest.mark.parametrize("kind", ["many", "plain_shards"])
 def test_it_gives_what_the_array_gives(request: pytest.FixtureRequest, kind: str) -> None:
     folder: Path = request.getfixturevalue(kind)
-    held: PhotographSet = load_photographs(folder, "train", size=16, cache=folder.parent / "cache")
-    streamed: PhotographSet = stream(folder)
+    held: ImageDataset = load_dataset(folder, "train", size=16, cache=folder.parent / "cache")
+    streamed: ImageDataset = stream(folder)
     assert len(streamed) == len(held) == 300
     assert streamed.names == held.names
     assert np.array_equal(streamed.labels, held.labels)

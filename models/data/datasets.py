@@ -2,9 +2,9 @@
 
 ::
 
-    DIR/train/CLASS/*.jpg, DIR/val/...  ─┐                    ┌─ fits ──> Photographs           one array of bytes,
-    DIR/CLASS/*.jpg                     ─┼─> open_photographs ┤                                 on the device if it fits
-    DIR/train-*.tar[.gz], DIR/val-*.tar ─┘                    └─ else ──> StreamedPhotographs   decoded as needed
+    DIR/train/CLASS/*.jpg, DIR/val/...  ─┐                     ┌─ fits ──> InMemoryDataset    one array of bytes,
+    DIR/CLASS/*.jpg                     ─┼─> open_dataset ─────┤                               on the device if it fits
+    DIR/train-*.tar[.gz], DIR/val-*.tar ─┘                     └─ else ──> StreamingDataset   decoded as needed
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data.decoded import Progress, decoded_once
-from models.data.faults import DataError, Faults
-from models.data.folders import ClassFolders
-from models.data.shards import Shards, find_shards, read_class_names
+from models.data.bad_samples import BadSamples
+from models.data.decode_cache import Progress, decode_to_cache
+from models.data.image_folder import ImageFolder
+from models.data.shards import WebDatasetShards, find_shards, read_class_names
 from models.data.sources import Source, Split
-from models.data.streamed import StreamedPhotographs
+from models.data.streaming import StreamingDataset
+from models.errors import DataError
 
 __all__ = [
-    "DataError",
-    "PhotographSet",
-    "Photographs",
-    "StreamedPhotographs",
+    "ImageDataset",
+    "InMemoryDataset",
+    "StreamingDataset",
     "class_names",
-    "load_photographs",
-    "open_photographs",
+    "load_dataset",
+    "open_dataset",
 ]
 
 ROWS_AT_ONCE = 4096
 
 
-class PhotographSet(Protocol):
+class ImageDataset(Protocol):
     """Photographs with their classes, by rows 0 to N - 1."""
 
     @property
@@ -66,7 +66,7 @@ class PhotographSet(Protocol):
 
 
 @dataclass(frozen=True)
-class Photographs:
+class InMemoryDataset:
     """``images`` uint8 [N, S, S, 3] RGB, centre squares; ``labels`` int64 [N], positions in ``names``.
 
     ``resident`` is a copy of the images on ``device``, or None.
@@ -92,7 +92,7 @@ class Photographs:
     def prefetch(self, rows: NDArray[np.int64], generator: torch.Generator | None = None) -> None:
         """Nothing to do: the images are there."""
 
-    def to(self, device: torch.device | str) -> Photographs:
+    def to(self, device: torch.device | str) -> InMemoryDataset:
         """Batches on ``device``; a CUDA device holds all images itself if they fit into half of its free memory."""
         device = torch.device(device)
         resident = None
@@ -104,7 +104,7 @@ class Photographs:
         return replace(self, device=device, resident=resident)
 
 
-def open_photographs(
+def open_dataset(
     folder: Path,
     split: Split,
     *,
@@ -112,11 +112,11 @@ def open_photographs(
     cache: Path,
     memory_limit_bytes: int | None = None,
     progress: Progress | None = None,
-) -> Photographs | StreamedPhotographs:
+) -> InMemoryDataset | StreamingDataset:
     """The photographs of one split at S = ``size``, decoded into ``cache`` once if they fit into the limit.
 
     ``folder`` holds WebDataset shards (see :mod:`models.data.shards`) or else folders of classes (see
-    :mod:`models.data.folders`). The limit is half of the machine's memory by default; above it photographs are
+    :mod:`models.data.image_folder`). The limit is half of the machine's memory by default; above it photographs are
     decoded as batches ask for them. Images of any size are brought to S x S by :func:`models.preprocess.eval_crop`.
     ``progress`` hears of each photograph that is decoded into the cache.
 
@@ -125,17 +125,19 @@ def open_photographs(
     """
     limit = _half_of_memory() if memory_limit_bytes is None else memory_limit_bytes
     most = limit // (size * size * 3)
-    source, faults = _source(folder, split), Faults()
-    arrays = decoded_once(source, split, size=size, cache=cache, faults=faults, most=most, progress=progress)
+    source, bad_samples = _source(folder, split), BadSamples()
+    arrays = decode_to_cache(
+        source, split, size=size, cache=cache, bad_samples=bad_samples, most=most, progress=progress
+    )
     if arrays is None:
-        return StreamedPhotographs(source.members(cache, faults), size)
+        return StreamingDataset(source.members(cache, bad_samples), size)
     return _held(source, *arrays)
 
 
-def load_photographs(folder: Path, split: Split, *, size: int, cache: Path) -> Photographs:
-    """As :func:`open_photographs`, but however many they are, as an array that is mapped from ``cache``."""
+def load_dataset(folder: Path, split: Split, *, size: int, cache: Path) -> InMemoryDataset:
+    """As :func:`open_dataset`, but however many they are, as an array that is mapped from ``cache``."""
     source = _source(folder, split)
-    arrays = decoded_once(source, split, size=size, cache=cache, faults=Faults())
+    arrays = decode_to_cache(source, split, size=size, cache=cache, bad_samples=BadSamples())
     assert arrays is not None  # noqa: S101 - nothing was said to be too much
     return _held(source, *arrays)
 
@@ -156,8 +158,8 @@ def _has_shards(folder: Path) -> bool:
 
 def _source(folder: Path, split: Split) -> Source:
     if _has_shards(folder):
-        return Shards(folder, split)
-    source = ClassFolders(folder, split)
+        return WebDatasetShards(folder, split)
+    source = ImageFolder(folder, split)
     if not source.names:
         raise DataError(
             f"no {split}-*.tar or {split}-*.tar.gz in {folder}, and no folders of classes with images either"
@@ -165,10 +167,10 @@ def _source(folder: Path, split: Split) -> Source:
     return source
 
 
-def _held(source: Source, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Photographs:
+def _held(source: Source, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> InMemoryDataset:
     # Without a list of classes their numbers are their names.
     numbers = range(int(labels.max()) + 1)
-    return Photographs(images, labels, tuple(map(str, numbers)) if source.names is None else source.names)
+    return InMemoryDataset(images, labels, tuple(map(str, numbers)) if source.names is None else source.names)
 
 
 def _half_of_memory() -> int:

@@ -21,12 +21,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.bad_samples import BadSamples
 from models.data.class_folders import class_folders, class_of
 from models.data.decoding import IMAGE_SUFFIXES
-from models.data.faults import DataError, Faults
 from models.data.sources import Sample, Split
+from models.errors import DataError
 
-__all__ = ["ClassFolders"]
+__all__ = ["ImageFolder"]
 
 VALIDATION_SHARE = 0.05
 
@@ -37,7 +38,7 @@ class _File(NamedTuple):
     modified: int
 
 
-class ClassFolders:
+class ImageFolder:
     """One split of a folder of classes: a source, and its own members."""
 
     def __init__(self, folder: Path, split: Split) -> None:
@@ -66,25 +67,25 @@ class ClassFolders:
             digest.update(f"{path}\0{size}\0{modified}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
-    def count(self, enough: int, faults: Faults) -> int:  # noqa: ARG002
+    def count(self, enough: int, bad_samples: BadSamples) -> int:  # noqa: ARG002
         """How many photographs lie in folders of classes."""
         return len(self._files)
 
-    def samples(self, faults: Faults) -> Iterator[Sample]:
+    def samples(self, bad_samples: BadSamples) -> Iterator[Sample]:
         """By the names of their files, class after class."""
-        self._name_stray(faults)
+        self._name_stray(bad_samples)
         for row, label in enumerate(self.labels.tolist()):
             yield Sample(self.name(row), label, partial(self.read, row))
 
-    def members(self, cache: Path, faults: Faults) -> ClassFolders:  # noqa: ARG002
+    def members(self, cache: Path, bad_samples: BadSamples) -> ImageFolder:  # noqa: ARG002
         """The folder itself: files need no index."""
-        self._name_stray(faults)
-        faults.check(len(self._files) + len(faults))
+        self._name_stray(bad_samples)
+        bad_samples.check(len(self._files) + len(bad_samples))
         return self
 
-    def _name_stray(self, faults: Faults) -> None:
+    def _name_stray(self, bad_samples: BadSamples) -> None:
         for path in self._stray:
-            faults.add(path, f"lies in {self._root} itself, not in a folder named after its class")
+            bad_samples.add(path, f"lies in {self._root} itself, not in a folder named after its class")
 
     def name(self, row: int) -> str:
         """The path of a row's file, below the folder."""

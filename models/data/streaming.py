@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data.decoding import decode_photograph
-from models.data.faults import DataError, Faults
-from models.data.sources import Members
+from models.data.bad_samples import BadSamples
+from models.data.decoding import decode_image
+from models.data.sources import IndexedSource
+from models.errors import DataError
 
-__all__ = ["StreamedPhotographs"]
+__all__ = ["StreamingDataset"]
 
 BATCHES_AHEAD = 2
 # One fault among the first rows that are read says nothing yet: the share counts from this many on.
@@ -28,7 +29,7 @@ class _Decoded(NamedTuple):
     faulty: list[tuple[int, str]]
 
 
-class StreamedPhotographs:
+class StreamingDataset:
     """``labels`` int64 [N], positions in ``names``. For one thread; the threads that decode are its own.
 
     A photograph that can not be read is named once, and the next one of its class that can be stands in for it;
@@ -37,7 +38,7 @@ class StreamedPhotographs:
 
     def __init__(
         self,
-        members: Members,
+        members: IndexedSource,
         size: int,
         *,
         device: torch.device | str = "cpu",
@@ -50,7 +51,7 @@ class StreamedPhotographs:
         self._size = size
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._ahead: dict[tuple[bytes, bytes], list[Future[_Decoded]]] = {}
-        self._faults = Faults()
+        self._faults = BadSamples()
         self._unreadable: set[int] = set()
         self._read = np.zeros(len(members.labels), dtype=np.bool_)
 
@@ -95,9 +96,9 @@ class StreamedPhotographs:
                 future.cancel()
         self._ahead[key] = self._submit(rows, places)
 
-    def to(self, device: torch.device | str) -> StreamedPhotographs:
+    def to(self, device: torch.device | str) -> StreamingDataset:
         """The same photographs with batches on ``device``."""
-        return StreamedPhotographs(self._members, self._size, device=device)
+        return StreamingDataset(self._members, self._size, device=device)
 
     def _submit(self, rows: NDArray[np.int64], places: NDArray[np.float32] | None) -> list[Future[_Decoded]]:
         squares = [None] * len(rows) if places is None else [(x, y) for x, y in places.tolist()]
@@ -111,7 +112,7 @@ class StreamedPhotographs:
             if candidate in self._unreadable:
                 continue
             try:
-                return _Decoded(decode_photograph(self._members.read(candidate), self._size, place), faulty)
+                return _Decoded(decode_image(self._members.read(candidate), self._size, place), faulty)
             except (OSError, ValueError) as error:
                 faulty.append((candidate, str(error)))
         return _Decoded(None, faulty)

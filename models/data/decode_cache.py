@@ -25,12 +25,13 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from models.data.decoding import decode_photograph
-from models.data.faults import DataError, Faults
+from models.data.bad_samples import BadSamples
+from models.data.decoding import decode_image
 from models.data.sources import Sample, Source, Split
+from models.errors import DataError
 from models.preprocess import PREPROCESSING_VERSION
 
-__all__ = ["Progress", "decoded_once"]
+__all__ = ["Progress", "decode_to_cache"]
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +41,20 @@ Progress = Callable[[int, int], object]
 THREADS = min(16, os.cpu_count() or 1)
 
 
-def decoded_once(
+def decode_to_cache(
     source: Source,
     split: Split,
     *,
     size: int,
     cache: Path,
-    faults: Faults,
+    bad_samples: BadSamples,
     most: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
     """Images uint8 [N, S, S, 3] and labels int64 [N] of a source, S = ``size``; None if they are more than ``most``.
 
     Decodes them, or maps what an earlier call decoded; of several processes one does it and the others wait. What can
-    not be read is added to ``faults`` and left out. Raises :class:`DataError`: more than 1 % of them, nothing left, no
+    not be read is added to ``bad_samples`` and left out. Raises :class:`DataError`: more than 1 % of them, nothing left, no
     room in ``cache``.
     """
     described = [PREPROCESSING_VERSION, size, source.names, source.described()]
@@ -64,10 +65,10 @@ def decoded_once(
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{split}-{fingerprint}.lock"):
         if not label_file.exists():
-            total = source.count(sys.maxsize if most is None else most, faults)
+            total = source.count(sys.maxsize if most is None else most, bad_samples)
             if most is not None and total > most:
                 return None
-            _decode(source, total, size, image_file, label_file, faults, progress)
+            _decode(source, total, size, image_file, label_file, bad_samples, progress)
     labels: NDArray[np.int64] = np.load(label_file)
     if most is not None and len(labels) > most:
         return None
@@ -80,7 +81,7 @@ def _decode(
     size: int,
     image_file: Path,
     label_file: Path,
-    faults: Faults,
+    bad_samples: BadSamples,
     progress: Progress | None,
 ) -> None:
     needed = total * (size * size * 3 + 8)
@@ -91,17 +92,17 @@ def _decode(
         with partial.open("wb") as sink:  # what a killed call left is overwritten
             if (free := shutil.disk_usage(partial.parent).free) < needed:
                 raise DataError(_no_room(partial.parent, needed, f"{free / 1e9:.1f} GB are free"))
-            for done, (sample, pixels) in enumerate(_in_order(source.samples(faults), size), 1):
+            for done, (sample, pixels) in enumerate(_in_order(source.samples(bad_samples), size), 1):
                 if isinstance(pixels, Exception):
-                    faults.add(sample.name, pixels)
+                    bad_samples.add(sample.name, pixels)
                     # Soon, not after hours: these are too many whatever the rest is like.
-                    faults.check(max(total, done))
+                    bad_samples.check(max(total, done))
                 else:
                     sink.write(pixels.data)
                     labels.append(sample.label)
                 if progress is not None:
                     progress(done, total)
-            faults.check(len(labels) + len(faults))
+            bad_samples.check(len(labels) + len(bad_samples))
             if not labels:
                 raise DataError(f"no photographs for {image_file.name.partition('-')[0]}")
             sink.flush()
@@ -118,7 +119,7 @@ def _decode(
         partial.unlink(missing_ok=True)
         if not label_file.exists():
             image_file.unlink(missing_ok=True)
-    log.info("decoded %d photographs, left out %d", len(labels), len(faults))
+    log.info("decoded %d photographs, left out %d", len(labels), len(bad_samples))
 
 
 def _no_room(folder: Path, needed: int, reason: str) -> str:
@@ -142,7 +143,7 @@ def _in_order(samples: Iterator[Sample], size: int) -> Iterator[tuple[Sample, ND
 
 
 def _pixels(sample: Sample, size: int) -> NDArray[np.uint8]:
-    return decode_photograph(sample.read(), size)
+    return decode_image(sample.read(), size)
 
 
 def _result(sample: Sample, future: Future[NDArray[np.uint8]]) -> tuple[Sample, NDArray[np.uint8] | Exception]:

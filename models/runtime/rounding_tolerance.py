@@ -15,20 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Measured", "tolerance_of"]
+__all__ = ["MeasuredTolerance", "measure_tolerance"]
 
 _SAFETY = 8.0
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTolerance:
     """What is safe in batches of up to ``size``."""
 
     tolerance: float
     size: int
 
 
-def tolerance_of(
+def measure_tolerance(
     margins: Callable[[Sequence[int]], Tensor],
     *,
     alone: Callable[[int], Tensor],
@@ -37,7 +37,7 @@ def tolerance_of(
     least: float,
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
-) -> Measured | None:
+) -> MeasuredTolerance | None:
     """What is safe for ``count`` items: several times the most that their margins move between alone and in batches of
     ``sizes``, the smallest first, and at least ``least``. After ``seconds`` no further size is measured; None if there was
     no time for any.
@@ -59,5 +59,5 @@ def tolerance_of(
             moved = max(moved, float(difference.max()))
             if clock() - begun > seconds:
                 return measured
-        measured = Measured(max(least, _SAFETY * moved), size)
+        measured = MeasuredTolerance(max(least, _SAFETY * moved), size)
     return measured

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["DEFAULT_VARIANT", "SHIPPED"]
+__all__ = ["BUNDLED_WEIGHTS", "DEFAULT_VARIANT"]
 
 DEFAULT_VARIANT = "titok-mini-32"
-SHIPPED = Path(__file__).parents[1] / "weights"
+BUNDLED_WEIGHTS = Path(__file__).parents[1] / "weights"

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.data.photographs import DataError, Photographs, class_names, load_photographs, open_photographs
+from models.data.datasets import InMemoryDataset, class_names, load_dataset, open_dataset
+from models.errors import DataError
 
 Sort = Callable[[str, int], Path]
 
 
-def load(folder: Path, split: str) -> Photographs:
-    return load_photographs(folder, split, size=16, cache=folder.parent / "cache")  # type: ignore[arg-type]
+def load(folder: Path, split: str) -> InMemoryDataset:
+    return load_dataset(folder, split, size=16, cache=folder.parent / "cache")  # type: ignore[arg-type]
 
 
 def test_classes_are_the_sorted_names_of_the_folders(sort: Sort) -> None:
@@ -42,7 +43,7 @@ def test_without_a_validation_folder_the_same_twentieth_is_held_out_every_time(s
     assert len(train) + len(val) == 400
     assert 8 <= len(val) <= 36
     assert set(val.labels.tolist()) == {0, 1}
-    again = load_photographs(home, "val", size=16, cache=home.parent / "another cache")
+    again = load_dataset(home, "val", size=16, cache=home.parent / "another cache")
     assert np.array_equal(again.images, val.images)
 
 
@@ -100,7 +101,7 @@ def test_photographs_without_any_class_stop(sort: Sort, memory_limit_bytes: int 
     home = sort("train", 2)
     sort("val/cat", 1)
     with pytest.raises(DataError, match=r"2 of 22 members can not be used; first: 000.png: lies in"):
-        open_photographs(home, "train", size=16, cache=home.parent, memory_limit_bytes=memory_limit_bytes)
+        open_dataset(home, "train", size=16, cache=home.parent, memory_limit_bytes=memory_limit_bytes)
 
 
 def test_a_new_class_gives_the_labels_of_an_unchanged_split_new_numbers(sort: Sort) -> None:
@@ -122,4 +123,4 @@ def test_a_link_to_nothing_is_named(sort: Sort, caplog: pytest.LogCaptureFixture
 def test_a_folder_with_nothing_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text(json.dumps({"0": "cat"}))
     with pytest.raises(DataError, match=r"no train-\*\.tar or .* and no folders of classes"):
-        load_photographs(tmp_path, "train", size=16, cache=tmp_path)
+        load_dataset(tmp_path, "train", size=16, cache=tmp_path)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from models.data.photographs import DataError, Photographs, StreamedPhotographs, class_names, load_photographs
+from models.data.datasets import InMemoryDataset, StreamingDataset, class_names, load_dataset
+from models.errors import DataError
 
 
-def load(folder: Path) -> Photographs:
-    return load_photographs(folder, "train", size=16, cache=folder.parent / "cache")
+def load(folder: Path) -> InMemoryDataset:
+    return load_dataset(folder, "train", size=16, cache=folder.parent / "cache")
 
 
 AddShard = Callable[[dict[str, bytes]], None]
@@ -101,7 +102,7 @@ def test_more_than_one_faulty_member_in_a_hundred_stops(shards: Path, add_shard:
 
 def test_a_folder_without_shards_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no train-\*\.tar or train-\*\.tar\.gz in"):
-        load_photographs(tmp_path, "train", size=16, cache=tmp_path)
+        load_dataset(tmp_path, "train", size=16, cache=tmp_path)
 
 
 @pytest.mark.gpu
@@ -115,7 +116,7 @@ def test_batches_on_a_device_are_those_of_the_cpu(
     held = load(shards)
     placed = held.to("cuda")
     assert (placed.resident is not None) is (free is None)
-    streamed = StreamedPhotographs(ClassMembers(held), 16, device="cuda")
+    streamed = StreamingDataset(ClassMembers(held), 16, device="cuda")
     for photographs in (placed, streamed):
         batch = photographs.batch(np.array([7, 3, 7]))
         assert batch.device.type == "cuda"
@@ -125,7 +126,7 @@ def test_batches_on_a_device_are_those_of_the_cpu(
 class ClassMembers:
     """The photographs of an array as files."""
 
-    def __init__(self, photographs: Photographs) -> None:
+    def __init__(self, photographs: InMemoryDataset) -> None:
         self.labels, self.names = photographs.labels, photographs.names
         self._images = photographs.images
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tarfile
 from typing import Self
 
-__all__ = ["WholeHeader"]
+__all__ = ["StrictTarInfo"]
 
 
-class WholeHeader(tarfile.TarInfo):
+class StrictTarInfo(tarfile.TarInfo):
     """A header that must be whole: ``tarfile`` takes a damaged one for the end of the archive."""
 
     @classmethod

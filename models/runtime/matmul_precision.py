@@ -25,26 +25,26 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ProductMode", "Products", "has_tensor_float32"]
+__all__ = ["MatmulMode", "MatmulPrecision", "has_tf32"]
 
-ProductMode: TypeAlias = Literal["float32", "tf32", "tf32x3"]
+MatmulMode: TypeAlias = Literal["float32", "tf32", "tf32x3"]
 
 
-def has_tensor_float32(device: torch.device) -> bool:
+def has_tf32(device: torch.device) -> bool:
     """Whether the device has TF32 arithmetic: NVIDIA's from compute capability 8.0 on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-class Products(AbstractContextManager["Products"]):
+class MatmulPrecision(AbstractContextManager["MatmulPrecision"]):
     """Float32 products on ``device`` are computed as ``mode`` says while this is entered; it may be entered again."""
 
-    def __init__(self, mode: ProductMode, device: torch.device) -> None:
+    def __init__(self, mode: MatmulMode, device: torch.device) -> None:
         self._switches = _SWITCHES if device.type == "cuda" else None
         self._matrices, self._convolutions = mode != "float32", mode == "tf32"
         self._three_pass = ThreePassLinear() if mode == "tf32x3" else None
         self._before: tuple[Any, Any] | None = None
 
-    def __enter__(self) -> Products:
+    def __enter__(self) -> MatmulPrecision:
         if self._switches is not None:
             self._before = self._switches.get()
             self._switches.set(self._switches.values(matrices=self._matrices, convolutions=self._convolutions))

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models import load_tokenizer
+from models.checkpoints.bundled import BUNDLED_WEIGHTS
 from models.checkpoints.registry import TOKENIZERS
-from models.checkpoints.shipped import SHIPPED
-from models.checkpoints.verification import KNOWN_TOKENS, KnownTokens, Verdict, Verification, verify_tokenizer
 from models.errors import CheckpointError, UnknownVariantError
 from models.networks.titok import TiTok, TiTokConfig, TransformerSize
+from models.verification import KNOWN_TOKENS, KnownTokens, Verdict, Verification, verify_tokenizer
 
 TOKENS = 16
 Known = tuple[KnownTokens, ...]
@@ -242,7 +242,7 @@ def test_a_tensor_too_many_is_refuted(
 
 
 def test_a_published_variant_has_the_published_shape_whatever_the_folder_says() -> None:
-    found = verify_tokenizer("titok-b-64", weights=SHIPPED / "titok-mini-32")
+    found = verify_tokenizer("titok-b-64", weights=BUNDLED_WEIGHTS / "titok-mini-32")
     assert found.verdict is Verdict.REFUTED
     assert "does not fit TiTok" in found.reasons[0]
 

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from models.data import decoded
-from models.data.photographs import DataError, Photographs, StreamedPhotographs, load_photographs, open_photographs
+from models.data import decode_cache
+from models.data.datasets import InMemoryDataset, StreamingDataset, load_dataset, open_dataset
 from models.data.sources import Sample
+from models.errors import DataError
 
 
-def load(folder: Path, cache: Path) -> Photographs:
-    return load_photographs(folder, "train", size=16, cache=cache)
+def load(folder: Path, cache: Path) -> InMemoryDataset:
+    return load_dataset(folder, "train", size=16, cache=cache)
 
 
 def kept(cache: Path) -> set[str]:
@@ -28,7 +29,7 @@ def kept(cache: Path) -> set[str]:
 def test_progress_hears_of_every_photograph_once(plain_shards: Path, tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
     for _ in range(2):
-        open_photographs(
+        open_dataset(
             plain_shards, "train", size=16, cache=tmp_path / "cache", progress=lambda *args: heard.append(args)
         )
     assert heard == [(done, 300) for done in range(1, 301)]
@@ -37,8 +38,8 @@ def test_progress_hears_of_every_photograph_once(plain_shards: Path, tmp_path: P
 def test_of_two_that_want_the_same_array_one_decodes_and_the_other_waits(plain_shards: Path, tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
 
-    def opened(_: int) -> Photographs | StreamedPhotographs:
-        return open_photographs(
+    def opened(_: int) -> InMemoryDataset | StreamingDataset:
+        return open_dataset(
             plain_shards, "train", size=16, cache=tmp_path / "cache", progress=lambda *args: heard.append(args)
         )
 
@@ -54,9 +55,9 @@ def test_only_whole_files_stay(plain_shards: Path, tmp_path: Path) -> None:
 
 def test_a_decode_that_was_killed_starts_again(plain_shards: Path, tmp_path: Path) -> None:
     script = (
-        "import os, signal; from pathlib import Path; from models.data.photographs import open_photographs\n"
+        "import os, signal; from pathlib import Path; from models.data.datasets import open_dataset\n"
         "die = lambda done, _: os.kill(os.getpid(), signal.SIGKILL) if done == 200 else None\n"
-        f"open_photographs(Path({str(plain_shards)!r}), 'train', size=16, cache=Path('cache'), progress=die)"
+        f"open_dataset(Path({str(plain_shards)!r}), 'train', size=16, cache=Path('cache'), progress=die)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     killed = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=False)
@@ -109,7 +110,7 @@ def test_too_many_faults_stop_before_the_end(tmp_path: Path) -> None:
         (folder / f"{number:04d}.jpg").write_bytes(b"no image")
     done: list[int] = []
     with pytest.raises(DataError, match=r"11 of 1000 members can not be used; first: cat/0000.jpg: cannot identify"):
-        open_photographs(
+        open_dataset(
             tmp_path / "folders", "train", size=16, cache=tmp_path / "cache", progress=lambda now, _: done.append(now)
         )
     assert len(done) == 10
@@ -119,7 +120,7 @@ def test_too_many_faults_stop_before_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [8, 16, 24])
 def test_each_size_has_an_array_of_its_own(plain_shards: Path, tmp_path: Path, size: int) -> None:
     for each in (16, size):
-        photographs = load_photographs(plain_shards, "train", size=each, cache=tmp_path / "cache")
+        photographs = load_dataset(plain_shards, "train", size=each, cache=tmp_path / "cache")
         assert photographs.images.shape == (300, each, each, 3)
 
 
@@ -128,8 +129,8 @@ def test_a_limit_of_exactly_their_size_holds_them(
 ) -> None:
     needed = 300 * 16 * 16 * 3
     for limit, held in ((needed, True), (needed - 1, False), (needed, True)):
-        opened = open_photographs(plain_shards, "train", size=16, cache=tmp_path / "cache", memory_limit_bytes=limit)
-        assert isinstance(opened, Photographs) is held
+        opened = open_dataset(plain_shards, "train", size=16, cache=tmp_path / "cache", memory_limit_bytes=limit)
+        assert isinstance(opened, InMemoryDataset) is held
 
 
 def test_only_a_few_photographs_are_read_ahead(encoded_image: Callable[..., bytes]) -> None:
@@ -140,7 +141,7 @@ def test_only_a_few_photographs_are_read_ahead(encoded_image: Callable[..., byte
         for read in range(1, 10_000):  # noqa: B007
             yield Sample("", 0, lambda: encoded_image(0))
 
-    results = decoded._in_order(samples(), 16)
+    results = decode_cache._in_order(samples(), 16)
     next(results)
-    assert read <= 4 * decoded.THREADS + 1
+    assert read <= 4 * decode_cache.THREADS + 1
     results.close()

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["MAX_FAULTY", "DataError", "Faults"]
+from models.errors import DataError
+
+__all__ = ["MAX_FAULTY", "BadSamples"]
 
 log = logging.getLogger(__name__)
 
 MAX_FAULTY = 0.01
 
 
-class DataError(Exception):
-    """The data can not be used: none there, classes that do not match, too much that can not be read, no room."""
-
-
-class Faults:
+class BadSamples:
     """Shards and photographs that can not be used, each named once."""
 
     def __init__(self) -> None:

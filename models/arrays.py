@@ -1,0 +1,16 @@
+"""Types of the arrays that models and service exchange; shapes are given where they are used."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Ids", "Pixels"]
+
+Ids: TypeAlias = NDArray[np.int64]
+"""Token ids or class labels."""
+
+Pixels: TypeAlias = NDArray[np.uint8]
+"""RGB images, values 0..255."""
