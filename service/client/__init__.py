@@ -1,19 +1,19 @@
-"""The client: a service's calls as typed functions. Needs httpx alone; Pillow and NumPy only where a caller uses them.
+"""Python client of a TiTok service. Requires httpx only; Pillow and NumPy are optional.
 
 ::
 
-    from service.client import TiTokClient
+    from titok_client import TiTokClient  # in the service's repository: from service.client
 
     with TiTokClient("http://127.0.0.1:8000") as titok:
-        code = titok.encode("photo.jpg").code            # a path, bytes, a Pillow image, an array, or a list of them
+        code = titok.encode("photo.jpg").code  # a path, bytes, a Pillow image, an array, or a list of them
         titok.decode(code).save("back.png")
         titok.generate("cat", seed=7)[0].picture.save("cat.png")
 """
 
-from service.client.asynchronous import AsyncTiTokClient
-from service.client.blocking import TiTokClient
-from service.client.connection import Progress
-from service.client.errors import (
+from .asynchronous import AsyncTiTokClient
+from .blocking import TiTokClient
+from .connection import Progress
+from .errors import (
     BadRequest,
     ConnectionFailed,
     ContentTooLarge,
@@ -31,8 +31,8 @@ from service.client.errors import (
     UnexpectedAnswer,
     UnsupportedMediaType,
 )
-from service.client.images import ImageSource
-from service.client.results import (
+from .images import ImageSource
+from .results import (
     Encoded,
     Generated,
     GeneratorInfo,
@@ -45,7 +45,7 @@ from service.client.results import (
     Step,
     Tokenized,
 )
-from service.client.retrying import RetryPolicy
+from .retries import RetryPolicy
 
 __all__ = [
     "AsyncTiTokClient",

@@ -1,4 +1,4 @@
-"""Long lists in as many requests as the service's limits ask for."""
+"""Splits a long list into requests within the service's limits."""
 
 from __future__ import annotations
 
@@ -6,30 +6,28 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["Batch", "batches"]
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Batch(Generic[T]):
-    """Consecutive items of a list; ``first`` is the place of the first one."""
+    """Consecutive items of a list; ``first`` is the position of the first one."""
 
     first: int
     items: list[T]
 
     @property
-    def places(self) -> range:
-        """The items' places in the list."""
+    def positions(self) -> range:
+        """The items' positions in the list."""
         return range(self.first, self.first + len(self.items))
 
 
 def batches(
     items: Iterable[T], *, max_items: int, max_bytes: int | None = None, size: Callable[[T], int] = lambda _: 0
 ) -> Iterator[Batch[T]]:
-    """The items in order, as many together as fit. One that is too large by itself comes alone: the service shall say so.
+    """Splits items, in order, into the largest batches within the limits; an item that exceeds ``max_bytes`` is alone.
 
-    Items are taken from the iterable as they are needed, one more than the batch holds.
+    Reads the iterable lazily, one item beyond the current batch.
     """
     batch: list[T] = []
     first = total = 0

@@ -1,35 +1,30 @@
-"""``TiTokClient``: calls that wait for their answer."""
+"""``TiTokClient``: the blocking client."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self, TypeVar, Unpack, cast, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from service.client import calls
-from service.client.answers import Answer
-from service.client.batches import batches
-from service.client.calls import Call, Class, DecodeOptions, GenerateOptions, TokenSource
-from service.client.connection import Connection, Progress, total_of
-from service.client.errors import NotFound, TiTokError
-from service.client.events import GenerationEvents
-from service.client.images import ImageSource, image_bytes, image_digest, is_image
-from service.client.known_first import Known, KnownFirst
-from service.client.results import Encoded, Generated, ImageClass, Limits, Mixed, Model, Picture, Reconstruction, Step
-from service.client.retrying import RetryPolicy, Tries
-
-__all__ = ["TiTokClient"]
+from . import calls
+from .calls import Class, DecodeOptions, GenerateOptions, TokenSource
+from .connection import Connection, Progress
+from .events import GenerationEvents
+from .images import ImageSource
+from .operations import Operations
+from .results import Encoded, Generated, ImageClass, Mixed, Model, Picture, Reconstruction, Step
+from .retries import Attempts, RetryPolicy
 
 T = TypeVar("T")
-P = TypeVar("P")
+S = TypeVar("S")
 
 
 class TiTokClient:
-    """A TiTok service, called from ordinary code. Its connections are kept open, and may be used by many threads.
+    """A blocking client of a TiTok service. It keeps connections open, and threads may share it.
 
     ::
 
@@ -37,9 +32,9 @@ class TiTokClient:
             code = titok.encode("photo.jpg").code
             titok.decode(code).save("back.png")
 
-    Arguments are those of :class:`~service.client.connection.Connection`; ``http`` is an ``httpx.Client`` to use instead
-    of one made here, for a proxy or certificates of one's own, and stays open. Every call raises a
-    :class:`~service.client.errors.TiTokError`, and ``OSError`` where a file cannot be read.
+    Options are those of :class:`~.connection.Connection`. ``http`` is an ``httpx.Client`` to use, for example with a proxy
+    or certificates; the caller closes it. Every call raises :class:`~.errors.TiTokError`, and ``OSError`` for a file that
+    cannot be read.
     """
 
     def __init__(
@@ -52,10 +47,12 @@ class TiTokClient:
         concurrency: int = 4,
         http: httpx.Client | None = None,
     ) -> None:
-        self._connection = Connection(url, api_key=api_key, timeout=timeout, retry=retry, concurrency=concurrency)
         self._http = http or httpx.Client()
         self._owns_http = http is None
-        self._limits: Limits | None = None
+        self._connection = Connection(
+            _BlockingTransport(self._http), url, api_key=api_key, timeout=timeout, retry=retry, concurrency=concurrency
+        )
+        self._operations = Operations(self._connection)
 
     def __enter__(self) -> Self:
         return self
@@ -68,11 +65,9 @@ class TiTokClient:
         if self._owns_http:
             self._http.close()
 
-    # A string is a path, though to a type checker it is a list of strings as well.
+    # A string is a path, although its type is also that of an iterable of strings.
     @overload
-    def encode(  # type: ignore[overload-overlap]
-        self, images: ImageSource, *, lookup_first: bool = False
-    ) -> Encoded: ...
+    def encode(self, images: ImageSource, *, lookup_first: bool = False) -> Encoded: ...  # type: ignore[overload-overlap]
 
     @overload
     def encode(
@@ -86,48 +81,25 @@ class TiTokClient:
         lookup_first: bool = False,
         progress: Progress | None = None,
     ) -> Encoded | list[Encoded]:
-        """The tokens of an image; of several in their order, which are read as they are needed.
+        """The tokens of one image, or of several in their order; an iterable is read as needed.
 
-        ``lookup_first`` asks for images by their digests and sends only those that the service does not know; one that
-        tells nothing is sent all of them. A broken image fails the call: ``ServiceProblem.index`` says which one it was.
+        ``lookup_first`` looks images up by their digests and uploads only those that are not cached; all of them if the
+        service does not offer look-ups. A broken image fails the call: ``ServiceProblem.index`` is its position.
         """
-        if is_image(images):
-            image = image_bytes(images)
-            if lookup_first and (known := self._known(calls.lookup([image_digest(image)]))):
-                [result] = known.values()
-                if result is not None:
-                    return result
-            return self._run(calls.encode(image))
-        sources = cast("Iterable[ImageSource]", images)
-        limits = self._service_limits()
-        parts = batches(
-            map(image_bytes, sources),
-            max_items=limits.max_images,
-            max_bytes=limits.max_body_bytes,
-            size=calls.upload_size,
-        )
-        if lookup_first:
-            return self._run_all(map(KnownFirst, parts), self._encode_unknown, total_of(sources), progress)
-        uploads = (calls.encode_batch(part.items, part.places) for part in parts)
-        return self._run_all(uploads, self._run, total_of(sources), progress)
+        return run(self._operations.encode(images, lookup_first, progress))
 
     def lookup(
         self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
     ) -> dict[str, Encoded | None]:
-        """What the service knows of images, by the SHA-256 of their files in hexadecimal; None: they have to be sent.
+        """The cached tokens of images, by the SHA-256 of their files in hexadecimal; None for those that are not cached.
 
-        Images are files' bytes, paths, or digests: a string of 64 hexadecimal digits is one. Raises ``NotFound`` where
-        the service does not tell.
+        Images are as for ``encode``, or digests: a string of 64 hexadecimal digits is one. Raises ``NotFound`` if the
+        service does not offer look-ups.
         """
-        sources = [images] if is_image(images) else cast("Iterable[ImageSource]", images)
-        parts = batches(map(image_digest, sources), max_items=calls.LOOKUP_DIGESTS)
-        questions = (calls.lookup(part.items) for part in parts)
-        return dict(self._run_all(questions, self._run, total_of(sources), progress))
+        return run(self._operations.lookup(images, progress))
 
     @overload
-    def decode(  # type: ignore[overload-overlap]
-        self, tokens: TokenSource, **options: Unpack[DecodeOptions]
-    ) -> Picture: ...
+    def decode(self, tokens: TokenSource, **options: Unpack[DecodeOptions]) -> Picture: ...  # type: ignore[overload-overlap]
 
     @overload
     def decode(
@@ -141,17 +113,12 @@ class TiTokClient:
         progress: Progress | None = None,
         **options: Unpack[DecodeOptions],
     ) -> Picture | list[Picture]:
-        """The picture of a code, of a result that has one, or of K token ids; of several in their order."""
-        if calls.is_tokens(tokens):
-            return self._run(calls.decode(tokens, options))
-        sources = cast("Iterable[TokenSource]", tokens)
-        parts = batches(sources, max_items=self._service_limits().max_images)
-        work = (calls.decode_batch(part, options) for part in parts)
-        return self._run_all(work, self._run, total_of(sources), progress)
+        """The image of a code, of a result that has one, or of K token ids; or the images of several, in their order."""
+        return run(self._operations.decode(tokens, progress, options))
 
     def reconstruct(self, image: ImageSource) -> Reconstruction:
-        """An image after its tokens, and how close it came."""
-        return self._run(calls.reconstruct(image_bytes(image)))
+        """An image after encoding and decoding, with PSNR and SSIM."""
+        return run(self._operations.reconstruct(image))
 
     def mix(
         self,
@@ -161,129 +128,91 @@ class TiTokClient:
         positions: Sequence[int | None] | None = None,
         **options: Unpack[DecodeOptions],
     ) -> Mixed:
-        """One picture of several: their weighted mean in codebook space, or, position by position, the token of one."""
-        return self._run(calls.mix(tokens, weights, positions, options))
+        """One image of several codes: their weighted mean in codebook space, or the token of one code per position."""
+        return run(self._operations.mix(tokens, weights, positions, options))
 
     def generate(
         self, class_: Class, *, n: int = 1, progress: Progress | None = None, **options: Unpack[GenerateOptions]
     ) -> list[Generated]:
-        """``n`` new images of a class. Image i has the seed ``seed`` + i; a seed is drawn where none is given."""
-        most = self._service_limits().max_generate if n > 1 else 1
-        return self._run_all(calls.generate(class_, n, most, options), self._run, n, progress)
+        """``n`` new images of a class. Image i has the seed ``seed`` + i; ``seed`` is random by default."""
+        return run(self._operations.generate(class_, n, progress, options))
 
     def generate_stream(
         self, class_: Class, *, n: int = 1, preview: bool = False, **options: Unpack[GenerateOptions]
     ) -> Iterator[Step | Generated]:
-        """Every sampling step of every image as it is done, with a picture of the guess where ``preview`` asks for one and
-        there is time; then the images. Leaving the iteration early ends the work (close the iterator, or let it go).
+        """Each sampling step of each image as it is done, then the images. ``preview`` adds an image to steps, unless the
+        service is busy. Closing the iterator, or leaving its loop, stops the generation.
 
-        Tried again only until the first event.
+        Retries end with the first event.
         """
-        call, tries, events = (
-            calls.generate_events(class_, n, preview, options),
-            self._connection.tries(),
-            GenerationEvents(),
-        )
-        response = self._retried(lambda: self._open_stream(call, tries), tries)
+        call, events = calls.generate_events(class_, n, preview, options), GenerationEvents()
+        response, attempts = run(self._connection.open_stream(call))
         try:
-            for chunk in response.iter_bytes():
-                yield from events.feed(chunk)
-                tries.remaining()
-        except httpx.HTTPError as error:
-            raise self._connection.failure(error, tries) from error
+            with self._connection.errors(attempts):
+                for chunk in response.iter_bytes():
+                    yield from events.feed(chunk)
+                    attempts.remaining()
         finally:
             response.close()
         events.end()
 
     def models(self) -> list[Model]:
-        """What is served, with the limits of a request."""
-        return self._run(calls.models())
+        """The models of the service, with the limits of a request."""
+        return run(self._operations.models())
 
     def classes(self, search: str | None = None) -> list[ImageClass]:
-        """The classes that the generator knows; only those whose names look like ``search``, the closest first."""
-        return self._run(calls.classes(self.models()[0].id, search))
+        """The classes of the generator; with ``search``, those with similar names, most similar first."""
+        return run(self._operations.classes(search))
 
-    def _service_limits(self) -> Limits:
-        if self._limits is None:
-            self._limits = self.models()[0].limits
-        return self._limits
 
-    def _run(self, call: Call[T]) -> T:
-        tries = self._connection.tries()
-        return self._retried(lambda: call.result(self._answer(call, tries)), tries)
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine that never suspends, without an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a coroutine of the blocking client must not suspend")
 
-    def _encode_unknown(self, images: KnownFirst) -> list[Encoded]:
-        known = self._known(images.lookup())
-        upload = images.upload(known)
-        uploaded: list[Encoded] = [] if upload is None else self._run(upload)
-        return images.merge(known, uploaded)
 
-    def _known(self, question: Call[list[tuple[str, Encoded | None]]]) -> Known:
+class _BlockingTransport:
+    """A ``Transport`` whose coroutines block and never suspend."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    async def send(self, request: Mapping[str, Any]) -> httpx.Response:
+        return self._http.send(self._http.build_request(**request), stream=True)
+
+    async def read(self, response: httpx.Response, attempts: Attempts) -> bytes:
         try:
-            pairs = self._run(question)
-        except NotFound:  # it does not tell
-            return {}
-        return dict(pairs)
+            chunks = []
+            for chunk in response.iter_bytes():
+                chunks.append(chunk)
+                attempts.remaining()  # httpx's timeout is for one read of the socket, not for the body
+            return b"".join(chunks)
+        finally:
+            response.close()
 
-    def _run_all(
-        self, parts: Iterable[P], run: Callable[[P], list[T]], total: int | None, progress: Progress | None
-    ) -> list[T]:
-        """Results of all parts in order, a few of which are under way at a time; the first failure ends the rest."""
-        results: list[T] = []
-        waiting: deque[Future[list[T]]] = deque()
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251
 
-        def collect() -> None:
-            results.extend(waiting.popleft().result())
-            if progress is not None:
-                progress(len(results), total)
+    async def compute(self, function: Callable[[S], T], argument: S) -> T:
+        return function(argument)
 
-        with ThreadPoolExecutor(self._connection.concurrency, thread_name_prefix="titok-client") as threads:
+    async def map(
+        self, function: Callable[[S], Coroutine[Any, Any, T]], items: Iterable[S], limit: int, done: Callable[[T], None]
+    ) -> None:
+        pending: deque[Future[T]] = deque()
+        with ThreadPoolExecutor(limit, thread_name_prefix="titok-client") as threads:
             try:
-                for part in parts:
-                    if len(waiting) == self._connection.concurrency:
-                        collect()
-                    waiting.append(threads.submit(run, part))
-                while waiting:
-                    collect()
+                for item in items:
+                    if len(pending) == limit:
+                        done(pending.popleft().result())
+                    pending.append(threads.submit(lambda part: run(function(part)), item))
+                while pending:
+                    done(pending.popleft().result())
             finally:
-                for future in waiting:
+                for future in pending:
                     future.cancel()
-        return results
-
-    def _retried(self, attempt: Callable[[], T], tries: Tries) -> T:
-        while True:
-            try:
-                return attempt()
-            except TiTokError as error:
-                delay = tries.delay_after(error)
-            time.sleep(delay)
-
-    def _answer(self, call: Call[Any], tries: Tries) -> Answer:
-        try:
-            response = self._send(call, tries)
-            try:
-                chunks = []
-                for chunk in response.iter_bytes():
-                    chunks.append(chunk)
-                    tries.remaining()  # httpx bounds every single read, not all of them together
-            finally:
-                response.close()
-        except httpx.HTTPError as error:
-            raise self._connection.failure(error, tries) from error
-        return Answer(response.status_code, response.headers, b"".join(chunks))
-
-    def _open_stream(self, call: Call[None], tries: Tries) -> httpx.Response:
-        try:
-            response = self._send(call, tries)
-            if response.status_code == httpx.codes.OK:
-                return response
-            try:
-                response.read()
-            finally:
-                response.close()
-        except httpx.HTTPError as error:
-            raise self._connection.failure(error, tries) from error
-        raise Answer(response.status_code, response.headers, response.content).error()
-
-    def _send(self, call: Call[Any], tries: Tries) -> httpx.Response:
-        return self._http.send(self._http.build_request(**self._connection.request(call, tries)), stream=True)

@@ -1,8 +1,8 @@
-"""Every call of the API as values: the request it sends, and what it makes of the answer. Nothing here touches a network.
+"""The calls of the API as values: the request to send, and how to read its response. No input or output happens here.
 
 ::
 
-    arguments ──> Call(method, path, headers, body) ──> either client sends it ──> Answer ──> Call.result ──> typed values
+    arguments ──> Call(method, path, headers, body) ──> HTTP ──> Response ──> Call.result ──> typed values
 """
 
 from __future__ import annotations
@@ -13,76 +13,32 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeGuard, TypeVar
 
-from service.client.answers import (
-    Answer,
-    read_classes,
-    read_encoded,
-    read_generated,
-    read_known,
-    read_mixed,
-    read_models,
-    read_picture,
-    read_pictures,
-    read_reconstruction,
-)
-from service.client.batches import Batch
-from service.client.errors import ServiceProblem, TiTokError
-from service.client.results import (
-    Encoded,
-    Generated,
-    ImageClass,
-    Mixed,
-    Model,
-    Picture,
-    Reconstruction,
-    Tokenized,
-)
-
-__all__ = [
-    "EVENT_STREAM",
-    "LOOKUP_DIGESTS",
-    "Call",
-    "Class",
-    "DecodeOptions",
-    "Format",
-    "GenerateOptions",
-    "TokenSource",
-    "classes",
-    "decode",
-    "decode_batch",
-    "encode",
-    "encode_batch",
-    "generate",
-    "generate_events",
-    "is_tokens",
-    "lookup",
-    "mix",
-    "models",
-    "reconstruct",
-    "upload_size",
-]
+from . import responses
+from .batches import Batch
+from .errors import ServiceProblem, TiTokError
+from .responses import Response
+from .results import Encoded, Generated, ImageClass, Mixed, Model, Picture, Reconstruction, Tokenized
 
 T = TypeVar("T")
 
 Format: TypeAlias = Literal["jpeg", "png", "webp"]
 Class: TypeAlias = int | str | None
-"""A class by id or by name; None for an image of no class."""
+"""A class by id or by name; None for unconditional generation."""
 
 TokenSource: TypeAlias = str | Tokenized | Sequence[int]
-"""A code, anything that has one, or K token ids."""
+"""A code, a result that has one, or K token ids."""
 
-EVENT_STREAM = "text/event-stream"
 LOOKUP_DIGESTS = 1000
-"""How many digests one look-up takes."""
+"""Most digests in one look-up request."""
 
 _OCTETS = "application/octet-stream"
-_PART_BYTES = 256  # of a form beside each file's own
+_PART_HEADER_BYTES = 256  # of a form's part, in addition to the file
 _SEEDS = 2**32
 
 
 class DecodeOptions(TypedDict, total=False):
-    """What may be said of pictures: PNG unless ``format`` says otherwise. ``model`` and ``revision`` say whose the tokens
-    are (a result knows that itself); another tokenizer's are refused.
+    """Options of decoded images. ``format`` is PNG by default. ``model`` and ``revision`` name the tokenizer that made
+    the tokens (a result has them already); the service refuses those of another one.
     """
 
     format: Format
@@ -92,7 +48,7 @@ class DecodeOptions(TypedDict, total=False):
 
 
 class GenerateOptions(TypedDict, total=False):
-    """What may be said of new images beside their class; what is not said comes from the preset."""
+    """Options of generated images; those left out come from the preset."""
 
     seed: int
     preset: str
@@ -106,98 +62,92 @@ class GenerateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[T]):
-    """A request; ``body`` holds httpx's arguments for it. ``places`` are those of its images in the caller's list."""
+    """A request and the reader of its response.
 
-    method: str = "GET"
+    The response is JSON unless ``headers`` accept another media type. ``body`` holds httpx's arguments for the body or
+    the query. ``positions`` are those of the request's images in the
+    caller's list.
+    """
+
     path: str
+    read: Callable[[Response], T]
+    method: str = "POST"
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
-    read: Callable[[Answer], T]
-    places: Sequence[int] | None = None
+    positions: Sequence[int] | None = None
 
-    def result(self, answer: Answer) -> T:
-        """What the answer holds. Raises the error that it stands for."""
+    def result(self, response: Response) -> T:
+        """The values in the response. Raises ``ServiceProblem`` or ``UnexpectedAnswer``."""
         try:
-            answer.check()
-            return self.read(answer)
+            if response.status != 200:
+                raise response.error()
+            return self.read(response)
         except TiTokError as error:
-            if isinstance(error, ServiceProblem) and self.places is not None:
-                error.blame(self.places)
+            if isinstance(error, ServiceProblem) and self.positions is not None:
+                error.set_index(self.positions)
             raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise answer.unexpected(f"{type(error).__name__}: {error}") from error
+            raise response.unexpected(f"{type(error).__name__}: {error}") from error
 
 
 def encode(image: bytes) -> Call[Encoded]:
-    """One image as the body itself."""
+    """Encodes one image, sent as the body."""
     return Call(
-        method="POST",
         path="/v1/encode",
         headers={"Content-Type": _OCTETS},
         body={"content": image},
-        read=lambda answer: read_encoded(answer, 1)[0],
+        read=lambda response: responses.read_encoded(response, 1)[0],
     )
 
 
-def encode_batch(images: Sequence[bytes], places: Sequence[int]) -> Call[list[Encoded]]:
-    """Several images as the files of a form."""
+def encode_batch(images: Sequence[bytes], positions: Sequence[int]) -> Call[list[Encoded]]:
+    """Encodes several images, sent as the files of a form."""
     return Call(
-        method="POST",
         path="/v1/encode",
         body={"files": [("image", (str(index), image, _OCTETS)) for index, image in enumerate(images)]},
-        read=lambda answer: read_encoded(answer, len(images)),
-        places=places,
-    )
-
-
-def lookup(digests: Sequence[str]) -> Call[list[tuple[str, Encoded | None]]]:
-    """What is known of images, by the digests of their files."""
-    return Call(
-        method="POST",
-        path="/v1/codes:lookup",
-        body={"json": {"sha256": list(digests)}},
-        read=lambda answer: read_known(answer, digests),
+        read=partial(responses.read_encoded, count=len(images)),
+        positions=positions,
     )
 
 
 def upload_size(image: bytes) -> int:
-    """Bytes of a request that an image takes up."""
-    return len(image) + _PART_BYTES
+    """Bytes that an image adds to a form."""
+    return len(image) + _PART_HEADER_BYTES
+
+
+def lookup(digests: Sequence[str]) -> Call[list[tuple[str, Encoded | None]]]:
+    """Looks up cached tokens by the images' SHA-256."""
+    return Call(
+        path="/v1/codes:lookup",
+        body={"json": {"sha256": digests}},
+        read=partial(responses.read_lookup, digests=digests),
+    )
 
 
 def reconstruct(image: bytes) -> Call[Reconstruction]:
-    """One image there and back."""
+    """Encodes and decodes an image."""
     return Call(
-        method="POST",
         path="/v1/reconstruct",
-        headers={"Content-Type": _OCTETS, "Accept": "application/json"},
+        headers={"Content-Type": _OCTETS},
         body={"content": image},
-        read=read_reconstruction,
+        read=responses.read_reconstruction,
     )
 
 
 def decode(tokens: TokenSource, options: DecodeOptions) -> Call[Picture]:
-    """One picture as the answer itself."""
-    document: dict[str, Any] = {**options, **_tokens([tokens], options)}
-    image_format = document.pop("format", "png")
-    return Call(
-        method="POST",
-        path="/v1/decode",
-        headers={"Accept": f"image/{image_format}"},
-        body={"json": document},
-        read=read_picture,
-    )
+    """Decodes one image, which is the response body."""
+    document = {"format": "png", **options, **_tokens([tokens], options)}
+    headers = {"Accept": f"image/{document.pop('format')}"}
+    return Call(path="/v1/decode", headers=headers, body={"json": document}, read=responses.read_picture)
 
 
 def decode_batch(batch: Batch[TokenSource], options: DecodeOptions) -> Call[list[Picture]]:
-    """Several pictures in one answer."""
+    """Decodes several images into one JSON document."""
     return Call(
-        method="POST",
         path="/v1/decode",
-        headers={"Accept": "application/json"},
         body={"json": {"format": "png", **options, **_tokens(batch.items, options)}},
-        read=lambda answer: read_pictures(answer, len(batch.items)),
-        places=batch.places,
+        read=partial(responses.read_pictures, count=len(batch.items)),
+        positions=batch.positions,
     )
 
 
@@ -207,59 +157,50 @@ def mix(
     positions: Sequence[int | None] | None,
     options: DecodeOptions,
 ) -> Call[Mixed]:
-    """One picture of several codes."""
+    """Mixes several codes into one image."""
     document = {"format": "png", **options, **_tokens(list(tokens), options)}
     if weights is not None:
         document["weights"] = list(weights)
     if positions is not None:
         document["positions"] = list(positions)
-    return Call(
-        method="POST", path="/v1/mix", headers={"Accept": "application/json"}, body={"json": document}, read=read_mixed
-    )
+    return Call(path="/v1/mix", body={"json": document}, read=responses.read_mixed)
 
 
 def generate(class_: Class, n: int, max_images: int, options: GenerateOptions) -> Iterator[Call[list[Generated]]]:
-    """``n`` new images, at most ``max_images`` a request, with seeds one after another."""
+    """Generates ``n`` images with consecutive seeds, at most ``max_images`` in a request."""
     document = _generate_document(class_, n, options)
     for first in range(0, n, max_images):
         count = min(max_images, n - first)
         yield Call(
-            method="POST",
             path="/v1/generate",
-            headers={"Accept": "application/json"},
             body={"json": {**document, "n": count, "seed": document["seed"] + first}},
-            read=partial(read_generated, first=first, count=count),
+            read=partial(responses.read_generated, first=first, count=count),
         )
 
 
 def generate_events(class_: Class, n: int, preview: bool, options: GenerateOptions) -> Call[None]:
-    """``n`` new images of one request, as events; they are read while they come."""
-    document = _generate_document(class_, n, options)
+    """Generates ``n`` images as a stream of events, which the caller reads."""
     return Call(
-        method="POST",
         path="/v1/generate",
-        headers={"Accept": EVENT_STREAM},
-        body={"json": {**document, "preview": preview}},
+        headers={"Accept": "text/event-stream"},
+        body={"json": {**_generate_document(class_, n, options), "preview": preview}},
         read=lambda _: None,
     )
 
 
 def models() -> Call[list[Model]]:
-    """What is served."""
-    return Call(path="/v1/models", read=read_models)
+    """Lists the models."""
+    return Call(method="GET", path="/v1/models", read=responses.read_models)
 
 
 def classes(model: str, search: str | None) -> Call[list[ImageClass]]:
-    """The classes of a generator."""
-    return Call(
-        path=f"/v1/models/{model}/classes",
-        body={"params": {} if search is None else {"q": search}},
-        read=read_classes,
-    )
+    """Lists the classes of a model's generator."""
+    query = {} if search is None else {"q": search}
+    return Call(method="GET", path=f"/v1/models/{model}/classes", body={"params": query}, read=responses.read_classes)
 
 
 def is_tokens(source: Any) -> TypeGuard[TokenSource]:
-    """Whether this stands for one image, and not for several of them."""
+    """Whether the source is one image's tokens, and not a list of several images' tokens."""
     if isinstance(source, str | Tokenized):
         return True
     if hasattr(source, "ndim"):
@@ -269,22 +210,22 @@ def is_tokens(source: Any) -> TypeGuard[TokenSource]:
 
 def _generate_document(class_: Class, n: int, options: GenerateOptions) -> dict[str, Any]:
     if n < 1:
-        raise ValueError(f"{n} images cannot be made")
-    # A seed drawn here, and not by the service, so that every try of a request makes the same images.
+        raise ValueError(f"n must be at least 1, not {n}")
+    # The client draws the seed, so that every attempt of a request makes the same images.
     return {"seed": secrets.randbelow(_SEEDS), **options, "class": class_, "n": n}
 
 
 def _tokens(sources: Sequence[TokenSource], options: DecodeOptions) -> dict[str, Any]:
-    owners = {(source.model, source.revision) for source in sources if isinstance(source, Tokenized)}
-    if len(owners) > 1:
-        raise ValueError(f"these tokens are of different tokenizers: {sorted(owners)}")
+    tokenizers = {(source.model, source.revision) for source in sources if isinstance(source, Tokenized)}
+    if len(tokenizers) > 1:
+        raise ValueError(f"the tokens come from different tokenizers: {sorted(tokenizers)}")
     texts = [source.code if isinstance(source, Tokenized) else source for source in sources]
     if all(isinstance(text, str) for text in texts):
         document: dict[str, Any] = {"codes": texts}
     elif any(isinstance(text, str) for text in texts):
-        raise TypeError("codes and lists of token ids do not go together; give the one or the other")
+        raise TypeError("a list holds either codes or lists of token ids, not both")
     else:
         document = {"tokens": [[int(token) for token in row] for row in texts]}
-    for model, revision in owners:
+    for model, revision in tokenizers:
         document |= {"model": options.get("model", model), "revision": options.get("revision", revision)}
     return document

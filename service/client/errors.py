@@ -1,22 +1,22 @@
-"""Everything that can go wrong with a call, as the client raises it.
+"""Exceptions of the client.
 
 ::
 
     TiTokError
-    ├── ConnectionFailed          no whole answer came: refused, reset, or cut off on the way
-    ├── UnexpectedAnswer          an answer that this API does not give: another service, or a proxy's page
-    ├── DeadlineExceeded          the time of the call is up, all tries included
-    │   └── ServiceDeadlineExceeded   504   the service says so itself
-    └── ServiceProblem            a refusal, with its problem document (RFC 9457)
+    ├── ConnectionFailed          no complete response: connection refused, reset or closed early
+    ├── UnexpectedAnswer          a response that is not part of this API: another service, or a proxy's page
+    ├── DeadlineExceeded          no response within the timeout, retries included
+    │   └── ServiceDeadlineExceeded   504   the service stopped at the deadline
+    └── ServiceProblem            an error response with a problem document (RFC 9457)
         ├── BadRequest                400   an image that cannot be decoded, or a malformed body
-        ├── Unauthorized              401   no key, or an unknown one
-        ├── NotFound                  404   an unknown model, class or address
+        ├── Unauthorized              401   no API key, or an unknown one
+        ├── NotFound                  404   an unknown model, class or path
         ├── RevisionMismatch          409   tokens of another tokenizer
         ├── ContentTooLarge           413   too many bytes, pixels or images
-        ├── UnsupportedMediaType      415   an image format that is not taken
+        ├── UnsupportedMediaType      415   an unsupported image format
         ├── InvalidRequest            422   a value is missing, of the wrong type, or out of range
         ├── TooManyRequests           429   a queue is full
-        ├── ServiceFailed             500   a defect of the service; ``request_id`` finds it in its log
+        ├── ServiceFailed             500   internal error; ``request_id`` finds it in the service's log
         ├── Unavailable               503   starting, draining, or no ready worker
         └── ServiceDeadlineExceeded   504
 """
@@ -26,81 +26,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-__all__ = [
-    "BadRequest",
-    "ConnectionFailed",
-    "ContentTooLarge",
-    "DeadlineExceeded",
-    "InvalidRequest",
-    "NotFound",
-    "RevisionMismatch",
-    "ServiceDeadlineExceeded",
-    "ServiceFailed",
-    "ServiceProblem",
-    "TiTokError",
-    "TooManyRequests",
-    "Unauthorized",
-    "Unavailable",
-    "UnexpectedAnswer",
-    "UnsupportedMediaType",
-    "problem_error",
-]
-
 _WORKER_CRASHED = "urn:titok:problem:worker-crashed"
 
 
 class TiTokError(Exception):
-    """A call that brought no result."""
+    """Base class of the errors of a call.
 
-    @property
-    def is_transient(self) -> bool:
-        """Whether the same call may well succeed a little later."""
-        return False
+    ``is_transient`` says whether the same call may succeed later; ``retry_after`` is the service's ``Retry-After`` in
+    seconds, 0 without one.
+    """
 
-    @property
-    def retry_after(self) -> float:
-        """Seconds that the service asked to be left alone for."""
-        return 0.0
+    is_transient: bool = False
+    retry_after: float = 0.0
 
 
 class ConnectionFailed(TiTokError):
-    """No whole answer came."""
+    """No complete response was received."""
 
-    @property
-    def is_transient(self) -> bool:
-        """Every call of this API may be sent twice: it computes the same again."""
-        return True
+    is_transient = True  # every call of this API is idempotent
 
 
 class UnexpectedAnswer(TiTokError):
-    """An answer that this API does not give."""
+    """A response that is not part of this API."""
 
     def __init__(self, message: str, *, status: int, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
-        self._retry_after = retry_after
-
-    @property
-    def is_transient(self) -> bool:
-        """What a proxy says while it finds no service behind it."""
-        return self.status in (429, 502, 503, 504)
-
-    @property
-    def retry_after(self) -> float:
-        """Seconds, from ``Retry-After``."""
-        return self._retry_after
+        self.retry_after = retry_after
+        self.is_transient = status in (429, 502, 503, 504)  # sent by a proxy that has no service behind it
 
 
 class DeadlineExceeded(TiTokError):
-    """The time of the call is up."""
+    """No response within the timeout."""
 
 
 class ServiceProblem(TiTokError):
-    """A refusal.
+    """An error response of the service.
 
-    ``document`` is the whole problem document; its members ``type``, ``title``, ``detail``, ``errors`` (each a ``pointer``
-    to an offending place, with ``detail``, ``value``, ``expected``) and ``instance`` (as ``request_id``) are attributes.
-    ``index`` is the place of the offending image in the list that the call was given, where one is to blame.
+    ``document`` is the problem document; its members ``type``, ``title``, ``detail``, ``errors`` (each with ``pointer``,
+    ``detail``, ``value``, ``expected``) and ``instance`` (as ``request_id``) are attributes. ``index`` is the position of
+    the offending image in the list that was passed to the call, or None.
     """
 
     status: ClassVar[int] = 0
@@ -113,25 +78,16 @@ class ServiceProblem(TiTokError):
         self.errors: list[dict[str, Any]] = list(document.get("errors", ()))
         self.request_id: str | None = document.get("instance")
         self.index: int | None = None
-        self._retry_after = retry_after
+        self.retry_after = retry_after
+        self.is_transient = self.status in (429, 503) and self.type != _WORKER_CRASHED
         super().__init__(self.detail)
 
-    @property
-    def is_transient(self) -> bool:
-        """Whether the same call may well succeed a little later."""
-        return self.status in (429, 503) and self.type != _WORKER_CRASHED
-
-    @property
-    def retry_after(self) -> float:
-        """Seconds, from ``Retry-After``."""
-        return self._retry_after
-
-    def blame(self, places: Sequence[int]) -> None:
-        """Sets ``index`` from the pointer, where ``places`` are those of the request's images in the list."""
+    def set_index(self, positions: Sequence[int]) -> None:
+        """Sets ``index`` from the pointer; ``positions`` are those of the request's images in the list."""
         for error in self.errors:
-            place = str(error.get("pointer", "")).rpartition("/")[2]
-            if place.isdigit() and int(place) < len(places):
-                self.index = places[int(place)]
+            image = str(error.get("pointer", "")).rpartition("/")[2]
+            if image.isdigit() and int(image) < len(positions):
+                self.index = positions[int(image)]
                 self.add_note(f"image {self.index} of the list")
                 return
 
@@ -149,7 +105,7 @@ class Unauthorized(ServiceProblem):
 
 
 class NotFound(ServiceProblem):
-    """An unknown model, class or address."""
+    """An unknown model, class or path."""
 
     status = 404
 
@@ -167,7 +123,7 @@ class ContentTooLarge(ServiceProblem):
 
 
 class UnsupportedMediaType(ServiceProblem):
-    """An image format that is not taken."""
+    """An unsupported image format."""
 
     status = 415
 
@@ -179,47 +135,32 @@ class InvalidRequest(ServiceProblem):
 
 
 class TooManyRequests(ServiceProblem):
-    """A queue is full, and stayed so for all tries."""
+    """A queue was full in every attempt."""
 
     status = 429
 
 
 class ServiceFailed(ServiceProblem):
-    """A defect of the service."""
+    """An internal error of the service."""
 
     status = 500
 
 
 class Unavailable(ServiceProblem):
-    """Starting, draining, or no ready worker, for all tries."""
+    """The service was starting, draining, or had no ready worker in every attempt."""
 
     status = 503
 
 
 class ServiceDeadlineExceeded(ServiceProblem, DeadlineExceeded):
-    """The service gave up at the deadline."""
+    """The service stopped at the deadline."""
 
     status = 504
 
 
-_BY_STATUS: Mapping[int, type[ServiceProblem]] = {
-    problem.status: problem
-    for problem in (
-        BadRequest,
-        Unauthorized,
-        NotFound,
-        RevisionMismatch,
-        ContentTooLarge,
-        UnsupportedMediaType,
-        InvalidRequest,
-        TooManyRequests,
-        ServiceFailed,
-        Unavailable,
-        ServiceDeadlineExceeded,
-    )
-}
+_BY_STATUS = {kind.status: kind for kind in ServiceProblem.__subclasses__()}
 
 
 def problem_error(document: Mapping[str, Any], *, status: int, retry_after: float = 0.0) -> ServiceProblem:
-    """The error that a problem document of a status becomes."""
+    """The exception for a problem document and its status."""
     return _BY_STATUS.get(status, ServiceProblem)(document, retry_after=retry_after)

@@ -1,5 +1,6 @@
-"""Server-sent events (WHATWG HTML, section 9.2.6) from the bytes of an answer, however they are cut, and what they say
-of a generate request.
+"""Server-sent events (WHATWG HTML, section 9.2.6) of a generate request.
+
+httpx's own line decoder and ``str.splitlines`` also split at characters such as U+2028, which JSON may contain.
 """
 
 from __future__ import annotations
@@ -8,15 +9,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from service.client.answers import read_generated_item, read_step
-from service.client.errors import ConnectionFailed, UnexpectedAnswer, problem_error
-from service.client.results import Generated, Step
-
-__all__ = ["EventDecoder", "GenerationEvents"]
+from .errors import ConnectionFailed, UnexpectedAnswer, problem_error
+from .responses import read_generated_item, read_step
+from .results import Generated, Step
 
 
 class EventDecoder:
-    """Gives events as (name, data) as soon as they are whole; an unfinished one at the end is dropped, as it must be."""
+    """Decodes events, as (name, data), from chunks of bytes of any size. An incomplete last event is dropped."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -25,28 +24,22 @@ class EventDecoder:
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
         """The events that this chunk completes."""
-        # Not str.splitlines: it also breaks at characters that JSON may hold as they are.
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             text = line.removesuffix(b"\r").decode("utf-8", "replace")
-            if not text:
+            name, _, value = text.partition(":")
+            if name == "event":
+                self._name = value.removeprefix(" ")
+            elif name == "data":
+                self._data.append(value.removeprefix(" "))
+            elif not text:
                 if self._data:
                     yield self._name or "message", "\n".join(self._data)
                 self._name, self._data = "", []
-            else:
-                self._note(text)
-
-    def _note(self, line: str) -> None:
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if name == "event":
-            self._name = value
-        elif name == "data":
-            self._data.append(value)
 
 
 class GenerationEvents:
-    """Sampling steps as they come, then the images. An ``error`` is raised; so is an end without a ``done``."""
+    """Reads sampling steps as they arrive, then the images. Raises the error of an ``error`` event."""
 
     def __init__(self) -> None:
         self._decoder = EventDecoder()
@@ -54,7 +47,7 @@ class GenerationEvents:
         self._done = False
 
     def feed(self, chunk: bytes) -> Iterator[Step | Generated]:
-        """What this chunk of the answer completes."""
+        """The steps and images that this chunk completes."""
         for name, data in self._decoder.feed(chunk):
             try:
                 yield from self._read(name, json.loads(data))
@@ -62,15 +55,15 @@ class GenerationEvents:
                 raise UnexpectedAnswer(f"not an event of a TiTok service: {name} {data[:200]!r}", status=200) from error
 
     def end(self) -> None:
-        """The answer has ended. Raises ``ConnectionFailed`` if that was too early."""
+        """Marks the end of the response. Raises ``ConnectionFailed`` if there was no ``done`` event."""
         if not self._done:
-            raise ConnectionFailed("the events ended before the last of them")
+            raise ConnectionFailed("the event stream ended before its last event")
 
     def _read(self, name: str, document: Any) -> Iterator[Step | Generated]:
         if name == "step":
             yield read_step(document)
         elif name == "image":
-            self._images.append(document)  # what all of them have in common comes last
+            self._images.append(document)  # the members that all images share come in the last event
         elif name == "done":
             self._done = True
             for item in self._images:

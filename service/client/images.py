@@ -1,4 +1,4 @@
-"""What a caller may call an image, as the bytes that go out. Pillow and NumPy are imported by those who use them."""
+"""Reads an image source as the bytes to upload. Imports Pillow only for sources that need it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL import Image
 
-__all__ = ["ImageSource", "image_bytes", "image_digest", "is_image"]
+class PillowImage(Protocol):
+    """A ``PIL.Image.Image``, for type checkers without Pillow."""
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]"
+    def getexif(self) -> Any: ...  # noqa: D102
+
+    def getbands(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+class PixelArray(Protocol):
+    """A ``numpy.ndarray``, for type checkers without NumPy."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | PillowImage | PixelArray
 """A path, a file's bytes, a Pillow image, or pixels uint8 [H, W, 3] (or [H, W], gray)."""
 
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
@@ -26,33 +38,33 @@ _ORIENTATION = 0x0112
 
 
 def is_image(source: object) -> TypeGuard[ImageSource]:
-    """Whether this is one image, and not several of them."""
+    """Whether the source is one image, and not an iterable of images."""
     return (
         isinstance(source, str | os.PathLike | bytes | bytearray | memoryview)
-        or _is_pillow(source)
-        or _is_array(source)
+        or _is_instance(source, "PIL.Image", "Image")
+        or _is_instance(source, "numpy", "ndarray")
     )
 
 
 def image_bytes(source: ImageSource) -> bytes:
-    """An image file that holds exactly what the source does; pixels become PNG.
+    """The image file to upload: a given file unchanged, pixels as PNG (or TIFF where PNG has no such mode).
 
-    Raises ``OSError`` where a path cannot be read, ``TypeError`` or ``ValueError`` for what is no image.
+    Raises ``OSError`` if a path cannot be read, ``TypeError`` or ``ValueError`` if the source is not an image.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if isinstance(source, str | os.PathLike):
         return Path(source).read_bytes()
-    if _is_array(source):
+    if _is_instance(source, "numpy", "ndarray"):
         return _array_bytes(source)
-    if _is_pillow(source):
+    if _is_instance(source, "PIL.Image", "Image"):
         return _pillow_bytes(source)
     raise TypeError(f"an image is a path, bytes, a Pillow image or an array of pixels, not {type(source).__name__}")
 
 
 def image_digest(source: ImageSource) -> str:
-    """The SHA-256, in hexadecimal, of the file that goes out for this image. A string that is such a digest is taken for
-    one, and a path of that form has to be a ``Path``.
+    """The SHA-256, in hexadecimal, of the image file to upload. A string of 64 hexadecimal digits is a digest itself (pass
+    a path of that form as ``Path``).
 
     Raises what ``image_bytes`` raises.
     """
@@ -64,15 +76,9 @@ def image_digest(source: ImageSource) -> str:
     return hashlib.sha256(image_bytes(source)).hexdigest()
 
 
-def _is_pillow(source: object) -> bool:
-    # Whoever holds such an image has imported its class; nobody else shall.
-    module = sys.modules.get("PIL.Image")
-    return module is not None and isinstance(source, module.Image)
-
-
-def _is_array(source: object) -> bool:
-    module = sys.modules.get("numpy")
-    return module is not None and isinstance(source, module.ndarray)
+def _is_instance(source: object, module: str, name: str) -> bool:
+    """``isinstance`` without importing the class's module: an instance exists only if its module is imported."""
+    return module in sys.modules and isinstance(source, getattr(sys.modules[module], name))
 
 
 def _array_bytes(array: Any) -> bytes:
@@ -86,9 +92,8 @@ def _array_bytes(array: Any) -> bytes:
 
 
 def _pillow_bytes(image: Any) -> bytes:
-    orientation = image.getexif().get(_ORIENTATION)
     options: dict[str, Any] = {}
-    if orientation is not None:
+    if (orientation := image.getexif().get(_ORIENTATION)) is not None:
         from PIL import Image
 
         options["exif"] = Image.Exif()

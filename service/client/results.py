@@ -1,4 +1,4 @@
-"""What calls give: plain values, typed."""
+"""Results of calls, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -13,20 +13,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-__all__ = [
-    "Encoded",
-    "Generated",
-    "GeneratorInfo",
-    "ImageClass",
-    "Limits",
-    "Mixed",
-    "Model",
-    "Picture",
-    "Reconstruction",
-    "Step",
-    "Tokenized",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -36,11 +22,11 @@ class Picture:
     content_type: str
 
     def save(self, path: str | Path) -> None:
-        """Writes the file as it is."""
+        """Writes the file unchanged."""
         Path(path).write_bytes(self.data)
 
     def image(self) -> Image.Image:
-        """The picture, loaded. Needs Pillow."""
+        """The decoded image. Requires Pillow."""
         from PIL import Image
 
         image = Image.open(io.BytesIO(self.data))
@@ -48,7 +34,7 @@ class Picture:
         return image
 
     def array(self) -> npt.NDArray[np.uint8]:
-        """Pixels uint8 [H, W, 3]. Needs Pillow and NumPy."""
+        """Pixels, uint8 [H, W, 3]. Requires Pillow and NumPy."""
         import numpy as np
 
         return np.array(self.image().convert("RGB"), np.uint8)
@@ -56,7 +42,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenized:
-    """An image's K token ids and their text form, with the tokenizer that gives them their meaning."""
+    """An image's K token ids and their text form, with the tokenizer that made them."""
 
     tokens: tuple[int, ...]
     code: str
@@ -66,7 +52,7 @@ class Tokenized:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded(Tokenized):
-    """The tokens of an image; ``original_size`` is (width, height), ``cached`` whether the service knew them already."""
+    """The tokens of an image. ``original_size`` is (width, height); ``cached``: the service had them in its cache."""
 
     original_size: tuple[int, int]
     cached: bool
@@ -74,7 +60,9 @@ class Encoded(Tokenized):
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction(Tokenized):
-    """An image after its tokens; ``psnr`` in dB (None: no difference) and ``ssim`` against what the tokenizer saw."""
+    """An image after encoding and decoding. ``psnr`` in dB (None: no difference) and ``ssim`` compare it with the
+    tokenizer's input.
+    """
 
     original_size: tuple[int, int]
     psnr: float | None
@@ -84,14 +72,14 @@ class Reconstruction(Tokenized):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed(Tokenized):
-    """Tokens made of several codes."""
+    """An image mixed from several codes."""
 
     picture: Picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generated(Tokenized):
-    """A new image. The same class, settings, seed and generator revision make the same tokens again."""
+    """A generated image. Equal class, settings, seed and generator revision give equal tokens."""
 
     index: int
     seed: int
@@ -104,7 +92,7 @@ class Generated(Tokenized):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """An image after ``step`` of ``steps`` sampling steps: a token is None while unknown, ``picture`` a guess of all."""
+    """An image after ``step`` of ``steps`` sampling steps. Masked tokens are None; ``picture`` is a preview."""
 
     index: int
     step: int
@@ -116,7 +104,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for."""
+    """Limits of one request."""
 
     max_body_bytes: int
     max_pixels: int
@@ -126,7 +114,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorInfo:
-    """The generator beside a tokenizer; ``presets`` are its sampling settings by name."""
+    """The generator of a tokenizer; ``presets`` are its sampling settings by name."""
 
     revision: str
     num_classes: int
@@ -135,7 +123,7 @@ class GeneratorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A tokenizer that is served."""
+    """A tokenizer of the service."""
 
     id: str
     revision: str
@@ -152,7 +140,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClass:
-    """A class that the generator knows, by id and by every name it answers to."""
+    """A class of the generator, with its id, its first name and all of its names."""
 
     id: int
     name: str

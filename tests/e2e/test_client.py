@@ -1,4 +1,4 @@
-"""The client against a real service."""
+"""The client against a running service."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_form_of_an_image_has_the_same_tokens(
     assert titok_client.encode(forms)[3].tokens == results[0].tokens
 
 
-def test_a_list_longer_than_a_request_may_be_comes_back_in_order(titok_client: TiTokClient) -> None:
+def test_a_long_list_is_split_and_returned_in_order(titok_client: TiTokClient) -> None:
     images = [Image.new("RGB", (8, 8), (number * 3, 255 - number, number)) for number in range(70)]
     done: list[int] = []
     together = titok_client.encode(iter(images), progress=lambda count, _: done.append(count))
@@ -59,7 +59,7 @@ def test_a_list_longer_than_a_request_may_be_comes_back_in_order(titok_client: T
     assert np.abs(pictures[69].array() - alone).mean() < np.abs(pictures[0].array() - alone).mean() / 4
 
 
-def test_codes_results_and_tokens_become_the_same_picture(titok_client: TiTokClient, encoded: Encoded) -> None:
+def test_codes_results_and_tokens_decode_to_the_same_image(titok_client: TiTokClient, encoded: Encoded) -> None:
     sources = [encoded, encoded.code, list(encoded.tokens), np.array(encoded.tokens)]
     pictures = [titok_client.decode(source) for source in sources]
     assert len({picture.data for picture in pictures}) == 1
@@ -70,20 +70,20 @@ def test_codes_results_and_tokens_become_the_same_picture(titok_client: TiTokCli
     assert len(titok_client.decode(np.array([encoded.tokens] * 2))) == 2
 
 
-def test_a_picture_is_saved_as_it_came(titok_client: TiTokClient, encoded: Encoded, tmp_path: Path) -> None:
+def test_a_decoded_image_is_saved(titok_client: TiTokClient, encoded: Encoded, tmp_path: Path) -> None:
     titok_client.decode(encoded).save(tmp_path / "back.png")
     with Image.open(tmp_path / "back.png") as picture:
         assert picture.size == (128, 128)
 
 
-def test_tokens_of_another_tokenizer_are_refused(titok_client: TiTokClient, encoded: Encoded) -> None:
+def test_tokens_of_another_tokenizer_raise(titok_client: TiTokClient, encoded: Encoded) -> None:
     with pytest.raises(RevisionMismatch):
         titok_client.decode(encoded.code, revision="another")
     with pytest.raises(NotFound):
         titok_client.decode([encoded.code] * 2, model="another")
 
 
-def test_generated_images_are_those_of_their_seeds(titok_client: TiTokClient) -> None:
+def test_generation_is_reproducible_by_seed(titok_client: TiTokClient) -> None:
     images = titok_client.generate("cat", n=17, seed=5, preset="fast", format="png")
     assert [image.seed for image in images] == list(range(5, 22))
     (alone,) = titok_client.generate("cat", seed=21, preset="fast", format="png")
@@ -94,7 +94,7 @@ def test_generated_images_are_those_of_their_seeds(titok_client: TiTokClient) ->
     assert drawn.tokens == again.tokens
 
 
-def test_a_reconstruction_has_its_tokens_picture_and_quality(
+def test_a_reconstruction_has_tokens_image_and_quality(
     titok_client: TiTokClient, encoded: Encoded, jpeg: bytes
 ) -> None:
     result = titok_client.reconstruct(jpeg)
@@ -113,7 +113,7 @@ def test_models_and_classes_are_typed(titok_client: TiTokClient) -> None:
     assert titok_client.classes("cat")[0].names == ("cat",)
 
 
-def test_a_refusal_carries_its_problem_document(titok_client: TiTokClient, jpeg: bytes) -> None:
+def test_errors_have_the_problem_document(titok_client: TiTokClient, jpeg: bytes) -> None:
     with pytest.raises(InvalidRequest) as raised:
         titok_client.decode([9999] * 32)
     assert raised.value.errors[0]["pointer"].startswith("/tokens/0")
@@ -125,7 +125,7 @@ def test_a_refusal_carries_its_problem_document(titok_client: TiTokClient, jpeg:
     assert broken.value.index == 2
 
 
-def test_asyncio_calls_go_side_by_side(server: Server, encoded: Encoded, jpeg: bytes) -> None:
+def test_asyncio_calls_run_concurrently(server: Server, encoded: Encoded, jpeg: bytes) -> None:
     async def run() -> None:
         async with AsyncTiTokClient(server.url) as client:
             one, many, picture, new = await asyncio.gather(
@@ -141,7 +141,7 @@ def test_asyncio_calls_go_side_by_side(server: Server, encoded: Encoded, jpeg: b
     asyncio.run(run())
 
 
-def test_a_key_is_sent(serve: Any, jpeg: bytes) -> None:
+def test_the_api_key_is_sent(serve: Any, jpeg: bytes) -> None:
     keyed = serve(api_keys="s3cret", generator="off")
     keyed.wait_until_ready()
     with TiTokClient(keyed.url) as client, pytest.raises(Unauthorized, match="missing"):

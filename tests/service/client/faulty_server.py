@@ -1,4 +1,4 @@
-"""A real HTTP server that fails as it is told to."""
+"""An HTTP server with scripted faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Reply = Callable[["Handler"], None]
 
 @dataclass
 class Received:
-    """A request as it came."""
+    """A received request."""
 
     method: str
     path: str
@@ -29,7 +29,7 @@ class Received:
 
 @dataclass
 class FaultyServer:
-    """Answers the n-th request with the n-th reply, and further ones with the last."""
+    """Sends the n-th reply to the n-th request, and the last reply to later ones."""
 
     url: str = ""
     replies: list[Reply] = field(default_factory=list)
@@ -44,7 +44,7 @@ class FaultyServer:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Hands each request to the next reply of its server."""
+    """Passes each request to the next reply of its server."""
 
     protocol_version = "HTTP/1.1"
     script: FaultyServer
@@ -64,11 +64,11 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST  # noqa: N815  the names that the base class looks for
 
     def log_message(self, *_: Any) -> None:
-        """Nobody reads it."""
+        """Logs nothing."""
 
 
 def answer(document: Any, *, status: int = 200, content_type: str = "application/json", **headers: str) -> Reply:
-    """A whole JSON answer; in header names _ stands for -."""
+    """A complete JSON response; in header names _ stands for -."""
 
     def reply(handler: Handler) -> None:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
@@ -89,14 +89,14 @@ def problem(status: int, slug: str, **headers: str) -> Reply:
 
 
 def reset(handler: Handler) -> None:
-    """The connection breaks instead of an answer."""
+    """Resets the connection instead of responding."""
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     handler.connection.close()
     handler.close_connection = True
 
 
 def cut(body: bytes, *, content_type: str = "application/json") -> Reply:
-    """An answer that ends before it is whole."""
+    """A response that ends early."""
 
     def reply(handler: Handler) -> None:
         handler.send_response(200)
@@ -110,13 +110,13 @@ def cut(body: bytes, *, content_type: str = "application/json") -> Reply:
 
 
 def silence(handler: Handler) -> None:
-    """No answer at all; ends when the client hangs up."""
+    """No response; ends when the client disconnects."""
     handler.connection.recv(1)
     handler.close_connection = True
 
 
 def trickle(handler: Handler) -> None:
-    """An answer that never ends, byte by byte; ends when the client hangs up."""
+    """An endless response, byte by byte; ends when the client disconnects."""
     handler.send_response(200)
     handler.send_header("Content-Type", "application/json")
     handler.send_header("Content-Length", "1000000")
@@ -135,15 +135,15 @@ def trickle(handler: Handler) -> None:
 
 
 class QuietServer(ThreadingHTTPServer):
-    """A client that hangs up is no news."""
+    """Does not log clients that disconnect."""
 
     def handle_error(self, *_: Any) -> None:
-        """Tests see what the client makes of it."""
+        """Logs nothing."""
 
 
 @contextmanager
 def faulty_server(*replies: Reply) -> Iterator[FaultyServer]:
-    """A server that listens on a port of the system's choice, with what it has received."""
+    """Runs a server on a free port; yields it with the requests it received."""
     script = FaultyServer(replies=list(replies))
     server = QuietServer(("127.0.0.1", 0), type("Scripted", (Handler,), {"script": script}))
     script.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""Long lists in several requests."""
+"""Splitting lists into requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.client.batches import batches
     st.integers(min_value=1, max_value=5),
     st.integers(min_value=1, max_value=20),
 )
-def test_every_item_is_in_one_batch_in_order_and_no_batch_is_too_large(
+def test_batches_keep_the_order_and_are_as_large_as_the_limits_allow(
     items: list[bytes], max_items: int, max_bytes: int
 ) -> None:
     parts = list(batches(items, max_items=max_items, max_bytes=max_bytes, size=len))
@@ -26,10 +26,10 @@ def test_every_item_is_in_one_batch_in_order_and_no_batch_is_too_large(
         assert 1 <= len(part.items) <= max_items
         assert len(part.items) == 1 or sum(map(len, part.items)) <= max_bytes
         full = len(part.items) == max_items or sum(map(len, part.items)) + len(following.items[0]) > max_bytes
-        assert full, "the next item had room here"
+        assert full, "the next item fits into this batch"
 
 
-def test_items_are_taken_as_they_are_needed() -> None:
+def test_items_are_read_lazily() -> None:
     taken = []
 
     def source() -> Iterator[int]:

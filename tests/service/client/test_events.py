@@ -1,4 +1,4 @@
-"""Events, from bytes that are cut anywhere."""
+"""Server-sent events, from chunks of any size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read(data: bytes) -> list[Step | Generated]:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_events_are_the_same_wherever_the_bytes_are_cut(end: str) -> None:
+def test_events_do_not_depend_on_the_chunks(end: str) -> None:
     data = b": comment\n\n" + wire(("step", STEP), ("image", IMAGE), ("done", DONE), end=end)
     whole = list(EventDecoder().feed(data))
     assert [name for name, _ in whole] == ["step", "image", "done"]
@@ -45,11 +45,11 @@ def test_events_are_the_same_wherever_the_bytes_are_cut(end: str) -> None:
         assert [event for part in parts for event in decoder.feed(part)] == whole
 
 
-def test_an_event_of_several_lines_and_one_without_a_name() -> None:
+def test_multi_line_data_and_events_without_a_name() -> None:
     assert list(EventDecoder().feed(b"data: a\ndata:b\n\nid: 3\n\nevent: x\n\n")) == [("message", "a\nb")]
 
 
-def test_steps_come_first_and_images_carry_what_the_last_event_says_of_all() -> None:
+def test_images_have_the_shared_members_of_the_last_event() -> None:
     step, image = read(wire(("step", STEP), ("image", IMAGE), ("done", DONE)))
     assert isinstance(step, Step)
     assert (step.tokens, step.known, step.picture) == ((None, 7), 1, None)
@@ -58,14 +58,14 @@ def test_steps_come_first_and_images_carry_what_the_last_event_says_of_all() -> 
     assert image.picture.data == b"\xff\xd8"
 
 
-def test_a_preview_is_a_picture() -> None:
+def test_a_preview_has_an_image() -> None:
     (step,) = GenerationEvents().feed(wire(("step", {**STEP, "image": "/9g=", "content_type": "image/jpeg"})))
     assert isinstance(step, Step)
     assert step.picture is not None
     assert step.picture.content_type == "image/jpeg"
 
 
-def test_an_error_on_the_way_is_raised_with_its_document() -> None:
+def test_an_error_event_is_raised_with_its_document() -> None:
     with pytest.raises(NotFound, match="gone") as raised:
         read(wire(("step", STEP), ("error", {"status": 404, "title": "t", "detail": "gone"})))
     assert raised.value.document["title"] == "t"
@@ -80,6 +80,6 @@ def test_an_error_on_the_way_is_raised_with_its_document() -> None:
     ],
     ids=["cut off", "not a step", "not JSON"],
 )
-def test_what_is_not_whole_is_no_result(data: bytes, error: type[TiTokError]) -> None:
+def test_incomplete_or_invalid_events_raise(data: bytes, error: type[TiTokError]) -> None:
     with pytest.raises(error):
         read(data)

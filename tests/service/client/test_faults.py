@@ -1,4 +1,4 @@
-"""Both clients against a real server that refuses, breaks off, stalls and lies."""
+"""Both clients against a real server that rejects, disconnects, stalls and sends wrong responses."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ ONE = answer(encoded(1))
 
 @pytest.fixture(params=["blocking", "asyncio"])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    """Makes one call with a client of its own."""
+    """Makes one call with a new client."""
 
     def ask(url: str, method: str, *arguments: Any, keywords: dict[str, Any] | None = None, **options: Any) -> Any:
         options = {"retry": QUICK, **options}
@@ -101,21 +101,21 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     ],
     ids=["429", "503", "a proxy's 502", "reset", "cut off"],
 )
-def test_a_fault_that_passes_is_not_seen_by_the_caller(ask: Ask, fault: Reply) -> None:
+def test_transient_faults_are_retried_until_success(ask: Ask, fault: Reply) -> None:
     with faulty_server(fault, fault, ONE) as server:
         result = ask(server.url, "encode", b"image")
         assert isinstance(result, Encoded)
         assert [(request.path, request.body) for request in server.received] == [("/v1/encode", b"image")] * 3
 
 
-def test_retry_after_is_waited_for(ask: Ask) -> None:
+def test_retries_wait_for_retry_after(ask: Ask) -> None:
     with faulty_server(problem(429, "too-many-requests", Retry_After="1"), ONE) as server:
         ask(server.url, "encode", b"image")
         first, second = server.received
         assert second.at - first.at >= 1.0
 
 
-def test_a_fault_that_stays_is_raised_with_its_problem_document(ask: Ask) -> None:
+def test_a_lasting_fault_is_raised_with_its_problem_document(ask: Ask) -> None:
     with faulty_server(problem(503, "unavailable")) as server:
         with pytest.raises(Unavailable, match="it is unavailable") as raised:
             ask(server.url, "encode", b"image")
@@ -125,14 +125,14 @@ def test_a_fault_that_stays_is_raised_with_its_problem_document(ask: Ask) -> Non
     assert error.document["title"] == "unavailable"
 
 
-def test_a_refusal_is_raised_at_once(ask: Ask) -> None:
+def test_a_permanent_error_is_raised_at_once(ask: Ask) -> None:
     with faulty_server(problem(400, "undecodable-image"), ONE) as server:
         with pytest.raises(BadRequest):
             ask(server.url, "encode", b"image")
         assert len(server.received) == 1
 
 
-def test_nobody_listening_is_a_failed_connection(ask: Ask) -> None:
+def test_a_refused_connection_raises_connection_failed(ask: Ask) -> None:
     with faulty_server(ONE) as server:
         url = server.url
     with pytest.raises(ConnectionFailed, match=url):
@@ -140,26 +140,26 @@ def test_nobody_listening_is_a_failed_connection(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("fault", [silence, trickle])
-def test_a_server_that_never_ends_its_answer_meets_the_deadline(ask: Ask, fault: Reply) -> None:
+def test_an_endless_response_raises_deadline_exceeded(ask: Ask, fault: Reply) -> None:
     with faulty_server(fault) as server, pytest.raises(DeadlineExceeded, match=r"within 0\.2 seconds"):
         ask(server.url, "encode", b"image", timeout=0.2)
 
 
-def test_a_wait_beyond_the_deadline_is_not_begun(ask: Ask) -> None:
+def test_no_delay_goes_beyond_the_deadline(ask: Ask) -> None:
     with faulty_server(problem(429, "too-many-requests", Retry_After="3600")) as server:
         with pytest.raises(TooManyRequests) as raised:
             ask(server.url, "encode", b"image", timeout=30.0)
         assert raised.value.retry_after == 3600
 
 
-def test_the_services_own_deadline_is_a_deadline_too(ask: Ask) -> None:
+def test_a_504_is_a_deadline_exceeded(ask: Ask) -> None:
     with faulty_server(problem(504, "deadline-exceeded")) as server:
         with pytest.raises(DeadlineExceeded) as raised:
             ask(server.url, "encode", b"image")
         assert isinstance(raised.value, ServiceDeadlineExceeded)
 
 
-def test_every_try_tells_the_service_what_time_is_left_and_who_asks(ask: Ask) -> None:
+def test_every_attempt_sends_remaining_time_key_and_user_agent(ask: Ask) -> None:
     with faulty_server(problem(503, "unavailable"), ONE) as server:
         ask(server.url, "encode", b"image", timeout=30.0, api_key="key")
         left = [int(request.headers["x-request-timeout-ms"]) for request in server.received]
@@ -173,7 +173,7 @@ def test_every_try_tells_the_service_what_time_is_left_and_who_asks(ask: Ask) ->
     [answer(b"hello"), answer({"data": []}), answer(encoded(2)), answer({"detail": "no"}, status=404)],
     ids=["no JSON", "no members", "other images", "another service's 404"],
 )
-def test_another_services_answer_is_no_result(ask: Ask, lie: Reply) -> None:
+def test_a_response_of_another_service_raises_unexpected_answer(ask: Ask, lie: Reply) -> None:
     with faulty_server(lie) as server, pytest.raises(UnexpectedAnswer, match="not an answer of a TiTok service"):
         ask(server.url, "encode", b"image")
 
@@ -186,7 +186,7 @@ def test_calls_share_a_connection(ask: Ask) -> None:
 
 
 def numbers(received: Received) -> list[int]:
-    """The numbers that the images of a form hold."""
+    """The numbers in the images of a form."""
     parts = received.body.split(b"\r\n\r\n")[1:]
     return [int(part.partition(b";")[0]) for part in parts]
 
@@ -196,7 +196,7 @@ def numbered(number: int, length: int = 10) -> bytes:
 
 
 def service(handler: Handler) -> None:
-    """A service whose limits are LIMITS, and whose tokens of an image are its own number."""
+    """A service with the limits LIMITS that encodes each image as its number."""
     if handler.path == "/v1/models":
         answer({"data": [MODEL]})(handler)
         return
@@ -204,7 +204,7 @@ def service(handler: Handler) -> None:
     answer(encoded(len(images), first=images[0]))(handler)
 
 
-def test_a_long_list_goes_out_in_requests_of_the_services_size_and_comes_back_in_order(ask: Ask) -> None:
+def test_a_long_list_is_split_by_max_images_and_returned_in_order(ask: Ask) -> None:
     done: list[tuple[int, int | None]] = []
     with faulty_server(service) as server:
         images = [numbered(number) for number in range(11)]
@@ -215,7 +215,7 @@ def test_a_long_list_goes_out_in_requests_of_the_services_size_and_comes_back_in
     assert done == [(3, 11), (6, 11), (9, 11), (11, 11)]
 
 
-def test_large_images_go_out_in_requests_of_as_many_bytes_as_are_taken(ask: Ask) -> None:
+def test_large_images_are_split_by_max_body_bytes(ask: Ask) -> None:
     with faulty_server(service) as server:
         ask(server.url, "encode", [numbered(number, 1200) for number in range(5)])
         bodies = [request.body for request in server.received[1:]]
@@ -223,7 +223,7 @@ def test_large_images_go_out_in_requests_of_as_many_bytes_as_are_taken(ask: Ask)
         assert max(map(len, bodies)) <= LIMITS["max_body_bytes"]
 
 
-def test_images_of_a_generator_are_taken_as_they_are_needed_and_no_more_wait_than_may(ask: Ask) -> None:
+def test_a_generator_of_images_is_read_lazily(ask: Ask) -> None:
     taken: list[int] = []
     held = threading.Event()
 
@@ -235,7 +235,7 @@ def test_images_of_a_generator_are_taken_as_they_are_needed_and_no_more_wait_tha
     def hold(handler: Handler) -> None:
         if handler.path != "/v1/models":
             if numbers(handler.seen)[0] == 0:
-                # The first request is answered when the second is there: by then no more is read than fits.
+                # The first response waits for the second request, so the client has to read ahead.
                 held.wait()
             else:
                 held.set()
@@ -246,15 +246,15 @@ def test_images_of_a_generator_are_taken_as_they_are_needed_and_no_more_wait_tha
         keywords = {"progress": lambda done, _: most.append(len(taken) - done)}
         results = ask(server.url, "encode", images(), keywords=keywords, concurrency=2)
     assert len(results) == 60
-    assert max(most) <= 3 * 3 + 1  # two requests under way, one made, and the image that did not fit into it
+    assert max(most) <= 3 * 3 + 1  # two requests sent, one prepared, and the first image of the next one
 
 
-def test_no_images_are_no_results(ask: Ask) -> None:
+def test_an_empty_list_gives_an_empty_list(ask: Ask) -> None:
     with faulty_server(service) as server:
         assert ask(server.url, "encode", []) == []
 
 
-def test_a_broken_image_is_named_by_its_place_in_the_list(ask: Ask) -> None:
+def test_an_error_has_the_index_of_the_broken_image(ask: Ask) -> None:
     def broken(handler: Handler) -> None:
         if handler.path == "/v1/models" or 7 not in numbers(handler.seen):
             service(handler)
@@ -270,7 +270,7 @@ def test_a_broken_image_is_named_by_its_place_in_the_list(ask: Ask) -> None:
         assert raised.value.__notes__ == ["image 7 of the list"]
 
 
-def test_images_to_make_are_shared_out_with_seeds_one_after_another(ask: Ask) -> None:
+def test_generation_is_split_with_consecutive_seeds(ask: Ask) -> None:
     def generator(handler: Handler) -> None:
         if handler.path == "/v1/models":
             service(handler)
@@ -289,13 +289,13 @@ def test_images_to_make_are_shared_out_with_seeds_one_after_another(ask: Ask) ->
         assert {"class": "cat", "n": 2, "seed": 10, "steps": 2} in bodies
 
 
-def test_a_seed_is_drawn_once_for_all_tries(ask: Ask) -> None:
+def test_all_attempts_use_the_same_random_seed(ask: Ask) -> None:
     with faulty_server(reset, problem(503, "unavailable"), answer({**DONE, "data": [IMAGE]})) as server:
         ask(server.url, "generate", "cat")
         assert len({json.loads(request.body)["seed"] for request in server.received}) == 1
 
 
-def test_a_stream_is_tried_again_until_it_begins(ask: Ask) -> None:
+def test_a_stream_is_retried_before_its_first_event(ask: Ask) -> None:
     whole = answer(wire(("step", STEP), ("image", IMAGE), ("done", DONE)), content_type=EVENTS)
     with faulty_server(problem(429, "too-many-requests", Retry_After="0"), reset, whole) as server:
         step, image = ask(server.url, "generate_stream", "cat")
@@ -303,14 +303,14 @@ def test_a_stream_is_tried_again_until_it_begins(ask: Ask) -> None:
         assert server.received[0].headers["accept"] == EVENTS
 
 
-def test_a_stream_that_breaks_off_is_not_begun_again(ask: Ask) -> None:
+def test_a_stream_is_not_retried_after_its_first_event(ask: Ask) -> None:
     with faulty_server(cut(wire(("step", STEP)), content_type=EVENTS)) as server:
         with pytest.raises(ConnectionFailed):
             ask(server.url, "generate_stream", "cat")
         assert len(server.received) == 1
 
 
-def test_a_stream_that_goes_silent_meets_the_deadline(ask: Ask) -> None:
+def test_a_stalled_stream_raises_deadline_exceeded(ask: Ask) -> None:
     def stall(handler: Handler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Type", EVENTS)
@@ -322,7 +322,7 @@ def test_a_stream_that_goes_silent_meets_the_deadline(ask: Ask) -> None:
         ask(server.url, "generate_stream", "cat", timeout=0.3)
 
 
-def test_leaving_a_stream_early_hangs_up() -> None:
+def test_leaving_a_stream_closes_the_connection() -> None:
     gone = threading.Event()
 
     def endless(handler: Handler) -> None:
@@ -339,7 +339,7 @@ def test_leaving_a_stream_early_hangs_up() -> None:
         assert gone.wait(60)
 
 
-def test_a_cancelled_call_hangs_up() -> None:
+def test_cancelling_a_call_closes_the_connection() -> None:
     reached, gone = threading.Event(), threading.Event()
 
     def endless(handler: Handler) -> None:
@@ -365,10 +365,10 @@ def test_a_cancelled_call_hangs_up() -> None:
     [
         ("127.0.0.1:8000", {}, "begins with http"),
         ("http://x", {"timeout": 0}, "more than 0 seconds"),
-        ("http://x", {"concurrency": 0}, "at least one request"),
+        ("http://x", {"concurrency": 0}, "concurrency must be at least 1"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(url: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_raise(url: str, options: dict[str, Any], message: str) -> None:
     for client in (TiTokClient, AsyncTiTokClient):
         with pytest.raises(ValueError, match=message):
             client(url, **options)

@@ -1,4 +1,4 @@
-"""What may be called an image."""
+"""Image sources: paths, bytes, Pillow images and arrays."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def pixels() -> np.ndarray:
 
 
 def seen(data: bytes) -> np.ndarray:
-    """The picture as the service sees it."""
+    """The pixels as the service decodes them."""
     return np.asarray(decode_image(data, limits=MediaLimits()).image)
 
 
-def test_a_file_goes_out_as_it_is(tmp_path: Path) -> None:
+def test_files_are_uploaded_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(b"anything")
     for source in (path, str(path), b"anything", bytearray(b"anything"), memoryview(b"anything")):
@@ -33,19 +33,19 @@ def test_a_file_goes_out_as_it_is(tmp_path: Path) -> None:
         assert image_bytes(source) == b"anything"
 
 
-def test_pixels_arrive_as_they_are() -> None:
+def test_arrays_are_uploaded_losslessly() -> None:
     assert (seen(image_bytes(pixels())) == pixels()).all()
     gray = pixels()[..., 0]
     assert (seen(image_bytes(gray)) == gray[..., None]).all()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
-def test_a_pillow_image_of_any_mode_is_seen_as_the_service_would_see_it(mode: str) -> None:
+def test_pillow_images_of_any_mode_are_uploaded_losslessly(mode: str) -> None:
     image = Image.fromarray(pixels()).convert(mode)
     assert (seen(image_bytes(image)) == np.asarray(to_rgb(image))).all()
 
 
-def test_an_open_files_orientation_goes_with_it() -> None:
+def test_the_exif_orientation_is_kept() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -60,18 +60,18 @@ def test_an_open_files_orientation_goes_with_it() -> None:
     [np.zeros((4, 4, 3), np.float32), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((4, 4, 4), np.uint8)],
     ids=["floats", "several", "four channels"],
 )
-def test_an_array_that_is_no_picture_is_refused(array: np.ndarray) -> None:
+def test_an_array_of_another_shape_or_type_raises(array: np.ndarray) -> None:
     with pytest.raises(ValueError, match="pixels are uint8"):
         image_bytes(array)
 
 
-def test_what_is_no_image_is_refused() -> None:
+def test_another_type_raises() -> None:
     assert not is_image(["a.jpg"])
     with pytest.raises(TypeError, match="not int"):
         image_bytes(3)  # type: ignore[arg-type]
 
 
-def test_the_client_needs_nothing_but_httpx() -> None:
+def test_importing_the_client_imports_httpx_only() -> None:
     probe = """
 import sys
 for name in ("torch", "fastapi", "starlette", "uvicorn", "numpy", "PIL", "pydantic", "typer", "rich", "models"):

@@ -1,4 +1,4 @@
-"""Images asked for by digest: what goes out, in how many requests, and what is made of it."""
+"""Look-ups by digest: the requests sent, and how their responses are used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def digest(image: bytes) -> str:
 
 
 def knowing(*known: int) -> Reply:
-    """The service of ``test_faults`` that knows the images of these numbers already."""
+    """The service of ``test_faults`` with the images of these numbers in its cache."""
     codes = {digest(numbered(number)): number for number in known}
 
     def reply(handler: Handler) -> None:
@@ -44,11 +44,11 @@ def knowing(*known: int) -> Reply:
 
 
 def sent(received: Iterable[Received]) -> list[int]:
-    """The numbers of the images that were uploaded."""
+    """The numbers of the uploaded images."""
     return sorted(number for request in received if request.path == "/v1/encode" for number in numbers(request))
 
 
-def test_digests_bytes_and_paths_are_looked_up_by_the_digest_of_the_file(ask: Ask, tmp_path: Path) -> None:
+def test_digests_bytes_and_paths_are_looked_up(ask: Ask, tmp_path: Path) -> None:
     path = tmp_path / "4"
     path.write_bytes(numbered(4))
     with faulty_server(knowing(*KNOWN)) as server:
@@ -63,7 +63,7 @@ def test_digests_bytes_and_paths_are_looked_up_by_the_digest_of_the_file(ask: As
         assert list(ask(server.url, "lookup", path)) == [digest(numbered(4))]
 
 
-def test_more_digests_than_a_request_takes_go_out_in_several(ask: Ask) -> None:
+def test_many_digests_are_split_into_requests(ask: Ask) -> None:
     done: list[tuple[int, int | None]] = []
     images = [numbered(number) for number in range(2001)]
     with faulty_server(knowing(*KNOWN)) as server:
@@ -75,7 +75,7 @@ def test_more_digests_than_a_request_takes_go_out_in_several(ask: Ask) -> None:
     assert done == [(1000, 2001), (2000, 2001), (2001, 2001)]
 
 
-def test_only_what_is_unknown_is_uploaded_and_comes_back_in_order(ask: Ask) -> None:
+def test_only_unknown_images_are_uploaded_and_results_are_in_order(ask: Ask) -> None:
     with faulty_server(knowing(*KNOWN)) as server:
         images = [numbered(number) for number in range(11)]
         results = ask(server.url, "encode", images, keywords={"lookup_first": True})
@@ -83,7 +83,7 @@ def test_only_what_is_unknown_is_uploaded_and_comes_back_in_order(ask: Ask) -> N
         assert sent(server.received) == [number for number in range(11) if number not in KNOWN]
 
 
-def test_an_image_that_stands_twice_in_a_request_is_uploaded_once(ask: Ask) -> None:
+def test_equal_images_are_uploaded_once(ask: Ask) -> None:
     with faulty_server(knowing(*KNOWN)) as server:
         results = ask(server.url, "encode", [numbered(5), numbered(1), numbered(5)], keywords={"lookup_first": True})
         assert [result.tokens for result in results] == [(5,), (1,), (5,)]
@@ -91,7 +91,7 @@ def test_an_image_that_stands_twice_in_a_request_is_uploaded_once(ask: Ask) -> N
 
 
 @pytest.mark.parametrize(("number", "paths"), [(1, []), (2, ["/v1/encode"])])
-def test_one_image_is_uploaded_if_it_is_unknown(ask: Ask, number: int, paths: list[str]) -> None:
+def test_a_single_image_is_uploaded_only_if_unknown(ask: Ask, number: int, paths: list[str]) -> None:
     def reply(handler: Handler) -> None:
         (knowing(*KNOWN) if handler.path == "/v1/codes:lookup" else answer(encoded(1, 2)))(handler)
 
@@ -100,7 +100,7 @@ def test_one_image_is_uploaded_if_it_is_unknown(ask: Ask, number: int, paths: li
         assert [request.path for request in server.received] == ["/v1/codes:lookup", *paths]
 
 
-def test_a_service_that_does_not_tell_is_sent_everything(ask: Ask) -> None:
+def test_all_images_are_uploaded_where_look_ups_are_off(ask: Ask) -> None:
     def reply(handler: Handler) -> None:
         (problem(404, "not-found") if handler.path == "/v1/codes:lookup" else service)(handler)
 
@@ -111,7 +111,7 @@ def test_a_service_that_does_not_tell_is_sent_everything(ask: Ask) -> None:
             ask(server.url, "lookup", [numbered(1)])
 
 
-def test_a_broken_image_is_named_by_its_place_among_all_of_them(ask: Ask) -> None:
+def test_the_index_of_a_broken_image_counts_known_images_too(ask: Ask) -> None:
     def reply(handler: Handler) -> None:
         if handler.path == "/v1/encode" and 8 in numbers(handler.seen):
             place = numbers(handler.seen).index(8)
@@ -127,6 +127,6 @@ def test_a_broken_image_is_named_by_its_place_among_all_of_them(ask: Ask) -> Non
 
 
 @pytest.mark.parametrize("document", [{"data": [], "missing": []}, {"data": []}, {"data": [{}], "missing": []}])
-def test_an_answer_to_another_question_is_no_result(ask: Ask, document: dict[str, Any]) -> None:
+def test_a_response_that_does_not_match_the_request_raises(ask: Ask, document: dict[str, Any]) -> None:
     with faulty_server(answer({"model": "m", "revision": "r", **document})) as server, pytest.raises(UnexpectedAnswer):
         ask(server.url, "lookup", [numbered(1)])

@@ -1,4 +1,4 @@
-"""How often a call is tried, and how long it waits in between: one deadline over all tries."""
+"""Retries with exponential backoff and jitter, within one deadline for all attempts of a request."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from service.client.errors import DeadlineExceeded, TiTokError
-
-__all__ = ["RetryPolicy", "Tries", "retry_after_seconds"]
+from .errors import DeadlineExceeded, TiTokError
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """At most ``tries`` tries. Before the n-th repeat comes a random wait of up to ``first_delay`` x 2^(n-1) seconds, at
-    most ``longest_delay``; what ``Retry-After`` asks for is waited in full, and the random wait comes on top of it.
+    """At most ``tries`` attempts. The n-th retry waits for a random time of up to ``first_delay`` x 2^(n-1) seconds, at
+    most ``longest_delay``, in addition to the whole ``Retry-After``.
     """
 
     tries: int = 6
@@ -28,11 +26,11 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if self.tries < 1 or self.first_delay < 0 or self.longest_delay < 0:
-            raise ValueError(f"a call is tried once at least, and delays are not negative: {self}")
+            raise ValueError(f"tries must be at least 1 and delays must not be negative: {self}")
 
 
-class Tries:
-    """The tries of one call, from its beginning. ``timeout`` is in seconds; None: no deadline."""
+class Attempts:
+    """The attempts of one request, from now on. ``timeout`` is in seconds; None: no deadline."""
 
     def __init__(
         self,
@@ -40,17 +38,17 @@ class Tries:
         timeout: float | None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
+        uniform: Callable[[], float] = random.random,
     ) -> None:
         self._policy = policy
         self._timeout = timeout
         self._clock = clock
-        self._chance = chance
+        self._uniform = uniform
         self._deadline = None if timeout is None else clock() + timeout
         self._failed = 0
 
     def remaining(self) -> float | None:
-        """Seconds left, None without a deadline. Raises ``DeadlineExceeded`` if there are none."""
+        """Seconds until the deadline, None without one. Raises ``DeadlineExceeded`` when it has passed."""
         if self._deadline is None:
             return None
         left = self._deadline - self._clock()
@@ -59,28 +57,28 @@ class Tries:
         return left
 
     def deadline_exceeded(self) -> DeadlineExceeded:
-        """The error of a call that took too long."""
+        """The exception for a request that took too long."""
         return DeadlineExceeded(f"no answer within {self._timeout:g} seconds")
 
     def headers(self) -> dict[str, str]:
-        """What tells the service when to give up."""
+        """The request header that sets the service's own deadline."""
         left = self.remaining()
         return {} if left is None else {TIMEOUT_HEADER: str(max(1, int(left * 1000)))}
 
     def delay_after(self, error: TiTokError) -> float:
-        """Seconds to wait before the next try. Raises the error if none is worth it or the deadline would pass."""
+        """Seconds to wait before the next attempt. Raises the error if there is none, or none before the deadline."""
         self._failed += 1
         if not error.is_transient or self._failed >= self._policy.tries:
             raise error
         backoff = min(self._policy.longest_delay, self._policy.first_delay * 2.0 ** (self._failed - 1))
-        delay = error.retry_after + backoff * self._chance()
+        delay = error.retry_after + backoff * self._uniform()
         if self._deadline is not None and self._clock() + delay >= self._deadline:
             raise error
         return delay
 
 
 def retry_after_seconds(value: str | None) -> float:
-    """Seconds of a ``Retry-After`` header (RFC 9110, section 10.2.3): a number of them, or a date; 0 if it is neither."""
+    """Seconds of a ``Retry-After`` header (RFC 9110, section 10.2.3), which is a number or a date; 0 if it is neither."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:10])
