@@ -1,4 +1,4 @@
-"""Every knob: an environment variable ``TITOK_*``, or a flag of ``titok serve`` of the same name."""
+"""Settings of the service: environment variables ``TITOK_*``, or flags of ``titok serve`` of the same names."""
 
 from __future__ import annotations
 
@@ -23,189 +23,184 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "
 
 
 class Settings(BaseSettings):
-    """What the service serves, where it listens, and how much it takes."""
+    """All settings of the service, validated."""
 
     model_config = SettingsConfigDict(env_prefix="TITOK_", extra="ignore", frozen=True)
 
     tokenizer: str = Field(DEFAULT_VARIANT, description="Variant name of the tokenizer.")
     tokenizer_weights: str | None = Field(
-        None, description="Its weights: a file, a folder with config.json, or a hub id; by default the variant's own."
+        None,
+        description="Weights of the tokenizer: a file, a folder with config.json, or a Hugging Face hub id. Default: "
+        "the weights of the variant.",
     )
     generator: str | None = Field(
         "auto",
-        description="Variant name of the generator; 'auto' is the tokenizer's own if it has one; 'off' for none.",
+        description="Variant name of the generator. 'auto': the generator of the tokenizer, if it has one; 'off': no "
+        "generator.",
     )
-    generator_weights: str | None = Field(None, description="Its weights, as for the tokenizer.")
+    generator_weights: str | None = Field(None, description="Weights of the generator, as for the tokenizer.")
     devices: str = Field(
         "auto",
-        description="Where the models run: 'cpu', 'cuda' (every GPU), 'cuda:1', 'cuda:0,cuda:1', or 'auto' (every "
-        "GPU where there is one, else the CPU).",
+        description="Devices that run the models: 'cpu', 'cuda' (all GPUs), 'cuda:1', 'cuda:0,cuda:1', or 'auto' "
+        "(all GPUs if there are any, else the CPU).",
     )
     dtype: Literal["auto", "float32", "tf32", "tf32x3", "float16", "bfloat16"] = Field(
         "auto",
-        description="Number format. 'auto' lowers the image decoder alone, where that is faster; token ids stay those "
-        "of float32. The others below float32 lower everything: other ids, under a revision of their own. 'tf32' and "
-        "'tf32x3' (three passes, near float32) need a CUDA device.",
+        description="Number format. 'auto' lowers the precision of the image decoder only, where that is faster; "
+        "token ids stay those of float32. Every other format below float32 applies to all networks and changes token "
+        "ids, so that the revision changes too. 'tf32' and 'tf32x3' (three passes, close to float32) need a CUDA "
+        "device.",
     )
-    cuda_graphs: bool = Field(
-        True, description="Replay batches on a CUDA device as graphs, recorded at start-up for powers of two."
-    )
+    cuda_graphs: bool = Field(True, description="Run batches on CUDA devices as CUDA graphs, recorded at start-up.")
     workers: Literal["auto", "process", "inline"] = Field(
         "auto",
-        description="Where batches run: 'process' (also 'auto'), a process for each device behind processes that answer "
-        "HTTP; 'inline', a thread of the one process that does everything.",
+        description="Process model. 'process' (same as 'auto'): one worker process for each device, separate from "
+        "the front-end processes that answer HTTP. 'inline': one process for everything.",
     )
-    threads: int = Field(0, ge=0, le=256, description="Threads of a CPU device; 0: as many as there are cores for it.")
+    threads: int = Field(
+        0, ge=0, le=256, description="Compute threads of a CPU device. 0: one for each available core."
+    )
     front_ends: int = Field(
-        0,
-        ge=0,
-        le=64,
-        description="Processes that answer HTTP; 0: one on a CPU, two for each GPU. Each has its own cache.",
+        0, ge=0, le=64, description="Number of processes that answer HTTP. 0: one on a CPU, two for each GPU."
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network.")
-    port: int = Field(8000, ge=0, le=65535, description="Port of the API; 0 lets the system choose one.")
+    host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0: all interfaces.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the API. 0: chosen by the system.")
     admin_port: int = Field(
-        8001, ge=0, le=65535, description="Port of /metrics and the health routes, never to be made public."
+        8001, ge=0, le=65535, description="Port of /metrics and the health routes. Never expose it to the public."
     )
-    admin_host: str | None = Field(None, description="Address of the admin port; by default that of the API.")
+    admin_host: str | None = Field(None, description="Address of the admin port. Default: the value of TITOK_HOST.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="Comma-separated keys, one of which a caller must send: plain ones, which have every role, or hashed "
-        "ones, `NAME:ROLE+ROLE:sha256:HEX[:RATE]` (`titok keys new`). Neither these nor a file: no key is needed.",
+        description="Comma-separated API keys: plain keys, which have every role, or hashed keys, "
+        "`NAME:ROLE+ROLE:sha256:HEX[:RATE]` (created by `titok keys new`). Without keys here or in a file, no key is "
+        "required.",
     )
     api_keys_file: Path | None = Field(
         None,
-        description="A TOML file of hashed keys, besides those above; read again within a second when it has changed "
-        "([how](security.md)).",
+        description="TOML file of hashed API keys, in addition to TITOK_API_KEYS. Changes are reloaded within a "
+        "second ([how](security.md)).",
     )
     rate_limit: Annotated[str, AfterValidator(check_rate)] | None = Field(
         None,
-        description="Images that a key may ask for, `100/second` or `5000 per 10 minutes`, where it has no rate of its "
-        "own; shared by all processes through Redis if there is one, else counted by each front end.",
+        description="Rate limit in images for each API key without its own rate: `100/second` or `5000 per 10 "
+        "minutes`. Counted in Redis for all processes together if Redis is configured, else by each front end.",
     )
     anonymous_rate_limit: Annotated[str, AfterValidator(check_rate)] | None = Field(
         None,
-        description="The same for each client address, where no keys are set. Behind a proxy all addresses are the proxy's.",
+        description="Rate limit in images for each client address, when no API keys are set. Behind a proxy, all "
+        "clients share the address of the proxy.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Comma-separated origins (`https://app.example.com`) whose pages may call the API, or `*`; none: no "
-        "page of another origin may.",
+        description="Comma-separated origins (`https://app.example.com`) whose pages may call the API, or `*`. "
+        "Default: none.",
     )
 
-    playground: bool = Field(True, description="Whether the page to try the service on is there, at `/`.")
+    playground: bool = Field(True, description="Serve the playground at `/`.")
 
     cache: Literal["auto", "memory", "redis", "off"] = Field(
         "auto",
-        description="Where codes of images already seen are kept: 'memory' of each process, 'redis', or 'off'; 'auto' is "
-        "Redis where there is a URL of one, else memory.",
+        description="Where codes of encoded images are cached: 'memory' of each process, 'redis', or 'off'. 'auto': "
+        "Redis if TITOK_REDIS_URL is set, else memory.",
     )
     cache_scope: Literal["shared", "key"] = Field(
         "shared",
-        description="Who shares what the cache knows: all callers, or each API key alone, because a hit tells that "
-        "somebody has sent the same image.",
+        description="Who shares cached codes: all callers ('shared'), or each API key separately ('key'). A shared "
+        "cache reveals whether another caller has sent the same image.",
     )
-    lookup: bool = Field(
-        True, description="Answer which codes are known by the SHA-256 of an image (/v1/codes), without its bytes."
-    )
+    lookup: bool = Field(True, description="Enable /v1/codes: look up cached codes by the SHA-256 of an image file.")
     cache_entries: int = Field(
-        100_000,
-        ge=1,
-        description="Codes the in-memory cache holds, about 500 bytes each; an image new to it takes two.",
+        100_000, ge=1, description="Maximum codes in the in-memory cache, about 500 bytes each. An image takes two."
     )
-    cache_ttl: int = Field(
-        30 * 24 * 3600, ge=0, description="Seconds that a code stays in Redis after it was written; 0: for ever."
-    )
+    cache_ttl: int = Field(30 * 24 * 3600, ge=0, description="Seconds until a code in Redis expires. 0: never.")
     cache_namespace: str = Field(
-        "titok", pattern=r"^[\w.-]{1,64}$", description="First part of every key in Redis, for several services in one."
+        "titok", pattern=r"^[\w.-]{1,64}$", description="Key prefix in Redis, so that services can share it."
     )
-    cache_value_bytes: int = Field(4096, ge=64, description="Longest value in Redis; longer ones are not used.")
+    cache_value_bytes: int = Field(
+        4096, ge=64, description="Maximum size of a value in Redis. Larger values are neither written nor read."
+    )
     cache_front_entries: int = Field(
-        10_000, ge=0, description="Codes that each process keeps in memory in front of Redis; 0: none."
+        10_000, ge=0, description="Maximum codes that each process caches in memory in front of Redis. 0: none."
     )
     cache_lease: float = Field(
-        2.0, ge=0, le=60, description="Seconds that others wait for an image one front end is computing; 0: not at all."
+        2.0, ge=0, le=60, description="Seconds to wait for an image that another front end is encoding. 0: do not wait."
     )
     picture_cache_bytes: int = Field(
-        32 * MiB,
-        ge=0,
-        description="Bytes of rendered images (/v1/images/...) that each process keeps in memory; 0: none.",
+        32 * MiB, ge=0, description="Bytes of rendered images (/v1/images/...) that each process caches. 0: none."
     )
     redis_url: SecretStr | None = Field(
         None,
-        description="`redis://user:password@host:6379/0`; `rediss://` with TLS, `unix://`, "
+        description="Redis URL: `redis://user:password@host:6379/0`, `rediss://` (TLS), `unix://`, "
         "`redis+sentinel://host:26379,host:26379/service`, `redis+cluster://`.",
     )
     redis_timeout: float = Field(
-        0.01, gt=0, le=1, description="Seconds that Redis may take to connect or answer; later it counts as not there."
+        0.01, gt=0, le=1, description="Timeout of a Redis command in seconds. A timeout counts as a cache miss."
     )
 
     max_connections: int = Field(
         1000,
         ge=2,
         le=100_000,
-        description="Connections open at a time in each front end; an idle one gives way to a new one, else 503.",
+        description="Maximum open connections of each front end. A new one replaces an idle one (else 503).",
     )
     max_header_bytes: int = Field(
-        32 * 1024, ge=1024, le=MiB, description="Bytes of a request's line and headers together (431)."
+        32 * 1024, ge=1024, le=MiB, description="Maximum size of the request line and headers (else 431)."
     )
     header_timeout: float = Field(
-        10.0, gt=0, le=3600, description="Seconds that the headers of a request may take, from its first byte (408)."
+        10.0, gt=0, le=3600, description="Seconds to receive the request headers, from their first byte (else 408)."
     )
-    max_body_bytes: int = Field(32 * MiB, ge=1024, description="Longest request body.")
+    max_body_bytes: int = Field(32 * MiB, ge=1024, description="Maximum size of a request body (else 413).")
     body_bytes_in_flight: int = Field(
-        256 * MiB, ge=1024, description="Bytes of all request bodies together that each front end holds; else 429."
+        256 * MiB, ge=1024, description="Maximum size of all request bodies in a front end together (else 429)."
     )
     decoded_bytes_in_flight: int = Field(
         1024 * MiB,
         ge=MiB,
-        description="Bytes of memory that decoding images may take in each front end at a time; images wait for their turn, "
-        "and one that needs more is decoded alone.",
+        description="Maximum memory for image decoding in each front end. Further images wait; a larger image is "
+        "decoded alone.",
     )
-    max_pixels: int = Field(40_000_000, ge=1, description="Pixels of one image, by its header, before it is decoded.")
-    max_images: int = Field(64, ge=1, le=4096, description="Images of one request, encoded or decoded.")
-    max_generate: int = Field(16, ge=1, le=1024, description="Images of one generate request.")
+    max_pixels: int = Field(
+        40_000_000, ge=1, description="Maximum pixels of an image, checked in its header (else 413)."
+    )
+    max_images: int = Field(64, ge=1, le=4096, description="Maximum images of an encode or decode request.")
+    max_generate: int = Field(16, ge=1, le=1024, description="Maximum images of a generate request.")
     max_batch_size: int = Field(
-        0,
-        ge=0,
-        le=4096,
-        description="Most images of one device batch; 0: as many as are worth having, found at start-up.",
+        0, ge=0, le=4096, description="Maximum batch size of a device. 0: found by measurement at start-up."
     )
     batch_seconds: float = Field(
-        0.5, gt=0, le=60, description="Seconds that one device batch may take; larger ones are not formed."
+        0.5, gt=0, le=60, description="Maximum duration of a batch in seconds. Larger batches are not formed."
     )
     max_wait_ms: float = Field(
-        0.0, ge=0, le=10_000, description="Milliseconds that an image may wait for company while a device is free."
+        0.0, ge=0, le=10_000, description="Milliseconds that an idle device waits for a larger batch."
     )
-    queue_images: int = Field(512, ge=1, description="Images that may wait in each lane of a front end; else 429.")
+    queue_images: int = Field(512, ge=1, description="Maximum images in each queue of a front end (else 429).")
     queue_bytes: int = Field(
-        256 * MiB, ge=MiB, description="Bytes that may wait in each lane of a front end; else 429."
+        256 * MiB, ge=MiB, description="Maximum size in bytes of each queue of a front end (else 429)."
     )
     decode_threads: int = Field(
-        0, ge=0, le=256, description="Threads that decode images, in each front end; 0: the cores, shared out."
+        0, ge=0, le=256, description="Threads of each front end that decode image files. 0: its share of the cores."
     )
-    request_timeout: float = Field(30.0, gt=0, le=3600, description="Seconds until a request's deadline (504).")
-    body_timeout: float = Field(20.0, gt=0, le=3600, description="Seconds that a request body may take (408).")
+    request_timeout: float = Field(30.0, gt=0, le=3600, description="Deadline of a request in seconds (else 504).")
+    body_timeout: float = Field(20.0, gt=0, le=3600, description="Seconds to receive the request body (else 408).")
     shutdown_delay: float = Field(
-        0.5,
-        ge=0,
-        le=300,
-        description="Seconds after SIGTERM in which requests are still taken, while readiness is down.",
+        0.5, ge=0, le=300, description="Seconds after SIGTERM to accept requests while /readyz answers 503."
     )
-    drain_seconds: float = Field(20.0, ge=0, le=3600, description="Seconds that accepted work may take after that.")
+    drain_seconds: float = Field(
+        20.0, ge=0, le=3600, description="Seconds to finish accepted requests after TITOK_SHUTDOWN_DELAY."
+    )
     heartbeat_seconds: float = Field(
-        10.0, ge=0.2, le=3600, description="Seconds of silence after which a process is replaced."
+        10.0, ge=0.2, le=3600, description="Seconds without a heartbeat after which a process is replaced."
     )
     batch_timeout: float = Field(
-        120.0, gt=0, le=3600, description="Seconds of one batch after which a worker is replaced."
+        120.0, gt=0, le=3600, description="Seconds of a single batch after which the worker is replaced."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least important log line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum log level.")
     log_format: LogFormat = Field(
         "auto",
-        description="Log lines: 'json', 'text', or 'auto', text where standard error is a terminal and else JSON.",
+        description="Format of log lines: 'json' or 'text'. 'auto': text if standard error is a terminal, else JSON.",
     )
-    access_log: bool = Field(True, description="A log line for each request; docs/operations.md says what it holds.")
+    access_log: bool = Field(True, description="Log one line for each request ([its fields](operations.md#log-lines)).")
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
@@ -257,20 +252,20 @@ class Settings(BaseSettings):
 
     @property
     def given(self) -> list[str]:
-        """What was set, as in the environment; secrets show themselves as stars."""
+        """The settings that were set explicitly, as ``TITOK_NAME=value``; secrets are masked."""
         return [f"TITOK_{name.upper()}={getattr(self, name)}" for name in sorted(self.model_fields_set)]
 
     @property
     def device_threads(self) -> int:
-        """Threads of a CPU device."""
+        """Number of compute threads of a CPU device."""
         return self.threads or usable_cores()
 
     @property
     def image_threads(self) -> int:
-        """Threads that decode and encode images."""
+        """Number of threads that decode and encode image files."""
         return self.decode_threads or usable_cores()
 
 
 def invalid_settings(error: ValidationError) -> str:
-    """What is wrong with which settings, in one line."""
+    """One line that names each invalid setting and its error."""
     return "; ".join(f"{'.'.join(map(str, place['loc']))}: {place['msg']}" for place in error.errors())
