@@ -19,7 +19,7 @@ def open_cache(settings: Settings, observer: CacheObserver) -> CodeCache:
         return NoCache()
     if settings.cache == "memory" or settings.redis_url is None:
         return MemoryCache(settings.cache_entries)
-    from service.cache.connection import connect  # slow to import
+    from service.cache.redis.connection import connect  # slow to import
     from service.cache.redis_cache import SOCKET_TIMEOUT, RedisCache
 
     client = connect(settings.redis_url.get_secret_value(), socket_timeout=SOCKET_TIMEOUT)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from service.cache.connection import RedisClient
 from service.cache.keys import KeyParts, namespace_prefix
-from service.cache.scanning import scan
+from service.cache.redis.connection import RedisClient
+from service.cache.redis.scanning import scan
 
 __all__ = ["Selection", "count_codes", "purge_codes"]
 

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 
 from redis.asyncio import RedisCluster
 
-from service.cache.breaker import CircuitBreaker
-from service.cache.connection import RedisClient, disconnect
 from service.cache.keys import LEASE
 from service.cache.protocol import CachedCode, CacheObserver, Claim, NullCacheObserver
-from service.cache.timed_calls import TimedCalls
+from service.cache.redis.circuit_breaker import CircuitBreaker
+from service.cache.redis.connection import RedisClient, disconnect
+from service.cache.redis.guard import TimedCalls
 from service.cache.values import pack_value, unpack_value
 
 __all__ = ["SOCKET_TIMEOUT", "RedisCache"]

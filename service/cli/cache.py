@@ -22,9 +22,9 @@ from service.settings import Settings, invalid_settings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from service.cache.census import Census, RevisionCensus, ServerFacts
-    from service.cache.connection import RedisClient
     from service.cache.purging import Selection
+    from service.cache.redis.connection import RedisClient
+    from service.cache.statistics import Census, RevisionCensus, ServerFacts
     from service.cli.cache_warming import Warmed, Warmer
 
 __all__ = ["cache"]
@@ -57,7 +57,7 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="As a JSON document.")] = False,
 ) -> None:
     """Say what the cache holds: codes by tokenizer revision, their memory and time to live, and what Redis allows."""
-    from service.cache.census import take_census
+    from service.cache.statistics import take_census
 
     settings = _settings(url, namespace)
 
@@ -187,7 +187,7 @@ def _settings(url: str | None, namespace: str | None, **others: Any) -> Settings
 
 @asynccontextmanager
 async def _redis(settings: Settings) -> AsyncIterator[RedisClient]:
-    from service.cache.connection import connect, disconnect
+    from service.cache.redis.connection import connect, disconnect
 
     assert settings.redis_url is not None  # noqa: S101  _settings has seen to it
     client = connect(settings.redis_url.get_secret_value(), socket_timeout=_PATIENCE)

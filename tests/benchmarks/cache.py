@@ -34,9 +34,9 @@ from PIL import Image
 from skimage import data
 
 from service.cache import CachedCode, KeySpace
-from service.cache.census import take_census
-from service.cache.connection import connect, disconnect
+from service.cache.redis.connection import connect, disconnect
 from service.cache.redis_cache import RedisCache
+from service.cache.statistics import take_census
 from service.cache.values import pack_value
 from tests.benchmarks.cache_faults import FaultRow, fault_rows
 from tests.benchmarks.load import Request, capacity, h2load_version, require_h2load

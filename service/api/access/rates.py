@@ -23,10 +23,10 @@ from limits.aio.storage import MemoryStorage, RedisClusterStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.asyncio import Redis
 
-from service.cache.breaker import CircuitBreaker
-from service.cache.connection import RedisClient, connect, disconnect
 from service.cache.protocol import NullCacheObserver
-from service.cache.timed_calls import TimedCalls
+from service.cache.redis.circuit_breaker import CircuitBreaker
+from service.cache.redis.connection import RedisClient, connect, disconnect
+from service.cache.redis.guard import TimedCalls
 from service.settings import Settings
 
 __all__ = ["Allowance", "Rates"]

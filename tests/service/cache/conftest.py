@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from service.cache import CodeCache, LayeredCache, MemoryCache
-from service.cache.connection import connect
 from service.cache.protocol import BreakerState
+from service.cache.redis.connection import connect
 from service.cache.redis_cache import RedisCache
 from tests.service.cache.redis_server import RedisServer
 

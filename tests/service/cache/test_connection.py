@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from service.cache.census import take_census
-from service.cache.connection import connect, disconnect
 from service.cache.keys import LEASE
 from service.cache.purging import Selection, purge_codes
+from service.cache.redis.connection import connect, disconnect
 from service.cache.redis_cache import RedisCache
+from service.cache.statistics import take_census
 from tests.service.cache.conftest import FakeObserver, until_known
 from tests.service.cache.redis_server import RedisServer
 from tests.service.cache.test_contract import entry

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from service.cache.breaker import CircuitBreaker
 from service.cache.protocol import CacheObserver
+from service.cache.redis.circuit_breaker import CircuitBreaker
 
 __all__ = ["TimedCalls"]
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from redis.asyncio import RedisCluster
 
-from service.cache.connection import RedisClient
+from service.cache.redis.connection import RedisClient
 
 __all__ = ["Primary", "primaries", "scan"]
 

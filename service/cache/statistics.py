@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from redis.exceptions import NoPermissionError
 
-from service.cache.connection import RedisClient
 from service.cache.keys import KeyParts, namespace_prefix
-from service.cache.scanning import primaries, scan
+from service.cache.redis.connection import RedisClient
+from service.cache.redis.scanning import primaries, scan
 
 __all__ = ["Census", "RevisionCensus", "ServerFacts", "take_census"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.cache.breaker import CircuitBreaker
 from service.cache.protocol import BreakerState
+from service.cache.redis.circuit_breaker import CircuitBreaker
 
 
 class Clock:

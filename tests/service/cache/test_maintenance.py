@@ -8,10 +8,10 @@ import pytest
 import redis
 
 from service.cache import CachedCode, KeySpace
-from service.cache.census import Census, take_census
-from service.cache.connection import connect, disconnect
 from service.cache.keys import LEASE, KeyParts
 from service.cache.purging import Selection, count_codes, purge_codes
+from service.cache.redis.connection import connect, disconnect
+from service.cache.statistics import Census, take_census
 from service.cache.values import pack_value
 from tests.service.cache.redis_server import RedisServer
 
