@@ -1,7 +1,6 @@
-"""What a Redis holds of a namespace: codes by tokenizer and revision, their memory and their time to live.
+"""Statistics of the codes of a namespace in Redis: counts, memory and time to live by tokenizer and revision.
 
-Keys are counted, all of them. What Redis has to be asked for key by key (MEMORY USAGE, TTL) is asked for a random sample of
-each revision's keys, and said to be that.
+All keys are counted. Memory (MEMORY USAGE) and time to live (TTL) are measured on a random sample of each revision's keys.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from service.cache.keys import KeyParts, namespace_prefix
 from service.cache.redis.connection import RedisClient
 from service.cache.redis.scanning import primaries, scan
 
-__all__ = ["Census", "RevisionCensus", "ServerFacts", "take_census"]
+__all__ = ["CacheStatistics", "RevisionStatistics", "ServerInfo", "collect_statistics"]
 
-_COMMANDS_OF_A_PIPELINE = 500
+_KEYS_PER_PIPELINE = 500
 
 
 @dataclass(frozen=True)
-class ServerFacts:
-    """A primary; ``version`` is empty where the user may not ask (``+info``). ``maxmemory`` is in bytes, 0: no bound."""
+class ServerInfo:
+    """A primary. ``version`` is empty if the user lacks ``+info``; ``maxmemory`` is in bytes, 0: no limit."""
 
     version: str
     used_memory: int
@@ -33,18 +32,18 @@ class ServerFacts:
 
 
 @dataclass(frozen=True)
-class RevisionCensus:
-    """The codes of one revision of a tokenizer.
+class RevisionStatistics:
+    """The codes of one revision of one tokenizer.
 
     Attributes:
-        uploads: keys by the digest of an upload.
-        pixels: keys by the digest of pixels.
-        leases: images being computed.
-        scoped: how many of these are one caller's alone.
-        sampled: keys that were asked for the two below.
-        mean_bytes: of a key with its value, by MEMORY USAGE.
-        ttl: shortest, median and longest in seconds; None where no key of the sample expires.
-        without_ttl: keys of the sample that never expire.
+        uploads: number of keys by the digest of an upload.
+        pixels: number of keys by the digest of pixels.
+        leases: number of images being computed.
+        scoped: how many of these keys belong to one caller alone.
+        sampled: size of the sample for the fields below.
+        mean_bytes: mean size of a key with its value, by MEMORY USAGE.
+        ttl: shortest, median and longest in seconds; None if no sampled key expires.
+        without_ttl: number of sampled keys that never expire.
     """
 
     tokenizer: str
@@ -60,27 +59,27 @@ class RevisionCensus:
 
     @property
     def keys(self) -> int:
-        """All of them."""
+        """Number of keys of every kind."""
         return self.uploads + self.pixels + self.leases
 
     @property
     def bytes(self) -> int:
-        """Memory of all keys, by the mean of the sample."""
+        """Memory of all keys, estimated from the sample."""
         return round(self.mean_bytes * self.keys)
 
 
 @dataclass(frozen=True)
-class Census:
-    """All revisions, the largest first; ``others`` are keys of the namespace that are no codes."""
+class CacheStatistics:
+    """All revisions, the largest first; ``others`` counts keys of the namespace that are not codes."""
 
     namespace: str
-    revisions: Sequence[RevisionCensus]
+    revisions: Sequence[RevisionStatistics]
     others: int
-    servers: Sequence[ServerFacts]
+    servers: Sequence[ServerInfo]
 
 
 class _Group:
-    """Counts of one revision, and a sample in which each of its keys is as likely as any other (reservoir sampling)."""
+    """Counts of one revision, and a uniform sample of its keys (reservoir sampling)."""
 
     def __init__(self, size: int) -> None:
         self.kinds: Counter[str] = Counter()
@@ -93,12 +92,12 @@ class _Group:
         self.scoped += parts.is_scoped
         if len(self.sample) < self._size:
             self.sample.append(key)
-        elif (place := random.randrange(self.kinds.total())) < self._size:  # noqa: S311  nothing secret
+        elif (place := random.randrange(self.kinds.total())) < self._size:  # noqa: S311  not for security
             self.sample[place] = key
 
 
-async def take_census(client: RedisClient, namespace: str, *, sample: int) -> Census:
-    """Counts the codes of a namespace, and looks at ``sample`` keys of each revision more closely."""
+async def collect_statistics(client: RedisClient, namespace: str, *, sample: int) -> CacheStatistics:
+    """Counts the codes of a namespace, and measures ``sample`` keys of each revision."""
     groups: dict[tuple[str, str], _Group] = {}
     others = 0
     async for keys in scan(client, namespace_prefix(namespace)):
@@ -109,24 +108,24 @@ async def take_census(client: RedisClient, namespace: str, *, sample: int) -> Ce
                 groups.setdefault((parts.tokenizer, parts.revision), _Group(sample)).add(key, parts)
     revisions = [await _revision(client, *name, group) for name, group in groups.items()]
     revisions.sort(key=lambda revision: -revision.keys)
-    return Census(namespace, revisions, others, await _servers(client))
+    return CacheStatistics(namespace, revisions, others, await _servers(client))
 
 
-async def _revision(client: RedisClient, tokenizer: str, revision: str, group: _Group) -> RevisionCensus:
+async def _revision(client: RedisClient, tokenizer: str, revision: str, group: _Group) -> RevisionStatistics:
     sizes: list[int] = []
     lives: list[int] = []
-    for start in range(0, len(group.sample), _COMMANDS_OF_A_PIPELINE):
+    for start in range(0, len(group.sample), _KEYS_PER_PIPELINE):
         pipeline = client.pipeline(transaction=False)
-        for key in group.sample[start : start + _COMMANDS_OF_A_PIPELINE]:
+        for key in group.sample[start : start + _KEYS_PER_PIPELINE]:
             pipeline.memory_usage(key, samples=0)
             pipeline.ttl(key)
         answers = await pipeline.execute()
-        # A key may have gone since it was counted.
+        # A key may have expired since it was counted.
         pairs = [(size, life) for size, life in zip(answers[::2], answers[1::2], strict=True) if size is not None]
         sizes += [size for size, _ in pairs]
         lives += [life for _, life in pairs]
     ending = sorted(life for life in lives if life >= 0)
-    return RevisionCensus(
+    return RevisionStatistics(
         tokenizer,
         revision,
         uploads=group.kinds["upload"],
@@ -140,25 +139,16 @@ async def _revision(client: RedisClient, tokenizer: str, revision: str, group: _
     )
 
 
-async def _servers(client: RedisClient) -> list[ServerFacts]:
+async def _servers(client: RedisClient) -> list[ServerInfo]:
     servers = []
     for primary in await primaries(client):
         try:
-            facts = {
-                **await primary.execute_command("INFO", "server"),
-                **await primary.execute_command("INFO", "memory"),
-            }
+            info = await primary.execute_command("INFO", "server") | await primary.execute_command("INFO", "memory")
         except NoPermissionError:
-            servers.append(ServerFacts("", 0, 0, ""))
+            servers.append(ServerInfo("", 0, 0, ""))
             continue
-        name = "Valkey" if "valkey_version" in facts else "Redis"
-        version = facts.get("valkey_version", facts.get("redis_version", "?"))
+        version = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
         servers.append(
-            ServerFacts(
-                f"{name} {version}",
-                used_memory=int(facts["used_memory"]),
-                maxmemory=int(facts["maxmemory"]),
-                policy=str(facts["maxmemory_policy"]),
-            )
+            ServerInfo(version, int(info["used_memory"]), int(info["maxmemory"]), str(info["maxmemory_policy"]))
         )
     return servers

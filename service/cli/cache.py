@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from service.cache.purging import Selection
     from service.cache.redis.connection import RedisClient
-    from service.cache.statistics import Census, RevisionCensus, ServerFacts
+    from service.cache.statistics import CacheStatistics, RevisionStatistics, ServerInfo
     from service.cli.cache_warming import Warmed, Warmer
 
 __all__ = ["cache"]
@@ -57,22 +57,22 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="As a JSON document.")] = False,
 ) -> None:
     """Say what the cache holds: codes by tokenizer revision, their memory and time to live, and what Redis allows."""
-    from service.cache.statistics import take_census
+    from service.cache.statistics import collect_statistics
 
     settings = _settings(url, namespace)
 
-    async def ask() -> Census:
+    async def ask() -> CacheStatistics:
         async with _redis(settings) as client:
-            return await take_census(client, settings.cache_namespace, sample=sample)
+            return await collect_statistics(client, settings.cache_namespace, sample=sample)
 
-    census = _run(ask())
+    statistics = _run(ask())
     if as_json:
-        document = asdict(census)
-        for revision, values in zip(census.revisions, document["revisions"], strict=True):
+        document = asdict(statistics)
+        for revision, values in zip(statistics.revisions, document["revisions"], strict=True):
             values |= {"keys": revision.keys, "bytes": revision.bytes}
         typer.echo(json.dumps(document, indent=2))
     else:
-        _show(census)
+        _show(statistics)
 
 
 @cache.command()
@@ -216,13 +216,13 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         raise CommandError(str(error)) from None
 
 
-def _show(census: Census) -> None:
-    table = Table(title=f"Codes of namespace {census.namespace}", title_justify="left")
+def _show(statistics: CacheStatistics) -> None:
+    table = Table(title=f"Codes of namespace {statistics.namespace}", title_justify="left")
     for name in ("tokenizer", "revision"):
         table.add_column(name)
     for name in ("uploads", "pixels", "leases", "bytes a key", "bytes", "sampled", "ends in"):
         table.add_column(name, justify="right")
-    for revision in census.revisions:
+    for revision in statistics.revisions:
         table.add_row(
             revision.tokenizer,
             revision.revision,
@@ -238,15 +238,15 @@ def _show(census: Census) -> None:
     if not output.is_terminal:
         output = Console(width=_WIDE)
     output.print(table)
-    if census.revisions:
+    if statistics.revisions:
         output.print("bytes: MEMORY USAGE of the keys sampled, times the number of keys; ends in: of the keys sampled")
-    if census.others:
-        output.print(f"{census.others:,} keys of the namespace are no codes")
-    for server in census.servers:
+    if statistics.others:
+        output.print(f"{statistics.others:,} keys of the namespace are no codes")
+    for server in statistics.servers:
         output.print(_described(server), highlight=False)
 
 
-def _ends(revision: RevisionCensus) -> str:
+def _ends(revision: RevisionStatistics) -> str:
     if revision.ttl is None:
         return "never"
     shortest, median, longest = map(_duration, revision.ttl)
@@ -261,7 +261,7 @@ def _duration(seconds: int) -> str:
     return f"{seconds} s"
 
 
-def _described(server: ServerFacts) -> str:
+def _described(server: ServerInfo) -> str:
     if not server.version:
         return "The user may not ask the server about itself (+info)."
     bound = f"maxmemory {server.maxmemory:,} bytes" if server.maxmemory else "no maxmemory"

@@ -36,7 +36,7 @@ from skimage import data
 from service.cache import CachedCode, KeySpace
 from service.cache.redis.connection import connect, disconnect
 from service.cache.redis_cache import RedisCache
-from service.cache.statistics import take_census
+from service.cache.statistics import collect_statistics
 from service.cache.values import pack_value
 from tests.benchmarks.cache_faults import FaultRow, fault_rows
 from tests.benchmarks.load import Request, capacity, h2load_version, require_h2load
@@ -223,13 +223,13 @@ def bytes_of_a_key(folder: Path) -> tuple[float, float]:
     with redis(folder) as server, serve(Model(DEFAULT_VARIANT), redis_url=server.url, **REDIS_ONLY) as (_, endpoint):
         _known_answer([endpoint], images)
 
-        async def census() -> tuple[float, float]:
+        async def mean_bytes() -> tuple[float, float]:
             client = connect(server.url, socket_timeout=10)
-            [revision] = (await take_census(client, "titok", sample=1000)).revisions
+            [revision] = (await collect_statistics(client, "titok", sample=1000)).revisions
             await disconnect(client)
             return revision.mean_bytes, revision.bytes / revision.uploads
 
-        return asyncio.run(census())
+        return asyncio.run(mean_bytes())
 
 
 def million(folder: Path, *, seconds: float) -> Million:

@@ -16,7 +16,7 @@ from service.cache.keys import LEASE
 from service.cache.purging import Selection, purge_codes
 from service.cache.redis.connection import connect, disconnect
 from service.cache.redis_cache import RedisCache
-from service.cache.statistics import take_census
+from service.cache.statistics import collect_statistics
 from tests.service.cache.conftest import FakeObserver, until_known
 from tests.service.cache.redis_server import RedisServer
 from tests.service.cache.test_contract import entry
@@ -152,9 +152,9 @@ async def test_every_primary_of_a_cluster_is_counted_and_purged(launch: Launch, 
     assert await works(open_redis(url))
     assert all(client.dbsize() for client in clients)
     client = connect(url, socket_timeout=10)
-    census = await take_census(client, "titok", sample=5)
-    assert [(revision.uploads, revision.sampled) for revision in census.revisions] == [(len(ENTRIES), 5)]
-    assert len(census.servers) == 2
+    statistics = await collect_statistics(client, "titok", sample=5)
+    assert [(revision.uploads, revision.sampled) for revision in statistics.revisions] == [(len(ENTRIES), 5)]
+    assert len(statistics.servers) == 2
     assert await purge_codes(client, Selection("titok")) == len(ENTRIES)
     await disconnect(client)
     for opened in clients:

@@ -11,7 +11,7 @@ from service.cache import CachedCode, KeySpace
 from service.cache.keys import LEASE, KeyParts
 from service.cache.purging import Selection, count_codes, purge_codes
 from service.cache.redis.connection import connect, disconnect
-from service.cache.statistics import Census, take_census
+from service.cache.statistics import CacheStatistics, collect_statistics
 from service.cache.values import pack_value
 from tests.service.cache.redis_server import RedisServer
 
@@ -41,10 +41,10 @@ def fill(client: redis.Redis, space: KeySpace, count: int) -> list[bytes]:
     return keys
 
 
-async def census_of(server: RedisServer, sample: int = 100) -> Census:
+async def statistics_of(server: RedisServer, sample: int = 100) -> CacheStatistics:
     client = connect(server.url, socket_timeout=10)
     try:
-        return await take_census(client, "titok", sample=sample)
+        return await collect_statistics(client, "titok", sample=sample)
     finally:
         await disconnect(client)
 
@@ -67,21 +67,21 @@ async def test_codes_are_counted_by_revision_with_the_memory_and_life_of_a_sampl
         scoped = key_of(0, KeySpace("titok", "mini", "abc-p1", "ann"))
         client.set(scoped, pack_value(scoped, CODE))
         client.set("titok:v1:something", "else")
-    census = await census_of(redis_server)
-    assert [(entry.tokenizer, entry.revision, entry.uploads, entry.pixels) for entry in census.revisions] == [
+    statistics = await statistics_of(redis_server)
+    assert [(entry.tokenizer, entry.revision, entry.uploads, entry.pixels) for entry in statistics.revisions] == [
         ("mini", "abc-p1", 2001, 2),
         ("mini", "abc-p2", 5, 2),
         ("mini", "abcd-p1", 4, 2),
         ("mini2", "abc-p1", 3, 2),
     ]
-    first, second = census.revisions[:2]
+    first, second = statistics.revisions[:2]
     assert (first.leases, first.scoped, first.sampled, second.sampled) == (1, 1, 100, 7)
     assert 100 < second.mean_bytes < 250
     assert second.bytes == round(7 * second.mean_bytes)
     assert second.ttl is not None
     assert 3500 < second.ttl[0] <= second.ttl[2] <= 3600
-    assert census.others == 1
-    [server] = census.servers
+    assert statistics.others == 1
+    [server] = statistics.servers
     assert server.version.startswith(("Redis ", "Valkey "))
     assert (server.maxmemory, server.policy) == (0, "noeviction")
 
@@ -91,7 +91,7 @@ async def test_of_a_small_revision_every_key_is_looked_at(redis_server: RedisSer
         keys = fill(client, MINE, 30)
         client.persist(keys[0])
         total = sum(client.memory_usage(key, samples=0) for key in keys)
-    [revision] = (await census_of(redis_server)).revisions
+    [revision] = (await statistics_of(redis_server)).revisions
     assert (revision.bytes, revision.without_ttl) == (total, 1)
 
 
@@ -100,10 +100,10 @@ async def test_a_user_who_may_not_ask_about_the_server_still_sees_the_codes(redi
         fill(client, MINE, 3)
         client.execute_command("ACL SETUSER counter on >secret ~titok:* +@read +@connection")
     client_ = connect(f"unix://counter:secret@{redis_server.socket}", socket_timeout=10)
-    census = await take_census(client_, "titok", sample=10)
+    statistics = await collect_statistics(client_, "titok", sample=10)
     await disconnect(client_)
-    assert census.revisions[0].uploads == 3
-    assert census.servers[0].version == ""
+    assert statistics.revisions[0].uploads == 3
+    assert statistics.servers[0].version == ""
 
 
 @pytest.mark.parametrize(
