@@ -1,18 +1,18 @@
-"""Codes of images already seen, so that the same image needs no decoding, no queue and no device.
+"""A cache of token codes by image digest: a repeated image needs no decoding, no queue and no device.
 
 ::
 
-    LayeredCache ── MemoryCache      the most recently used, in this process
-              └──── RedisCache       shared by front ends and replicas; behind a circuit breaker
+    LayeredCache ── MemoryCache      LRU, in this process
+              └──── RedisCache       shared by front ends and replicas; behind a circuit breaker (``redis/``)
 
-Keys (``keys.py``) hold all that decides the ids: the image's digest, the tokenizer, its revision. A cache can only help:
-what it returns is checked like anything from outside, and no failure of it is a failure of a request.
+Keys (``keys.py``) contain everything that decides the ids: the image's digest, the tokenizer, its revision. Values are
+validated on read, and a failing cache never fails a request.
 """
 
 from service.cache.keys import KeySpace
 from service.cache.layered import LayeredCache
 from service.cache.memory import MemoryCache
-from service.cache.protocol import CachedCode, CacheObserver, Claim, CodeCache, NoCache, NullCacheObserver
+from service.cache.protocol import CachedCode, CacheObserver, Claim, CodeCache, NoCache
 
 __all__ = [
     "CacheObserver",
@@ -23,5 +23,4 @@ __all__ = [
     "LayeredCache",
     "MemoryCache",
     "NoCache",
-    "NullCacheObserver",
 ]

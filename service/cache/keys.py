@@ -1,13 +1,13 @@
-"""Names of codes in a cache: everything that decides the ids is part of them.
+"""Cache keys of codes: everything that decides the token ids is part of the key.
 
 ::
 
     titok:v1:{tokenizer}:{weights}:{preprocessing}:{sha256 of an upload's bytes}
     titok:v1:{tokenizer}:{weights}:{preprocessing}:pixels:{sha256 of the pixels that the tokenizer sees}
 
-The first is known before an image is decoded. The second finds the same picture in another container or with other
-metadata. ``titok`` is the namespace, ``v1`` the layout of keys and values. Where callers are not to share
-what is known, each has a ``scope``, which comes before the digest: ``...:of-{scope}:{sha256}``.
+The first is known before an image is decoded. The second finds the same pixels in another file format or with other
+metadata. ``titok`` is the namespace, ``v1`` the layout of keys and values. If callers must not share entries, each has a
+``scope`` in front of the digest: ``...:of-{scope}:{sha256}``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ __all__ = ["LAYOUT", "LEASE", "KeyParts", "KeySpace", "namespace_prefix"]
 
 LAYOUT = "v1"
 LEASE = b":lease"
-"""Behind the key of a code that somebody computes."""
-
+"""Suffix of the key that claims the computation of a code."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def namespace_prefix(namespace: str) -> bytes:
-    """What the keys of all codes of a namespace begin with."""
+    """The prefix of all codes of a namespace."""
     return f"{namespace}:{LAYOUT}:".encode()
 
 
@@ -58,7 +57,7 @@ class KeySpace:
 
 @dataclass(frozen=True)
 class KeyParts:
-    """What a key says: whose code it is, and what kind of name."""
+    """A parsed key."""
 
     tokenizer: str
     revision: str
@@ -67,7 +66,7 @@ class KeyParts:
 
     @classmethod
     def of(cls, key: bytes, namespace: str) -> KeyParts | None:
-        """The parts of a key that a ``KeySpace`` of this namespace has made; None for any other."""
+        """Parses a key made by a ``KeySpace`` of this namespace; None for any other."""
         prefix = namespace_prefix(namespace)
         if not key.startswith(prefix):
             return None

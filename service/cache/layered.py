@@ -1,4 +1,4 @@
-"""A small cache in front of a large one."""
+"""A small in-memory cache in front of a large shared one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["LayeredCache"]
 
 
 class LayeredCache:
-    """``front`` is asked first, and keeps what ``back`` knows. A key's code never changes, so the two cannot disagree."""
+    """Looks in ``front`` first and copies what ``back`` returns into it. A key's code never changes, so both agree."""
 
     def __init__(self, front: MemoryCache, back: CodeCache) -> None:
         self._front = front

@@ -1,4 +1,4 @@
-"""The cache that the settings ask for."""
+"""Opens the cache that the settings configure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ __all__ = ["open_cache"]
 
 
 def open_cache(settings: Settings, observer: CacheObserver) -> CodeCache:
-    """A cache that needs nothing to be there: Redis is connected to when it is first asked.
-
-    Raises ``ValueError`` for a URL that no client can be made from.
-    """
+    """A cache as configured. Connects to Redis at the first call, not here. Raises ``ValueError`` for an invalid URL."""
     if settings.cache == "off":
         return NoCache()
     if settings.cache == "memory" or settings.redis_url is None:
         return MemoryCache(settings.cache_entries)
     from service.cache.redis.connection import connect  # slow to import
-    from service.cache.redis_cache import SOCKET_TIMEOUT, RedisCache
+    from service.cache.redis.guard import SOCKET_TIMEOUT
+    from service.cache.redis_cache import RedisCache
 
     client = connect(settings.redis_url.get_secret_value(), socket_timeout=SOCKET_TIMEOUT)
     shared = RedisCache(

@@ -1,4 +1,4 @@
-"""The seams of the cache: what tokenization calls, the values that pass, and who is told how it went."""
+"""The interface of a cache of codes, its values, and the observer of its traffic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-__all__ = ["BreakerState", "CacheObserver", "CachedCode", "Claim", "CodeCache", "NoCache", "NullCacheObserver"]
+__all__ = ["BreakerState", "CacheObserver", "CachedCode", "Claim", "CodeCache", "NoCache"]
 
 BreakerState = Literal["closed", "half-open", "open"]
 
@@ -28,28 +28,28 @@ class Claim:
 
 
 class CodeCache(Protocol):
-    """Where codes are kept, by the keys of a ``KeySpace``. Used from one event loop; nothing raises."""
+    """Stores codes by the keys of a ``KeySpace``. Used from one event loop; its methods never raise."""
 
     async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
-        """The codes known, in the order of the keys. May be cancelled at any time."""
+        """The known codes, in the order of the keys. May be cancelled at any time."""
 
     async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
-        """Keeps codes, best effort and not necessarily at once."""
+        """Stores codes, best effort, possibly later."""
 
     async def claim_many(self, keys: Sequence[bytes]) -> list[Claim]:
-        """Asks, for codes that were not known, whether to compute them; where nobody can tell, yes. A claim ends with
-        ``put_many``, with ``release_many``, or by itself after a while.
+        """Claims the computation of unknown codes; every claim is the caller's own where processes share no store. A claim
+        ends with ``put_many``, with ``release_many``, or by itself after a while.
         """
 
     async def release_many(self, keys: Sequence[bytes]) -> None:
-        """Gives up claims of the caller's own."""
+        """Releases the caller's own claims."""
 
     async def close(self) -> None:
-        """Finishes what was begun, within a bounded time."""
+        """Finishes pending writes, within a bounded time."""
 
 
 class NoCache:
-    """Knows nothing."""
+    """A cache that stores nothing."""
 
     async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
         """See ``CodeCache``."""
@@ -59,7 +59,7 @@ class NoCache:
         """See ``CodeCache``."""
 
     async def claim_many(self, keys: Sequence[bytes]) -> list[Claim]:
-        """See ``CodeCache``. Nobody can tell."""
+        """See ``CodeCache``."""
         return [Claim(is_own=True)] * len(keys)
 
     async def release_many(self, keys: Sequence[bytes]) -> None:
@@ -69,29 +69,16 @@ class NoCache:
         """See ``CodeCache``."""
 
 
-class CacheObserver(Protocol):
-    """Told of a cache's traffic, in the event loop; must be quick and never raise."""
+class CacheObserver:
+    """Receives what happens in a Redis cache; this one ignores it. Called in the event loop: must be quick, never raise."""
 
     def finished(self, op: str, seconds: float) -> None:
         """A round trip succeeded: ``get``, ``claim``, ``put`` or ``probe``."""
 
     def failed(self, op: str, reason: str) -> None:
-        """A round trip failed by ``timeout``, ``connection`` or ``response``; a value was unreadable (``value``), too
-        long (``too_long``), or dropped because others wait to be written (``backlog``).
+        """A round trip failed (``timeout``, ``connection``, ``response``), a value was unreadable (``value``) or too long
+        (``too_long``), or was dropped because too many wait to be written (``backlog``).
         """
 
     def breaker(self, state: BreakerState) -> None:
-        """The circuit breaker has changed."""
-
-
-class NullCacheObserver:
-    """Listens to nothing."""
-
-    def finished(self, op: str, seconds: float) -> None:
-        """See ``CacheObserver``."""
-
-    def failed(self, op: str, reason: str) -> None:
-        """See ``CacheObserver``."""
-
-    def breaker(self, state: BreakerState) -> None:
-        """See ``CacheObserver``."""
+        """The state of the circuit breaker has changed."""

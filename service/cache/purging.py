@@ -1,4 +1,4 @@
-"""Removing codes from a Redis: SCAN finds them, UNLINK takes them away, in pipelines of a bounded length."""
+"""Counts and removes codes in a Redis, by SCAN and pipelines of UNLINK."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from service.cache.redis.scanning import scan
 
 __all__ = ["Selection", "count_codes", "purge_codes"]
 
-_KEYS_OF_A_PIPELINE = 500
+_KEYS_PER_PIPELINE = 500
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The codes of a namespace that are meant: of one tokenizer, of one revision, of both, or, by neither, all."""
+    """Selects the codes of a namespace by tokenizer and revision; None selects all."""
 
     namespace: str
     tokenizer: str | None = None
@@ -30,18 +30,18 @@ class Selection:
 
 
 async def count_codes(client: RedisClient, selection: Selection) -> int:
-    """How many keys there are; one that SCAN gives twice, while Redis grows its table, counts twice."""
+    """Number of selected keys. A key that SCAN returns twice, while Redis resizes its table, counts twice."""
     return sum([len(keys) async for keys in _selected(client, selection)])
 
 
 async def purge_codes(client: RedisClient, selection: Selection) -> int:
-    """Removes them, and gives how many they were."""
+    """Removes the selected keys and returns how many were removed."""
     removed = 0
     async for keys in _selected(client, selection):
-        for start in range(0, len(keys), _KEYS_OF_A_PIPELINE):
-            # One key a command: those of a Cluster lie on different servers, and its pipeline has no unlink() of its own.
+        for start in range(0, len(keys), _KEYS_PER_PIPELINE):
+            # One key per command: a Cluster spreads them over servers. Its pipeline's own unlink() does nothing.
             pipeline = client.pipeline(transaction=False)
-            for key in keys[start : start + _KEYS_OF_A_PIPELINE]:
+            for key in keys[start : start + _KEYS_PER_PIPELINE]:
                 pipeline.execute_command("UNLINK", key)
             removed += sum(await pipeline.execute())
     return removed

@@ -1,14 +1,14 @@
-"""Codes in Redis, shared by front ends and replicas.
+"""A cache of codes in Redis, shared by front ends and replicas.
 
 ::
 
     get_many ─> waiting ─┐                        put_many ─> to be written ─┐
     get_many ─> waiting ─┼─> one MGET at a time   put_many ─> to be written ─┴─> pipelines of SET, later
-    get_many ─> waiting ─┘   for all that gathered
+    get_many ─> waiting ─┘   for all of them
 
-No request awaits Redis itself. A task of the cache's own does, and requests wait for what it learns: so a cancelled
-request leaves no connection with half an answer on it, which the next caller would take for its own. While one round
-trip is under way the next one gathers.
+Requests never await Redis itself: background tasks do, and requests await their results. So a cancelled request never
+leaves a connection with an unread answer, which the next command would take for its own. Look-ups that arrive during one
+round trip share the next one.
 """
 
 from __future__ import annotations
@@ -17,27 +17,24 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 from redis.asyncio import RedisCluster
 
 from service.cache.keys import LEASE
-from service.cache.protocol import CachedCode, CacheObserver, Claim, NullCacheObserver
-from service.cache.redis.circuit_breaker import CircuitBreaker
-from service.cache.redis.connection import RedisClient, disconnect
-from service.cache.redis.guard import TimedCalls
+from service.cache.protocol import CachedCode, CacheObserver, Claim
+from service.cache.redis.connection import RedisClient
+from service.cache.redis.guard import RedisGuard
 from service.cache.values import pack_value, unpack_value
 
-__all__ = ["SOCKET_TIMEOUT", "RedisCache"]
+__all__ = ["RedisCache"]
 
-SOCKET_TIMEOUT = 1.0
-"""Seconds after which the client itself gives a connection up; nobody has waited for it for long."""
-
-_KEYS_OF_A_ROUND = 1000
-_WRITES_OF_A_PIPELINE = 256
+_KEYS_PER_ROUND_TRIP = 1000
+_WRITES_PER_PIPELINE = 256
 
 
 class _Lookup:
-    """Keys somebody waits for."""
+    """Keys that a request waits for."""
 
     __slots__ = ("future", "keys")
 
@@ -45,15 +42,17 @@ class _Lookup:
         self.keys = keys
         self.future: asyncio.Future[list[CachedCode | None]] = asyncio.get_running_loop().create_future()
 
-    def answer(self, found: list[CachedCode | None]) -> None:
+    def resolve(self, found: list[CachedCode | None]) -> None:
         if not self.future.done():
             self.future.set_result(found)
 
 
 class RedisCache:
-    """See ``CodeCache``. ``timeout`` is the time of one round trip in seconds, a look-up takes two at most; ``ttl`` the
-    life of an entry in seconds, None for ever; ``lease`` that of a claim, 0 for none. Values of more than
-    ``max_value_bytes`` are neither written nor read, and at most ``max_writes`` wait to be written.
+    """See ``CodeCache``.
+
+    A round trip may take ``timeout`` seconds, and a look-up waits for at most two. Entries expire after ``ttl`` seconds
+    (None: never), claims after ``lease`` (0: no claims are made). Values longer than ``max_value_bytes`` are neither
+    written nor read, and at most ``max_writes`` wait to be written.
     """
 
     def __init__(
@@ -69,53 +68,45 @@ class RedisCache:
         breaker_pause: float = 1.0,
     ) -> None:
         self._client = client
-        self._timeout = timeout
         self._ttl = ttl
         self._lease = lease
         self._claimed: dict[bytes, float] = {}
         self._max_value_bytes = max_value_bytes
         self._max_writes = max_writes
-        self._observer = observer or NullCacheObserver()
-        self._breaker = CircuitBreaker(pause=breaker_pause, on_change=self._observer.breaker)
-        self._calls = TimedCalls(self._breaker, self._observer)
+        self._observer = observer or CacheObserver()
+        self._guard = RedisGuard(client, timeout=timeout, observer=self._observer, breaker_pause=breaker_pause)
         self._lookups: deque[_Lookup] = deque()
         self._writes: deque[tuple[bytes, bytes | None]] = deque()
         self._reading = self._writing = False
 
     async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
-        """See ``CodeCache``. Nothing is known while Redis does not answer."""
-        if not keys or not self._is_closed():
+        """See ``CodeCache``. All are unknown while Redis does not answer."""
+        if not keys or not self._guard.is_available():
             return [None] * len(keys)
         lookup = _Lookup(keys)
         self._lookups.append(lookup)
         if not self._reading:
             self._reading = True
-            self._calls.begin(self._read())
+            self._guard.start(self._read())
         return await lookup.future
 
     async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
-        """See ``CodeCache``. Written later, by a task of the cache's own."""
-        is_closed = self._is_closed()
+        """See ``CodeCache``. A background task writes them later."""
+        is_available = self._guard.is_available()
         for key, entry in entries:
             value = pack_value(key, entry)
-            if not is_closed:
-                self._claimed.pop(key, None)
-            elif len(value) > self._max_value_bytes:
-                self._observer.failed("put", "too_long")
-                self._claimed.pop(key, None)
-            elif len(self._writes) >= self._max_writes:
-                self._observer.failed("put", "backlog")
-                self._claimed.pop(key, None)
-            else:
+            if is_available and self._accepts(value):
                 self._writes.append((key, value))
-        self._begin_to_write()
+            else:
+                self._claimed.pop(key, None)
+        self._start_writing()
 
     async def claim_many(self, keys: Sequence[bytes]) -> list[Claim]:
-        """See ``CodeCache``. A claim is a key of its own that only the first can set."""
+        """See ``CodeCache``. A claim is a key in Redis that only the first process can set."""
         own = [Claim(is_own=True)] * len(keys)
-        if not self._lease or not self._is_closed():
+        if not self._lease or not self._guard.is_available():
             return own
-        answers = await self._calls.call("claim", self._set_leases(keys), self._timeout)
+        answers = await self._guard.call("claim", self._set_leases(keys))
         if answers is None:
             return own
         claims = []
@@ -129,71 +120,66 @@ class RedisCache:
     async def release_many(self, keys: Sequence[bytes]) -> None:
         """See ``CodeCache``."""
         self._writes.extend((key, None) for key in keys if key in self._claimed)
-        self._begin_to_write()
+        self._start_writing()
 
     async def close(self) -> None:
         """See ``CodeCache``."""
-        await self._calls.close(2 * SOCKET_TIMEOUT)
-        await disconnect(self._client)
+        await self._guard.close()
 
-    # --- the tasks ---------------------------------------------------------------------------------------------------
+    def _accepts(self, value: bytes) -> bool:
+        if len(value) > self._max_value_bytes:
+            self._observer.failed("put", "too_long")
+            return False
+        if len(self._writes) >= self._max_writes:
+            self._observer.failed("put", "backlog")
+            return False
+        return True
 
-    def _is_closed(self) -> bool:
-        """Whether the circuit is closed; if it is not, a probe may be due."""
-        if self._breaker.wants_probe():
-            self._calls.begin(self._probe())
-        return self._breaker.state == "closed"
-
-    def _begin_to_write(self) -> None:
+    def _start_writing(self) -> None:
         if self._writes and not self._writing:
             self._writing = True
-            self._calls.begin(self._write())
+            self._guard.start(self._write())
 
     async def _read(self) -> None:
+        """Answers look-ups, as many as fit in a round trip at a time, until none is left."""
+        taken: list[_Lookup] = []
         try:
             while self._lookups:
-                taken: list[_Lookup] = []
-                count = 0
-                while self._lookups and (not taken or count + len(self._lookups[0].keys) <= _KEYS_OF_A_ROUND):
-                    taken.append(self._lookups.popleft())
-                    count += len(taken[-1].keys)
+                taken = self._take_lookups()
                 keys = [key for lookup in taken for key in lookup.keys]
-                found: list[CachedCode | None] = [None] * count
-                try:
-                    # If the circuit has opened since the question, it has waited enough.
-                    if self._breaker.state == "closed":
-                        values = await self._calls.call("get", self._values(keys), self._timeout)
-                        if values is not None:
-                            found = list(map(self._unpack, keys, values))
-                finally:
-                    start = 0
-                    for lookup in taken:
-                        lookup.answer(found[start : start + len(lookup.keys)])
-                        start += len(lookup.keys)
+                # The circuit may have opened while these waited.
+                values = await self._guard.call("get", self._values(keys)) if self._guard.is_available() else None
+                codes = iter([None] * len(keys) if values is None else list(map(self._unpack, keys, values)))
+                for lookup in taken:
+                    lookup.resolve(list(islice(codes, len(lookup.keys))))
         finally:
             self._reading = False
-            while self._lookups:
-                lookup = self._lookups.popleft()
-                lookup.answer([None] * len(lookup.keys))
+            for lookup in (*taken, *self._lookups):  # if this task was cancelled
+                lookup.resolve([None] * len(lookup.keys))
+            self._lookups.clear()
+
+    def _take_lookups(self) -> list[_Lookup]:
+        taken = [self._lookups.popleft()]
+        count = len(taken[0].keys)
+        while self._lookups and (count := count + len(self._lookups[0].keys)) <= _KEYS_PER_ROUND_TRIP:
+            taken.append(self._lookups.popleft())
+        return taken
 
     async def _write(self) -> None:
         try:
             while self._writes:
-                entries = [self._writes.popleft() for _ in range(min(len(self._writes), _WRITES_OF_A_PIPELINE))]
-                if self._breaker.state != "closed":
+                entries = [self._writes.popleft() for _ in range(min(len(self._writes), _WRITES_PER_PIPELINE))]
+                if not self._guard.is_available():
                     for key, _ in entries:
                         self._claimed.pop(key, None)
-                else:
-                    # Nobody waits for it, so it may take a little longer.
-                    answers = await self._calls.call("put", self._set(entries), 10 * self._timeout)
-                    for answer in answers or ():
-                        if isinstance(answer, Exception):
-                            self._observer.failed("put", "response")
+                    continue
+                # No request waits for a write, so it may take longer.
+                answers = await self._guard.call("put", self._set(entries), timeout_factor=10)
+                for answer in answers or ():
+                    if isinstance(answer, Exception):
+                        self._observer.failed("put", "response")
         finally:
             self._writing = False
-
-    async def _probe(self) -> None:
-        await self._calls.call("probe", self._client.ping(), self._timeout)
 
     async def _values(self, keys: list[bytes]) -> Sequence[object]:
         if isinstance(self._client, RedisCluster):
@@ -204,7 +190,7 @@ class RedisCache:
         pipeline = self._client.pipeline(transaction=False)
         for key in keys:
             pipeline.set(_lease_of(key), b"", nx=True, px=max(1, int(1000 * self._lease)))
-            # In this order: a code that is written before its lease ends cannot be missed.
+            # GET after SET NX: a code is written before its lease ends, so it cannot be missed.
             pipeline.get(key)
         answers: Sequence[object] = await pipeline.execute(raise_on_error=False)
         return answers
@@ -215,17 +201,17 @@ class RedisCache:
         for key, value in entries:
             if value is not None:
                 pipeline.set(key, value, ex=self._ttl)
-            # Once it has run out, the lease may be another's.
+            # An expired lease may belong to another process by now.
             if self._claimed.pop(key, now) > now:
-                pipeline.execute_command("UNLINK", _lease_of(key))  # unlink() of a Cluster's pipeline queues nothing
+                pipeline.execute_command("UNLINK", _lease_of(key))  # a Cluster pipeline's unlink() does nothing
         answers: Sequence[object] = await pipeline.execute(raise_on_error=False)
         return answers
 
     def _unpack(self, key: bytes, value: object) -> CachedCode | None:
-        if value is None or isinstance(value, Exception):  # of a key that holds another type, GET says so
+        if value is None or isinstance(value, Exception):  # GET of a key of another type is an error
             return None
-        short = isinstance(value, bytes) and len(value) <= self._max_value_bytes
-        entry = unpack_value(key, value) if short else None
+        is_short = isinstance(value, bytes) and len(value) <= self._max_value_bytes
+        entry = unpack_value(key, value) if is_short else None
         if entry is None:
             self._observer.failed("get", "value")
         return entry

@@ -1,4 +1,4 @@
-"""What stands under a key in Redis.
+"""The binary format of a value in Redis.
 
 ::
 
@@ -8,8 +8,8 @@
     1..5     height
     rest     the packed code
 
-57 bytes for a photograph and 48 bytes of code. The digest binds a value to its key: a value that was cut, altered,
-written under another key, or handed to the wrong caller is no value, and never another image's code.
+57 bytes for a photograph and 48 bytes of code. The digest binds a value to its key: a value that was truncated, altered,
+written under another key, or read by the wrong caller is rejected, so it is never taken for another image's code.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _MAX_SIDE = 2**32
 
 
 def pack_value(key: bytes, entry: CachedCode) -> bytes:
-    """The value to be kept under ``key``."""
+    """The value to store under ``key``."""
     width, height = entry.original_size
     body = _leb128(width) + _leb128(height) + entry.code
     return _LAYOUT + _digest(key, body) + body
 
 
 def unpack_value(key: bytes, value: object) -> CachedCode | None:
-    """What ``pack_value`` was given, or None for anything that is no value of this key."""
+    """The entry that ``pack_value`` packed for this key; None for anything else."""
     if not isinstance(value, bytes) or value[:1] != _LAYOUT:
         return None
     body = value[1 + _DIGEST_BYTES :]
@@ -58,7 +58,7 @@ def _leb128(number: int) -> bytes:
 
 
 def _read_leb128(data: bytes) -> tuple[int, bytes]:
-    """A number and what follows it; 0 where there is none."""
+    """The number at the start of ``data``, and the rest; 0 and nothing if there is none."""
     number = 0
     for position, group in enumerate(data[:5]):
         number |= (group & 0x7F) << (7 * position)

@@ -27,7 +27,7 @@ from service.bulk.entries import Entry, Position, Source
 from service.bulk.errors import BrokenImage, BulkError
 from service.cache import KeySpace
 from service.cache.opening import open_cache
-from service.cache.protocol import BreakerState
+from service.cache.protocol import BreakerState, CacheObserver
 from service.client import AsyncTiTokClient, NotFound, ServiceProblem
 from service.engine import EngineStopped
 from service.http.problems import Problem
@@ -216,7 +216,7 @@ class _Local:
             raise BrokenImage(str(error)) from None
 
 
-class _Failures:
+class _Failures(CacheObserver):
     """Counts what went wrong with Redis: a service lives on without it, but here it is what the work is for."""
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.cache.protocol import BreakerState
+from service.cache.protocol import BreakerState, CacheObserver
 from service.engine.protocol import BatchReport
 from service.telemetry.metrics import Metrics
 
@@ -43,7 +43,7 @@ class MetricsObserver:
         self._metrics.abandonments.labels(lane, stage).inc()
 
 
-class CacheMetrics:
+class CacheMetrics(CacheObserver):
     """See ``service.cache.CacheObserver``."""
 
     def __init__(self, metrics: Metrics) -> None:

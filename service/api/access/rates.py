@@ -23,15 +23,11 @@ from limits.aio.storage import MemoryStorage, RedisClusterStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.asyncio import Redis
 
-from service.cache.protocol import NullCacheObserver
-from service.cache.redis.circuit_breaker import CircuitBreaker
-from service.cache.redis.connection import RedisClient, connect, disconnect
-from service.cache.redis.guard import TimedCalls
+from service.cache.redis.connection import RedisClient, connect
+from service.cache.redis.guard import SOCKET_TIMEOUT, RedisGuard
 from service.settings import Settings
 
 __all__ = ["Allowance", "Rates"]
-
-_SOCKET_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,48 +51,30 @@ class Allowance:
 
 
 class Rates:
-    """One process's view of what callers have spent."""
+    """Counts the images of callers: in Redis if it answers in time, else in this process."""
 
     def __init__(self, settings: Settings) -> None:
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._shared = (
-            None if settings.redis_url is None else _SharedRates(settings, settings.redis_url.get_secret_value())
-        )
+        self._redis: RedisGuard | None = None
+        if settings.redis_url is not None:
+            url = settings.redis_url.get_secret_value()
+            client = connect(url, socket_timeout=SOCKET_TIMEOUT)
+            self._redis = RedisGuard(client, timeout=settings.redis_timeout)
+            self._shared = SlidingWindowCounterRateLimiter(_storage(client, url, f"{settings.cache_namespace}:rates"))
 
     async def spend(self, caller: str, rate: str, images: int) -> Allowance:
         """Spends ``images`` of a caller's ``rate``, all of them or none."""
         item = _parsed(rate)
-        if self._shared is not None and (allowance := await self._shared.spend(item, caller, images)) is not None:
-            return allowance
+        if self._redis is not None and self._redis.is_available():
+            allowance = await self._redis.call("spend", _spend(self._shared, item, caller, images))
+            if allowance is not None:
+                return allowance
         return await _spend(self._local, item, caller, images)
 
     async def close(self) -> None:
         """Closes the connections to Redis."""
-        if self._shared is not None:
-            await self._shared.close()
-
-
-class _SharedRates:
-    def __init__(self, settings: Settings, url: str) -> None:
-        self._timeout = settings.redis_timeout
-        self._client = connect(url, socket_timeout=_SOCKET_TIMEOUT)
-        self._breaker = CircuitBreaker()
-        self._calls = TimedCalls(self._breaker, NullCacheObserver())
-        self._limiter = SlidingWindowCounterRateLimiter(
-            _storage(self._client, url, f"{settings.cache_namespace}:rates")
-        )
-
-    async def spend(self, item: RateLimitItem, caller: str, images: int) -> Allowance | None:
-        """None while Redis does not answer in time."""
-        if self._breaker.wants_probe():
-            self._calls.begin(self._calls.call("probe", self._client.ping(), self._timeout))
-        if self._breaker.state != "closed":
-            return None
-        return await self._calls.call("spend", _spend(self._limiter, item, caller, images), self._timeout)
-
-    async def close(self) -> None:
-        await self._calls.close(2 * _SOCKET_TIMEOUT)
-        await disconnect(self._client)
+        if self._redis is not None:
+            await self._redis.close()
 
 
 def _storage(client: RedisClient, url: str, prefix: str) -> RedisStorage:

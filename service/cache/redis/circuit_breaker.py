@@ -1,9 +1,9 @@
-"""A circuit breaker: who fails several times in a row is left alone for a while, then tried once.
+"""A circuit breaker: after several failures in a row calls stop until a probe succeeds.
 
 ::
 
-    closed ── failures in a row ──> open ── after a pause ──> half-open ── a probe succeeds ──> closed
-                                     ^─────────── it fails ──────┘
+    closed ── failures in a row ──> open ── after a pause ──> half-open ── the probe succeeds ──> closed
+                                     ^──────── the probe fails ──────┘
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["CircuitBreaker"]
 
 
 class CircuitBreaker:
-    """Opens after ``threshold`` failures in a row, and asks for a probe every ``pause`` seconds from then on."""
+    """Opens after ``threshold`` failures in a row, then wants one probe every ``pause`` seconds until one succeeds."""
 
     def __init__(
         self,
@@ -27,40 +27,35 @@ class CircuitBreaker:
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[BreakerState], None] = lambda _: None,
     ) -> None:
+        self.state: BreakerState = "closed"
         self._threshold = threshold
         self._pause = pause
         self._clock = clock
         self._on_change = on_change
         self._failures = 0
         self._opened = 0.0
-        self._state: BreakerState = "closed"
-
-    @property
-    def state(self) -> BreakerState:
-        """Where it is."""
-        return self._state
 
     def wants_probe(self) -> bool:
-        """Whether the pause is over; from then on it is half-open, and the one who asked is to try and tell."""
-        if self._state != "open" or self._clock() - self._opened < self._pause:
+        """Whether the pause is over. If so the state becomes half-open, and the caller must send the probe."""
+        if self.state != "open" or self._clock() - self._opened < self._pause:
             return False
-        self._become("half-open")
+        self._set_state("half-open")
         return True
 
-    def succeeded(self) -> None:
-        """A try succeeded. What was begun before it opened proves nothing."""
-        if self._state != "open":
+    def record_success(self) -> None:
+        """A call succeeded. Ignored while open: that call started before the breaker opened."""
+        if self.state != "open":
             self._failures = 0
-            self._become("closed")
+            self._set_state("closed")
 
-    def failed(self) -> None:
-        """A try failed."""
+    def record_failure(self) -> None:
+        """A call failed."""
         self._failures += 1
-        if self._state == "half-open" or self._failures >= self._threshold:
+        if self.state == "half-open" or self._failures >= self._threshold:
             self._opened = self._clock()
-            self._become("open")
+            self._set_state("open")
 
-    def _become(self, state: BreakerState) -> None:
-        if state != self._state:
-            self._state = state
+    def _set_state(self, state: BreakerState) -> None:
+        if state != self.state:
+            self.state = state
             self._on_change(state)

@@ -1,4 +1,4 @@
-"""A Redis client from a URL: one server, a Sentinel's master, or a Cluster.
+"""Opens a Redis client by URL: a single server, the master that Sentinel names, or a Cluster.
 
 ::
 
@@ -6,7 +6,7 @@
     redis+sentinel://user:password@host:26379,host:26379/service/0
     redis+cluster://user:password@host:6379  rediss+cluster:// with TLS
 
-Further parameters are those of redis-py: ``?ssl_ca_certs=/path``, ``?protocol=2``.
+Query parameters are those of redis-py: ``?ssl_ca_certs=/path``, ``?protocol=2``.
 """
 
 from __future__ import annotations
@@ -28,32 +28,28 @@ _SENTINEL_PORT = 26379
 
 
 def connect(url: str, *, socket_timeout: float) -> RedisClient:
-    """A client that opens connections as it needs them, tries every command once, and gives bytes. Connecting, and each
-    answer, may take ``socket_timeout`` seconds.
-
-    Raises ``ValueError`` for a URL of none of the forms above.
+    """A client that connects on demand, never retries, and returns bytes. Connecting and each answer may take
+    ``socket_timeout`` seconds. Raises ``ValueError`` for a URL of none of the forms above.
     """
-    parts = urlsplit(url)
+    scheme = urlsplit(url).scheme
     options: dict[str, Any] = {
         "socket_connect_timeout": socket_timeout,
         "socket_timeout": socket_timeout,
         "max_connections": _CONNECTIONS,
-        # A second try would come after the answer has been given up.
+        # A retry would finish after the caller has stopped waiting.
         "retry": Retry(NoBackoff(), 0),
     }
-    if parts.scheme in ("redis", "rediss", "unix"):
-        client: RedisClient = Redis.from_url(url, **options)
-    elif parts.scheme.endswith("+cluster"):
-        client = RedisCluster.from_url(url.replace("+cluster", "", 1), **options)
-    elif parts.scheme == "redis+sentinel":
-        client = _master(url, options)
-    else:
-        raise ValueError(f"{parts.scheme}:// is no form of a Redis URL")
-    return client
+    if scheme in ("redis", "rediss", "unix"):
+        return Redis.from_url(url, **options)
+    if scheme.endswith("+cluster"):
+        return RedisCluster.from_url(url.replace("+cluster", "", 1), **options)
+    if scheme == "redis+sentinel":
+        return _master(url, options)
+    raise ValueError(f"{scheme}:// is not a Redis URL")
 
 
 async def disconnect(client: RedisClient) -> None:
-    """Closes the connections of a client, and those to the Sentinels that told it where to go."""
+    """Closes the connections of a client, and those to its Sentinels."""
     await client.aclose()
     if isinstance(client, Redis) and isinstance(client.connection_pool, SentinelConnectionPool):
         for sentinel in client.connection_pool.sentinel_manager.sentinels:
@@ -66,7 +62,7 @@ def _master(url: str, options: dict[str, Any]) -> RedisClient:
     username, _, password = credentials.partition(":")
     service, _, database = parts.path.strip("/").partition("/")
     if not service or not hosts:
-        raise ValueError("a Sentinel URL names its service: redis+sentinel://host:26379/service")
+        raise ValueError("a Sentinel URL needs a service name: redis+sentinel://host:26379/service")
     addresses = []
     for address in hosts.split(","):
         host, _, port = address.rpartition(":") if ":" in address else (address, "", str(_SENTINEL_PORT))

@@ -1,4 +1,4 @@
-"""Calls to a server that nobody waits for longer than agreed, and that is left alone while it does not answer."""
+"""Calls to Redis with a time limit and a circuit breaker, so that a slow or absent Redis delays no request further."""
 
 from __future__ import annotations
 
@@ -12,64 +12,82 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.cache.protocol import CacheObserver
 from service.cache.redis.circuit_breaker import CircuitBreaker
+from service.cache.redis.connection import RedisClient, disconnect
 
-__all__ = ["TimedCalls"]
+__all__ = ["SOCKET_TIMEOUT", "RedisGuard"]
 
 T = TypeVar("T")
 
-_TURNS_OF_GRACE = 8
+SOCKET_TIMEOUT = 1.0
+"""Seconds after which the client closes a connection that does not answer. Callers stop waiting long before that."""
+
+_EXTRA_LOOP_ITERATIONS = 8
 
 
-class TimedCalls:
-    """Runs each call in a task of its own, and tells ``breaker`` and ``observer`` how it went."""
+class RedisGuard:
+    """Runs commands on ``client``, each in a task of its own, and reports the outcome to a breaker and ``observer``.
 
-    def __init__(self, breaker: CircuitBreaker, observer: CacheObserver) -> None:
-        self._breaker = breaker
-        self._observer = observer
+    A caller waits for at most ``timeout`` seconds. After that the command still ends by the client's own time-out, so no
+    connection is abandoned while an answer is due.
+    """
+
+    def __init__(
+        self, client: RedisClient, *, timeout: float, observer: CacheObserver | None = None, breaker_pause: float = 1.0
+    ) -> None:
+        self.client = client
+        self._timeout = timeout
+        self._observer = observer or CacheObserver()
+        self._breaker = CircuitBreaker(pause=breaker_pause, on_change=self._observer.breaker)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def call(self, op: str, command: Awaitable[T], seconds: float) -> T | None:
-        """The answer, or None where there is none, or not in time."""
+    def is_available(self) -> bool:
+        """Whether the circuit is closed. Starts a probe in the background if one is due."""
+        if self._breaker.wants_probe():
+            self.start(self.call("probe", self.client.ping()))
+        return self._breaker.state == "closed"
+
+    async def call(self, op: str, command: Awaitable[T], *, timeout_factor: float = 1.0) -> T | None:
+        """The answer of ``command``; None if it failed or took longer than the timeout times ``timeout_factor``."""
         started = time.perf_counter()
-        task = self.begin(_awaited(command))
-        await asyncio.wait({task}, timeout=seconds)
-        # A busy event loop looks at its clock before it hands out what has arrived: give it a few turns to do so.
-        for _ in range(_TURNS_OF_GRACE):
+        task = self.start(_awaited(command))
+        await asyncio.wait({task}, timeout=self._timeout * timeout_factor)
+        # A busy event loop handles timers before the data that has arrived: let it read that data.
+        for _ in range(_EXTRA_LOOP_ITERATIONS):
             if task.done():
                 break
             await asyncio.sleep(0)
         try:
             if not task.done():
-                # It is left to end by the client's own time-out: a connection is never abandoned with an answer due.
                 raise TimeoutError  # noqa: TRY301
             answer = task.result()
-        except Exception as error:  # whatever a client library may raise, a request does not fail of it
+        except Exception as error:  # whatever the client library raises must not fail a request
             self._observer.failed(op, _reason(error))
-            self._breaker.failed()
+            self._breaker.record_failure()
             return None
         self._observer.finished(op, time.perf_counter() - started)
-        self._breaker.succeeded()
+        self._breaker.record_success()
         return answer
 
-    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Runs what nobody waits for."""
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Runs a coroutine in the background until ``close``."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._end)
+        task.add_done_callback(self._discard)
         return task
 
-    async def close(self, seconds: float) -> None:
-        """Lets what was begun finish, for ``seconds`` at most."""
+    async def close(self) -> None:
+        """Waits a bounded time for running commands, cancels the others, and closes the connections."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
+            await asyncio.wait(self._tasks, timeout=2 * SOCKET_TIMEOUT)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await disconnect(self.client)
 
-    def _end(self, task: asyncio.Task[Any]) -> None:
+    def _discard(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # told where it was awaited; a late one is of no interest
+            task.exception()  # marks it as retrieved; after a time-out nobody else would
 
 
 async def _awaited(command: Awaitable[T]) -> T:

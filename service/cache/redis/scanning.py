@@ -1,7 +1,4 @@
-"""Going through the keys of a Redis without holding it up: SCAN, a little at a time, on every primary.
-
-``KEYS`` would keep Redis from answering anybody until it has seen all of them.
-"""
+"""Iterates over the keys of a Redis with SCAN on every primary, in steps that do not block it as ``KEYS`` would."""
 
 from __future__ import annotations
 
@@ -15,19 +12,19 @@ from service.cache.redis.connection import RedisClient
 
 __all__ = ["Primary", "primaries", "scan"]
 
-_KEYS_OF_A_STEP = 1000
+_KEYS_PER_STEP = 1000
 _SPECIAL = re.compile(rb"([*?\[\]\\^-])")
 
 
 class Primary(Protocol):
-    """A server that holds keys of its own: the only one, a Sentinel's master, or one of a Cluster's."""
+    """A server that holds keys: a single server, the master that Sentinel names, or a primary of a Cluster."""
 
     async def execute_command(self, *args: Any) -> Any:
-        """What this server answers."""
+        """The server's answer."""
 
 
 async def primaries(client: RedisClient) -> Sequence[Primary]:
-    """All servers that hold keys and are no replicas."""
+    """All servers that hold keys and are not replicas."""
     if isinstance(client, RedisCluster):
         await client.initialize()
         return client.get_primaries()
@@ -35,12 +32,12 @@ async def primaries(client: RedisClient) -> Sequence[Primary]:
 
 
 async def scan(client: RedisClient, prefix: bytes) -> AsyncIterator[list[bytes]]:
-    """Keys that begin with ``prefix``, in lists; those that are there all the while come, perhaps more than once."""
+    """Lists of the keys that begin with ``prefix``. A key that exists throughout the scan may occur more than once."""
     pattern = _SPECIAL.sub(rb"\\\1", prefix) + b"*"
     for primary in await primaries(client):
         cursor: object = 0
         while True:
-            cursor, keys = await primary.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", _KEYS_OF_A_STEP)
+            cursor, keys = await primary.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", _KEYS_PER_STEP)
             yield [key for key in keys if key.startswith(prefix)]
             if int(cursor) == 0:  # type: ignore[call-overload]
                 break

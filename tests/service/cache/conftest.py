@@ -1,4 +1,4 @@
-"""Real Redis processes, caches of every kind, and what they are told."""
+"""Fixtures: real Redis processes, caches of every kind, and a recording observer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cache import CodeCache, LayeredCache, MemoryCache
+from service.cache import CacheObserver, CodeCache, LayeredCache, MemoryCache
 from service.cache.protocol import BreakerState
 from service.cache.redis.connection import connect
 from service.cache.redis_cache import RedisCache
@@ -18,8 +18,8 @@ from tests.service.cache.redis_server import RedisServer
 PATIENCE = 60.0
 
 
-class FakeObserver:
-    """Remembers what it was told."""
+class FakeObserver(CacheObserver):
+    """Records every call."""
 
     def __init__(self) -> None:
         self.successes: Counter[str] = Counter()
@@ -50,7 +50,7 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture
 def redis_server(shared_redis: RedisServer) -> RedisServer:
-    """An empty Redis, not to be harmed."""
+    """An empty Redis that tests share: neither stop nor reconfigure it."""
     with shared_redis.client() as client:
         client.flushall()
     return shared_redis
@@ -58,7 +58,7 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of the test's own, not yet started."""
+    """A Redis for one test, not yet started."""
     server = RedisServer(tmp_path)
     yield server
     server.kill()
@@ -66,7 +66,7 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def open_redis(observer: FakeObserver) -> AsyncIterator[Callable[..., RedisCache]]:
-    """Opens caches on a Redis by its URL; patient ones, unless told otherwise."""
+    """Opens caches on a Redis by its URL, with a long time limit unless ``options`` set another."""
     opened: list[RedisCache] = []
 
     def open_redis(url: str, **options: float) -> RedisCache:
@@ -89,7 +89,7 @@ def cache(request: pytest.FixtureRequest, anyio_backend: str, open_redis: Callab
 
 
 async def until_known(cache: CodeCache, *keys: bytes) -> None:
-    """Waits until codes that were put are there."""
+    """Waits until stored codes can be read."""
     async with asyncio.timeout(PATIENCE):
-        while None in await cache.get_many(keys):  # noqa: ASYNC110  another process's doing
+        while None in await cache.get_many(keys):  # noqa: ASYNC110  another process does it
             await asyncio.sleep(0.001)

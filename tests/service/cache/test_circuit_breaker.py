@@ -32,23 +32,23 @@ def breaker(clock: Clock, changes: list[BreakerState]) -> CircuitBreaker:
 
 def test_it_opens_after_failures_in_a_row_and_not_after_as_many_among_successes(breaker: CircuitBreaker) -> None:
     for _ in range(5):
-        breaker.failed()
-        breaker.failed()
-        breaker.succeeded()
+        breaker.record_failure()
+        breaker.record_failure()
+        breaker.record_success()
     assert breaker.state == "closed"
     for _ in range(3):
-        breaker.failed()
+        breaker.record_failure()
     assert breaker.state == "open"
 
 
 def test_one_probe_is_wanted_after_each_pause(breaker: CircuitBreaker, clock: Clock) -> None:
     for _ in range(3):
-        breaker.failed()
+        breaker.record_failure()
     clock.now += 4.9
     assert not breaker.wants_probe()
     clock.now += 0.1
     assert [breaker.wants_probe() for _ in range(3)] == [True, False, False]
-    breaker.failed()
+    breaker.record_failure()
     assert not breaker.wants_probe()
     clock.now += 5
     assert breaker.wants_probe()
@@ -58,11 +58,11 @@ def test_a_probe_that_succeeds_closes_it_and_what_was_begun_before_does_not(
     breaker: CircuitBreaker, clock: Clock, changes: list[BreakerState]
 ) -> None:
     for _ in range(3):
-        breaker.failed()
-    breaker.succeeded()
+        breaker.record_failure()
+    breaker.record_success()
     assert breaker.state == "open"
     clock.now += 5
     breaker.wants_probe()
-    breaker.succeeded()
-    breaker.failed()  # the count begins anew
+    breaker.record_success()
+    breaker.record_failure()  # counted from zero again
     assert changes == ["open", "half-open", "closed"]
