@@ -38,7 +38,6 @@ from service.inference.model_info import ModelInfo
 from service.operations.context import ServiceContext, lane_limits
 from service.processes.health import application_health
 from service.settings import Settings
-from service.telemetry.access_log import AccessLog
 from service.telemetry.metrics import Metrics
 from service.telemetry.observer import CacheMetrics, MetricsObserver
 from service.telemetry.tracing import open_tracer
@@ -100,7 +99,7 @@ class EngineFactory(Protocol):
         """``on_model_info`` is to be called with what is served, once that is known."""
 
 
-def create_app(settings: Settings, create_engine: EngineFactory, *, access_log: AccessLog | None = None) -> FastAPI:
+def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     """The public API. Its lifespan starts the engine, and stops it in good order."""
     metrics = Metrics()
     tracer = open_tracer()
@@ -160,9 +159,9 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, access_log: 
     app.add_middleware(
         RequestContext,
         metrics=metrics,
-        under_way=context.requests,
+        in_flight=context.requests,
         is_draining=lambda: context.draining,
-        access_log=access_log,
+        access_log=settings.access_log,
         tracer=tracer,
     )
     add_problem_handlers(app)

@@ -1,16 +1,14 @@
-"""What every request goes through, as pure ASGI middleware: wrapping Starlette's would hide a client's disconnect.
+"""The outermost middleware: request ids, response headers, metrics, access log, traces and unhandled exceptions.
 
-::
-
-    request -> RequestContext (id, trace, timing, metrics, last resort) -> BodyLimits -> routes
+It is plain ASGI: Starlette's ``BaseHTTPMiddleware`` would hide a client's disconnect from the routes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
+import uuid
 from collections import Counter
 from collections.abc import Callable
 
@@ -18,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.problems import InternalError, problem_response, shutting_down
-from service.telemetry.access_log import AccessLog
+from service.telemetry.access_log import log_request
 from service.telemetry.metrics import Metrics
 from service.telemetry.request_record import RequestRecord
 from service.telemetry.timings import RequestTimings
@@ -30,29 +28,29 @@ log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 
 
 class RequestContext:
-    """Gives a request its id and stopwatch, counts it to those ``under_way`` (by operation), tells of it when it is over,
-    ends its connection while ``is_draining``, and answers what nobody else did.
+    """Puts ``request_id`` and ``timings`` into the request's state, counts requests ``in_flight`` by operation, and reports
+    each one when it has ended. While ``is_draining``, every answer has ``Connection: close``.
 
-    ``X-Request-ID`` (1 to 128 visible ASCII characters) and ``traceparent`` (W3C Trace Context) are taken over if they
-    are well-formed, and echoed; an id is made up where there is none.
+    ``X-Request-ID`` (1 to 128 visible ASCII characters) and ``traceparent`` (W3C Trace Context) are echoed if they are
+    well-formed. A request without a valid id gets a new one.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         metrics: Metrics,
-        under_way: Counter[str],
+        in_flight: Counter[str],
         is_draining: Callable[[], bool],
-        access_log: AccessLog | None = None,
+        *,
+        access_log: bool = False,
         tracer: Tracer | None = None,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._under_way = under_way
+        self._in_flight = in_flight
         self._is_draining = is_draining
         self._access_log = access_log
         self._tracer = tracer
@@ -62,66 +60,64 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, trace = _identify(scope)
+        headers = Headers(scope=scope)
+        request_id, traceparent = headers.get("x-request-id", ""), headers.get("traceparent", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        if not _TRACEPARENT.fullmatch(traceparent):
+            traceparent = ""
         timings = RequestTimings()
         scope.setdefault("state", {}).update(request_id=request_id, timings=timings)
-        record = RequestRecord(scope, request_id, timings, trace_id=trace[3:35] or None)
-        span = self._tracer.begin(record) if self._tracer is not None else None
+        record = RequestRecord(scope, request_id, timings, traceparent)
+        trace = self._tracer.begin(record) if self._tracer is not None else None
+        self._in_flight[record.operation] += 1
+        try:
+            await self._respond(record, receive, send)
+        finally:
+            self._in_flight[record.operation] -= 1
+            record.seconds = timings.total
+            self._metrics.record_request(record.route, record.method, record.code, record.seconds)
+            if self._access_log:
+                log_request(record)
+            if trace is not None:
+                trace.end(record)
 
+    async def _respond(self, record: RequestRecord, receive: Receive, send: Send) -> None:
         async def receive_counted() -> Message:
             message = await receive()
-            record.note_received(message)
+            record.count_received(message)
             return message
 
-        async def send_with_context(message: Message) -> None:
-            record.note_sent(message)
+        async def send_counted(message: Message) -> None:
+            record.count_sent(message)
             if message["type"] == "http.response.start":
-                # A list of its own: the other one is the answer's, and answers may be sent again.
-                headers = message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", request_id.encode()),
-                    (b"server-timing", timings.header().encode()),
-                    _NO_SNIFFING,
-                ]
-                if trace:
-                    headers.append((b"traceparent", trace.encode()))
-                for name, value in scope["state"].get("rate_headers", {}).items():  # what the gate had to say
-                    headers.append((name.lower().encode(), value.encode()))
-                if self._is_draining():
-                    MutableHeaders(scope=message)["Connection"] = "close"
+                self._add_headers(message, record)
             await send(message)
 
-        self._under_way[record.operation] += 1
         try:
-            await self._app(scope, receive_counted, send_with_context)
+            await self._app(record.scope, receive_counted, send_counted)
         except asyncio.CancelledError:
-            # The server gives up on a request only when the time to drain is over.
+            # The server cancels a request only when the time to drain is over.
             if not record.status:
-                await problem_response(shutting_down(), instance=request_id)(scope, receive, send_with_context)
+                response = problem_response(shutting_down(), instance=record.request_id)
+                await response(record.scope, receive, send_counted)
             raise
         except Exception:
-            log.exception("request %s failed", request_id, extra={"request_id": request_id})
+            log.exception("request %s failed", record.request_id, extra={"request_id": record.request_id})
             if record.status:
-                scope["state"]["has_failed"] = True
-                raise  # half an answer is out; closing the connection is the only way to say so
-            await problem_response(InternalError(), instance=request_id)(scope, receive, send_with_context)
-        finally:
-            self._under_way[record.operation] -= 1
-            record.seconds = timings.total
-            self._tell(record)
-            if span is not None:
-                span.end(record)
+                record.scope["state"]["has_failed"] = True
+                raise  # the status has been sent: only closing the connection can show the error
+            response = problem_response(InternalError(), instance=record.request_id)
+            await response(record.scope, receive, send_counted)
 
-    def _tell(self, record: RequestRecord) -> None:
-        self._metrics.record_request(record.route, record.method, record.code, record.seconds)
-        if self._access_log is not None:
-            self._access_log.write(record)
-
-
-def _identify(scope: Scope) -> tuple[str, str]:
-    """A request's id and its trace context, which may be empty."""
-    headers = Headers(scope=scope)
-    request_id, trace = headers.get("x-request-id"), headers.get("traceparent")
-    if request_id is None or not _REQUEST_ID.fullmatch(request_id):
-        request_id = f"{random.getrandbits(128):032x}"
-    return request_id, trace if trace is not None and _TRACEPARENT.fullmatch(trace) else ""
+    def _add_headers(self, start: Message, record: RequestRecord) -> None:
+        start["headers"] = list(start["headers"])  # a copy: the list belongs to a response that may be sent again
+        headers = MutableHeaders(scope=start)
+        headers["X-Request-ID"] = record.request_id
+        headers["Server-Timing"] = record.timings.header()
+        headers["X-Content-Type-Options"] = "nosniff"
+        if record.traceparent:
+            headers["traceparent"] = record.traceparent
+        headers.update(record.scope["state"].get("rate_headers", {}))  # set by the access gate
+        if self._is_draining():
+            headers["Connection"] = "close"

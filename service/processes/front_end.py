@@ -30,7 +30,6 @@ from service.processes.control import ControlChannel, FrontEndStart, beat_second
 from service.processes.health import application_health
 from service.processes.process import SWITCH_SECONDS, begin_process, event_loop, release_signals
 from service.settings import Settings
-from service.telemetry.access_log import open_access_log
 from service.telemetry.metrics import enable_multiprocess_mode
 
 __all__ = ["remote_engine"]
@@ -55,8 +54,7 @@ class _FrontEnd:
     def __init__(self, start: FrontEndStart, settings: Settings, channel: ControlChannel) -> None:
         self._settings = settings
         self._channel = channel
-        self._access_log = open_access_log(start.name, settings)
-        self._app = create_app(settings, remote_engine(start.workers), access_log=self._access_log)
+        self._app = create_app(settings, remote_engine(start.workers))
         self._context: ServiceContext = self._app.state.context
         self._server = HttpServer(
             self._app,
@@ -79,8 +77,6 @@ class _FrontEnd:
         finally:
             for chore in chores:
                 chore.cancel()
-            if self._access_log is not None:
-                self._access_log.flush()
 
     async def _beat(self) -> None:
         """From the event loop, so that the beat stops when the loop does."""

@@ -25,7 +25,6 @@ from service.processes.health import application_health
 from service.processes.process import SWITCH_SECONDS, event_loop, release_signals
 from service.processes.state_metrics import ProcessesCollector, ServiceCollector, WorkersCollector
 from service.settings import Settings
-from service.telemetry.access_log import open_access_log
 
 __all__ = ["inline_engine", "serve_inline"]
 
@@ -53,8 +52,7 @@ def serve_inline(settings: Settings, public: socket.socket, admin: socket.socket
 
 
 async def _serve(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
-    access_log = open_access_log(NAME, settings)
-    app = create_app(settings, inline_engine(settings), access_log=access_log)
+    app = create_app(settings, inline_engine(settings))
     context: ServiceContext = app.state.context
     exposition = _exposition(context)
     limits = ConnectionLimits.of(settings)
@@ -98,11 +96,7 @@ async def _serve(settings: Settings, public: socket.socket, admin: socket.socket
         await api.run_until_stopped()
         operations.stop_accepting(shared=False)
 
-    try:
-        await asyncio.gather(leave(), serve_api(), operations.run_until_stopped())
-    finally:
-        if access_log is not None:
-            access_log.flush()
+    await asyncio.gather(leave(), serve_api(), operations.run_until_stopped())
     return 0
 
 

@@ -1,12 +1,8 @@
-"""What every process writes to standard error: a line an event, JSON for machines, words and columns on a terminal.
+"""Log output of every process: one event a line on standard error, as JSON or, on a terminal, as text.
 
-::
-
-    logging.getLogger(...)    here, in uvicorn, in libraries ──┐
-    warnings, and exceptions that nobody caught ───────────────┴─> structlog ─┐
-    access_log.py ────────────────────────────────────────────────────────────┴─> one write a line
-
-Lines of several processes do not mix: each is written at once.
+Records of ``logging`` (of the service, of uvicorn, of libraries), warnings, uncaught exceptions and the access log all have
+this format.
+Each line is a single write, so that lines of several processes do not mix.
 """
 
 from __future__ import annotations
@@ -14,7 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -24,28 +19,39 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from service.settings import LogFormat
 
-__all__ = ["choose_renderer", "configure_log"]
+__all__ = ["configure_log"]
 
 log = logging.getLogger(__name__)
 
 
 def configure_log(process: str, *, level: str, log_format: LogFormat) -> None:
-    """Sends what this process logs, from ``level`` on, to standard error; every line bears the name of the process."""
+    """Writes what this process logs, from ``level`` on, to standard error; every line has the name of the process.
 
-    def name_process(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    Configures ``logging``, ``warnings``, hooks for uncaught exceptions, and structlog, which the access log uses.
+    """
+
+    def add_process(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         event["process"] = process
         return event
 
+    fields: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_process,
+    ]
+    structlog.configure(
+        processors=[*fields, *_renderers(log_format)],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
+            # No other extras than the request id: what libraries attach to records may be secret.
             foreign_pre_chain=[
-                structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
-                # No other extras: libraries hang on records what is not for everybody to read.
                 structlog.stdlib.ExtraAdder(allow=["request_id"]),
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                name_process,
+                *fields,
             ],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(log_format)],
         )
@@ -57,33 +63,16 @@ def configure_log(process: str, *, level: str, log_format: LogFormat) -> None:
     threading.excepthook = _log_uncaught_in_thread
 
 
-def choose_renderer(log_format: LogFormat) -> Callable[[dict[str, Any]], str]:
-    """How an event becomes a line, without its end."""
-    if _is_json(log_format):
-        return _as_json
-    console = _console()
-    return lambda event: console(None, "", event)
-
-
-def _is_json(log_format: LogFormat) -> bool:
-    return log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
-
-
 def _renderers(log_format: LogFormat) -> list[Processor]:
-    if _is_json(log_format):
-        return [structlog.processors.format_exc_info, lambda _, __, event: _as_json(dict(event))]
-    return [_console()]
+    if log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()):
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
+    # The default exception formatter would print the values of variables: images and keys among them.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain, pad_level=False)]
 
 
-def _as_json(event: dict[str, Any]) -> str:
+def _as_json(event: dict[str, Any], **_: Any) -> str:
     return orjson.dumps(event, default=repr).decode()
-
-
-def _console() -> structlog.dev.ConsoleRenderer:
-    # The prettier tracebacks show what variables hold: images and keys among it.
-    return structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_level=False
-    )
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -1,4 +1,4 @@
-"""One request, as metrics, access lines and traces are told of it when it is over."""
+"""The record of one request, from which metrics, access log and traces are made when it has ended."""
 
 from __future__ import annotations
 
@@ -9,43 +9,46 @@ from starlette.types import Message, Scope
 
 from service.telemetry.timings import RequestTimings
 
-__all__ = ["CLIENT_GONE", "OutcomeName", "RequestRecord"]
+__all__ = ["CLIENT_GONE", "PROBES", "OutcomeName", "RequestRecord"]
 
 OutcomeName = Literal["ok", "refused", "client_gone", "failed"]
-CLIENT_GONE = 499  # as nginx counts it
+CLIENT_GONE = 499  # nginx's status for a client that closed the connection
+PROBES = ("/livez", "/readyz", "/healthz")
 _OPERATIONS = ("encode", "decode", "generate", "reconstruct", "mix", "codes", "images", "models")
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """``operation`` is what its path asks for, as one of few words: the route is not known before it is taken. ``status`` is
-    0 until an answer begins, ``is_complete`` says that its end was sent, ``seconds`` how long it all took. ``bytes_in`` and
-    ``bytes_out`` are those of bodies.
+    """``traceparent``: the request's header, or empty. ``status``: 0 until the response begins. ``is_complete``: whether all
+    of the response was sent. ``bytes_in``, ``bytes_out``: lengths of the bodies. ``seconds``: duration of the request.
     """
 
     scope: Scope
     request_id: str
     timings: RequestTimings
-    trace_id: str | None = None
+    traceparent: str = ""
+    trace_id: str | None = field(init=False)
+    operation: str = field(init=False)
     status: int = 0
     is_complete: bool = False
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
-    operation: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self.trace_id = self.traceparent[3:35] or None
+        # By path: the route is not known before routing, and requests are counted by operation from their beginning.
         version, _, rest = self.scope["path"].removeprefix("/").partition("/")
         operation = rest.partition("/")[0]
         self.operation = operation if version == "v1" and operation in _OPERATIONS else "other"
 
-    def note_received(self, message: Message) -> None:
-        """Counts what has come."""
+    def count_received(self, message: Message) -> None:
+        """Counts bytes of the request's body."""
         if message["type"] == "http.request":
             self.bytes_in += len(message.get("body", b""))
 
-    def note_sent(self, message: Message) -> None:
-        """Counts what goes out."""
+    def count_sent(self, message: Message) -> None:
+        """Records status, bytes and end of the response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
         elif message["type"] == "http.response.body":
@@ -54,31 +57,31 @@ class RequestRecord:
 
     @property
     def route(self) -> str:
-        """The pattern of its path. Paths that match no route share one, so that a scanner cannot fill the memory of
+        """The path pattern of the route. All paths without a route share one value, which bounds the number of series in
         Prometheus.
         """
         return getattr(self.scope.get("route"), "path", "unmatched")
 
     @property
     def method(self) -> str:
-        """Its method, as one of few words."""
+        """GET, HEAD, POST or ``other``."""
         method: str = self.scope["method"]
         return method if method in ("GET", "HEAD", "POST") else "other"
 
     @property
     def key_name(self) -> str | None:
-        """The name of the caller's API key, where keys have names."""
+        """The name of the caller's API key."""
         name: str | None = self.scope["state"].get("key_name")
         return name
 
     @property
     def code(self) -> int:
-        """Its status, or that of a client who was gone before there was one."""
+        """The status, or 499 if the client left before there was one."""
         return self.status or CLIENT_GONE
 
     @property
     def outcome(self) -> OutcomeName:
-        """How it ended; ``has_failed`` in its state says it of an answer whose status was sent before it failed."""
+        """How the request ended. ``has_failed`` in its state marks an answer that failed after its status was sent."""
         if self.scope["state"].get("has_failed", False):
             return "failed"
         if self.code == CLIENT_GONE or not self.is_complete:

@@ -25,7 +25,7 @@ def served(settings: Settings, open_device: Callable[[Settings], Any]) -> FastAP
 @asynccontextmanager
 async def service(device: Any, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, which is ready; ``device.release`` is set at the end, so that nothing is held."""
-    app = served(Settings(**{"drain_seconds": 5, **settings}), lambda _: device)
+    app = served(Settings(**{"drain_seconds": 5, "access_log": False, **settings}), lambda _: device)
     async with (
         _quick_switches(),
         app.router.lifespan_context(app),
