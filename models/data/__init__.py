@@ -1,1 +1,1 @@
-"""Photographs to train on and to measure with, read from where people keep them."""
+"""Image datasets for training and evaluation, read from class folders or WebDataset shards."""

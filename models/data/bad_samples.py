@@ -1,4 +1,4 @@
-"""What can not be used: counted, named in the log, left out, and too much of it stops."""
+"""Record of unusable samples: each is logged and skipped, and too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import logging
 
 from models.errors import DataError
 
-__all__ = ["MAX_FAULTY", "BadSamples"]
+__all__ = ["MAX_BAD_FRACTION", "BadSamples"]
 
 log = logging.getLogger(__name__)
 
-MAX_FAULTY = 0.01
+MAX_BAD_FRACTION = 0.01
 
 
 class BadSamples:
-    """Shards and photographs that can not be used, each named once."""
+    """Shards and images that cannot be used, by name."""
 
     def __init__(self) -> None:
-        self._named: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return len(self._named)
+        return len(self._reasons)
 
     def add(self, name: str, reason: object) -> None:
-        """Names one in the log; of the reasons that are given for the same name the first one counts."""
-        if name not in self._named:
-            self._named[name] = str(reason)
-            log.warning("left out %s: %s", name, reason)
+        """Logs a sample; only the first reason for a name counts."""
+        if name not in self._reasons:
+            self._reasons[name] = str(reason)
+            log.warning("skipped %s: %s", name, reason)
 
     def check(self, total: int) -> None:
-        """Raises :class:`DataError` if the faults are more than 1 % of ``total``."""
-        if len(self._named) > MAX_FAULTY * total:
-            name, reason = next(iter(self._named.items()))
-            raise DataError(f"{len(self)} of {total} members can not be used; first: {name}: {reason}")
+        """Raises ``DataError`` if more than 1 % of ``total`` samples are bad."""
+        if len(self) > MAX_BAD_FRACTION * total:
+            name, reason = next(iter(self._reasons.items()))
+            raise DataError(f"{len(self)} of {total} samples cannot be used; first: {name}: {reason}")

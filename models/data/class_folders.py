@@ -1,9 +1,9 @@
-"""Which folders are classes: of each branch the topmost one with images right in it.
+"""Class labels from folder paths: the topmost folder of each branch that directly contains images is a class.
 
 ::
 
     cat/1.jpg           class "cat"              pets/cat/1.jpg      class "pets/cat"
-    1.jpg               of no class              pets/cat/old/2.jpg  class "pets/cat" as well
+    1.jpg               no class                 pets/cat/old/2.jpg  also class "pets/cat"
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ __all__ = ["class_folders", "class_of"]
 
 
 def class_folders(paths: Iterable[str]) -> set[str]:
-    """The classes that files at ``paths``, relative and with slashes, make."""
+    """The classes of files at ``paths``, which are relative and use slashes."""
     holding = {path.rpartition("/")[0] for path in paths} - {""}
     return {next(parent for parent in _parents(f"{folder}/") if parent in holding) for folder in holding}
 
 
 def class_of(path: str, classes: Set[str]) -> str | None:
-    """The class that a file belongs to."""
+    """The class of a file, or None if no parent folder is a class."""
     return next((parent for parent in _parents(path) if parent in classes), None)
 
 

@@ -1,11 +1,11 @@
-"""A split decoded once, into one file of bytes that is then mapped, not read.
+"""Cache of decoded images: a split is decoded once into a file of raw pixels, which is then memory-mapped.
 
 ::
 
     cache/train-<fingerprint>.images       uint8 [N, S, S, 3]
     cache/train-<fingerprint>.labels.npy   int64 [N]
 
-A small set decodes in a minute and trains for hours, so decoding inside the loop would only cost.
+A small dataset decodes in a minute and trains for hours: decoding in the training loop would only cost time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 
+from models.arrays import Ids, Pixels
+from models.atomic_files import write_whole
 from models.data.bad_samples import BadSamples
 from models.data.decoding import decode_image
 from models.data.sources import Sample, Source, Split
@@ -36,7 +38,7 @@ __all__ = ["Progress", "decode_to_cache"]
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], object]
-"""Called with the number of photographs that are done, and with how many there are."""
+"""Called with the number of images that are done, and the total."""
 
 THREADS = min(16, os.cpu_count() or 1)
 
@@ -48,29 +50,28 @@ def decode_to_cache(
     size: int,
     cache: Path,
     bad_samples: BadSamples,
-    most: int | None = None,
+    limit: int = sys.maxsize,
     progress: Progress | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
-    """Images uint8 [N, S, S, 3] and labels int64 [N] of a source, S = ``size``; None if they are more than ``most``.
+) -> tuple[Pixels, Ids] | None:
+    """Images uint8 [N, S, S, 3] and labels int64 [N] of a source, S = ``size``; None if there are more than ``limit``.
 
-    Decodes them, or maps what an earlier call decoded; of several processes one does it and the others wait. What can
-    not be read is added to ``bad_samples`` and left out. Raises :class:`DataError`: more than 1 % of them, nothing left, no
-    room in ``cache``.
+    Decodes them, or maps the files of an earlier call. If several processes call it, one decodes and the others wait.
+    Unreadable images are added to ``bad_samples`` and skipped. Raises ``DataError`` if they are more than 1 %, if no
+    image is left, or if ``cache`` has no space.
     """
-    described = [PREPROCESSING_VERSION, size, source.names, source.described()]
-    fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
-    image_file = cache / f"{split}-{fingerprint}.images"
-    # The labels are renamed into place last, so their presence says that both are whole.
-    label_file = cache / f"{split}-{fingerprint}.labels.npy"
+    described = [PREPROCESSING_VERSION, size, source.names, source.fingerprint()]
+    stem = f"{split}-{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]}"
+    # The labels are written last: if they exist, both files are complete.
+    image_file, label_file = cache / f"{stem}.images", cache / f"{stem}.labels.npy"
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{split}-{fingerprint}.lock"):
+    with FileLock(cache / f"{stem}.lock"):
         if not label_file.exists():
-            total = source.count(sys.maxsize if most is None else most, bad_samples)
-            if most is not None and total > most:
+            total = source.count(limit, bad_samples)
+            if total > limit:
                 return None
-            _decode(source, total, size, image_file, label_file, bad_samples, progress)
-    labels: NDArray[np.int64] = np.load(label_file)
-    if most is not None and len(labels) > most:
+            _decode(source, total, size, (image_file, label_file), bad_samples, progress)
+    labels: Ids = np.load(label_file)
+    if len(labels) > limit:
         return None
     return np.memmap(image_file, dtype=np.uint8, mode="r", shape=(len(labels), size, size, 3)), labels
 
@@ -79,75 +80,67 @@ def _decode(
     source: Source,
     total: int,
     size: int,
-    image_file: Path,
-    label_file: Path,
+    files: tuple[Path, Path],
     bad_samples: BadSamples,
     progress: Progress | None,
 ) -> None:
+    """Writes the image file, then the label file."""
+    image_file, label_file = files
     needed = total * (size * size * 3 + 8)
-    partial = image_file.with_suffix(".partial")
     labels: list[int] = []
-    done = 0
+
+    def write_images(sink: BinaryIO) -> None:
+        for done, (sample, pixels) in enumerate(_decode_in_order(source.samples(bad_samples), size), 1):
+            if isinstance(pixels, Exception):
+                bad_samples.add(sample.name, pixels)
+                # Stops early: these are too many even if all remaining images are good.
+                bad_samples.check(max(total, done))
+            else:
+                sink.write(pixels.data)
+                labels.append(sample.label)
+            if progress is not None:
+                progress(done, total)
+        bad_samples.check(len(labels) + len(bad_samples))
+        if not labels:
+            raise DataError(f"no images for {image_file.name.partition('-')[0]}")
+
     try:
-        with partial.open("wb") as sink:  # what a killed call left is overwritten
-            if (free := shutil.disk_usage(partial.parent).free) < needed:
-                raise DataError(_no_room(partial.parent, needed, f"{free / 1e9:.1f} GB are free"))
-            for done, (sample, pixels) in enumerate(_in_order(source.samples(bad_samples), size), 1):
-                if isinstance(pixels, Exception):
-                    bad_samples.add(sample.name, pixels)
-                    # Soon, not after hours: these are too many whatever the rest is like.
-                    bad_samples.check(max(total, done))
-                else:
-                    sink.write(pixels.data)
-                    labels.append(sample.label)
-                if progress is not None:
-                    progress(done, total)
-            bad_samples.check(len(labels) + len(bad_samples))
-            if not labels:
-                raise DataError(f"no photographs for {image_file.name.partition('-')[0]}")
-            sink.flush()
-            os.fsync(sink.fileno())
-        partial.replace(image_file)
-        with partial.open("wb") as sink:
-            np.save(sink, np.array(labels, dtype=np.int64))
-            sink.flush()
-            os.fsync(sink.fileno())
-        partial.replace(label_file)
-    except OSError as error:  # of writing: a source raises none
-        raise DataError(_no_room(partial.parent, needed, error.strerror or str(error))) from error
+        if (free := shutil.disk_usage(image_file.parent).free) < needed:
+            raise DataError(_no_space(image_file.parent, needed, f"{free / 1e9:.1f} GB are free"))
+        write_whole(image_file, write_images)
+        write_whole(label_file, lambda sink: np.save(sink, np.array(labels, dtype=np.int64)))
+    except OSError as error:  # from writing: sources raise none
+        raise DataError(_no_space(image_file.parent, needed, error.strerror or str(error))) from error
     finally:
-        partial.unlink(missing_ok=True)
         if not label_file.exists():
             image_file.unlink(missing_ok=True)
-    log.info("decoded %d photographs, left out %d", len(labels), len(bad_samples))
+    log.info("decoded %d images, skipped %d", len(labels), len(bad_samples))
 
 
-def _no_room(folder: Path, needed: int, reason: str) -> str:
-    return f"cannot keep {needed / 1e9:.1f} GB of decoded photographs in {folder}: {reason}; name another cache folder"
+def _no_space(folder: Path, needed: int, reason: str) -> str:
+    return f"cannot store {needed / 1e9:.1f} GB of decoded images in {folder}: {reason}; choose another cache folder"
 
 
-def _in_order(samples: Iterator[Sample], size: int) -> Iterator[tuple[Sample, NDArray[np.uint8] | Exception]]:
-    """Decodes in threads, a few photographs ahead of the one that is asked for."""
-    waiting: deque[tuple[Sample, Future[NDArray[np.uint8]]]] = deque()
+def _decode_in_order(samples: Iterator[Sample], size: int) -> Iterator[tuple[Sample, Pixels | Exception]]:
+    """Decodes in threads, a few images ahead of the consumer."""
+    waiting: deque[tuple[Sample, Future[Pixels | Exception]]] = deque()
     with ThreadPoolExecutor(THREADS, "decode") as pool:
         try:
             for sample in samples:
-                waiting.append((sample, pool.submit(_pixels, sample, size)))
+                waiting.append((sample, pool.submit(_decode_sample, sample, size)))
                 if len(waiting) > 4 * THREADS:
-                    yield _result(*waiting.popleft())
+                    sample, future = waiting.popleft()
+                    yield sample, future.result()
             while waiting:
-                yield _result(*waiting.popleft())
+                sample, future = waiting.popleft()
+                yield sample, future.result()
         finally:
             for _, future in waiting:
                 future.cancel()
 
 
-def _pixels(sample: Sample, size: int) -> NDArray[np.uint8]:
-    return decode_image(sample.read(), size)
-
-
-def _result(sample: Sample, future: Future[NDArray[np.uint8]]) -> tuple[Sample, NDArray[np.uint8] | Exception]:
+def _decode_sample(sample: Sample, size: int) -> Pixels | Exception:
     try:
-        return sample, future.result()
+        return decode_image(sample.read(), size)
     except (OSError, ValueError) as error:
-        return sample, error
+        return error

@@ -1,34 +1,33 @@
-"""One photograph: the bytes of a file become S x S pixels, as every other image of this project does."""
+"""Decodes one image file to S x S pixels with the preprocessing that the tokenizer uses."""
 
 from __future__ import annotations
 
 import io
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from models.arrays import Pixels
 from models.preprocess import crop_at, eval_crop, to_rgb
 
 __all__ = ["IMAGE_SUFFIXES", "decode_image"]
 
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 
-# Files are named .jpg that are not JPEG (ImageNet has them); these are the formats with nothing to run in them.
+# Some files named .jpg are not JPEG (ImageNet has them). None of these formats can execute code.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
-def decode_image(data: bytes, size: int, place: tuple[float, float] | None = None) -> NDArray[np.uint8]:
-    """Upright, over white, shorter side to S = ``size``, and a square of it: uint8 [S, S, 3] RGB.
+def decode_image(data: bytes, size: int, position: tuple[float, float] | None = None) -> Pixels:
+    """File bytes -> uint8 [S, S, 3] RGB, S = ``size``: EXIF orientation applied, over white, resized and cropped.
 
-    The centre square, or the one at ``place`` (see :func:`models.preprocess.crop_at`). A photograph that is S x S
-    comes through pixel by pixel. Raises ``ValueError`` for bytes that are no whole image.
+    The centre crop, or the crop at ``position`` (see :func:`models.preprocess.crop_at`). An S x S image is returned
+    unchanged. Raises ``ValueError`` for bytes that are not a complete image.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             rgb = to_rgb(image)
     except UnidentifiedImageError:
-        raise ValueError("cannot identify an image in it") from None
-    except Exception as error:  # on damaged bytes Pillow raises nearly every type there is
+        raise ValueError("cannot identify the image format") from None
+    except Exception as error:  # Pillow raises nearly any exception type for damaged bytes
         raise ValueError(str(error) or type(error).__name__) from error
-    return eval_crop(rgb, size) if place is None else crop_at(rgb, size, place)
+    return eval_crop(rgb, size) if position is None else crop_at(rgb, size, position)

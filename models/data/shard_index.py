@@ -1,4 +1,4 @@
-"""Where each image of a set of plain tar shards begins, so that any of them can be read without the others."""
+"""Index of uncompressed tar shards: the offset of each image, for random access."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from models.arrays import Ids
+from models.atomic_files import write_whole
 from models.data.bad_samples import BadSamples
 from models.errors import DataError
 
-__all__ = ["ShardIndex", "ShardMember"]
+__all__ = ["ShardEntry", "ShardIndex"]
 
 
-class ShardMember(NamedTuple):
-    """An image: what the log calls it, its class, the number of its shard, and its place there in bytes."""
+class ShardEntry(NamedTuple):
+    """An image in a shard: ``name`` for the log, its label, the shard's number, and offset and size in bytes."""
 
     name: str
     label: int
@@ -29,13 +31,13 @@ class ShardMember(NamedTuple):
 
 
 class ShardIndex:
-    """Photographs of shards at random access; ``labels`` int64 [N]."""
+    """Images of shards with random access; ``labels`` int64 [N], indices into ``names``."""
 
-    def __init__(self, shards: list[Path], table: NDArray[np.int64], keys: NDArray[np.bytes_], names: tuple[str, ...]):
-        self.labels: NDArray[np.int64] = table[:, 0].copy()
-        self.names = names
+    def __init__(self, shards: list[Path], table: Ids, keys: NDArray[np.bytes_], names: tuple[str, ...] | None) -> None:
+        self.labels: Ids = table[:, 0].copy()
+        self.names = tuple(map(str, range(int(self.labels.max()) + 1))) if names is None else names
         self._shards = shards
-        self._places = table[:, 1:]  # [N, 3]: shard, offset, size
+        self._extents = table[:, 1:]  # [N, 3]: shard, offset, size
         self._keys = keys
 
     @classmethod
@@ -44,46 +46,38 @@ class ShardIndex:
         cache: Path,
         split: str,
         shards: list[Path],
-        described: str,
+        fingerprint: str,
         names: tuple[str, ...] | None,
-        members: Callable[[], Iterable[ShardMember]],
+        entries: Callable[[], Iterable[ShardEntry]],
         bad_samples: BadSamples,
     ) -> ShardIndex:
-        """Reads the index in ``cache``, or makes it of ``members``.
+        """Reads the index from ``cache``, or builds it from ``entries``.
 
-        ``names`` None: the numbers of the classes are their names. Raises :class:`DataError` if more than 1 % are
-        ``bad_samples``, or if there is nothing at all.
+        With ``names`` None, class numbers serve as names. Raises ``DataError`` if more than 1 % are ``bad_samples``, or
+        if there is no image.
         """
-        fingerprint = hashlib.sha256(json.dumps([described, names]).encode()).hexdigest()[:12]
-        file = cache / f"{split}-{fingerprint}.index.npz"
+        digest = hashlib.sha256(json.dumps([fingerprint, names]).encode()).hexdigest()[:12]
+        file = cache / f"{split}-{digest}.index.npz"
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
-                found = list(members())
+                found = list(entries())
                 bad_samples.check(len(found) + len(bad_samples))
                 if not found:
-                    raise DataError(f"no photographs in {shards[0].parent} for {split}")
-                partial = file.with_suffix(".partial")
-                with partial.open("wb") as sink:
-                    np.savez(
-                        sink,
-                        table=np.array([member[1:] for member in found], dtype=np.int64),
-                        keys=np.array([member.name.encode(errors="surrogateescape") for member in found]),
-                    )
-                partial.replace(file)
+                    raise DataError(f"no images in {shards[0].parent} for {split}")
+                table = np.array([entry[1:] for entry in found], dtype=np.int64)
+                keys = np.array([entry.name.encode(errors="surrogateescape") for entry in found])
+                write_whole(file, lambda sink: np.savez(sink, table=table, keys=keys))
         with np.load(file) as arrays:
-            table, keys = arrays["table"], arrays["keys"]
-        if names is None:
-            names = tuple(str(number) for number in range(int(table[:, 0].max()) + 1))
-        return cls(shards, table, keys, names)
+            return cls(shards, arrays["table"], arrays["keys"], names)
 
     def name(self, row: int) -> str:
-        """``shard/key`` of a row."""
+        """``shard/key`` of an image."""
         return bytes(self._keys[row]).decode(errors="surrogateescape")
 
     def read(self, row: int) -> bytes:
-        """The bytes of a row's image."""
-        shard, offset, size = self._places[row].tolist()
+        """The bytes of an image file. Raises ``OSError``."""
+        shard, offset, size = self._extents[row].tolist()
         with self._shards[shard].open("rb") as file:
             file.seek(offset)
             content: bytes = file.read(size)

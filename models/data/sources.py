@@ -1,4 +1,4 @@
-"""What a place that holds photographs can say: how many, one after the other, or any of them."""
+"""Protocols of dataset sources: count, iterate, or index the images of a split."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from models.arrays import Ids
 from models.data.bad_samples import BadSamples
 
 __all__ = ["IndexedSource", "Sample", "Source", "Split"]
@@ -17,7 +15,7 @@ Split = Literal["train", "val"]
 
 
 class Sample(NamedTuple):
-    """One photograph: its ``name`` for the log, its class, and its file's bytes."""
+    """One image: ``name`` for the log, ``label``, and ``read``, which returns the file's bytes."""
 
     name: str
     label: int
@@ -25,38 +23,38 @@ class Sample(NamedTuple):
 
 
 class IndexedSource(Protocol):
-    """Photographs at random access, from many threads at once: ``labels`` int64 [N], positions in ``names``."""
+    """Images with random access, thread-safe."""
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """The class of each row."""
+    def labels(self) -> Ids:
+        """Indices into ``names``, int64 [N]."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name of each class."""
+        """The class names."""
 
     def name(self, row: int) -> str:
-        """What the log calls a row."""
+        """The name of an image, for the log."""
 
     def read(self, row: int) -> bytes:
-        """The bytes of a row's file. Raises ``OSError``."""
+        """The bytes of an image file. Raises ``OSError``."""
 
 
 class Source(Protocol):
-    """One split, where people keep it."""
+    """The stored images of one split."""
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """The name of each class; None where only the photographs know how many there are."""
+        """The class names; None if only the samples tell how many classes there are."""
 
-    def described(self) -> str:
-        """Another text whenever a file is another one."""
+    def fingerprint(self) -> str:
+        """A text that changes whenever a file changes."""
 
-    def count(self, enough: int, bad_samples: BadSamples) -> int:
-        """How many photographs there are, or any number above ``enough`` if they are more than that."""
+    def count(self, limit: int, bad_samples: BadSamples) -> int:
+        """The number of images, or any number above ``limit`` if there are more."""
 
     def samples(self, bad_samples: BadSamples) -> Iterator[Sample]:
         """All samples in order; those without image or class go to ``bad_samples``. Raises no ``OSError``."""
 
-    def members(self, cache: Path, bad_samples: BadSamples) -> IndexedSource:
-        """All of them at random access. Raises ``DataError`` where the files do not allow it."""
+    def index(self, cache: Path, bad_samples: BadSamples) -> IndexedSource:
+        """The images with random access. Raises ``DataError`` if the files do not allow it."""

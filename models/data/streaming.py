@@ -1,4 +1,4 @@
-"""Photographs that are too many to hold: each is decoded when its turn comes, in threads, ahead of the device."""
+"""Dataset that does not fit into memory: images are decoded when needed, in threads, ahead of the training step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Ids, Pixels
 from models.data.bad_samples import BadSamples
 from models.data.decoding import decode_image
 from models.data.sources import IndexedSource
@@ -19,114 +20,111 @@ from models.errors import DataError
 
 __all__ = ["StreamingDataset"]
 
-BATCHES_AHEAD = 2
-# One fault among the first rows that are read says nothing yet: the share counts from this many on.
-ROWS_TO_JUDGE = 1000
+MAX_PREFETCHED = 2
+# A bad image among the first few proves nothing: the fraction counts from this many images on.
+MIN_ROWS_TO_JUDGE = 1000
 
 
 class _Decoded(NamedTuple):
-    pixels: NDArray[np.uint8] | None  # None: no row of the class could be read
-    faulty: list[tuple[int, str]]
+    pixels: Pixels | None  # None: no image of the class could be read
+    failures: list[tuple[int, str]]  # rows and reasons
 
 
 class StreamingDataset:
-    """``labels`` int64 [N], positions in ``names``. For one thread; the threads that decode are its own.
+    """``labels`` int64 [N], indices into ``names``. Not thread-safe; it decodes in its own threads.
 
-    A photograph that can not be read is named once, and the next one of its class that can be stands in for it;
-    :class:`DataError` when they are more than 1 % of those read.
+    An unreadable image is logged once and replaced by the next readable one of its class. :meth:`batch` raises
+    ``DataError`` when more than 1 % of the images read are unreadable.
     """
 
     def __init__(
         self,
-        members: IndexedSource,
+        source: IndexedSource,
         size: int,
         *,
         device: torch.device | str = "cpu",
         threads: int = min(16, os.cpu_count() or 1),
     ) -> None:
-        self.labels: NDArray[np.int64] = members.labels
-        self.names: tuple[str, ...] = members.names
+        self.labels, self.names = source.labels, source.names
         self.device = torch.device(device)
-        self._members = members
+        self._source = source
         self._size = size
         self._pool = ThreadPoolExecutor(threads, "decode")
-        self._ahead: dict[tuple[bytes, bytes], list[Future[_Decoded]]] = {}
-        self._faults = BadSamples()
+        self._prefetched: dict[tuple[bytes, bytes], list[Future[_Decoded]]] = {}
+        self._bad_samples = BadSamples()
         self._unreadable: set[int] = set()
-        self._read = np.zeros(len(members.labels), dtype=np.bool_)
+        self._read = np.zeros(len(source.labels), dtype=np.bool_)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, rows: NDArray[np.int64], generator: torch.Generator | None = None) -> Tensor:
+    def batch(self, rows: Ids, generator: torch.Generator | None = None) -> Tensor:
         """The images of ``rows`` int64 [B] as float32 [B, 3, S, S] in [0, 1], on the device.
 
-        Centre squares; with a ``generator`` squares at random places, which takes torch.rand(B, 2) from it.
+        Centre crops; with a ``generator`` random crops, whose positions are torch.rand(B, 2) from it.
         """
-        places = _places(rows, generator)
-        waiting = self._ahead.pop(_key(rows, places), None) or self._submit(rows, places)
-        decoded = [future.result() for future in waiting]
+        positions = _positions(rows, generator)
+        futures = self._prefetched.pop(_key(rows, positions), None) or self._submit(rows, positions)
+        decoded = [future.result() for future in futures]
         self._read[rows] = True
-        for row, reason in (fault for one in decoded for fault in one.faulty):
+        for row, reason in (failure for one in decoded for failure in one.failures):
             self._read[row] = True
             self._unreadable.add(row)
-            self._faults.add(self._members.name(row), reason)
-        self._faults.check(max(int(self._read.sum()), min(ROWS_TO_JUDGE, len(self))))
+            self._bad_samples.add(self._source.name(row), reason)
+        self._bad_samples.check(max(int(self._read.sum()), min(MIN_ROWS_TO_JUDGE, len(self))))
         pixels = [one.pixels for one in decoded if one.pixels is not None]
         if len(pixels) < len(rows):
             label = int(self.labels[rows[[one.pixels is None for one in decoded]][0]])
-            raise DataError(f"no photograph of the class {self.names[label]} can be read")
+            raise DataError(f"no image of class {self.names[label]} can be read")
         images = torch.from_numpy(np.stack(pixels))
         if self.device.type == "cuda":
             images = images.pin_memory().to(self.device, non_blocking=True)
         return images.to(self.device).permute(0, 3, 1, 2).float().div_(255.0)
 
-    def prefetch(self, rows: NDArray[np.int64], generator: torch.Generator | None = None) -> None:
-        """Begins to decode what :meth:`batch` will be asked for, and returns at once.
+    def prefetch(self, rows: Ids, generator: torch.Generator | None = None) -> None:
+        """Starts to decode a later :meth:`batch` with the same arguments, and returns at once.
 
-        ``generator`` in the state in which the batch will find its own. Of more than two such batches the oldest is
-        given up; a batch that was not foreseen is decoded when it is asked for.
+        ``generator`` in the state in which ``batch`` will use it. At most two batches are kept; a third one discards
+        the oldest.
         """
-        places = _places(rows, generator)
-        key = _key(rows, places)
-        if key in self._ahead:
+        positions = _positions(rows, generator)
+        key = _key(rows, positions)
+        if key in self._prefetched:
             return
-        while len(self._ahead) >= BATCHES_AHEAD:
-            for future in self._ahead.pop(next(iter(self._ahead))):
+        while len(self._prefetched) >= MAX_PREFETCHED:
+            for future in self._prefetched.pop(next(iter(self._prefetched))):
                 future.cancel()
-        self._ahead[key] = self._submit(rows, places)
+        self._prefetched[key] = self._submit(rows, positions)
 
     def to(self, device: torch.device | str) -> StreamingDataset:
-        """The same photographs with batches on ``device``."""
-        return StreamingDataset(self._members, self._size, device=device)
+        """The same dataset with batches on ``device``."""
+        return StreamingDataset(self._source, self._size, device=device)
 
-    def _submit(self, rows: NDArray[np.int64], places: NDArray[np.float32] | None) -> list[Future[_Decoded]]:
-        squares = [None] * len(rows) if places is None else [(x, y) for x, y in places.tolist()]
-        return [
-            self._pool.submit(self._decode, row, square) for row, square in zip(rows.tolist(), squares, strict=True)
-        ]
+    def _submit(self, rows: Ids, positions: NDArray[np.float32] | None) -> list[Future[_Decoded]]:
+        crops = [None] * len(rows) if positions is None else [(x, y) for x, y in positions.tolist()]
+        return [self._pool.submit(self._decode, row, crop) for row, crop in zip(rows.tolist(), crops, strict=True)]
 
-    def _decode(self, row: int, place: tuple[float, float] | None) -> _Decoded:
-        faulty: list[tuple[int, str]] = []
-        for candidate in self._stand_ins(row):
+    def _decode(self, row: int, position: tuple[float, float] | None) -> _Decoded:
+        failures: list[tuple[int, str]] = []
+        for candidate in self._candidates(row):
             if candidate in self._unreadable:
                 continue
             try:
-                return _Decoded(decode_image(self._members.read(candidate), self._size, place), faulty)
+                return _Decoded(decode_image(self._source.read(candidate), self._size, position), failures)
             except (OSError, ValueError) as error:
-                faulty.append((candidate, str(error)))
-        return _Decoded(None, faulty)
+                failures.append((candidate, str(error)))
+        return _Decoded(None, failures)
 
-    def _stand_ins(self, row: int) -> Iterator[int]:
-        """The row itself, then those of its class that follow it, round once."""
+    def _candidates(self, row: int) -> Iterator[int]:
+        """The row, then the following rows of its class, wrapping around once."""
         yield row
         same = np.flatnonzero(self.labels == self.labels[row])
         yield from np.roll(same, -int(np.searchsorted(same, row, side="right")))[:-1].tolist()
 
 
-def _places(rows: NDArray[np.int64], generator: torch.Generator | None) -> NDArray[np.float32] | None:
+def _positions(rows: Ids, generator: torch.Generator | None) -> NDArray[np.float32] | None:
     return None if generator is None else torch.rand(len(rows), 2, generator=generator).numpy()
 
 
-def _key(rows: NDArray[np.int64], places: NDArray[np.float32] | None) -> tuple[bytes, bytes]:
-    return rows.astype(np.int64).tobytes(), b"" if places is None else places.tobytes()
+def _key(rows: Ids, positions: NDArray[np.float32] | None) -> tuple[bytes, bytes]:
+    return rows.astype(np.int64).tobytes(), b"" if positions is None else positions.tobytes()

@@ -1,4 +1,4 @@
-"""Tar archives of which a damaged header is no end."""
+"""Tar headers that report damage instead of ending the archive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["StrictTarInfo"]
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """A header that must be whole: ``tarfile`` takes a damaged one for the end of the archive."""
+    """A tar header parser that rejects damaged headers; ``tarfile`` treats them as the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -19,4 +19,4 @@ class StrictTarInfo(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             if buf and not any(buf):  # a block of zeros is the end mark
                 raise
-            raise tarfile.ReadError(f"damaged or cut off: {error}") from error
+            raise tarfile.ReadError(f"damaged or truncated: {error}") from error

@@ -31,22 +31,22 @@ def add_shard(shards: Path, add_member: Callable[[tarfile.TarFile, str, bytes], 
     return add
 
 
-def test_shards_become_one_array_in_their_order(shards: Path) -> None:
-    photographs = load(shards)
-    assert photographs.images.shape == (300, 16, 16, 3)
-    assert photographs.labels.tolist() == [index % 2 for index in range(300)]
+def test_shards_are_read_in_order_into_one_array(shards: Path) -> None:
+    dataset = load(shards)
+    assert dataset.images.shape == (300, 16, 16, 3)
+    assert dataset.labels.tolist() == [index % 2 for index in range(300)]
     assert class_names(shards) == ["pets/cat", "pets/dog"]
-    assert photographs.names == ("pets/cat", "pets/dog")
+    assert dataset.names == ("pets/cat", "pets/dog")
 
 
 def test_a_batch_is_rgb_from_zero_to_one(shards: Path) -> None:
-    photographs = load(shards)
-    batch = photographs.batch(np.array([7, 3]))
+    dataset = load(shards)
+    batch = dataset.batch(np.array([7, 3]))
     assert batch.shape == (2, 3, 16, 16)
-    torch.testing.assert_close(batch[1].permute(1, 2, 0) * 255, torch.tensor(photographs.images[3]).float())
+    torch.testing.assert_close(batch[1].permute(1, 2, 0) * 255, torch.tensor(dataset.images[3]).float())
 
 
-def test_the_second_call_reads_no_shard(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_reads_the_cache_only(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(shards)
     monkeypatch.setattr("models.data.shards.tariterators", None)
     assert np.array_equal(load(shards).images, first.images)
@@ -67,11 +67,11 @@ def test_a_changed_shard_is_decoded_again(
         (lambda image: {"bad.png": image(0)[:200], "bad.cls": b"0"}, "truncated"),
         (lambda image: {"bad.png": image(0), "bad.cls": b"cat"}, "invalid literal"),
         (lambda image: {"bad.png": image(0), "bad.cls": b"2"}, "class 2 is not in classes.json"),
-        (lambda image: {"bad.png": image(0)}, "not an image with its class"),
+        (lambda image: {"bad.png": image(0)}, "not an image with a class"),
     ],
     ids=["no image", "half an image", "no number", "unknown class", "no class"],
 )
-def test_a_corrupt_member_is_named_and_left_out(
+def test_a_corrupt_sample_is_logged_and_skipped(
     shards: Path,
     add_shard: AddShard,
     encoded_image: Callable[..., bytes],
@@ -85,22 +85,20 @@ def test_a_corrupt_member_is_named_and_left_out(
     assert named in caplog.text
 
 
-def test_a_shard_that_ends_early_is_named_and_the_others_are_read(
-    shards: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_truncated_shard_is_logged_and_the_others_are_read(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = (shards / "train-0000.tar.gz").read_bytes()
     (shards / "train-0002.tar.gz").write_bytes(whole[: len(whole) // 2])
     assert 340 < len(load(shards)) < 450
     assert "train-0002.tar.gz" in caplog.text
 
 
-def test_more_than_one_faulty_member_in_a_hundred_stops(shards: Path, add_shard: AddShard) -> None:
+def test_more_than_one_percent_bad_samples_is_an_error(shards: Path, add_shard: AddShard) -> None:
     add_shard({f"bad{i}.png": b"" for i in range(4)})
-    with pytest.raises(DataError, match=r"4 of 304 members can not be used; first: train-0002.tar/bad0"):
+    with pytest.raises(DataError, match=r"4 of 304 samples cannot be used; first: train-0002.tar/bad0"):
         load(shards)
 
 
-def test_a_folder_without_shards_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_folder_without_shards_is_an_error_that_names_the_pattern(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no train-\*\.tar or train-\*\.tar\.gz in"):
         load_dataset(tmp_path, "train", size=16, cache=tmp_path)
 
@@ -116,19 +114,19 @@ def test_batches_on_a_device_are_those_of_the_cpu(
     held = load(shards)
     placed = held.to("cuda")
     assert (placed.resident is not None) is (free is None)
-    streamed = StreamingDataset(ClassMembers(held), 16, device="cuda")
-    for photographs in (placed, streamed):
-        batch = photographs.batch(np.array([7, 3, 7]))
+    streamed = StreamingDataset(ArraySource(held), 16, device="cuda")
+    for dataset in (placed, streamed):
+        batch = dataset.batch(np.array([7, 3, 7]))
         assert batch.device.type == "cuda"
         assert torch.equal(batch.cpu(), held.batch(np.array([7, 3, 7])))
 
 
-class ClassMembers:
-    """The photographs of an array as files."""
+class ArraySource:
+    """The images of an array as files."""
 
-    def __init__(self, photographs: InMemoryDataset) -> None:
-        self.labels, self.names = photographs.labels, photographs.names
-        self._images = photographs.images
+    def __init__(self, dataset: InMemoryDataset) -> None:
+        self.labels, self.names = dataset.labels, dataset.names
+        self._images = dataset.images
 
     def name(self, row: int) -> str:
         return str(row)

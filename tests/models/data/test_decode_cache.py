@@ -26,7 +26,7 @@ def kept(cache: Path) -> set[str]:
     return {file.suffix for file in cache.iterdir()} - {".lock"}
 
 
-def test_progress_hears_of_every_photograph_once(plain_shards: Path, tmp_path: Path) -> None:
+def test_progress_is_called_once_for_every_image(plain_shards: Path, tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
     for _ in range(2):
         open_dataset(
@@ -35,7 +35,7 @@ def test_progress_hears_of_every_photograph_once(plain_shards: Path, tmp_path: P
     assert heard == [(done, 300) for done in range(1, 301)]
 
 
-def test_of_two_that_want_the_same_array_one_decodes_and_the_other_waits(plain_shards: Path, tmp_path: Path) -> None:
+def test_concurrent_calls_decode_once(plain_shards: Path, tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
 
     def opened(_: int) -> InMemoryDataset | StreamingDataset:
@@ -48,12 +48,12 @@ def test_of_two_that_want_the_same_array_one_decodes_and_the_other_waits(plain_s
     assert len(heard) == 300
 
 
-def test_only_whole_files_stay(plain_shards: Path, tmp_path: Path) -> None:
+def test_no_partial_files_remain(plain_shards: Path, tmp_path: Path) -> None:
     load(plain_shards, tmp_path / "cache")
     assert kept(tmp_path / "cache") == {".images", ".npy"}
 
 
-def test_a_decode_that_was_killed_starts_again(plain_shards: Path, tmp_path: Path) -> None:
+def test_a_killed_call_is_restarted_from_the_beginning(plain_shards: Path, tmp_path: Path) -> None:
     script = (
         "import os, signal; from pathlib import Path; from models.data.datasets import open_dataset\n"
         "die = lambda done, _: os.kill(os.getpid(), signal.SIGKILL) if done == 200 else None\n"
@@ -69,19 +69,19 @@ def test_a_decode_that_was_killed_starts_again(plain_shards: Path, tmp_path: Pat
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_disk_is_said_and_leaves_nothing_behind(plain_shards: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_files(plain_shards: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     load(plain_shards, cache)
     images = next(cache.glob("*.images"))
     shutil.rmtree(cache)
     cache.mkdir()
-    (cache / images.with_suffix(".partial").name).symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"cannot keep 0.0 GB .* in .*cache: No space left on device; name another"):
+    (cache / f"{images.name}.partial").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"cannot store 0.0 GB .* in .*cache: No space left on device; choose another"):
         load(plain_shards, cache)
     assert kept(cache) == set()
 
 
-def test_images_without_their_labels_do_not_stay(
+def test_images_are_removed_if_the_labels_cannot_be_written(
     plain_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -93,23 +93,23 @@ def test_images_without_their_labels_do_not_stay(
     assert kept(tmp_path / "cache") == set()
 
 
-def test_too_little_room_is_said_before_anything_is_decoded(
+def test_too_little_disk_space_is_an_error_before_decoding(
     plain_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=300 * 16 * 16 * 3))
-    with pytest.raises(DataError, match=r"0.0 GB are free; name another cache folder"):
+    with pytest.raises(DataError, match=r"0.0 GB are free; choose another cache folder"):
         load(plain_shards, tmp_path / "cache")
     assert kept(tmp_path / "cache") == set()
 
 
-def test_too_many_faults_stop_before_the_end(tmp_path: Path) -> None:
+def test_too_many_bad_samples_stop_decoding_early(tmp_path: Path) -> None:
     folder = tmp_path / "folders" / "train" / "cat"
     folder.mkdir(parents=True)
     (tmp_path / "folders" / "val").mkdir()
     for number in range(1000):
         (folder / f"{number:04d}.jpg").write_bytes(b"no image")
     done: list[int] = []
-    with pytest.raises(DataError, match=r"11 of 1000 members can not be used; first: cat/0000.jpg: cannot identify"):
+    with pytest.raises(DataError, match=r"11 of 1000 samples cannot be used; first: cat/0000.jpg: cannot identify"):
         open_dataset(
             tmp_path / "folders", "train", size=16, cache=tmp_path / "cache", progress=lambda now, _: done.append(now)
         )
@@ -118,13 +118,13 @@ def test_too_many_faults_stop_before_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [8, 16, 24])
-def test_each_size_has_an_array_of_its_own(plain_shards: Path, tmp_path: Path, size: int) -> None:
+def test_each_image_size_has_its_own_cache_files(plain_shards: Path, tmp_path: Path, size: int) -> None:
     for each in (16, size):
         photographs = load_dataset(plain_shards, "train", size=each, cache=tmp_path / "cache")
         assert photographs.images.shape == (300, each, each, 3)
 
 
-def test_a_limit_of_exactly_their_size_holds_them(
+def test_a_memory_limit_of_exactly_the_needed_size_suffices(
     plain_shards: Path, tmp_path: Path, encoded_image: Callable[..., bytes]
 ) -> None:
     needed = 300 * 16 * 16 * 3
@@ -133,7 +133,7 @@ def test_a_limit_of_exactly_their_size_holds_them(
         assert isinstance(opened, InMemoryDataset) is held
 
 
-def test_only_a_few_photographs_are_read_ahead(encoded_image: Callable[..., bytes]) -> None:
+def test_only_a_few_images_are_read_ahead(encoded_image: Callable[..., bytes]) -> None:
     read = 0
 
     def samples() -> Iterator[Sample]:
@@ -141,7 +141,7 @@ def test_only_a_few_photographs_are_read_ahead(encoded_image: Callable[..., byte
         for read in range(1, 10_000):  # noqa: B007
             yield Sample("", 0, lambda: encoded_image(0))
 
-    results = decode_cache._in_order(samples(), 16)
+    results = decode_cache._decode_in_order(samples(), 16)
     next(results)
     assert read <= 4 * decode_cache.THREADS + 1
     results.close()

@@ -17,28 +17,28 @@ def saved(image: Image.Image, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_photograph_of_the_right_size_comes_through_pixel_by_pixel() -> None:
+def test_an_image_of_the_right_size_is_unchanged() -> None:
     image = noise(16, 16)
     assert np.array_equal(decode_image(saved(image), 16), np.asarray(image))
     assert np.array_equal(decode_image(saved(image), 16, (0.99, 0.0)), np.asarray(image))
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 24), (24, 40), (7, 9), (400, 5)])
-def test_any_other_size_is_seen_as_the_evaluation_sees_it(width: int, height: int) -> None:
+def test_other_sizes_are_cropped_as_in_the_evaluation(width: int, height: int) -> None:
     image = noise(width, height)
     assert np.array_equal(decode_image(saved(image), 16), eval_crop(image, 16))
 
 
-def test_a_place_chooses_the_square() -> None:
+def test_a_position_selects_the_crop() -> None:
     image = noise(64, 16)
-    for place, left in (((0.0, 0.0), 0), ((0.5, 0.5), 24), ((0.9999, 0.9999), 48)):
+    for position, left in (((0.0, 0.0), 0), ((0.5, 0.5), 24), ((0.9999, 0.9999), 48)):
         expected = np.asarray(image)[:, left : left + 16]
-        assert np.array_equal(decode_image(saved(image), 16, place), expected)
+        assert np.array_equal(decode_image(saved(image), 16, position), expected)
     with pytest.raises(ValueError, match="from 0 to below 1"):
         crop_at(image, 16, (1.0, 0.0))
 
 
-def test_a_photograph_is_turned_upright_and_laid_over_white() -> None:
+def test_orientation_is_applied_and_transparency_becomes_white() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     image = noise(16, 16)
@@ -52,11 +52,11 @@ def test_a_photograph_is_turned_upright_and_laid_over_white() -> None:
     [(b"", "cannot identify"), (b"GIF89a", "."), (saved(noise(16, 16))[:200], "truncated")],
     ids=["nothing", "a header alone", "half an image"],
 )
-def test_damaged_bytes_are_a_value_error(data: bytes, reason: str) -> None:
+def test_damaged_bytes_raise_value_error(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         decode_image(data, 16)
 
 
-def test_formats_that_can_run_something_are_not_opened() -> None:
+def test_formats_that_can_execute_code_are_rejected() -> None:
     with pytest.raises(ValueError, match="cannot identify"):
         decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n", 16)

@@ -27,7 +27,7 @@ def test_classes_are_the_sorted_names_of_the_folders(sort: Sort) -> None:
     assert np.array_equal(val.images[0], train.images[3])
 
 
-def test_groups_of_classes_and_folders_within_a_class_are_told_apart(sort: Sort) -> None:
+def test_class_groups_and_subfolders_of_a_class_differ(sort: Sort) -> None:
     sort("train/pets/cat", 1)
     sort("train/pets/cat/more/still", 1)
     sort("train/pets/dog", 1)
@@ -36,7 +36,7 @@ def test_groups_of_classes_and_folders_within_a_class_are_told_apart(sort: Sort)
     assert load(home, "val").labels.tolist() == [0, 0]
 
 
-def test_without_a_validation_folder_the_same_twentieth_is_held_out_every_time(sort: Sort) -> None:
+def test_without_a_validation_folder_the_same_twentieth_is_always_held_out(sort: Sort) -> None:
     sort("cat", 200)
     home = sort("dog", 200)
     train, val = load(home, "train"), load(home, "val")
@@ -47,38 +47,38 @@ def test_without_a_validation_folder_the_same_twentieth_is_held_out_every_time(s
     assert np.array_equal(again.images, val.images)
 
 
-def test_a_new_photograph_moves_no_other_one_to_the_other_split(sort: Sort) -> None:
+def test_a_new_image_does_not_change_the_split_of_the_others(sort: Sort) -> None:
     before = load(sort("cat", 100), "val")
     after = load(sort("cat", 120), "val")
     assert np.array_equal(after.images[: len(before)], before.images)
 
 
-def test_a_train_folder_alone_gives_its_own_twentieth(sort: Sort) -> None:
+def test_with_only_a_train_folder_a_twentieth_of_it_is_held_out(sort: Sort) -> None:
     home = sort("train/cat", 100)
     assert load(home, "train").names == load(home, "val").names == ("cat",)
 
 
-def test_a_validation_folder_alone_is_whole(sort: Sort) -> None:
+def test_with_only_a_validation_folder_train_is_empty(sort: Sort) -> None:
     home = sort("val/cat", 5)
     assert len(load(home, "val")) == 5
-    with pytest.raises(DataError, match="no photographs for train"):
+    with pytest.raises(DataError, match="no images for train"):
         load(home, "train")
 
 
-def test_classes_that_only_validation_has_are_named(sort: Sort) -> None:
+def test_classes_missing_from_train_are_an_error(sort: Sort) -> None:
     sort("train/cat", 1)
     sort("val/bird", 1)
     home = sort("val/cow", 1)
-    with pytest.raises(DataError, match=r"val holds classes that train does not: bird, cow$"):
+    with pytest.raises(DataError, match=r"val has classes that train lacks: bird, cow$"):
         load(home, "val")
 
 
-def test_too_few_to_hold_any_out_is_said(sort: Sort) -> None:
-    with pytest.raises(DataError, match=r"of the 2 in .* that leaves none for val: sort them into"):
+def test_too_few_images_to_hold_any_out_is_an_error(sort: Sort) -> None:
+    with pytest.raises(DataError, match=r"with the 2 in .* none is left for val: sort them into"):
         load(sort("cat", 2), "val")
 
 
-def test_suffixes_may_be_capital_and_hidden_and_other_files_do_not_count(sort: Sort) -> None:
+def test_suffixes_ignore_case_and_hidden_files_are_skipped(sort: Sort) -> None:
     sort("train/cat", 2)
     home = sort("val/cat", 1)
     (home / "train/cat/000.png").rename(home / "train/cat/000.JPEG")
@@ -87,24 +87,24 @@ def test_suffixes_may_be_capital_and_hidden_and_other_files_do_not_count(sort: S
     assert len(load(home, "train")) == 2
 
 
-def test_photographs_outside_of_a_class_are_named_and_left_out(sort: Sort, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_outside_class_folders_are_logged_and_skipped(sort: Sort, caplog: pytest.LogCaptureFixture) -> None:
     sort("train/cat", 120)
     sort("train", 1)
     home = sort("val/cat", 1)
     assert len(load(home, "train")) == 120
-    assert "left out 000.png: lies in" in caplog.text
+    assert "skipped 000.png: is in" in caplog.text
 
 
 @pytest.mark.parametrize("memory_limit_bytes", [None, 0], ids=["held", "streamed"])
-def test_photographs_without_any_class_stop(sort: Sort, memory_limit_bytes: int | None) -> None:
+def test_too_many_images_outside_class_folders_are_an_error(sort: Sort, memory_limit_bytes: int | None) -> None:
     sort("train/cat", 20)
     home = sort("train", 2)
     sort("val/cat", 1)
-    with pytest.raises(DataError, match=r"2 of 22 members can not be used; first: 000.png: lies in"):
+    with pytest.raises(DataError, match=r"2 of 22 samples cannot be used; first: 000.png: is in"):
         open_dataset(home, "train", size=16, cache=home.parent, memory_limit_bytes=memory_limit_bytes)
 
 
-def test_a_new_class_gives_the_labels_of_an_unchanged_split_new_numbers(sort: Sort) -> None:
+def test_a_new_class_renumbers_the_labels_of_an_unchanged_split(sort: Sort) -> None:
     sort("train/dog", 1)
     home = sort("val/dog", 1)
     assert load(home, "val").labels.tolist() == [0]
@@ -112,15 +112,15 @@ def test_a_new_class_gives_the_labels_of_an_unchanged_split_new_numbers(sort: So
     assert load(home, "val").labels.tolist() == [1]
 
 
-def test_a_link_to_nothing_is_named(sort: Sort, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_link_is_logged(sort: Sort, caplog: pytest.LogCaptureFixture) -> None:
     sort("train/cat", 120)
     home = sort("val/cat", 1)
     (home / "train/cat/x.png").symlink_to(home / "nowhere.png")
     assert len(load(home, "train")) == 120
-    assert "left out cat/x.png: " in caplog.text
+    assert "skipped cat/x.png: " in caplog.text
 
 
-def test_a_folder_with_nothing_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_an_empty_folder_is_an_error_that_names_the_patterns(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text(json.dumps({"0": "cat"}))
-    with pytest.raises(DataError, match=r"no train-\*\.tar or .* and no folders of classes"):
+    with pytest.raises(DataError, match=r"no train-\*\.tar or .* and no class folders"):
         load_dataset(tmp_path, "train", size=16, cache=tmp_path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.data import streaming as module
+from models.data import streaming
 from models.data.datasets import ImageDataset, StreamingDataset, load_dataset, open_dataset
 from models.errors import DataError
 
@@ -28,7 +28,7 @@ def many(sort: Sort) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["many", "plain_shards"])
-def test_it_gives_what_the_array_gives(request: pytest.FixtureRequest, kind: str) -> None:
+def test_batches_equal_those_of_the_in_memory_dataset(request: pytest.FixtureRequest, kind: str) -> None:
     folder: Path = request.getfixturevalue(kind)
     held: ImageDataset = load_dataset(folder, "train", size=16, cache=folder.parent / "cache")
     streamed: ImageDataset = stream(folder)
@@ -40,28 +40,28 @@ def test_it_gives_what_the_array_gives(request: pytest.FixtureRequest, kind: str
     assert torch.equal(streamed.to("cpu").batch(rows), held.to("cpu").batch(rows))
 
 
-def test_the_index_of_shards_is_made_once(plain_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shard_index_is_built_once(plain_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stream(plain_shards).batch(np.arange(300))
     monkeypatch.setattr("models.data.shards.tariterators", None)
     assert torch.equal(stream(plain_shards).batch(np.arange(300)), first)
 
 
-def test_another_shard_makes_another_index(plain_shards: Path) -> None:
+def test_a_new_shard_invalidates_the_index(plain_shards: Path) -> None:
     assert len(stream(plain_shards)) == 300
     (plain_shards / "train-2.tar").write_bytes((plain_shards / "train-0.tar").read_bytes())
     assert len(stream(plain_shards)) == 450
 
 
-def test_a_generator_moves_the_square_and_the_same_one_moves_it_alike(sort: Sort) -> None:
+def test_a_generator_selects_random_crops_reproducibly(sort: Sort) -> None:
     home = sort("train/cat", 0)
     sort("val/cat", 1)
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (16, 64, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(home / "train/cat/ramp.png")
-    photographs = stream(home)
+    dataset = stream(home)
     rows = np.zeros(40, dtype=np.int64)
 
     def lefts(generator: torch.Generator | None) -> list[int]:
-        return photographs.batch(rows, generator)[:, 0, 0, 0].mul(255).round().int().tolist()
+        return dataset.batch(rows, generator)[:, 0, 0, 0].mul(255).round().int().tolist()
 
     assert lefts(None) == [24] * 40
     moved = lefts(torch.Generator().manual_seed(1))
@@ -71,58 +71,58 @@ def test_a_generator_moves_the_square_and_the_same_one_moves_it_alike(sort: Sort
     assert lefts(torch.Generator().manual_seed(2)) != moved
 
 
-def test_a_foreseen_batch_is_decoded_before_it_is_asked_for(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photographs = stream(many)
+def test_a_prefetched_batch_is_not_decoded_again(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = stream(many)
     rows = np.arange(20)
-    expected = [photographs.batch(rows), photographs.batch(rows, torch.Generator().manual_seed(3))]
-    photographs.prefetch(rows)
-    photographs.prefetch(rows, torch.Generator().manual_seed(3))
-    monkeypatch.setattr(photographs, "_submit", None)
-    assert torch.equal(photographs.batch(rows), expected[0])
-    assert torch.equal(photographs.batch(rows, torch.Generator().manual_seed(3)), expected[1])
+    expected = [dataset.batch(rows), dataset.batch(rows, torch.Generator().manual_seed(3))]
+    dataset.prefetch(rows)
+    dataset.prefetch(rows, torch.Generator().manual_seed(3))
+    monkeypatch.setattr(dataset, "_submit", None)
+    assert torch.equal(dataset.batch(rows), expected[0])
+    assert torch.equal(dataset.batch(rows, torch.Generator().manual_seed(3)), expected[1])
 
 
-def test_of_batches_that_nobody_asks_for_the_oldest_is_given_up(many: Path) -> None:
-    photographs = stream(many)
+def test_the_oldest_of_too_many_prefetched_batches_is_discarded(many: Path) -> None:
+    dataset = stream(many)
     for start in range(10):
-        photographs.prefetch(np.arange(start, start + 20))
-    assert len(photographs._ahead) == module.BATCHES_AHEAD
-    assert photographs.batch(np.arange(20)).shape == (20, 3, 16, 16)
+        dataset.prefetch(np.arange(start, start + 20))
+    assert len(dataset._prefetched) == streaming.MAX_PREFETCHED
+    assert dataset.batch(np.arange(20)).shape == (20, 3, 16, 16)
 
 
 @pytest.mark.parametrize(
     "damage", [lambda file: file.write_bytes(b"no image"), Path.unlink], ids=["no image", "no longer there"]
 )
-def test_a_damaged_photograph_is_named_once_and_the_next_of_its_class_stands_in(
+def test_an_unreadable_image_is_logged_once_and_replaced_by_the_next_of_its_class(
     many: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object]
 ) -> None:
-    photographs = stream(many)
-    whole = photographs.batch(np.arange(300))
+    dataset = stream(many)
+    whole = dataset.batch(np.arange(300))
     damage(many / "train/cat/199.png")
     damage(many / "train/cat/000.png")
     for _ in range(2):
-        batch = photographs.batch(np.arange(300))
+        batch = dataset.batch(np.arange(300))
         assert torch.equal(batch[199], whole[1])
         assert torch.equal(batch[0], whole[1])
-    assert caplog.text.count("left out cat/199.png: ") == 1
-    assert caplog.text.count("left out cat/000.png: ") == 1
+    assert caplog.text.count("skipped cat/199.png: ") == 1
+    assert caplog.text.count("skipped cat/000.png: ") == 1
 
 
-def test_more_than_one_damaged_in_a_hundred_stops(many: Path) -> None:
-    photographs = stream(many)
+def test_more_than_one_percent_unreadable_is_an_error(many: Path) -> None:
+    dataset = stream(many)
     for number in (0, 2, 4, 6):
         (many / f"train/dog/{number:03d}.png").write_bytes(b"no image")
-    photographs.batch(np.array([200, 202, 204]))  # three of three, but they may be the only ones
-    with pytest.raises(DataError, match=r"4 of 300 members can not be used; first: dog/000.png: cannot identify"):
-        photographs.batch(np.array([205, 206]))
+    dataset.batch(np.array([200, 202, 204]))  # three of three, but they may be the only ones
+    with pytest.raises(DataError, match=r"4 of 300 samples cannot be used; first: dog/000.png: cannot identify"):
+        dataset.batch(np.array([205, 206]))
 
 
-def test_a_class_of_which_nothing_can_be_read_stops(sort: Sort) -> None:
+def test_a_class_without_readable_images_is_an_error(sort: Sort) -> None:
     sort("train/cat", 300)
     sort("val/cat", 1)
     home = sort("train/dog", 2)
-    photographs = stream(home)
+    dataset = stream(home)
     for number in range(2):
         (home / f"train/dog/{number:03d}.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="no photograph of the class dog can be read"):
-        photographs.batch(np.arange(299, 302))
+    with pytest.raises(DataError, match="no image of class dog can be read"):
+        dataset.batch(np.arange(299, 302))
