@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Extra arguments, for example: make run ARGS="--port 9000"
 ARGS ?=
 
-.PHONY: help run install test lint format docs bench bench-cache bench-models fuzz gpu-check lock clean
+.PHONY: help run install test lint format docs bench bench-cache bench-models fuzz gpu-check wheels lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -56,6 +56,10 @@ fuzz: $(VENV)/.dev ## 50,000 damaged images and 5,000 requests made from the Ope
 # Installs nothing, so that it runs without a network: in .venv if there is one, else in whatever Python has torch.
 gpu-check: ## check and measure a CUDA device, in less than eight minutes
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.benchmarks.gpu $(ARGS)
+
+wheels: $(VENV)/.dev ## build the distributions titok-service and titok-client into dist/
+	$(BIN)/uv build --out-dir dist .
+	$(BIN)/uv build --out-dir dist service/client
 
 # torch pins its own CUDA packages and only its CUDA builds need them, so they stay out of the lock; nvidia-ml-py is Python.
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements/constraints.txt
