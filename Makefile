@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Extra arguments, for example: make run ARGS="--port 9000"
+# Extra arguments of the command that a target runs, for example: make run ARGS="--port 9000"
 ARGS ?=
 
 .PHONY: help run install test lint format docs bench bench-cache bench-models fuzz gpu-check wheels lock clean
@@ -15,14 +15,10 @@ run: $(VENV)/.run ## start the service with the checkpoint in this repository
 
 install: $(VENV)/.dev ## create .venv with everything, tests and training included
 
-test: $(VENV)/.dev ## run every test (needs redis-server, prometheus, haproxy, kubectl and chromium)
-	@command -v redis-server >/dev/null || { echo "redis-server is missing: apt-get install redis-server, or brew install redis" >&2; exit 1; }
-	@command -v promtool >/dev/null || { echo "prometheus is missing: apt-get install prometheus, or brew install prometheus" >&2; exit 1; }
-	@command -v haproxy >/dev/null || { echo "haproxy is missing: apt-get install haproxy, or brew install haproxy" >&2; exit 1; }
-	@command -v kubectl >/dev/null || { echo "kubectl is missing: apt-get install kubernetes-client, or brew install kubectl" >&2; exit 1; }
-	@command -v chromium >/dev/null || { echo "chromium is missing: apt-get install chromium" >&2; exit 1; }
+test: $(VENV)/.dev ## run the tests; ARGS goes to pytest, for example ARGS="tests/e2e -k mix"
+	@requirements/programs
 	@# Threads that wait for each other do not spin for long, or they keep the cores from the servers under test.
-	GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest
+	GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and strict mypy
 	$(BIN)/ruff check .
@@ -72,6 +68,8 @@ clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || requirements/programs --venv
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: requirements/run.lock pyproject.toml | $(BIN)/python

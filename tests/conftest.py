@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.programs import pytest_terminal_summary as pytest_terminal_summary
+
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import weights as filler
 

@@ -24,6 +24,7 @@ from service.api.admin import create_admin_app
 from service.processes.state_metrics import WorkersCollector
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
+from tests.programs import require_program
 
 PROJECT = Path(__file__).parents[2]
 KUBERNETES = PROJECT / "deploy" / "kubernetes"
@@ -45,7 +46,9 @@ both = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
 def render(folder: Path) -> list[Manifest]:
-    ended = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [require_program("kubectl"), "kustomize", folder], capture_output=True, text=True, timeout=60
+    )
     assert ended.returncode == 0, ended.stderr
     assert not ended.stderr, "kustomize warns of something deprecated"
     return list(yaml.safe_load_all(ended.stdout))

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import end, start_server
+from tests.programs import require_program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus"
@@ -59,6 +60,7 @@ QUERIES = queries()
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Scrapes a service that has answered a few requests of every lane."""
+    program = require_program("prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     for name in ("recording.yml", "alerts.yml"):
         shutil.copy(RULES / name, folder)
@@ -73,7 +75,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [
-        "prometheus",
+        program,
         f"--config.file={folder}/prometheus.yml",
         f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address={address}",
@@ -127,7 +129,9 @@ def test_a_query_returns_data(prometheus: httpx.Client, name: str) -> None:
     "arguments", [["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]], ids=" ".join
 )
 def test_promtool_is_content(arguments: list[str]) -> None:
-    ended = subprocess.run(["promtool", *arguments], cwd=RULES, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [require_program("promtool"), *arguments], cwd=RULES, capture_output=True, text=True, timeout=60
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 

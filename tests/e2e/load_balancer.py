@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.programs import require_program
+
 __all__ = ["CONFIGURATION", "LoadBalancer", "free_port", "load_balancer"]
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
@@ -67,6 +69,7 @@ class LoadBalancer:
 @contextlib.contextmanager
 def load_balancer(replicas: Sequence[tuple[str, int, int]]) -> Iterator[LoadBalancer]:
     """Of replicas: name, port and admin port of each."""
+    program = require_program("haproxy")
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
         control, log = folder / "admin.sock", folder / "log"
@@ -84,7 +87,7 @@ def load_balancer(replicas: Sequence[tuple[str, int, int]]) -> Iterator[LoadBala
         (folder / "haproxy.cfg").write_text(text)
         with log.open("w") as output:
             process = subprocess.Popen(
-                ["haproxy", "-db", "-f", folder / "haproxy.cfg"], stdout=output, stderr=subprocess.STDOUT
+                [program, "-db", "-f", folder / "haproxy.cfg"], stdout=output, stderr=subprocess.STDOUT
             )
         try:
             balancer = LoadBalancer(f"http://127.0.0.1:{port}", control, log)

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from models.networks.titok import TiTok, TiTokConfig, TransformerSize
 from models.training.export import checkpoint_config
 from models.training.state import save_checkpoint
 from tests.e2e.conftest import Server
+from tests.programs import require_program
 
 PROJECT = Path(__file__).parents[2]
 SAMPLES = PROJECT / "service" / "api" / "playground" / "samples"
@@ -91,7 +91,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or pytest.fail("chromium is not installed: apt-get install chromium")
+    path = require_program("chromium")
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=path)
         yield opened

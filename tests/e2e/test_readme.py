@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from tests.programs import require_program
+
 PROJECT = Path(__file__).parents[2]
 
 
@@ -18,6 +20,7 @@ def curl_lines() -> str:
 
 
 def test_the_readmes_curl_lines_work_when_pasted(server: Any, tmp_path: Path) -> None:
+    require_program("curl")
     (tmp_path / "docs").symlink_to(PROJECT / "docs")
     script = curl_lines().replace("http://127.0.0.1:8000", server.url).replace("curl -s", "curl -sS --fail")
     ended = subprocess.run(

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
-import pytest
 import redis
+
+from tests.programs import require_program
 
 __all__ = ["RedisServer"]
 
 START_SECONDS = 60.0
-MISSING = "redis-server is not installed: `apt-get install redis-server` (Debian, Ubuntu) or `brew install redis`"
 
 
 class RedisServer:
     """One server. ``options`` are those of redis-server; its folder, and so its address, outlives a process."""
 
     def __init__(self, folder: Path, *options: str, socket: bool = True, configuration: Path | None = None) -> None:
-        self._command = shutil.which("redis-server") or pytest.fail(MISSING)
+        self._command = require_program("redis-server")
         self._folder = folder
         self._options = [*([str(configuration)] if configuration else ()), *options]
         self.socket = folder / "redis.sock"

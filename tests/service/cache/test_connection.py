@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
+import trustme
 
 from service.cache.keys import LEASE
 from service.cache.purging import Selection, purge_codes
@@ -74,22 +74,21 @@ async def test_a_user_with_a_password_and_a_database(launch: Launch, open_redis:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for this machine that nobody vouches for, and its key."""
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(["openssl", "req", *kind, *subject, *files], check=True, capture_output=True)
-    return certificate, key
+    """The certificate of an authority that no system trusts, and this machine's certificate from it, with its key."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(authority_file := tmp_path / "authority.pem")
+    issued.private_key_and_cert_chain_pem.write_to_path(server_file := tmp_path / "server.pem")
+    return authority_file, server_file
 
 
 async def test_tls_with_a_certificate_that_is_checked(
     launch: Launch, open_redis: Open, observer: FakeObserver, certificate: tuple[Path, Path]
 ) -> None:
-    trusted, key = certificate
+    trusted, own = certificate
     port = free_port()
     options = ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"]
-    options += ["--tls-cert-file", str(trusted), "--tls-key-file", str(key), "--tls-ca-cert-file", str(trusted)]
+    options += ["--tls-cert-file", str(own), "--tls-key-file", str(own), "--tls-ca-cert-file", str(trusted)]
     server = launch("tls", *options)
     with redis.Redis(port=port, ssl=True, ssl_ca_certs=str(trusted)) as client:
         server.wait_for(client)
