@@ -69,7 +69,7 @@ class RequestContext:
         timings = RequestTimings()
         scope.setdefault("state", {}).update(request_id=request_id, timings=timings)
         record = RequestRecord(scope, request_id, timings, traceparent)
-        trace = self._tracer.begin(record) if self._tracer is not None else None
+        trace = self._tracer.start(record) if self._tracer is not None else None
         self._in_flight[record.operation] += 1
         try:
             await self._respond(record, receive, send)

@@ -2,12 +2,15 @@
 
 ::
 
-    POST /v1/encode  ├─ read ─┤├ cache ┤├─ decode ─┤  ├───── device ─────┤         a trace, or a part of the caller's
+    POST /v1/encode  ├─ read ─┤├ cache ┤├─ decode ─┤  ├───── device ─────┤         in the caller's trace, or a new one
                                     ├───── queue ─────┤        │ links
-    batch encode                                      ├────────┴─────────┤         a trace of its own: many share it
+    batch encode                                      ├────────┴─────────┤         a trace of its own, for many requests
 
-A stage's spans are made when its request is over, from times that were noted meanwhile, and sent by a thread from a queue
-that is bounded: what finds it full is dropped. The variables ``OTEL_*`` set endpoint, headers, sampler, queue and names.
+The spans of a request's stages are made when the request has ended. A thread sends spans from a bounded queue; spans that
+find it full are dropped. The variables ``OTEL_*`` set endpoint, headers, sampler, queue and names.
+
+opentelemetry-instrumentation-asgi does not fit: it ends the span before outcome and stages are known, and records whole
+paths, which hold codes of images.
 """
 
 from __future__ import annotations
@@ -28,35 +31,24 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
-from opentelemetry.semconv.attributes import (
-    client_attributes,
-    error_attributes,
-    http_attributes,
-    network_attributes,
-    server_attributes,
-    url_attributes,
-    user_agent_attributes,
-)
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.util.types import AttributeValue
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from service.engine.protocol import BatchReport, EngineObserver
-from service.telemetry.request_record import RequestRecord
+from service.telemetry.request_record import PROBES, RequestRecord
 from service.version import VERSION
 
 __all__ = ["SpanTracer"]
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 2.0  # for what is left when the process ends
+FLUSH_SECONDS = 2.0  # time to send what is left when the process ends
 _NAME = "titok-service"
-_CARRIERS = (b"traceparent", b"tracestate", b"baggage")
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
-_PROBES = ("/livez", "/readyz", "/healthz")
-# Stages of a request that bear another name in a trace.
-_SPAN_NAMES = {"preprocess": "decode"}
-_TIMED_OUT = 504
-# What time.perf_counter is to the wall clock, in this process.
+_STAGE_SPANS = {"preprocess": "decode"}  # stages whose span has another name
+# Offset of the wall clock from time.perf_counter, in this process.
 _EPOCH_NS = time.time_ns() - time.perf_counter_ns()
 
 
@@ -64,27 +56,35 @@ def _nanoseconds(moment: float) -> int:
     return _EPOCH_NS + round(moment * 1e9)
 
 
+@dataclass(frozen=True, slots=True)
+class _BatchSpan:
+    context: SpanContext
+    start: float
+    end: float
+    report: BatchReport
+
+
 @dataclass(slots=True)
 class _EngineCall:
-    """A request's images in the engine: since when, and the batches they were in, each by its times and its span."""
+    """Images of one request in the engine: the request's span, when they were admitted, and the batches that held them."""
 
-    span: SpanContext
+    request: SpanContext
     admitted: float
-    batches: list[tuple[float, float, BatchReport, SpanContext]] = field(default_factory=list)
+    batches: list[_BatchSpan] = field(default_factory=list)
 
 
 class SpanTracer:
     """See ``service.telemetry.tracing.Tracer``."""
 
     def __init__(self) -> None:
-        wanted = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-        if wanted not in (None, "", "http/protobuf"):
-            log.warning("traces are sent as http/protobuf, not %s", wanted)
+        protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        if protocol not in (None, "", "http/protobuf"):
+            log.warning("traces are sent as http/protobuf, not %s", protocol)
         own = Resource({"service.name": _NAME, "service.version": VERSION})
         self._resource = Resource.create().merge(own).merge(OTELResourceDetector().detect())
         self._processor = BatchSpanProcessor(OTLPSpanExporter())
         self._requests = self._tracer(None)
-        # Batches are traced when a request in them is: a sampler of their own would lose what those link to.
+        # A batch is traced when a request in it is: a sampler of its own would drop batches that request spans link to.
         self._batches = self._tracer(ALWAYS_ON)
         self._current: ContextVar[_RequestTrace | None] = ContextVar("trace", default=None)
 
@@ -93,18 +93,17 @@ class SpanTracer:
         provider.add_span_processor(self._processor)
         return provider.get_tracer(_NAME, VERSION)
 
-    def begin(self, record: RequestRecord) -> _RequestTrace | None:
+    def start(self, record: RequestRecord) -> _RequestTrace | None:
         """See ``Tracer``. Health probes are not traced."""
         scope = record.scope
-        if scope["path"] in _PROBES:
+        if scope["path"] in PROBES:
             return None
-        headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        carrier = {name.decode(): headers[name].decode("latin-1") for name in _CARRIERS if name in headers}
+        headers = Headers(scope=scope)
         span = self._requests.start_span(
-            _method(record),
-            propagate.extract(carrier),
+            _method(scope),
+            propagate.extract(headers),
             SpanKind.SERVER,
-            _request_attributes(record, headers),
+            _request_attributes(scope, headers),
             start_time=_nanoseconds(record.timings.started),
         )
         record.trace_id = f"{span.get_span_context().trace_id:032x}"
@@ -119,7 +118,7 @@ class SpanTracer:
         return _BatchTracer(observer, self._batches, self._current)
 
     async def close(self) -> None:
-        """See ``Tracer``. A collector that does not answer is left behind with the thread that waits for it."""
+        """See ``Tracer``. If the collector does not answer, the sending thread is abandoned."""
         flushing = threading.Thread(target=self._processor.shutdown, name="traces", daemon=True)
         flushing.start()
         await asyncio.to_thread(flushing.join, FLUSH_SECONDS)
@@ -134,65 +133,42 @@ class _RequestTrace:
         self._calls: list[_EngineCall] = []
 
     def enter_engine(self) -> _EngineCall:
-        """Images of the request were admitted."""
+        """Records that images of the request were admitted."""
         call = _EngineCall(self._span.get_span_context(), time.perf_counter())
         self._calls.append(call)
         return call
 
     def end(self, record: RequestRecord) -> None:
         """See ``RequestTrace``."""
-        timings, span = record.timings, self._span
-        ended = timings.started + record.seconds
-        for stage, since, until in timings.spans:
-            self._child(_SPAN_NAMES.get(stage, stage), since, until)
+        ended = record.timings.started + record.seconds
+        for stage, since, until in record.timings.spans:
+            self._add_child(_STAGE_SPANS.get(stage, stage), since, until)
         for call in self._calls:
-            self._tell_of_engine(call, ended, record.code)
-        method, route, status = _method(record), record.route, record.code
-        if route != "unmatched":
-            span.update_name(f"{method} {route}")
-            span.set_attribute(http_attributes.HTTP_ROUTE, route)
-        if record.status:
-            span.set_attribute(http_attributes.HTTP_RESPONSE_STATUS_CODE, status)
+            self._add_engine_spans(call, ended, record.code)
+        if record.route != "unmatched":
+            self._span.update_name(f"{_method(record.scope)} {record.route}")
+        self._span.set_attributes(_response_attributes(record))
         if record.outcome == "failed":
-            span.set_status(Status(StatusCode.ERROR))
-            span.set_attribute(error_attributes.ERROR_TYPE, str(status) if status >= 500 else "failed")
-        elif record.outcome == "client_gone":
-            span.set_attribute(error_attributes.ERROR_TYPE, "client_gone")
-        span.set_attributes(
-            {
-                "titok.request_id": record.request_id,
-                "titok.op": record.operation,
-                "titok.outcome": record.outcome,
-                "titok.images": timings.images,
-                "titok.cache_hits": timings.cache_hits,
-            }
-        )
-        if record.key_name is not None:
-            span.set_attribute("titok.key_name", record.key_name)
-        span.end(_nanoseconds(ended))
+            self._span.set_status(Status(StatusCode.ERROR))
+        self._span.end(_nanoseconds(ended))
 
-    def _tell_of_engine(self, call: _EngineCall, ended: float, status: int) -> None:
-        """Nothing, where the images turned out to be known before a device took them."""
+    def _add_engine_spans(self, call: _EngineCall, ended: float, status: int) -> None:
+        """Adds none if the cache turned out to hold the images before a device took them."""
         if call.batches:
-            begun, until = call.batches[0][0], call.batches[-1][1]
-            reports = [report for _, _, report, _ in call.batches]
-            self._child("queue", call.admitted, begun)
-            self._child(
-                "device",
-                begun,
-                until,
-                {
-                    "titok.op": reports[0].lane,
-                    "titok.device": reports[-1].device,
-                    "titok.batches": len(reports),
-                    "titok.batch.images": max(report.images for report in reports),
-                },
-                [Link(context) for _, _, _, context in call.batches],
-            )
-        elif status == _TIMED_OUT:
-            self._child("queue", call.admitted, ended)
+            first, last = call.batches[0], call.batches[-1]
+            self._add_child("queue", call.admitted, first.start)
+            attributes: dict[str, AttributeValue] = {
+                "titok.op": first.report.lane,
+                "titok.device": last.report.device,
+                "titok.batches": len(call.batches),
+                "titok.batch.images": max(batch.report.images for batch in call.batches),
+            }
+            links = [Link(batch.context) for batch in call.batches]
+            self._add_child("device", first.start, last.end, attributes, links)
+        elif status == 504:
+            self._add_child("queue", call.admitted, ended)
 
-    def _child(
+    def _add_child(
         self,
         name: str,
         since: float,
@@ -208,7 +184,7 @@ class _RequestTrace:
 
 
 class _BatchTracer:
-    """See ``service.engine.EngineObserver``."""
+    """See ``service.engine.protocol.EngineObserver``."""
 
     def __init__(self, observer: EngineObserver, tracer: Tracer, current: ContextVar[_RequestTrace | None]) -> None:
         self._observer = observer
@@ -219,18 +195,18 @@ class _BatchTracer:
         self.abandoned = observer.abandoned
 
     def caller(self) -> object | None:
-        """The trace of the request that is being answered."""
+        """The engine call of the current request, if that is traced."""
         trace = self._current.get()
         return None if trace is None else trace.enter_engine()
 
     def batch(self, report: BatchReport) -> None:
-        """Makes its span, linked to those of the requests in it."""
+        """Makes the batch's span, linked to those of the requests in it."""
         self._observer.batch(report)
         calls = [call for call in report.callers if isinstance(call, _EngineCall)]
         if not calls:
             return
-        until = time.perf_counter() - report.results_seconds
-        since = until - report.device_seconds
+        end = time.perf_counter() - report.results_seconds
+        start = end - report.device_seconds
         span = self._tracer.start_span(
             f"batch {report.lane}",
             Context(),
@@ -239,34 +215,56 @@ class _BatchTracer:
                 "titok.device": report.device,
                 "titok.batch.images": report.images,
             },
-            links=[Link(call.span) for call in calls],
-            start_time=_nanoseconds(since),
+            links=[Link(call.request) for call in calls],
+            start_time=_nanoseconds(start),
         )
-        span.end(_nanoseconds(until))
+        span.end(_nanoseconds(end))
         for call in calls:
-            call.batches.append((since, until, report, span.get_span_context()))
+            call.batches.append(_BatchSpan(span.get_span_context(), start, end, report))
 
 
-def _method(record: RequestRecord) -> str:
-    method: str = record.scope["method"]
+def _method(scope: Scope) -> str:
+    method: str = scope["method"]
     return method if method in _METHODS else "HTTP"
 
 
-def _request_attributes(record: RequestRecord, headers: Mapping[bytes, bytes]) -> dict[str, AttributeValue]:
-    """What a sampler may decide by. An image's address is its code, so that paths are told by their first parts alone."""
-    scope = record.scope
-    method = _method(record)
+# Attribute names below are OpenTelemetry's stable semantic conventions for HTTP servers.
+
+
+def _request_attributes(scope: Scope, headers: Headers) -> dict[str, AttributeValue]:
+    """Attributes that a sampler may decide by. ``url.path`` has two parts at most: image addresses hold codes."""
+    method = _method(scope)
     attributes: dict[str, AttributeValue] = {
-        http_attributes.HTTP_REQUEST_METHOD: "_OTHER" if method == "HTTP" else method,
-        url_attributes.URL_SCHEME: scope["scheme"],
-        url_attributes.URL_PATH: "/".join(scope["path"].split("/")[:3]),
-        network_attributes.NETWORK_PROTOCOL_VERSION: scope["http_version"],
+        "http.request.method": "_OTHER" if method == "HTTP" else method,
+        "url.scheme": scope["scheme"],
+        "url.path": "/".join(scope["path"].split("/")[:3]),
+        "network.protocol.version": scope["http_version"],
     }
     if scope.get("client"):
-        attributes[client_attributes.CLIENT_ADDRESS] = scope["client"][0]
+        attributes["client.address"] = scope["client"][0]
     address, port = scope.get("server") or (None, None)
     if address is not None and port is not None:
-        attributes |= {server_attributes.SERVER_ADDRESS: address, server_attributes.SERVER_PORT: port}
-    if b"user-agent" in headers:
-        attributes[user_agent_attributes.USER_AGENT_ORIGINAL] = headers[b"user-agent"].decode("latin-1")[:256]
+        attributes |= {"server.address": address, "server.port": port}
+    if "user-agent" in headers:
+        attributes["user_agent.original"] = headers["user-agent"][:256]
+    return attributes
+
+
+def _response_attributes(record: RequestRecord) -> dict[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {
+        "titok.request_id": record.request_id,
+        "titok.op": record.operation,
+        "titok.outcome": record.outcome,
+        "titok.images": record.timings.images,
+        "titok.cache_hits": record.timings.cache_hits,
+    }
+    if record.key_name is not None:
+        attributes["titok.key_name"] = record.key_name
+    if record.route != "unmatched":
+        attributes["http.route"] = record.route
+    if record.status:
+        attributes["http.response.status_code"] = record.status
+    if record.outcome in ("failed", "client_gone"):
+        is_status = record.outcome == "failed" and record.code >= 500
+        attributes["error.type"] = str(record.code) if is_status else record.outcome
     return attributes

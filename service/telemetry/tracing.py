@@ -1,4 +1,4 @@
-"""Whether requests are traced, and what a tracer is. OpenTelemetry is imported only where it is asked for."""
+"""The interface of a tracer, and whether there is one. OpenTelemetry is imported only if the environment asks for traces."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ log = logging.getLogger(__name__)
 
 
 class RequestTrace(Protocol):
-    """The trace of a request under way."""
+    """The trace of a request in progress."""
 
     def end(self, record: RequestRecord) -> None:
-        """The request is over."""
+        """Ends the request's span."""
 
 
 class Tracer(Protocol):
-    """Makes traces in the background: a request never waits for one to be sent."""
+    """Sends traces in the background: no request waits for a trace to be sent."""
 
-    def begin(self, record: RequestRecord) -> RequestTrace | None:
-        """A request has begun, in its own task; None if it is not to be traced. Gives the record its trace id."""
+    def start(self, record: RequestRecord) -> RequestTrace | None:
+        """Starts the trace of a request, in the request's own task, and sets ``record.trace_id``. None if the request is not
+        traced.
+        """
 
     def observe(self, observer: EngineObserver) -> EngineObserver:
-        """An observer that tells ``observer`` all it hears, and traces batches."""
+        """An observer that traces batches and forwards every call to ``observer``."""
 
     async def close(self) -> None:
         """Sends what is left, for a bounded time."""
 
 
 def open_tracer() -> Tracer | None:
-    """A tracer as the environment describes it (``OTEL_*``), or None where it asks for no traces."""
+    """A tracer as the environment variables ``OTEL_*`` configure it, or None if they do not ask for traces."""
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     is_off = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     if not endpoint or is_off or os.environ.get("OTEL_TRACES_EXPORTER", "otlp").strip() == "none":
