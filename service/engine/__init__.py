@@ -1,4 +1,8 @@
-"""The engine: requests to device batches and back. It knows nothing of HTTP, nor of which networks run."""
+"""The engine: batches requests for one or more devices. It knows neither HTTP nor the networks.
+
+A *lane* is the queue of one operation: encode, decode or generate. A *link* is the connection to a worker, and a worker
+owns one device. See ``service/engine/batching.py`` for the flow of a request.
+"""
 
 from service.engine.errors import DeadlineExceeded, DeviceFailed, EngineError, EngineStopped, QueueFull, WorkerCrashed
 from service.engine.inline import InlineEngine

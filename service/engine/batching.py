@@ -1,14 +1,14 @@
-"""The engine: requests to batches, batches to workers, results back. One core for workers of any kind.
+"""The batching engine: requests to batches, batches to workers, results back. The same core serves any kind of link.
 
 ::
 
-    event loop and decoding threads               a thread for each link                     workers
+    event loop and decoding threads               one thread per link                     workers
     open_encode() ─> admit ─> rows of a block ─┐
-    decode() ──────> admit ─> ids ─────────────┼─> fair turns ─> take ─> link.send ────────> run
-    generate() ────> admit ─> rows of a step ──┘                 settle <─ link.receive <──── answer
-        ^──────────── one call_soon_threadsafe a batch ─────────────┘
+    decode() ──────> admit ─> ids ─────────────┼─> round robin ─> take ─> link.send ─────> run
+    generate() ────> admit ─> rows of a step ──┘              resolve <─ link.receive <─── outcome
+        ^──────────── one call_soon_threadsafe per batch ─────────┘
 
-All sides meet in ``queues.py`` and nowhere else; what a link's thread does is in ``runner.py``.
+All threads share state in ``queues.py`` only; ``runner.py`` is the thread of a link.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -42,21 +42,34 @@ from service.engine.protocol import (
     StepCallback,
 )
 from service.engine.queues import Queues
+from service.engine.requests import EngineRequest
 from service.engine.runner import LinkRunner
-from service.engine.work import Work
 
-__all__ = ["BatchingEngine", "EncodeTicket"]
+__all__ = ["BatchingEngine", "EncodeTicket", "EngineOptions"]
 
 log = logging.getLogger(__name__)
+
+
+class EngineOptions(TypedDict, total=False):
+    """What every engine can be constructed with: ``limits`` of all lanes or of each, and ``on_model_info``, called in the
+    event loop with what a worker reports about its models.
+    """
+
+    limits: LaneLimits | Mapping[LaneName, LaneLimits]
+    observer: EngineObserver
+    clock: Callable[[], float]
+    on_model_info: Callable[[Any], None]
 
 
 class EncodeTicket:
     """See ``service.engine.protocol.EncodeTicket``."""
 
-    def __init__(self, engine: BatchingEngine, queues: Queues, work: Work, row_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, engine: BatchingEngine, queues: Queues, request: EngineRequest, row_shape: tuple[int, ...]
+    ) -> None:
         self._engine = engine
         self._queues = queues
-        self._work = work
+        self._request = request
         self._row_shape = row_shape
 
     def put(self, index: int, pixels: Pixels) -> None:
@@ -65,28 +78,24 @@ class EncodeTicket:
             raise ValueError(
                 f"an image is {pixels.dtype} {list(pixels.shape)}; uint8 {list(self._row_shape)} was announced"
             )
-        self._queues.write([self._work.items[index]], pixels[None])
+        self._queues.write([self._request.tasks[index]], pixels[None])
 
     async def result(self) -> Encoded:
         """See ``EncodeTicket``."""
-        await self._engine.wait(self._work, "encode")
-        return Encoded(tokens=self._work.results, timing=self._work.timing)
+        return Encoded(tokens=await self._engine.wait(self._request), timing=self._request.timing)
 
     def __enter__(self) -> EncodeTicket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Abandons what has no result yet."""
-        self._engine.abandon(self._work, "encode")
-        if not self._work.future.cancel() and not self._work.future.cancelled():
-            self._work.future.exception()  # or asyncio would complain of an error that nobody asked for
+        """Abandons images without a result."""
+        self._engine.abandon(self._request)
+        if not self._request.future.cancel() and not self._request.future.cancelled():
+            self._request.future.exception()  # mark it as retrieved, or asyncio would log it
 
 
 class BatchingEngine:
-    """See ``service.engine.Engine``. ``limits`` are those of every lane, or one for each; ``shared``: images are gathered
-    in memory that other processes can map; ``on_model_info`` is called in the event loop with what a worker tells of its
-    models.
-    """
+    """See ``service.engine.Engine``. ``shared``: images are written into memory that other processes can map."""
 
     def __init__(
         self,
@@ -96,7 +105,7 @@ class BatchingEngine:
         limits: LaneLimits | Mapping[LaneName, LaneLimits] | None = None,
         observer: EngineObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
-        on_model_info: Callable[[Any], None] | None = None,
+        on_model_info: Callable[[Any], None] = lambda _: None,
     ) -> None:
         self._links = list(links)
         self._on_model_info = on_model_info
@@ -107,13 +116,17 @@ class BatchingEngine:
         self._opened: asyncio.Future[None] | None = None
         runners = [
             LinkRunner(
-                self._queues, link, on_up=self._note_up, on_down=self._note_down, on_death=partial(self._end, "failed")
+                self._queues,
+                link,
+                on_up=self._note_up,
+                on_down=self._note_down,
+                on_death=partial(self._end, "failed"),
             )
             for link in self._links
         ]
         self._threads = [threading.Thread(target=runner.run, name="device", daemon=True) for runner in runners]
 
-    # --- the event loop's side ---------------------------------------------------------------------------------------
+    # --- called in the event loop ------------------------------------------------------------------------------------
 
     @property
     def state(self) -> EngineState:
@@ -135,28 +148,27 @@ class BatchingEngine:
         if self._opened is not None:
             await asyncio.shield(self._opened)
         if not self._state.is_ready:
-            raise EngineStopped(self._why())
+            raise self._stopped()
 
     async def stop(self, drain_seconds: float) -> None:
-        """See ``Engine``. A batch that outlives the drain is left to its worker; its waiters have been told."""
+        """See ``Engine``. A batch that outlasts the drain is left to its worker, after its requests have failed."""
         until = time.monotonic() + drain_seconds
         with self._queues.wake:
             if not self._queues.is_over:
                 self._state = EngineState(name="draining", reason="the service is shutting down")
                 self._queues.is_draining = True
             self._queues.wake.notify_all()
+        started = [thread for thread in self._threads if thread.ident is not None]
         try:
-            if any(thread.ident is not None for thread in self._threads):
+            if started:
                 await asyncio.to_thread(self._wait_until_drained, until)
         finally:
             self._end("stopped", "the service has shut down")
             for link in self._links:
-                link.give_up()
-        for thread in self._threads:
-            if thread.ident is not None:
-                await asyncio.to_thread(thread.join, max(0.0, until - time.monotonic()))
-        # What the threads told the loop before they ended is still on its way to the waiters.
-        await asyncio.sleep(0)
+                link.interrupt()
+        for thread in started:
+            await asyncio.to_thread(thread.join, max(0.0, until - time.monotonic()))
+        await asyncio.sleep(0)  # the calls that the threads queued in the loop run first
 
     def snapshot(self) -> EngineSnapshot:
         """See ``Engine``."""
@@ -164,7 +176,7 @@ class BatchingEngine:
 
     @property
     def workers_up(self) -> int:
-        """Workers that can be given work now."""
+        """Workers that can run a batch now."""
         return len(self._up)
 
     @property
@@ -175,107 +187,105 @@ class BatchingEngine:
 
     @property
     def blocks_made(self) -> int:
-        """Blocks of memory that were ever needed at once."""
+        """Blocks of memory allocated so far."""
         return self._queues.encode.pool.size
 
     def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
         """See ``Engine``."""
         row_shape = (image_size, image_size, 3)
-        work = self._admit("encode", [None] * count, image_size**2 * 3, deadline)
-        return EncodeTicket(self, self._queues, work, row_shape)
+        request = self._admit("encode", [None] * count, image_size**2 * 3, deadline)
+        return EncodeTicket(self, self._queues, request, row_shape)
 
     async def encode(self, images: Pixels, *, deadline: float) -> Encoded:
         """See ``Engine``."""
         _check(images, "images", dtype=np.uint8, ndim=4)
-        work = self._admit("encode", [None] * len(images), images[:1].nbytes, deadline)
-        self._queues.write(work.items, images)
+        request = self._admit("encode", [None] * len(images), images[:1].nbytes, deadline)
+        self._queues.write(request.tasks, images)
         del images
-        await self.wait(work, "encode")
-        return Encoded(tokens=work.results, timing=work.timing)
+        return Encoded(tokens=await self.wait(request), timing=request.timing)
 
     async def decode(self, tokens: Ids, *, deadline: float) -> Decoded:
         """See ``Engine``."""
         _check(tokens, "tokens", dtype=np.int64, ndim=2)
-        work = self._admit("decode", list(tokens), tokens[:1].nbytes, deadline)
-        await self.wait(work, "decode")
-        return Decoded(images=work.results, timing=work.timing)
+        request = self._admit("decode", list(tokens), tokens[:1].nbytes, deadline)
+        return Decoded(images=await self.wait(request), timing=request.timing)
 
     async def generate(
         self, items: Sequence[GenerateItem], *, deadline: float, on_step: StepCallback | None = None
     ) -> Generated:
         """See ``Engine``."""
-        work = self._admit("generate", items, 0, deadline, on_step)
-        await self.wait(work, "generate")
-        return Generated(tokens=work.results, timing=work.timing)
+        request = self._admit("generate", items, 0, deadline, on_step)
+        return Generated(tokens=await self.wait(request), timing=request.timing)
 
     def _admit(
         self,
-        name: LaneName,
+        lane: LaneName,
         payloads: Sequence[Any],
         num_bytes: int,
         deadline: float,
         on_step: StepCallback | None = None,
-    ) -> Work:
+    ) -> EngineRequest:
         if not payloads:
             raise ValueError("a request has at least one image")
         now = self._queues.clock()
         if now >= deadline:
-            self._queues.observer.rejected(name, "deadline")
-            raise DeadlineExceeded(lane=name, stage="admission")
-        work = Work(
+            self._queues.observer.rejected(lane, "deadline")
+            raise DeadlineExceeded(lane=lane, stage="admission")
+        request = EngineRequest(
+            lane=lane,
             size=len(payloads),
             deadline=deadline,
-            admitted=now,
+            admitted_at=now,
             future=asyncio.get_running_loop().create_future(),
             on_step=on_step,
         )
         with self._queues.wake:
             if not self._state.is_ready:
-                self._queues.observer.rejected(name, "stopped")
-                raise EngineStopped(self._why())
-            self._queues.lanes[name].admit(work, payloads, num_bytes, wait=self._expected_wait)
-            work.caller = self._queues.observer.caller()
-            self._queues.works.add(work)
+                self._queues.observer.rejected(lane, "stopped")
+                raise self._stopped()
+            self._queues.lanes[lane].admit(request, payloads, num_bytes, wait=self._expected_wait)
+            request.caller = self._queues.observer.caller()
+            self._queues.requests.add(request)
             self._queues.wake.notify_all()
-        return work
+        return request
 
-    async def wait(self, work: Work, name: LaneName) -> None:
-        """Waits for all results of a request, until its deadline. Raises why there are none."""
-        # A timer of its own costs a third of asyncio.timeout, which would be the dearest thing done for a small image.
-        timer = work.future.get_loop().call_later(work.deadline - self._queues.clock(), self._expire, work, name)
+    async def wait(self, request: EngineRequest) -> Any:
+        """Waits for a request's results, an array [n, ...], until its deadline. Raises its error."""
+        # asyncio.timeout costs three times as much, which would be the largest share of a small image's cost.
+        timer = request.future.get_loop().call_later(request.deadline - self._queues.clock(), self._expire, request)
         try:
-            await work.future
+            await request.future
         except asyncio.CancelledError:
-            self.abandon(work, name)
+            self.abandon(request)
             raise
+        else:
+            return request.results
         finally:
             timer.cancel()
-            # The request's error holds this frame, and the request its error: uncut, it would stay until the garbage
-            # collector comes.
-            del work
+            del request  # else a cycle: the request holds its error, which holds this frame
 
-    def _expire(self, work: Work, name: LaneName) -> None:
+    def _expire(self, request: EngineRequest) -> None:
         with self._queues.wake:
-            work.fail(DeadlineExceeded(lane=name, stage="device" if work.taken else "queue"))
-            self._queues.drop(work, name)
-        work.settle()
+            request.expire()
+            self._queues.drop(request)
+        request.resolve()
 
-    def abandon(self, work: Work, name: LaneName) -> None:
-        """Nobody waits for a request any more; nothing happens if it has ended."""
+    def abandon(self, request: EngineRequest) -> None:
+        """Drops a request that no caller waits for any more, unless it has ended."""
         with self._queues.wake:
-            if not work.ended:
-                work.abandoned = True
-                self._queues.drop(work, name)
+            if not request.ended:
+                request.abandoned = True
+                self._queues.drop(request)
 
     def _expected_wait(self) -> float:
-        """Seconds until the workers have done what waits now, at the pace of their recent batches."""
-        waiting = sum(lane.queued_images * lane.seconds_per_image for lane in self._queues.turns)
+        """Seconds until everything queued now is done, at the rate of recent batches."""
+        waiting = sum(lane.queued_images * lane.seconds_per_image for lane in self._queues.lanes.values())
         return waiting / max(1, len(self._up))
 
-    def _why(self) -> str:
-        return self._state.reason or "the engine takes no work"
+    def _stopped(self) -> EngineStopped:
+        return EngineStopped(self._state.reason or "the engine is not ready")
 
-    # --- what the links' threads tell --------------------------------------------------------------------------------
+    # --- called in the threads of the links --------------------------------------------------------------------------
 
     def _wait_until_drained(self, until: float) -> None:
         with self._queues.wake:
@@ -293,16 +303,15 @@ class BatchingEngine:
                     lane.batch_size = size
             self._queues.wake.notify_all()
 
-        def tell() -> None:
-            if self._on_model_info is not None:
-                self._on_model_info(info)
+        def set_ready() -> None:
+            self._on_model_info(info)
             with self._queues.wake:
                 if self._state.name in ("starting", "failed") and not self._queues.is_over and self._up:
                     self._state = EngineState(name="ready")
-            self._tell_opened()
+            self._set_opened()
 
         # The state becomes ready in the event loop, after the model information is set: whoever sees "ready" can read it.
-        self._queues.in_loop(tell)
+        self._queues.call_in_loop(set_ready)
 
     def _note_down(self, link: Link, down: LinkDown) -> None:
         with self._queues.wake:
@@ -310,14 +319,14 @@ class BatchingEngine:
             self._down[link.name] = down
             if self._up or self._state.name in ("draining", "stopped") or self._queues.is_over:
                 return
-            reason = "; ".join(f"{name}: {why}" for name, why in self._down.items())
-            broken = all(why.is_failure for why in self._down.values())
-            is_news = self._state.reason != reason
-            self._state = EngineState(name="failed" if broken else "starting", reason=reason)
-        if is_news:
+            reason = "; ".join(f"{name}: {error}" for name, error in self._down.items())
+            has_failed = all(error.is_failure for error in self._down.values())
+            is_new = self._state.reason != reason
+            self._state = EngineState(name="failed" if has_failed else "starting", reason=reason)
+        if is_new:
             log.warning("no worker is left: %s", reason)
 
-    def _tell_opened(self) -> None:
+    def _set_opened(self) -> None:
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
 
@@ -326,7 +335,7 @@ class BatchingEngine:
             if not self._queues.is_over:
                 self._state = EngineState(name=name, reason=reason)
             self._queues.end(EngineStopped(reason))
-        self._queues.in_loop(self._tell_opened)
+        self._queues.call_in_loop(self._set_opened)
 
 
 def _check(array: npt.NDArray[Any], name: str, *, dtype: npt.DTypeLike, ndim: int) -> None:

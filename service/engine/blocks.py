@@ -1,12 +1,12 @@
-"""Memory for the images of a batch: rows that many threads fill, and one device reads where they are.
+"""Blocks of memory for the images of a batch: many threads write rows, one device reads them in place.
 
 ::
 
-    claim row ─> write it ─> written         decoding threads, while the device is busy with another block
-    close ─> wait for writers ─> compact     the thread that takes the block
-    release                                  when its last row has been answered
+    claim a row ─> write pixels ─> written    decoding threads, while the device runs another block
+    wait for writers ─> compact               the thread that takes the block as a batch
+    release                                   when the last row has its result
 
-A block in shared memory is a memfd, not a file of ``/dev/shm``, whose size a container limits to 64 MB by default.
+A block in shared memory is a memfd: unlike files in ``/dev/shm``, it is not limited to a container's 64 MB default.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ COUNTER_BYTES = np.dtype(np.int64).itemsize
 
 
 class Block:
-    """``rows`` uint8 [capacity, S, S, 3], and what each of them is for. Its members are guarded by the engine's lock;
-    a row's pixels belong to the one thread that claimed it, until it says they are written. ``live`` rows are for
-    somebody, ``unanswered`` ones are with a worker or on the way to one.
+    """``rows`` uint8 [capacity, S, S, 3], each with an owner or None. The engine's lock guards all attributes; the pixels
+    of a row belong to the thread that claimed it until it calls ``written``. ``unanswered`` rows have no result yet.
     """
 
     def __init__(self, number: int, capacity: int, row_shape: tuple[int, ...], *, shared: bool) -> None:
@@ -42,55 +41,47 @@ class Block:
         else:
             self.rows = np.empty(shape, np.uint8)
         self.owners: list[Any | None] = []
-        self.live = 0
         self.writing = 0
         self.unanswered = 0
-        self._holes: list[int] = []
+        self._released: list[int] = []
 
     @property
     def capacity(self) -> int:
-        """Rows it can hold."""
+        """Number of rows."""
         return len(self.rows)
 
     @property
-    def has_room_at_end(self) -> bool:
-        """Whether a row after the last one can be claimed."""
-        return len(self.owners) < self.capacity
+    def is_unused(self) -> bool:
+        """Whether no row has an owner, or is being written."""
+        return len(self.owners) == len(self._released) and not self.writing
 
     @property
-    def has_holes(self) -> bool:
-        """Whether a row was given up that can be claimed again."""
-        return bool(self._holes)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every row is for somebody."""
-        return self.live == self.capacity
+    def has_free_row(self) -> bool:
+        """Whether a row can be claimed."""
+        return bool(self._released) or len(self.owners) < self.capacity
 
     def claim(self, owner: Any) -> int:
-        """A row for ``owner`` to write, after the last one if there is room, or one that was given up."""
+        """Claims a row to write: after the last one if there is room, else one that was released."""
         self.writing += 1
-        self.live += 1
-        if self.has_room_at_end:
+        if len(self.owners) < self.capacity:
             self.owners.append(owner)
             return len(self.owners) - 1
-        row = self._holes.pop()
+        row = self._released.pop()
         self.owners[row] = owner
         return row
 
     def written(self) -> None:
-        """A claimed row holds its pixels."""
+        """Records that a claimed row holds its pixels."""
         self.writing -= 1
 
-    def give_up(self, row: int) -> None:
-        """A row is for nobody any more."""
+    def release(self, row: int) -> None:
+        """Frees a row whose image is not needed any more."""
         if self.owners[row] is not None:
             self.owners[row] = None
-            self._holes.append(row)
-            self.live -= 1
+            self._released.append(row)
 
     def compact(self) -> list[Any]:
-        """Moves the rows that are for somebody to the front, in order; gives their owners."""
+        """Moves the rows that have owners to the front, in order; returns the owners."""
         owners: list[Any] = []
         for row, owner in enumerate(self.owners):
             if owner is None:
@@ -98,32 +89,31 @@ class Block:
             if row != len(owners):
                 self.rows[len(owners)] = self.rows[row]
             owners.append(owner)
-        self.owners, self._holes = list(owners), []
-        self.live = self.unanswered = len(owners)
+        self.owners, self._released = list(owners), []
+        self.unanswered = len(owners)
         return owners
 
     def clear(self) -> None:
-        """Makes every row free."""
-        self.owners, self._holes = [], []
-        self.live = self.unanswered = 0
+        """Frees every row."""
+        self.owners, self._released, self.unanswered = [], [], 0
 
     def close(self) -> None:
-        """Gives the memory back once nobody looks at it any more."""
+        """Closes the descriptor; the memory is freed with the last array that maps it."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
 
 
 class BlockPool:
-    """Blocks that are used again; a new one is made only while all others are in use."""
+    """Reuses blocks; allocates one only while all others are in use."""
 
     def __init__(self, *, shared: bool) -> None:
         self._shared = shared
         self._free: list[Block] = []
         self._all: list[Block] = []
 
-    def take(self, capacity: int, row_shape: tuple[int, ...]) -> Block:
-        """An empty block of at least that capacity."""
+    def acquire(self, capacity: int, row_shape: tuple[int, ...]) -> Block:
+        """Returns an empty block of at least that capacity."""
         for position, block in enumerate(self._free):
             if block.capacity >= capacity and block.rows.shape[1:] == row_shape:
                 return self._free.pop(position)
@@ -131,8 +121,8 @@ class BlockPool:
         self._all.append(block)
         return block
 
-    def give(self, block: Block) -> None:
-        """Takes a block back."""
+    def release(self, block: Block) -> None:
+        """Returns a block to the pool."""
         block.clear()
         self._free.append(block)
 
@@ -143,17 +133,17 @@ class BlockPool:
 
     @property
     def size(self) -> int:
-        """Blocks that were ever made."""
+        """Blocks allocated so far."""
         return len(self._all)
 
     @property
     def in_use(self) -> int:
-        """Blocks that hold rows, or are about to."""
+        """Blocks that are not free."""
         return len(self._all) - len(self._free)
 
 
 def map_rows(descriptor: int, shape: tuple[int, ...], pin: Callable[[Rows], object] | None = None) -> Rows:
-    """The memory behind a file descriptor as uint8 of ``shape``; it lives as long as the array."""
+    """Maps the memory of a descriptor as uint8 of ``shape``; the mapping lives as long as the array."""
     rows = np.frombuffer(mmap.mmap(descriptor, int(np.prod(shape))), np.uint8).reshape(shape)
     if pin is not None:
         pin(rows)
@@ -161,5 +151,5 @@ def map_rows(descriptor: int, shape: tuple[int, ...], pin: Callable[[Rows], obje
 
 
 def map_counter(descriptor: int) -> npt.NDArray[np.int64]:
-    """The ``COUNTER_BYTES`` behind a file descriptor as int64 [1]."""
+    """Maps the ``COUNTER_BYTES`` of a descriptor as int64 [1]."""
     return map_rows(descriptor, (COUNTER_BYTES,)).view(np.int64)

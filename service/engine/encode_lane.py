@@ -1,4 +1,4 @@
-"""The lane of encode: images gather as rows of blocks, written in place while the device is busy with another block."""
+"""The encode lane: images are written as rows of blocks, in place, while the device runs another block."""
 
 from __future__ import annotations
 
@@ -8,48 +8,43 @@ from collections.abc import Sequence
 from service.engine.blocks import Block, BlockPool
 from service.engine.lanes import Batch, Lane, LaneLimits
 from service.engine.protocol import EngineObserver
-from service.engine.work import Item, Work
+from service.engine.requests import EngineRequest, ImageTask
 
 __all__ = ["EncodeLane"]
 
 
 class EncodeLane(Lane):
-    """Images wait as rows of blocks. A request's images are queued when it is admitted, and can be taken when written."""
+    """Images are queued when their request is admitted, and can be taken once a row of a block holds their pixels."""
 
     def __init__(self, limits: LaneLimits, observer: EngineObserver, *, shared: bool) -> None:
         super().__init__("encode", limits, observer)
         self.pool = BlockPool(shared=shared)
-        self._blocks: deque[tuple[Block, float]] = deque()
+        self._blocks: deque[tuple[Block, float]] = deque()  # with the arrival time of the first image
 
-    def _enqueue(self, items: Sequence[Item]) -> None:
-        """Their rows are claimed when their pixels are there."""
+    def _enqueue(self, tasks: Sequence[ImageTask]) -> None:
+        """Rows are claimed when the pixels arrive."""
 
-    def claim(self, item: Item, row_shape: tuple[int, ...], now: float) -> Block | None:
-        """A row for an image, in the block that is being filled; None if it is not wanted any more."""
-        if item.work.ended:
+    def claim(self, task: ImageTask, row_shape: tuple[int, ...], now: float) -> Block | None:
+        """Claims a row for an image; None if its request has ended."""
+        if task.request.ended:
             return None
-        # A new block only when no row is free in any other: so blocks are bounded as images are.
-        last = self._blocks[-1][0] if self._blocks else None
-        if last is not None and last.has_room_at_end:
-            block = last
-        else:
-            holed = next((block for block, _ in self._blocks if block.has_holes), None)
-            if holed is None:
-                holed = self.pool.take(self.batch_size, row_shape)
-                self._blocks.append((holed, now))
-            block = holed
-        item.block, item.row = block, block.claim(item)
-        item.is_being_written = True
+        # A new block only when no block has a free row: so blocks are bounded as images are.
+        block = next((block for block, _ in reversed(self._blocks) if block.has_free_row), None)
+        if block is None:
+            block = self.pool.acquire(self.batch_size, row_shape)
+            self._blocks.append((block, now))
+        task.block, task.row = block, block.claim(task)
+        task.is_being_written = True
         return block
 
-    def written(self, item: Item) -> None:
-        """A claimed row holds its pixels."""
-        _block_of(item).written()
-        item.is_being_written = False
-        if not item.queued:
-            self._forget(item)
+    def written(self, task: ImageTask) -> None:
+        """Records that a claimed row holds its pixels."""
+        _block_of(task).written()
+        task.is_being_written = False
+        if task.state != "queued":
+            self._remove(task)
 
-    def _take(self, now: float, expired: list[Work], most: int) -> Batch:  # noqa: ARG002  blocks are filled already
+    def _take(self, now: float, expired: list[EngineRequest], limit: int) -> Batch:  # noqa: ARG002  blocks are filled before
         if not self._blocks:
             return Batch(self, [])
         block, _ = self._blocks.popleft()
@@ -58,63 +53,62 @@ class EncodeLane(Lane):
             self.fill(batch, now, expired)
         return batch
 
-    def fill(self, batch: Batch, now: float, expired: list[Work]) -> None:
-        """Gives a batch the rows of its block that are still wanted, once none is being written."""
+    def fill(self, batch: Batch, now: float, expired: list[EngineRequest]) -> None:
+        """Adds the images of a batch's block that are still needed, once no row is being written."""
         block = _block_of(batch)
-        for row, item in enumerate(block.owners):
-            if item is not None and not self._is_wanted(item, now, expired):
-                self._leave_queue(item)
-                block.give_up(row)
-        batch.items = block.compact()
-        for row, item in enumerate(batch.items):
-            item.row = row
-        self._activate(batch.items)
-        if not batch.items:
-            self.pool.give(block)
+        for row, task in enumerate(block.owners):
+            if task is not None and not self._is_wanted(task, now, expired):
+                self._set_state(task, "done")
+                block.release(row)
+        batch.tasks = block.compact()
+        for row, task in enumerate(batch.tasks):
+            task.row = row
+            self._set_state(task, "active")
+        if not batch.tasks:
+            self.pool.release(block)
             batch.block = None
 
     def _has_full_batch(self) -> bool:
-        return bool(self._blocks) and (len(self._blocks) > 1 or self._blocks[0][0].is_full)
+        return bool(self._blocks) and (len(self._blocks) > 1 or not self._blocks[0][0].has_free_row)
 
-    def _oldest(self) -> float | None:
+    def _oldest_arrival(self) -> float | None:
         return self._blocks[0][1] if self._blocks else None
 
     def _put_back(self, batch: Batch) -> None:
-        # The block is open again.
-        for item in batch.items:
-            self._queue_again(item)
-        self._blocks.appendleft((_block_of(batch), batch.items[0].work.admitted))
+        for task in batch.tasks:
+            self._set_state(task, "queued")
+        self._blocks.appendleft((_block_of(batch), batch.tasks[0].request.admitted_at))
 
-    def finish(self, item: Item) -> None:
-        """See ``Lane``. A block without any image left is free."""
-        super().finish(item)
-        block = _block_of(item)
+    def finish(self, task: ImageTask) -> None:
+        """See ``Lane``. Releases the block after its last image."""
+        super().finish(task)
+        block = _block_of(task)
         block.unanswered -= 1
         if not block.unanswered:
-            self.pool.give(block)
+            self.pool.release(block)
 
-    def _forget(self, item: Item) -> bool:
-        block = item.block
+    def _remove(self, task: ImageTask) -> bool:
+        block = task.block
         if block is None:
             return False
-        if item.is_being_written:
-            return True  # comes back here once it is written
-        block.give_up(item.row)
-        if not block.live and not block.writing:
+        if task.is_being_written:
+            return True  # ``written`` removes it
+        block.release(task.row)
+        if block.is_unused:
             for position, (waiting, _) in enumerate(self._blocks):
                 if waiting is block:
                     del self._blocks[position]
-                    self.pool.give(block)
+                    self.pool.release(block)
                     break
         return True
 
     def clear(self) -> None:
-        """See ``Lane``. Blocks are left to whoever still reads or writes them."""
+        """See ``Lane``. Threads that still read or write a block keep its memory."""
         super().clear()
         self._blocks.clear()
 
 
-def _block_of(holder: Item | Batch) -> Block:
+def _block_of(holder: ImageTask | Batch) -> Block:
     if holder.block is None:
         raise LookupError("an image of the encode lane has no row yet")
     return holder.block

@@ -1,13 +1,13 @@
-"""Why the engine did not answer.
+"""Errors of the engine.
 
 ::
 
     EngineError
-    ├── QueueFull          refused at admission; ``retry_after`` says when there may be room
-    ├── DeadlineExceeded   the request's time was up before its result was there
-    ├── EngineStopped      not started, without a worker, draining, or stopped
-    ├── DeviceFailed       the device raised for an image of this request
-    └── WorkerCrashed      an image of this request ended its worker twice
+    ├── QueueFull          rejected at admission; ``retry_after`` estimates when there is room
+    ├── DeadlineExceeded   the deadline passed before the result
+    ├── EngineStopped      not started, no worker, draining, or stopped
+    ├── DeviceFailed       the device raised an error for an image of this request
+    └── WorkerCrashed      two workers died running the same image of this request
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["DeadlineExceeded", "DeviceFailed", "EngineError", "EngineStopped", "
 
 
 class EngineError(Exception):
-    """Any of the above."""
+    """Base class."""
 
 
 class QueueFull(EngineError):
-    """A lane takes no more than ``limit`` images, or bytes as the message says.
+    """A lane admits at most ``limit`` images, or bytes as the message says.
 
-    ``retry_after`` is in seconds; None says that the request would never fit.
+    ``retry_after`` is in seconds; None: the request is larger than the queue.
     """
 
     def __init__(self, message: str, *, lane: str, limit: int, retry_after: float | None) -> None:
@@ -33,7 +33,7 @@ class QueueFull(EngineError):
 
 
 class DeadlineExceeded(EngineError):
-    """Too late; ``stage`` is where the request was: ``admission``, ``queue`` or ``device``."""
+    """The deadline passed; ``stage`` is where the request was then: ``admission``, ``queue`` or ``device``."""
 
     def __init__(self, *, lane: str, stage: str) -> None:
         super().__init__(f"the deadline passed at the stage {stage} of lane {lane}")
@@ -42,12 +42,12 @@ class DeadlineExceeded(EngineError):
 
 
 class EngineStopped(EngineError):
-    """No device works for this engine, or no more."""
+    """The engine admits no requests, or has ended."""
 
 
 class DeviceFailed(EngineError):
-    """The device raised; its exception, or its text from another process, is the cause."""
+    """The device raised an error, which is the cause (from another process: its text)."""
 
 
 class WorkerCrashed(EngineError):
-    """A worker died over the image, and so did the one that ran it again, alone. It is not tried a third time."""
+    """A worker died running an image, and so did the one that retried it unbatched. There is no third attempt."""

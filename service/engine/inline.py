@@ -1,22 +1,20 @@
-"""The engine in one process: the device belongs to a thread of it."""
+"""The engine in one process: a thread of it owns the device."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
-from service.engine.batching import BatchingEngine
-from service.engine.jobs import Job, LinkDown, Outcome, argument_of, execute
-from service.engine.lanes import LaneLimits
-from service.engine.protocol import Device, EngineObserver, LaneName
+from service.engine.batching import BatchingEngine, EngineOptions
+from service.engine.jobs import Job, LinkDown, Outcome, execute
+from service.engine.protocol import Device
 
 __all__ = ["InlineEngine"]
 
 
 class _LocalLink:
-    """See ``service.engine.jobs.Link``. The thread that asks is the one that runs."""
+    """See ``service.engine.jobs.Link``. ``receive`` runs the job in the calling thread."""
 
     depth = 1
 
@@ -46,14 +44,14 @@ class _LocalLink:
         if self._device is None:
             raise LinkDown("the device is not open")
         job = self._jobs.popleft()
-        return execute(self._device, job.lane, argument_of(job), job.count)
+        return execute(self._device, job, None if job.block is None else job.block.rows)
 
-    def had_begun(self) -> bool:
+    def was_started(self) -> bool:
         """See ``Link``."""
         return True
 
-    def give_up(self) -> None:
-        """See ``Link``. A device cannot be interrupted; its thread ends with the process, or when it comes back."""
+    def interrupt(self) -> None:
+        """See ``Link``. A device cannot be interrupted: its thread ends after the batch in progress, or with the process."""
 
     def close(self) -> None:
         """See ``Link``."""
@@ -63,20 +61,5 @@ class _LocalLink:
 class InlineEngine(BatchingEngine):
     """See ``service.engine.Engine``. ``device_factory`` is called in the thread that will own the device."""
 
-    def __init__(
-        self,
-        device_factory: Callable[[], Device],
-        *,
-        limits: LaneLimits | Mapping[LaneName, LaneLimits] | None = None,
-        observer: EngineObserver | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        on_model_info: Callable[[Any], None] | None = None,
-    ) -> None:
-        super().__init__(
-            [_LocalLink(device_factory)],
-            shared=False,
-            limits=limits,
-            observer=observer,
-            clock=clock,
-            on_model_info=on_model_info,
-        )
+    def __init__(self, device_factory: Callable[[], Device], **options: Unpack[EngineOptions]) -> None:
+        super().__init__([_LocalLink(device_factory)], shared=False, **options)

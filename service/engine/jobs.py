@@ -1,4 +1,4 @@
-"""What a worker is asked to run, and what it answers: the seam between the queues and the devices."""
+"""Jobs sent to a worker and their outcomes: the interface between the queues and the devices."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from service.engine.blocks import Block
-from service.engine.protocol import Device, Ids, LaneName, Pixels, RowState, Stepped
+from service.engine.blocks import Block, Rows
+from service.engine.protocol import Device, Ids, LaneName, RowState, Stepped
 
-__all__ = ["Job", "Link", "LinkDown", "Outcome", "argument_of", "execute"]
+__all__ = ["Job", "Link", "LinkDown", "Outcome", "execute"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One batch, or one sampling step. ``block`` holds the images of encode, in the rows from ``first`` on; ``tokens``
-    [n, K] are those of decode; ``rows`` those of a step. After ``deadline`` nobody waits for any of it.
+    """One batch, or one sampling step. Encode reads rows ``first`` to ``first + count`` of ``block``, decode reads
+    ``tokens`` int64 [n, K], generate reads ``rows``. After ``deadline`` no request waits for any of it.
     """
 
     lane: LaneName
@@ -30,8 +30,8 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """Seconds at the device, and a result for every row, or the error that the batch raised. Neither: it came too late
-    to be begun.
+    """Seconds on the device, and either a result for every row or the error that the device raised. With neither, the
+    deadline had passed before the job was started.
     """
 
     seconds: float
@@ -40,9 +40,7 @@ class Outcome:
 
 
 class LinkDown(Exception):
-    """The worker behind a link has gone, or never came; the message says what is known. ``is_failure``: it said itself
-    that it cannot work.
-    """
+    """The worker behind a link has exited or did not start. ``is_failure``: it reported that its device cannot be opened."""
 
     def __init__(self, message: str, *, is_failure: bool = False) -> None:
         super().__init__(message)
@@ -50,58 +48,53 @@ class LinkDown(Exception):
 
 
 class Link(Protocol):
-    """The way to one worker, used by one thread. ``depth`` is how many jobs it may hold: one running, others next."""
+    """The connection to one worker, used by one thread. ``depth``: how many jobs may be sent before an outcome is read."""
 
     name: str
     depth: int
 
     def open(self) -> Any:
-        """Waits for the worker; returns its model information. Raises ``LinkDown`` if it cannot work, or ``give_up``."""
-
-    def is_alive(self) -> bool:
-        """Whether an idle worker is still there."""
-
-    def send(self, job: Job) -> None:
-        """Hands over a job. Raises ``LinkDown``."""
-
-    def receive(self) -> Outcome:
-        """Waits for the outcome of the oldest job. Raises ``LinkDown``. Arrays are valid until the next ``receive``
-        but one.
+        """Waits for the worker and returns its model information. Raises ``LinkDown`` if it cannot work, and after
+        ``interrupt``.
         """
 
-    def had_begun(self) -> bool:
-        """Whether the worker, now gone, had begun with the oldest job."""
+    def is_alive(self) -> bool:
+        """Whether an idle worker is still connected."""
 
-    def give_up(self) -> None:
-        """Makes ``open`` and ``receive`` raise, from another thread."""
+    def send(self, job: Job) -> None:
+        """Sends a job. Raises ``LinkDown``."""
+
+    def receive(self) -> Outcome:
+        """Waits for the outcome of the oldest job. Raises ``LinkDown``. Arrays stay valid until the next but one
+        ``receive``.
+        """
+
+    def was_started(self) -> bool:
+        """Whether the worker, which has exited, had started the oldest job."""
+
+    def interrupt(self) -> None:
+        """Makes ``open`` and ``receive`` raise. Called from another thread."""
 
     def close(self) -> None:
-        """Gives back what it holds."""
+        """Releases the connection and shared memory."""
 
 
-def execute(device: Device, lane: LaneName, argument: Any, count: int) -> Outcome:
-    """Runs a job. What the device raises is part of the outcome, unless it is no ``Exception``."""
+def execute(device: Device, job: Job, images: Rows | None) -> Outcome:
+    """Runs a job. An ``Exception`` of the device becomes the outcome's error. ``images``: the rows of the job's block."""
     started = time.perf_counter()
     result: Any = None
     error: Exception | None = None
     try:
-        if lane == "encode":
-            result = device.encode(argument)
-        elif lane == "decode":
-            result = device.decode(argument)
+        if images is not None:
+            result = device.encode(images[job.first : job.first + job.count])
+        elif job.tokens is not None:
+            result = device.decode(job.tokens)
         else:
-            result = device.step(argument)
+            result = device.step(job.rows)
     except Exception as raised:
         error = raised
     else:
-        answered = len(result.tokens if isinstance(result, Stepped) else result)
-        if answered != count:
-            result, error = None, ValueError(f"the device answered {answered} rows of {count}")
+        rows = len(result.tokens if isinstance(result, Stepped) else result)
+        if rows != job.count:
+            result, error = None, ValueError(f"the device returned {rows} rows for a batch of {job.count}")
     return Outcome(seconds=time.perf_counter() - started, result=result, error=error)
-
-
-def argument_of(job: Job) -> Pixels | Ids | Sequence[RowState]:
-    """What the device is called with, for a job in this process."""
-    if job.block is not None:
-        return job.block.rows[job.first : job.first + job.count]
-    return job.rows if job.tokens is None else job.tokens

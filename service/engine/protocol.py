@@ -1,4 +1,4 @@
-"""The seams of the engine: what routes call, what the device does, and the values that pass between."""
+"""Interfaces of the engine: what the API calls, what a device implements, and the values that pass between them."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ StepCallback = Callable[[int, int, Ids, Ids], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What a request cost: seconds until its first image was taken, seconds of device time of all batches that held
-    images of it, and the size of the largest of those.
+    """What a request cost: seconds until a device started its first image, device seconds of all batches that held its
+    images, and the size of the largest of these batches.
     """
 
     queue_seconds: float
@@ -65,9 +65,9 @@ class Decoded:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateItem:
-    """One image to make: a class id or None, a seed, and settings that only the device understands.
+    """One image to generate: a class id or None, a seed, and settings that only the device interprets.
 
-    The settings are a plain value that can be pickled, so that the device may be in another process.
+    The settings can be pickled, because the device may be in another process.
     """
 
     label: int | None
@@ -77,8 +77,8 @@ class GenerateItem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowState:
-    """An image between two sampling steps, as a plain value: a step is a pure function of it, so any worker can do it,
-    and do it again. ``tokens`` int64 [K], or None before the first step; ``step`` counts the steps done.
+    """An image between two sampling steps. A step is a pure function of it, so any worker can run it, and repeat it.
+    ``tokens`` int64 [K], or None before the first step; ``step`` counts the steps done.
     """
 
     label: int | None
@@ -90,8 +90,8 @@ class RowState:
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped:
-    """Rows after a step: ``tokens`` int64 [n, K], the mask id where unknown; ``sampled`` int64 [n, K], the device's
-    guess of every token; ``finished`` bool [n].
+    """Rows after a step: ``tokens`` int64 [n, K], the mask id where masked; ``sampled`` int64 [n, K], the prediction of
+    every token; ``finished`` bool [n].
     """
 
     tokens: Ids
@@ -109,21 +109,21 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineState:
-    """Where the engine is in its life; ``reason`` says why it is not ready."""
+    """The engine's lifecycle state; ``reason`` says why it is not ready."""
 
     name: Literal["starting", "ready", "draining", "stopped", "failed"]
     reason: str | None = None
 
     @property
     def is_ready(self) -> bool:
-        """Whether new work is taken."""
+        """Whether requests are admitted."""
         return self.name == "ready"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaneSnapshot:
-    """What a lane holds: images and bytes that wait, also those that a busy worker has been handed, and images that a worker
-    is at.
+    """What a lane holds: images and bytes that wait (including images prefetched by a busy worker), and images being
+    processed.
     """
 
     queued_images: int
@@ -140,18 +140,18 @@ class EngineSnapshot:
     generate: LaneSnapshot
 
     def as_dict(self) -> dict[str, dict[str, int]]:
-        """Figures by lane."""
+        """Counters by lane."""
         return asdict(self)
 
 
 class EncodeTicket(Protocol):
-    """Room for the images of one request, which decoding threads fill. Used as a context: leaving it abandons what has
-    no result yet.
+    """Reserved room for the images of one request, which decoding threads fill. A context manager: leaving it abandons
+    images that have no result yet.
     """
 
     def put(self, index: int, pixels: Pixels) -> None:
-        """Copies image ``index``, uint8 [S, S, 3], into the batch that is being filled. Called once for each image, in
-        any thread. Raises ``ValueError`` for another shape or type.
+        """Copies image ``index``, uint8 [S, S, 3], into a batch. Called once per image, in any thread. Raises
+        ``ValueError`` for another shape or type.
         """
 
     async def result(self) -> Encoded:
@@ -163,30 +163,30 @@ class EncodeTicket(Protocol):
 
 
 class Engine(Protocol):
-    """Turns requests into device batches and back. ``deadline`` is a time of the engine's clock (monotonic).
+    """Batches requests for devices. ``deadline`` is a time of the engine's clock (monotonic).
 
     The calls raise ``QueueFull``, ``DeadlineExceeded``, ``EngineStopped``, ``DeviceFailed`` or ``WorkerCrashed``, and
-    ``ValueError`` for an array of another shape or type. Cancelling one abandons what the device has not taken yet.
+    ``ValueError`` for an array of another shape or type. Cancelling a call drops its images that no device has started.
     """
 
     @property
     def state(self) -> EngineState:
-        """Where the engine is in its life."""
+        """The lifecycle state."""
 
     def start(self) -> None:
-        """Begins to open the device. Called once, in the event loop that will wait for results."""
+        """Starts opening the devices. Called once, in the event loop that will await results."""
 
     async def ready(self) -> None:
-        """Waits until work is taken. Raises ``EngineStopped`` if it never will be."""
+        """Waits until requests are admitted. Raises ``EngineStopped`` if the engine failed or was stopped."""
 
     async def stop(self, drain_seconds: float) -> None:
-        """Refuses new work, finishes what was accepted within the time, and fails what is left."""
+        """Rejects new requests, finishes admitted ones within the time, and fails the rest."""
 
     def snapshot(self) -> EngineSnapshot:
-        """What waits and what is being worked on."""
+        """How many images wait and are being processed."""
 
     def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
-        """Room for ``count`` images of S x S pixels, before they are decoded; refused when there is none."""
+        """Reserves room for ``count`` images of S x S pixels before they are decoded."""
 
     async def encode(self, images: Pixels, *, deadline: float) -> Encoded:
         """Images uint8 [n, S, S, 3], n >= 1."""
@@ -198,12 +198,12 @@ class Engine(Protocol):
         self, items: Sequence[GenerateItem], *, deadline: float, on_step: StepCallback | None = None
     ) -> Generated:
         """``on_step(index, step, tokens, sampled)`` is called in the event loop after every sampling step of an item,
-        with its ids int64 [K] so far and the device's guess of all of them.
+        with ``Stepped.tokens`` and ``Stepped.sampled`` of its row.
         """
 
 
 class Device(Protocol):
-    """The models, as the one thread that owns them calls them. A batch's rows may belong to many requests."""
+    """The models on one device, called by the thread that owns it. The rows of a batch may belong to many requests."""
 
     def encode(self, images: Pixels) -> Ids:
         """Uint8 [b, S, S, 3] -> int64 [b, K]."""
@@ -212,13 +212,13 @@ class Device(Protocol):
         """Int64 [b, K] -> uint8 [b, S, S, 3]."""
 
     def step(self, rows: Sequence[RowState]) -> Stepped:
-        """Rows, at any steps, after one step more of each."""
+        """Runs one more sampling step of every row; rows may be at different steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchReport:
-    """A batch that came back: seconds that handing it to the worker took, that the device had it, and that copying its
-    results to their requests took; ``callers`` are what ``EngineObserver.caller`` gave for the requests in it.
+    """A finished batch: seconds for sending it to the worker, on the device, and for copying its results to their
+    requests; ``callers`` holds what ``EngineObserver.caller`` returned for the requests in it.
     """
 
     lane: LaneName
@@ -231,30 +231,30 @@ class BatchReport:
 
 
 class EngineObserver(Protocol):
-    """Told of the engine's work, from its device thread and from the event loop; must be quick, thread-safe and never
-    raise.
+    """Receives the engine's events, in its device threads and in the event loop. Methods must be fast and thread-safe, and
+    must not raise.
     """
 
     def caller(self) -> object | None:
-        """A request was admitted, in the event loop and the context of whoever asked: what its batches are to be reported
-        with, or None.
+        """Called when a request is admitted, in the event loop and the caller's context. Returns what to report with its
+        batches, or None.
         """
 
     def batch(self, report: BatchReport) -> None:
-        """The device has run a batch (of generate: one step). Told before those who wait for its results are."""
+        """A device has run a batch (of generate: one step). Called before the callers get the results."""
 
     def queue_wait(self, lane: str, seconds: float) -> None:
-        """An image was taken by the device."""
+        """A device has started an image."""
 
     def rejected(self, lane: str, reason: str) -> None:
-        """A request was refused at admission: ``images``, ``bytes``, ``too_large``, ``deadline`` or ``stopped``."""
+        """A request was rejected at admission: ``images``, ``bytes``, ``too_large``, ``deadline`` or ``stopped``."""
 
     def abandoned(self, lane: str, stage: str) -> None:
-        """An image was dropped unfinished: ``expired``, or ``cancelled`` because nobody waits."""
+        """An image was dropped unfinished: ``expired``, or ``cancelled`` because no caller waits for it."""
 
 
 class NullObserver:
-    """Listens to nothing."""
+    """Ignores all events."""
 
     def caller(self) -> object | None:
         """See ``EngineObserver``."""

@@ -1,4 +1,4 @@
-"""The lanes under one lock, and the way of results back to the event loop: where all threads of the engine meet."""
+"""The lanes under one lock, shared by all threads of the engine, and the delivery of results to the event loop."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from service.engine.encode_lane import EncodeLane
 from service.engine.errors import EngineError
 from service.engine.lanes import Lane, LaneLimits
 from service.engine.protocol import EngineObserver, EngineSnapshot, LaneName, Pixels
+from service.engine.requests import EngineRequest, ImageTask
 from service.engine.token_lanes import DecodeLane, GenerateLane
-from service.engine.work import Item, Work
 
 __all__ = ["Queues"]
 
 
 class Queues:
-    """``wake`` guards all of it, and wakes whoever waits for work, for room or for the end. ``turns`` are the lanes in
-    the order in which they are served; ``works`` the requests that somebody waits for. ``is_draining``: no more is
-    admitted; ``is_over``: nothing will run any more.
+    """``wake`` guards everything and is notified of new work, free room and the end. ``lanes`` are in the order of the
+    round robin: the next to be served is first. ``requests`` are those that a caller waits for. ``is_draining``: no
+    request is admitted any more; ``is_over``: no batch runs any more.
     """
 
     def __init__(
@@ -32,8 +32,7 @@ class Queues:
         *,
         shared: bool,
     ) -> None:
-        names: tuple[LaneName, ...] = get_args(LaneName)
-        by_lane = limits if isinstance(limits, Mapping) else dict.fromkeys(names, limits)
+        by_lane = limits if isinstance(limits, Mapping) else dict.fromkeys(get_args(LaneName), limits)
         self.observer = observer
         self.clock = clock
         self.wake = threading.Condition()
@@ -41,83 +40,79 @@ class Queues:
         self.generate = GenerateLane(by_lane["generate"], observer)
         decode = DecodeLane(by_lane["decode"], observer)
         self.lanes: dict[LaneName, Lane] = {"encode": self.encode, "decode": decode, "generate": self.generate}
-        self.turns = list(self.lanes.values())
-        self.works: set[Work] = set()
+        self.requests: set[EngineRequest] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.is_draining = False
         self.is_over = False
 
     @property
     def has_work(self) -> bool:
-        """Whether anything waits or is being worked on."""
-        return any(lane.queued_images or lane.active_images for lane in self.turns)
+        """Whether any image waits or is on a device."""
+        return any(lane.queued_images or lane.active_images for lane in self.lanes.values())
 
     def snapshot(self) -> EngineSnapshot:
-        """What the lanes hold."""
+        """The counters of all lanes."""
         with self.wake:
             return EngineSnapshot(**{name: lane.snapshot() for name, lane in self.lanes.items()})
 
-    def write(self, items: Sequence[Item], images: Pixels) -> None:
-        """Copies images [n, ...] into the batch that is being filled, and the next if it is full; in any thread."""
+    def write(self, tasks: Sequence[ImageTask], images: Pixels) -> None:
+        """Copies images [n, ...] into rows of the encode lane's blocks. Called in any thread."""
         now = self.clock()
         with self.wake:
             if self.is_over:
                 return
-            blocks = [self.encode.claim(item, images.shape[1:], now) for item in items]
+            blocks = [self.encode.claim(task, images.shape[1:], now) for task in tasks]
         try:
-            for block, item, pixels in zip(blocks, items, images, strict=True):
+            for block, task, pixels in zip(blocks, tasks, images, strict=True):
                 if block is not None:
-                    block.rows[item.row] = pixels
+                    block.rows[task.row] = pixels
         finally:
             with self.wake:
-                for block, item in zip(blocks, items, strict=True):
+                for block, task in zip(blocks, tasks, strict=True):
                     if block is not None:
-                        self.encode.written(item)
+                        self.encode.written(task)
                 self.wake.notify_all()
 
-    def drop(self, work: Work, name: LaneName) -> None:
+    def drop(self, request: EngineRequest) -> None:
         """Frees the room of a request that has ended."""
-        self.works.discard(work)
+        self.requests.discard(request)
         if not self.is_over:
-            self.lanes[name].discard(work)
+            self.lanes[request.lane].discard(request)
         self.wake.notify_all()
 
-    def settle(self, lane: Lane, works: Iterable[Work], reports: Sequence[Callable[[], None]] = ()) -> None:
-        """Drops what still waits of requests that have ended, and tells their waiters."""
-        ended = {work for work in works if work.ended}
-        for work in ended:
-            if work.error is not None:
-                lane.discard(work)
-        self.tell(ended, reports)
+    def resolve(self, requests: Iterable[EngineRequest], reports: Sequence[Callable[[], None]] = ()) -> None:
+        """Removes the requests that have ended. The event loop then calls the step reports and wakes the callers, in one
+        call for all.
+        """
+        ended = {request for request in requests if request.ended}
+        self.requests -= ended
+        for request in ended:
+            if request.error is not None and not self.is_over:
+                self.lanes[request.lane].discard(request)
 
-    def tell(self, ended: set[Work], reports: Sequence[Callable[[], None]] = ()) -> None:
-        """Reports sampling steps, then wakes waiters, with one call for all of them."""
-        self.works -= ended
-
-        def wake_all() -> None:
+        def deliver() -> None:
             for report in reports:
                 report()
-            for work in ended:
-                work.settle()
+            for request in ended:
+                request.resolve()
 
         if ended or reports:
-            self.in_loop(wake_all)
+            self.call_in_loop(deliver)
 
-    def in_loop(self, function: Callable[[], None]) -> None:
+    def call_in_loop(self, function: Callable[[], None]) -> None:
         """Calls a function in the event loop, from any thread."""
-        # A loop that was closed before a held device came back has no waiters left.
         if self.loop is not None:
-            with suppress(RuntimeError):
+            with suppress(RuntimeError):  # the loop is closed: nothing waits in it
                 self.loop.call_soon_threadsafe(function)
 
     def end(self, error: EngineError) -> None:
-        """Nothing will run any more: every waiter is told."""
+        """Fails all requests; no batch runs any more."""
         with self.wake:
             self.is_over = True
-            for work in self.works:
-                work.fail(error)
-            self.tell(set(self.works))
-            for lane in self.turns:
+            for request in self.requests:
+                request.fail(error)
+            self.resolve(self.requests)
+            for lane in self.lanes.values():
                 lane.clear()
             self.encode.pool.close()
             self.wake.notify_all()

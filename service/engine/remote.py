@@ -1,4 +1,4 @@
-"""The engine in front of worker processes: a link is a connection to one of them, found again when it is restarted."""
+"""The engine with worker processes: a link is a connection to one worker, opened again whenever the worker restarts."""
 
 from __future__ import annotations
 
@@ -6,29 +6,23 @@ import os
 import select
 import socket
 import threading
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.batching import BatchingEngine
+from service.engine.batching import BatchingEngine, EngineOptions
 from service.engine.blocks import COUNTER_BYTES, Rows, map_counter, map_rows
 from service.engine.jobs import Job, LinkDown, Outcome
-from service.engine.lanes import LaneLimits
-from service.engine.protocol import EngineObserver, LaneName
-from service.engine.wire import Answer, Channel, Failure, Memory, Request, Tally
+from service.engine.wire import Answer, Channel, DeviceFailure, JobMessage, Memory, StartedCounter
 
-__all__ = ["RemoteDeviceError", "RemoteEngine", "RemoteLink"]
+__all__ = ["RemoteEngine", "RemoteLink"]
 
 _RETRY_SECONDS = 0.05
-# One batch runs and the next is there when it ends. More would only wait in the wrong place, where it cannot grow.
+# One batch runs and one is prefetched. Further ones would wait at the worker, where they cannot grow.
 _DEPTH = 2
-
-
-class RemoteDeviceError(Exception):
-    """What a device raised in another process, as text."""
 
 
 class RemoteLink:
@@ -41,46 +35,36 @@ class RemoteLink:
         self._channel: Channel | None = None
         self._blocks: set[int] = set()
         self._answers: dict[int, Rows] = {}
-        self._has_given_up = threading.Event()
+        self._interrupted = threading.Event()
         self._poll = select.poll()
-        self._tally = np.zeros(1, np.int64)
+        self._started: npt.NDArray[np.int64] = np.zeros(1, np.int64)
         self._received = 0
 
     def open(self) -> Any:
         """See ``Link``."""
-        self._disconnect()
-        while not self._has_given_up.is_set():
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        while not self._interrupted.is_set():
+            self.close()
             try:
-                connection.connect(self._address)
-            except OSError:
-                connection.close()
-                self._has_given_up.wait(_RETRY_SECONDS)
-                continue
-            self._channel = Channel(connection)
-            if self._has_given_up.is_set():  # given up before there was a channel to shut down
-                break
-            try:
-                message, _ = self._channel.receive()
+                self._channel = channel = _connect(self._address)
+                if self._interrupted.is_set():  # before there was a channel to shut down
+                    break
+                message, _ = channel.receive()
+                if not isinstance(message, DeviceFailure):
+                    self._started = _share_counter(channel)
             except (EOFError, OSError):
-                self._disconnect()
-                self._has_given_up.wait(_RETRY_SECONDS)
+                self._interrupted.wait(_RETRY_SECONDS)
                 continue
-            if isinstance(message, Failure):
-                self._has_given_up.wait(_RETRY_SECONDS)
+            if isinstance(message, DeviceFailure):
+                self._interrupted.wait(_RETRY_SECONDS)
                 raise LinkDown(message.reason, is_failure=True)
-            try:
-                self._tally = _send_tally(self._channel)
-            except OSError:
-                continue
             self._received = 0
             self._poll = select.poll()
-            self._poll.register(self._channel.fileno(), select.POLLIN)
+            self._poll.register(channel.fileno(), select.POLLIN)
             return message.info
         raise LinkDown("the service is shutting down")
 
     def is_alive(self) -> bool:
-        """See ``Link``. An idle worker has nothing to say; if there is something to read, it is the end."""
+        """See ``Link``. An idle worker sends nothing; if the socket is readable, it was closed."""
         return not self._poll.poll(0)
 
     def send(self, job: Job) -> None:
@@ -92,9 +76,8 @@ class RemoteLink:
             memory = Memory(block.number, block.rows.shape, is_new)
             if is_new and block.descriptor is not None:
                 descriptors = [block.descriptor]
-        message = Request(job.lane, job.count, job.deadline, memory, job.first, job.tokens, job.rows)
         try:
-            self._connected.send(message, descriptors)
+            self._connected.send(JobMessage(replace(job, block=None), memory), descriptors)
         except OSError as error:
             raise LinkDown(f"the worker has gone: {error}") from None
         if memory is not None:
@@ -108,28 +91,31 @@ class RemoteLink:
         except (EOFError, OSError) as error:
             raise LinkDown(f"the worker has gone: {error}") from None
         self._received += 1
-        result: Any = answer.result
-        if answer.memory is not None:
-            if answer.memory.is_new:
-                self._answers[answer.memory.number] = map_rows(descriptors[0], answer.memory.shape)
-                os.close(descriptors[0])
-            result = self._answers[answer.memory.number][: answer.count]
-        raised = RemoteDeviceError(answer.error) if answer.error is not None else None
-        return Outcome(seconds=answer.seconds, result=result, error=raised)
+        memory = answer.memory
+        if memory is None:
+            return answer.outcome
+        if memory.is_new:
+            self._answers[memory.number] = map_rows(descriptors[0], memory.shape)
+            os.close(descriptors[0])
+        return replace(answer.outcome, result=self._answers[memory.number][: answer.count])
 
-    def had_begun(self) -> bool:
+    def was_started(self) -> bool:
         """See ``Link``."""
-        return int(self._tally[0]) > self._received
+        return int(self._started[0]) > self._received
 
-    def give_up(self) -> None:
+    def interrupt(self) -> None:
         """See ``Link``."""
-        self._has_given_up.set()
+        self._interrupted.set()
         if self._channel is not None:
             self._channel.shut_down()
 
     def close(self) -> None:
         """See ``Link``."""
-        self._disconnect()
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
+        self._blocks.clear()
+        self._answers.clear()
 
     @property
     def _connected(self) -> Channel:
@@ -137,44 +123,33 @@ class RemoteLink:
             raise LinkDown("the worker is not connected")
         return self._channel
 
-    def _disconnect(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = None
-        self._blocks.clear()
-        self._answers.clear()
+
+def _connect(address: str) -> Channel:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return Channel(connection)
 
 
-def _send_tally(channel: Channel) -> npt.NDArray[np.int64]:
-    descriptor = os.memfd_create("titok-tally", os.MFD_CLOEXEC)
+def _share_counter(channel: Channel) -> npt.NDArray[np.int64]:
+    """Sends the worker a counter of the jobs it has started."""
+    descriptor = os.memfd_create("titok-started", os.MFD_CLOEXEC)
     try:
         os.ftruncate(descriptor, COUNTER_BYTES)
-        channel.send(Tally(), [descriptor])
+        channel.send(StartedCounter(), [descriptor])
         return map_counter(descriptor)
     finally:
         os.close(descriptor)
 
 
 class RemoteEngine(BatchingEngine):
-    """See ``service.engine.Engine``. ``addresses`` are the Unix sockets of workers by name, whether they are there yet
-    or not; ``depth`` jobs are handed to each at a time.
+    """See ``service.engine.Engine``. ``addresses`` are the Unix socket paths of the workers by name, which need not exist
+    yet; up to ``depth`` jobs are sent to each.
     """
 
-    def __init__(
-        self,
-        addresses: Mapping[str, str],
-        *,
-        limits: LaneLimits | Mapping[LaneName, LaneLimits] | None = None,
-        observer: EngineObserver | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        on_model_info: Callable[[Any], None] | None = None,
-        depth: int = _DEPTH,
-    ) -> None:
-        super().__init__(
-            [RemoteLink(name, address, depth) for name, address in addresses.items()],
-            shared=True,
-            limits=limits,
-            observer=observer,
-            clock=clock,
-            on_model_info=on_model_info,
-        )
+    def __init__(self, addresses: Mapping[str, str], *, depth: int = _DEPTH, **options: Unpack[EngineOptions]) -> None:
+        links = [RemoteLink(name, address, depth) for name, address in addresses.items()]
+        super().__init__(links, shared=True, **options)

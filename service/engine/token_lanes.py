@@ -1,4 +1,4 @@
-"""The lanes of decode and generate, whose images are a few numbers each and wait in lists."""
+"""The decode and generate lanes, whose images are a few numbers each and wait in lists."""
 
 from __future__ import annotations
 
@@ -8,40 +8,42 @@ from collections.abc import Sequence
 
 from service.engine.lanes import Batch, Lane, LaneLimits
 from service.engine.protocol import EngineObserver, Ids, LaneName
-from service.engine.work import Item, Work
+from service.engine.requests import EngineRequest, ImageTask
 
 __all__ = ["DecodeLane", "GenerateLane"]
 
 
 class _ListLane(Lane):
-    """What both have in common."""
+    """Base of both lanes."""
 
     def __init__(self, name: LaneName, limits: LaneLimits, observer: EngineObserver) -> None:
         super().__init__(name, limits, observer)
-        self._items: deque[Item] = deque()
+        self._tasks: deque[ImageTask] = deque()
 
-    def _enqueue(self, items: Sequence[Item]) -> None:
-        self._items.extend(items)
+    def _enqueue(self, tasks: Sequence[ImageTask]) -> None:
+        self._tasks.extend(tasks)
 
-    def _take_new(self, room: int, now: float, expired: list[Work]) -> list[Item]:
-        taken: list[Item] = []
-        while self._items and len(taken) < room:
-            item = self._items.popleft()
-            if self._is_wanted(item, now, expired):
-                taken.append(item)
-            else:
-                self._leave_queue(item)
-        self._activate(taken)
+    def _take_from(
+        self, queue: deque[ImageTask], limit: int, now: float, expired: list[EngineRequest]
+    ) -> list[ImageTask]:
+        """Takes up to ``limit`` images of open requests."""
+        taken: list[ImageTask] = []
+        while queue and len(taken) < limit:
+            task = queue.popleft()
+            wanted = self._is_wanted(task, now, expired)
+            self._set_state(task, "active" if wanted else "done")
+            if wanted:
+                taken.append(task)
         return taken
 
-    def _forget(self, item: Item) -> bool:
-        self._items.remove(item)
+    def _remove(self, task: ImageTask) -> bool:
+        self._tasks.remove(task)
         return True
 
     def clear(self) -> None:
         """See ``Lane``."""
         super().clear()
-        self._items.clear()
+        self._tasks.clear()
 
 
 class DecodeLane(_ListLane):
@@ -50,63 +52,57 @@ class DecodeLane(_ListLane):
     def __init__(self, limits: LaneLimits, observer: EngineObserver) -> None:
         super().__init__("decode", limits, observer)
 
-    def _take(self, now: float, expired: list[Work], most: int) -> Batch:
-        return Batch(self, self._take_new(most, now, expired))
+    def _take(self, now: float, expired: list[EngineRequest], limit: int) -> Batch:
+        return Batch(self, self._take_from(self._tasks, limit, now, expired))
 
     def _has_full_batch(self) -> bool:
-        return len(self._items) >= self.batch_size
+        return len(self._tasks) >= self.batch_size
 
-    def _oldest(self) -> float | None:
-        return self._items[0].work.admitted if self._items else None
+    def _oldest_arrival(self) -> float | None:
+        return self._tasks[0].request.admitted_at if self._tasks else None
 
     def _put_back(self, batch: Batch) -> None:
-        for item in reversed(batch.items):
-            self._queue_again(item)
-            self._items.appendleft(item)
+        for task in reversed(batch.tasks):
+            self._set_state(task, "queued")
+            self._tasks.appendleft(task)
 
 
 class GenerateLane(_ListLane):
-    """Batched by sampling step: rows at any steps go together, finished ones leave and waiting ones join in between.
+    """Continuous batching by sampling step: rows at any step run together; finished rows leave and new rows join between
+    steps.
 
-    A row is active from its first step to its last, and idle between steps. New rows join only when no idle one is
-    left, so there are never more active ones than the workers have room for.
+    A row is active from its first step to its last, and is in ``_between_steps`` while it is not in a batch. New rows join
+    only when that list is empty, so there are never more active rows than the workers have room for.
     """
 
     def __init__(self, limits: LaneLimits, observer: EngineObserver) -> None:
         super().__init__("generate", limits, observer)
-        self._idle: deque[Item] = deque()
+        self._between_steps: deque[ImageTask] = deque()
 
-    def _take(self, now: float, expired: list[Work], most: int) -> Batch:  # noqa: ARG002  a row costs many steps
-        rows: list[Item] = []
-        while self._idle and len(rows) < self.batch_size:
-            item = self._idle.popleft()
-            if self._is_wanted(item, now, expired):
-                rows.append(item)
-            else:
-                self.finish(item)
-        rows += self._take_new(self.batch_size - len(rows), now, expired)
+    def _take(self, now: float, expired: list[EngineRequest], limit: int) -> Batch:  # noqa: ARG002  a step is short
+        rows = self._take_from(self._between_steps, self.batch_size, now, expired)
+        rows += self._take_from(self._tasks, self.batch_size - len(rows), now, expired)
         return Batch(self, rows)
 
-    def advance(self, item: Item, tokens: Ids, *, finished: bool) -> None:
-        """A row has made a step."""
-        item.step += 1
-        item.tokens = tokens
+    def advance(self, task: ImageTask, tokens: Ids, *, finished: bool) -> None:
+        """Records a sampling step of a row."""
+        task.step += 1
+        task.tokens = tokens
         if finished:
-            self.finish(item)
+            self.finish(task)
         else:
-            self._idle.append(item)
+            self._between_steps.append(task)
 
     def _has_full_batch(self) -> bool:
-        return False  # the rows of the next step are those that come back from this one
+        return False  # the rows of the next step are those that this step returns
 
-    def _oldest(self) -> float | None:
-        # A step waits for no company: its rows have been waiting for each other since the step before.
-        return -math.inf if self._idle or self._items else None
+    def _oldest_arrival(self) -> float | None:
+        return -math.inf if self._between_steps or self._tasks else None  # ``max_wait`` does not apply
 
     def _put_back(self, batch: Batch) -> None:
-        self._idle.extendleft(reversed(batch.items))
+        self._between_steps.extendleft(reversed(batch.tasks))
 
     def clear(self) -> None:
         """See ``Lane``."""
         super().clear()
-        self._idle.clear()
+        self._between_steps.clear()

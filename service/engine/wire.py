@@ -1,7 +1,7 @@
-"""Messages between a front end and a worker: length and pickle over a Unix socket, with file descriptors beside them.
+"""Messages between a front end and a worker: length-prefixed pickles over a Unix socket, with file descriptors.
 
-The socket lies in a folder that only the service's own user can enter, and both ends are this program; nothing from
-outside comes near the pickles. Pixels do not travel: a descriptor of their memory does, once.
+The socket is in a folder that only the service's user can enter, and both ends run this program: no pickle comes from
+outside. Pixels stay in shared memory, whose descriptor is sent once.
 """
 
 from __future__ import annotations
@@ -15,9 +15,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from service.engine.protocol import Ids, LaneName, RowState, Stepped
+from service.engine.jobs import Job, Outcome
 
-__all__ = ["Answer", "Channel", "Failure", "Hello", "Memory", "Request", "Tally"]
+__all__ = [
+    "Answer",
+    "Channel",
+    "DeviceFailure",
+    "DeviceReady",
+    "JobMessage",
+    "Memory",
+    "RemoteDeviceError",
+    "StartedCounter",
+]
 
 _HEADER = struct.Struct("!I")
 _MAX_DESCRIPTORS = 1
@@ -26,7 +35,7 @@ _BUFFER_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Rows uint8 of ``shape``, known by ``number``; ``is_new``: its descriptor comes with this message."""
+    """Shared rows uint8 of ``shape``, identified by ``number``; ``is_new``: the descriptor comes with this message."""
 
     number: int
     shape: tuple[int, ...]
@@ -34,71 +43,68 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
-    """The worker's device is open; ``info`` describes its models."""
+class DeviceReady:
+    """The worker has opened its device; ``info`` describes its models."""
 
     info: Any
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """The worker's device cannot be opened."""
+class DeviceFailure:
+    """The worker cannot open its device."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
-    """The front end's answer, with the descriptor of 8 bytes in which the worker counts the jobs that it has begun: they
-    outlive it, and tell a job that it died over from one that it never came to.
+class StartedCounter:
+    """The front end's reply to ``DeviceReady``, with the descriptor of 8 bytes in which the worker counts the jobs it has
+    started. They outlive the worker and tell a job it died running from one it had not started.
     """
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """See ``service.engine.jobs.Job``."""
+class JobMessage:
+    """A job without its block, which is in ``memory``."""
 
-    lane: LaneName
-    count: int
-    deadline: float
+    job: Job
     memory: Memory | None
-    first: int
-    tokens: Ids | None
-    rows: Sequence[RowState]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """See ``service.engine.jobs.Outcome``; images are the first ``count`` rows of ``memory``."""
+    """An outcome. Images are not part of it: they are the first ``count`` rows of ``memory``."""
 
-    seconds: float
-    result: Ids | Stepped | None
+    outcome: Outcome
     memory: Memory | None
     count: int
-    error: str | None
+
+
+class RemoteDeviceError(Exception):
+    """The text of an error that a device raised in the worker; only the text is sent, as not every error can be pickled."""
 
 
 class Channel:
-    """One end of a connection. Reading and writing may be done by two threads, each by one."""
+    """One end of a connection. One thread may read while another writes."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
 
     def fileno(self) -> int:
-        """Of the socket, to be polled."""
+        """The socket's descriptor, for polling."""
         return self._connection.fileno()
 
     def send(self, message: object, descriptors: Sequence[int] = ()) -> None:
-        """Raises ``OSError`` if the other end has gone."""
+        """Raises ``OSError`` if the other end is closed."""
         body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         data = memoryview(_HEADER.pack(len(body)) + body)
         sent = socket.send_fds(self._connection, [data], descriptors) if descriptors else 0
-        if sent < len(data):  # or a peer that has gone would be an error of a message that reached it
+        if sent < len(data):  # sending nothing could fail although the whole message was delivered
             self._connection.sendall(data[sent:])
 
     def receive(self) -> tuple[Any, list[int]]:
-        """The next message, and the descriptors that came with it. Raises ``EOFError`` or ``OSError``."""
+        """Returns the next message and the descriptors that came with it. Raises ``EOFError`` or ``OSError``."""
         header, descriptors, _, _ = socket.recv_fds(self._connection, _HEADER.size, _MAX_DESCRIPTORS)
         try:
             header += self._read(_HEADER.size - len(header))
@@ -114,13 +120,13 @@ class Channel:
         while view:
             received = self._connection.recv_into(view)
             if not received:
-                raise EOFError("the other end has gone")
+                raise EOFError("the other end has closed the connection")
             view = view[received:]
         return bytes(data)
 
     def shut_down(self) -> None:
         """Wakes a thread that reads or writes."""
-        with suppress(OSError):  # it may not be connected any more
+        with suppress(OSError):  # not connected any more
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:

@@ -1,11 +1,11 @@
-"""The worker's end: one device, the thread that owns it, and a connection to each front end.
+"""The worker's side of the engine: one device, the thread that owns it, and a connection to each front end.
 
 ::
 
     front end ─> reading thread ─┐
-    front end ─> reading thread ─┴─> inbox ─> device thread ─> answer to whoever asked
+    front end ─> reading thread ─┴─> inbox ─> device thread ─> answer to that front end
 
-A front end has at most two jobs here, so that taking them as they come is fair.
+Jobs run first come, first served; that is fair, because a front end has at most two jobs here.
 """
 
 from __future__ import annotations
@@ -19,76 +19,80 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from service.engine.blocks import Block, Rows, map_counter, map_rows
-from service.engine.jobs import execute
+from service.engine.jobs import Job, Outcome, execute
 from service.engine.protocol import Device
-from service.engine.wire import Answer, Channel, Failure, Hello, Memory, Request
+from service.engine.wire import Answer, Channel, DeviceFailure, DeviceReady, JobMessage, Memory, RemoteDeviceError
 
 __all__ = ["DeviceServer"]
 
 log = logging.getLogger(__name__)
 
-# A front end that does not read its answers loses its connection, not everybody's device.
+# A front end that does not read its answers loses its connection; others are not held up for longer.
 _SEND_SECONDS = 5
-_FAREWELL_SECONDS = 0.5
+_FAILURE_GRACE_SECONDS = 0.5
 
 
 class _FrontEnd:
-    """A connection, and the memory shared over it."""
+    """A connection to a front end, and the memory shared with it."""
 
     def __init__(self, connection: socket.socket, pin: Callable[[Rows], object] | None) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_SECONDS, 0))
         self.channel = Channel(connection)
-        self.is_gone = False
-        self.begun = np.zeros(1, np.int64)
+        self.is_closed = False
+        self.started = np.zeros(1, np.int64)
         self._pin = pin
         self._blocks: dict[int, Rows] = {}
-        # Two, used in turns: the front end reads one while the device writes the other.
+        # Double buffering: the front end reads one block while the device's results are copied into the other.
         self._answers: list[Block | None] = [None, None]
-        self._turn = 0
+        self._current = 0
         self._closing = threading.Lock()
 
-    def argument(self, request: Request, descriptors: list[int]) -> Any:
-        """What the device is called with. Raises ``EOFError`` if the connection was closed from this side meanwhile."""
-        memory = request.memory
+    def images_of(self, message: JobMessage, descriptors: list[int]) -> Rows | None:
+        """Maps the images of a job; None if it has none. Raises ``EOFError`` if the connection was closed meanwhile."""
+        memory = message.memory
         if memory is None:
-            return request.rows if request.tokens is None else request.tokens
+            return None
         if memory.is_new:
             self._blocks[memory.number] = map_rows(descriptors[0], memory.shape, self._pin)
             os.close(descriptors[0])
         rows = self._blocks.get(memory.number)
-        if rows is None:  # another thread has closed it
+        if rows is None:  # another thread has closed the connection
             raise EOFError("the connection is closed")
-        return rows[request.first : request.first + request.count]
+        return rows
 
-    def answer(self, seconds: float, result: Any, error: Exception | None) -> None:
+    def answer(self, outcome: Outcome) -> None:
         """Sends an outcome; images go into shared memory."""
-        memory, descriptors, count = None, [], 0
+        result, memory, descriptors, count = outcome.result, None, [], 0
+        if outcome.error is not None:
+            text = f"{type(outcome.error).__name__}: {outcome.error}"
+            outcome = replace(outcome, error=RemoteDeviceError(text))
         if isinstance(result, np.ndarray) and result.dtype == np.uint8:
-            self._turn = 1 - self._turn
-            block, count = self._answers[self._turn], len(result)
+            self._current = 1 - self._current
+            block, count = self._answers[self._current], len(result)
             is_new = block is None or block.capacity < count or block.rows.shape[1:] != result.shape[1:]
             if block is None or is_new:
                 if block is not None:
                     block.close()
-                block = self._answers[self._turn] = Block(self._turn, count, result.shape[1:], shared=True)
+                block = self._answers[self._current] = Block(self._current, count, result.shape[1:], shared=True)
             if is_new and block.descriptor is not None:
                 descriptors = [block.descriptor]
             block.rows[:count] = result
-            memory, result = Memory(block.number, block.rows.shape, is_new), None
-        text = None if error is None else f"{type(error).__name__}: {error}"
-        self.channel.send(Answer(seconds, result, memory, count, text), descriptors)
+            memory = Memory(block.number, block.rows.shape, is_new)
+            outcome = replace(outcome, result=None)
+        self.channel.send(Answer(outcome, memory, count), descriptors)
 
     def close(self) -> None:
-        """Forgets the connection; the memory goes when the device has let go of it. Thread-safe, and once is enough."""
+        """Closes the connection, once; the memory is freed when the device has finished with it. Thread-safe."""
         with self._closing:
-            if self.is_gone:
+            if self.is_closed:
                 return
-            self.is_gone = True
+            self.is_closed = True
         self.channel.shut_down()
         self._blocks.clear()
         for block in self._answers:
@@ -111,7 +115,7 @@ class DeviceServer:
         self._listener = listener
         self._device_factory = device_factory
         self._clock = clock
-        self._inbox: queue.SimpleQueue[tuple[_FrontEnd, Request, Any] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[_FrontEnd, Job, Rows | None] | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._device: Device | None = None
         self._reason: str | None = None
@@ -122,22 +126,22 @@ class DeviceServer:
 
     @property
     def status(self) -> dict[str, Any]:
-        """``state`` (``opening``, ``ready``, ``failed``), ``reason``, seconds that the batch in progress has been running,
-        batches done, and what the device tells of itself.
+        """``state`` (``opening``, ``ready``, ``failed``), ``reason``, ``busy_seconds`` of the batch in progress, ``batches``
+        done, and the status of the device.
         """
         since = self._busy_since
         device = self._device
-        told = getattr(device, "status", None)
+        device_status = getattr(device, "status", None)
         return {
             "state": "failed" if self._reason else "opening" if device is None else "ready",
             "reason": self._reason,
             "busy_seconds": 0.0 if since is None else time.monotonic() - since,
             "batches": self._batches,
-        } | (told() if callable(told) else {})
+        } | (device_status() if callable(device_status) else {})
 
     def run(self) -> None:
-        """Opens the device in this thread and serves until ``stop``. Raises what the factory raises, once the front ends
-        have been told.
+        """Opens the device in this thread and serves until ``stop``. Raises what the factory raises, after the front ends
+        were informed.
         """
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
         try:
@@ -146,16 +150,16 @@ class DeviceServer:
             with self._changed:
                 self._reason = f"the device cannot be opened: {error}"
                 self._changed.notify_all()
-                # Front ends that start beside this worker are given a moment to hear of it.
-                self._changed.wait_for(lambda: self._is_stopping, _FAREWELL_SECONDS)
+                # Front ends that start at the same time get a moment to connect and learn the reason.
+                self._changed.wait_for(lambda: self._is_stopping, _FAILURE_GRACE_SECONDS)
             self.stop()
             raise
         with self._changed:
             self._device = device
             self._changed.notify_all()
         try:
-            while (work := self._inbox.get()) is not None:
-                self._run(device, *work)
+            while (entry := self._inbox.get()) is not None:
+                self._run(device, *entry)
         finally:
             self.stop()
 
@@ -167,26 +171,25 @@ class DeviceServer:
             self._changed.notify_all()
         self._inbox.put(None)
         with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
         self._listener.close()
         for front_end in front_ends:
             front_end.close()
 
-    def _run(self, device: Device, front_end: _FrontEnd, request: Request, argument: Any) -> None:
-        if front_end.is_gone:
+    def _run(self, device: Device, front_end: _FrontEnd, job: Job, images: Rows | None) -> None:
+        if front_end.is_closed:
             return
-        front_end.begun[0] += 1
-        seconds, result, error = 0.0, None, None
-        if self._clock() < request.deadline:
+        front_end.started[0] += 1
+        outcome = Outcome(seconds=0.0)
+        if self._clock() < job.deadline:
             self._busy_since = time.monotonic()
-            outcome = execute(device, request.lane, argument, request.count)
+            outcome = execute(device, job, images)
             self._busy_since = None
             self._batches += 1
-            seconds, result, error = outcome.seconds, outcome.result, outcome.error
         try:
-            front_end.answer(seconds, result, error)
-        except OSError as lost:
-            log.warning("a front end has gone before its answer: %s", lost)
+            front_end.answer(outcome)
+        except OSError as error:
+            log.warning("a front end has disconnected before its answer: %s", error)
             front_end.close()
 
     def _accept(self) -> None:
@@ -194,7 +197,7 @@ class DeviceServer:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
-                return  # the listener was closed
+                return  # the listener is closed
             threading.Thread(target=self._serve, args=(connection,), name="front end", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -205,17 +208,17 @@ class DeviceServer:
             self._front_ends.add(front_end)
         try:
             if device is None:
-                front_end.channel.send(Failure(reason or "the worker is stopping"))
+                front_end.channel.send(DeviceFailure(reason or "the worker is stopping"))
                 return
-            front_end.channel.send(Hello(getattr(device, "info", None)))
+            front_end.channel.send(DeviceReady(getattr(device, "info", None)))
             _, [descriptor] = front_end.channel.receive()
-            front_end.begun = map_counter(descriptor)
+            front_end.started = map_counter(descriptor)
             os.close(descriptor)
             while True:
-                request, descriptors = front_end.channel.receive()
-                self._inbox.put((front_end, request, front_end.argument(request, descriptors)))
+                message, descriptors = front_end.channel.receive()
+                self._inbox.put((front_end, message.job, front_end.images_of(message, descriptors)))
         except (EOFError, OSError):
-            pass  # it has gone
+            pass  # the front end has disconnected
         finally:
             front_end.close()
             front_end.channel.close()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from service.engine import EngineSnapshot, LaneLimits, LaneSnapshot
+from service.engine.requests import EngineRequest
 from service.engine.token_lanes import DecodeLane
-from service.engine.work import Work
 from tests.service.engine.fakes import (
     Busy,
     FakeClock,
@@ -205,7 +205,7 @@ async def test_a_batch_is_reported_with_those_who_asked_for_it(
 async def test_a_decode_batch_is_a_turns_worth_while_other_lanes_wait(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.engine.lanes._TURN_SECONDS", 0.0)  # room for no image: then it is one
+    monkeypatch.setattr("service.engine.lanes._SHARED_BATCH_SECONDS", 0.0)  # room for no image: then it is one
     engine = await start(max_batch_size=8)
     await engine.decode(tokens(0), deadline=soon)  # what one takes is known from now on
     first = await busy(engine)
@@ -222,11 +222,11 @@ async def test_a_decode_batch_is_a_turns_worth_while_other_lanes_wait(
 async def test_a_turns_worth_of_images_goes_by_what_one_has_cost(observer: FakeObserver) -> None:
     lane = DecodeLane(LaneLimits(max_batch_size=32), observer)
     future = asyncio.get_running_loop().create_future()
-    work = Work(size=42, deadline=1e9, admitted=0.0, future=future)
-    lane.admit(work, [np.zeros(2, np.int64)] * work.size, 16, wait=lambda: 0.0)
-    assert len(lane.take(0.0, [], others_wait=False).items) == 32
-    lane.note_cost(10, 0.125)
-    assert len(lane.take(0.0, [], others_wait=True).items) == 8
-    lane.note_cost(1, 100.0)
-    assert len(lane.take(0.0, [], others_wait=True).items) == 1
-    assert len(lane.take(0.0, [], others_wait=False).items) == 1  # the last
+    request = EngineRequest(lane="decode", size=42, deadline=1e9, admitted_at=0.0, future=future)
+    lane.admit(request, [np.zeros(2, np.int64)] * request.size, 16, wait=lambda: 0.0)
+    assert len(lane.take(0.0, [], others_wait=False).tasks) == 32
+    lane.record_cost(10, 0.125)
+    assert len(lane.take(0.0, [], others_wait=True).tasks) == 8
+    lane.record_cost(1, 100.0)
+    assert len(lane.take(0.0, [], others_wait=True).tasks) == 1
+    assert len(lane.take(0.0, [], others_wait=False).tasks) == 1  # the last

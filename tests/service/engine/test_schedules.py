@@ -157,7 +157,7 @@ class Watch:
     @property
     def is_up_to_date(self) -> bool:
         """It waits for the answer to the call that the device is in, and has had all those before."""
-        return self._is_waiting and int(self.link._tally[0]) == self.link._received + 1
+        return self._is_waiting and int(self.link._started[0]) == self.link._received + 1
 
 
 class Schedule:

@@ -10,7 +10,7 @@ import pytest
 
 from service.engine import DeadlineExceeded, EngineStopped, LaneLimits, LaneSnapshot, QueueFull
 from service.engine.encode_lane import EncodeLane
-from service.engine.work import Work
+from service.engine.requests import EngineRequest
 from tests.service.engine.fakes import (
     Build,
     Busy,
@@ -145,12 +145,15 @@ async def test_an_image_waits_for_company_no_longer_than_it_is_told_to(
 async def test_a_row_that_a_thread_still_writes_is_given_to_nobody_else(observer: FakeObserver) -> None:
     lane = EncodeLane(LaneLimits(max_batch_size=1), observer, shared=False)
     loop = asyncio.get_running_loop()
-    gone, other, third = (Work(size=1, deadline=9.0, admitted=0.0, future=loop.create_future()) for _ in range(3))
-    for work in (gone, other, third):
-        lane.admit(work, [None], IMAGE_BYTES, wait=lambda: 0.0)
-    block = lane.claim(gone.items[0], (2, 2, 3), 0.0)
+    gone, other, third = (
+        EngineRequest(lane="encode", size=1, deadline=9.0, admitted_at=0.0, future=loop.create_future())
+        for _ in range(3)
+    )
+    for request in (gone, other, third):
+        lane.admit(request, [None], IMAGE_BYTES, wait=lambda: 0.0)
+    block = lane.claim(gone.tasks[0], (2, 2, 3), 0.0)
     gone.abandoned = True
     lane.discard(gone)
-    assert lane.claim(other.items[0], (2, 2, 3), 0.0) is not block
-    lane.written(gone.items[0])
-    assert lane.claim(third.items[0], (2, 2, 3), 0.0) is block
+    assert lane.claim(other.tasks[0], (2, 2, 3), 0.0) is not block
+    lane.written(gone.tasks[0])
+    assert lane.claim(third.tasks[0], (2, 2, 3), 0.0) is block

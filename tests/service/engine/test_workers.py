@@ -15,7 +15,7 @@ import pytest
 
 from service.engine import DeadlineExceeded, EngineStopped, LaneLimits, LaneSnapshot, QueueFull, WorkerCrashed
 from service.engine.remote import RemoteEngine
-from service.engine.wire import Channel, Hello
+from service.engine.wire import Channel, DeviceReady
 from service.engine.worker import DeviceServer
 from tests.service.engine.fakes import (
     PATIENCE,
@@ -361,8 +361,8 @@ async def test_a_job_that_its_worker_did_not_come_to_is_never_blamed(
         for _ in range(3):
             connection, _ = listener.accept()
             channel = Channel(connection)
-            channel.send(Hello(None))
-            for _ in ("tally", "request"):
+            channel.send(DeviceReady(None))
+            for _ in ("counter", "job"):
                 for descriptor in channel.receive()[1]:
                     os.close(descriptor)
             channel.close()
