@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api.access.gate import Gate, admit, admit_directly
+from service.api.access.authorization import AccessControl, authorize, authorize_directly
 from service.api.access.roles import check_routes
 from service.api.direct_routes import DirectRoutes
 from service.api.routes import (
@@ -114,7 +114,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     engine = create_engine(limits=lane_limits(settings), observer=observer, on_model_info=set_model_info)
     cache = open_cache(settings, CacheMetrics(metrics))
     context = ServiceContext(settings, engine=engine, cache=cache, metrics=metrics)
-    gate = Gate(settings)
+    access_control = AccessControl(settings)
 
     async def health() -> dict[str, Any]:
         return application_health(context)
@@ -129,7 +129,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
             ready.cancel()
             await engine.stop(settings.drain_seconds)
             await context.cache.close()
-            await gate.close()
+            await access_control.close()
             if tracer is not None:
                 await tracer.close()
 
@@ -145,8 +145,8 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     )
     app.state.context = context
     app.state.health = health
-    app.state.gate = gate
-    app.add_middleware(DirectRoutes, routers=[encode.router], admit=admit_directly)
+    app.state.access_control = access_control
+    app.add_middleware(DirectRoutes, routers=[encode.router], authorize=authorize_directly)
     app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, max_bytes_in_flight=settings.body_bytes_in_flight)
     if settings.cors_origins:
         app.add_middleware(
@@ -176,7 +176,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         openai_images.router,
         models.router,
     ):
-        app.include_router(router, dependencies=[Depends(admit)])
+        app.include_router(router, dependencies=[Depends(authorize)])
     app.include_router(operations.health_router)
     if settings.playground:
         # Without a key: it holds nothing, and asks for one itself where the API does.

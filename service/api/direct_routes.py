@@ -3,7 +3,7 @@
 ::
 
     FastAPI   exit stacks ──> match, match again ──> dependencies, parameters ──> endpoint
-    direct    look up the path ──> admit ──────────────────────────────────────> endpoint
+    direct    look up the path ──> authorize ──────────────────────────────────> endpoint
 
 FastAPI's way through an included router costs more than all else that an answer from the cache needs. The route that FastAPI
 has stays where it is, and in the OpenAPI document; requests for its path and method do not come that far.
@@ -26,13 +26,15 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class DirectRoutes:
-    """The innermost middleware. Endpoints of ``routers`` have one parameter, the request. ``admit`` raises the problem of a
-    request that is not let in; it stands for the dependencies that the routers are included with.
+    """The innermost middleware. Endpoints of ``routers`` have one parameter, the request. ``authorize`` stands for the
+    dependencies that the routers are included with, and raises the problem of a request that is refused.
     """
 
-    def __init__(self, app: ASGIApp, routers: Sequence[APIRouter], admit: Callable[[Request], Awaitable[None]]) -> None:
+    def __init__(
+        self, app: ASGIApp, routers: Sequence[APIRouter], authorize: Callable[[Request], Awaitable[None]]
+    ) -> None:
         self._app = app
-        self._admit = admit
+        self._authorize = authorize
         self._routes: dict[tuple[str, str], tuple[APIRoute, Endpoint]] = {
             (method, route.path): (route, route.endpoint)
             for router in routers
@@ -50,7 +52,7 @@ class DirectRoutes:
         scope["route"], endpoint = found  # as FastAPI says which one was taken
         request = Request(scope, receive, send)
         try:
-            await self._admit(request)
+            await self._authorize(request)
             response = await endpoint(request)
         except Exception as error:
             response = await answer_to(request, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from service.api.access.key_file import load_keys
+from service.api.access.key_store import load_keys
 from service.http.sockets import allow_descriptors, listen, url
 from service.processes.process import begin_process, hold_signals, limit_spinning
 from service.settings import Settings

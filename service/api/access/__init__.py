@@ -1,8 +1,8 @@
-"""Who may call what, and how much: API keys, their roles, and rates by key.
+"""Authorization: API keys, their roles, and rate limits by key (``authorization.py``).
 
 ::
 
-    request ── keys.py   which key is this? ──── none, unknown ──> 401
-            ── roles.py  does it have the role? ────────── no ──> 403
-            ── rates.py  is there room in its rate? ────── no ──> 429
+    request ── keys.py, key_store.py  identifies the key ── none, unknown ──> 401
+            ── roles.py               roles of the route ─────── missing ──> 403
+            ── rate_limiter.py        images of the key ──────── used up ──> 429
 """

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import SIGNATURE
-from service.api.access.gate import spend
+from service.api.access.authorization import consume_quota
 from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, DecodedItem, DecodeRequest, DecodeResponse, parse_body
 from service.api.tokens import packed_codes_from, tokens_from_bytes, tokens_from_json
 from service.api.uploads import read_body
@@ -94,7 +94,7 @@ async def decode(request: Request) -> Response:
             expected=["application/json", PACKED_CODES, OCTETS],
         )
     context.check_count(len(tokens), context.settings.max_images, "body")
-    await spend(request, len(tokens))
+    await consume_quota(request, len(tokens))
     answer = choose_image_answer(request, many=len(tokens) > 1)
     media_type = image_media_type(body.format) if answer in ("application/json", MULTIPART) else answer
     rendered = await context.while_connected(

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import PackedCodes
-from service.api.access.gate import spend
+from service.api.access.authorization import consume_quota
 from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Base64Images, EncodeResponse
 from service.api.uploads import read_uploads
 from service.http.negotiation import choose_media_type
@@ -84,7 +84,7 @@ async def encode(request: Request) -> Response:
         uploads = await read_uploads(
             request, seconds=context.settings.body_timeout, max_images=context.settings.max_images
         )
-    await spend(request, len(uploads))
+    await consume_quota(request, len(uploads))
     recalled = await recall(context, uploads, space=context.keys_for(request), timings=timings)
     images = recalled.images
     if images is None:

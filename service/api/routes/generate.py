@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.access.gate import spend
+from service.api.access.authorization import consume_quota
 from service.api.generation_stream import GenerationStream
 from service.api.schemas import (
     EXAMPLE_CODE,
@@ -109,7 +109,7 @@ async def generate(request: Request) -> Response:
     with timings.measure("read"):
         body = parse_body(GenerateRequest, await read_body(request, seconds=context.settings.body_timeout))
     generation = Generation.of(body, context)
-    await spend(request, body.n)
+    await consume_quota(request, body.n)
     offers = ["application/json", *(OUTPUT_MEDIA_TYPES if body.n == 1 else ()), EVENT_STREAM]
     answer = choose_media_type(request.headers.get("accept"), offers)
     if body.preview and answer != EVENT_STREAM:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from service.api.access.gate import spend
+from service.api.access.authorization import consume_quota
 from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, ImageObject, ImagesRequest, ImagesResponse, parse_body
 from service.api.uploads import read_body
 from service.http.negotiation import require_json
@@ -104,7 +104,7 @@ async def create_images(request: Request) -> Response:
     context.check_model(body.model)
     count = body.n or 1
     context.check_count(count, context.settings.max_generate, "/n")
-    await spend(request, count)
+    await consume_quota(request, count)
     side = _side(body.size, info.image_size)
     label = _class_of(body.prompt, context.classes)
     generation = Generation(label=label, settings=generator.presets["demo"], seeds=random_seeds(count))

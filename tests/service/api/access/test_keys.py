@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from service.api.access.key_file import Keys, load_keys
+from service.api.access.key_store import ReloadingKeyStore, load_keys
 from service.api.access.keys import ApiKey, KeyRing, check_rate, new_key, parse_keys_file
 from service.api.access.roles import ROLES
 from service.cli.main import app
@@ -131,11 +131,11 @@ def test_a_changed_file_is_in_force_within_a_second_and_a_broken_one_changes_not
 ) -> None:
     path, clock = tmp_path / "keys.toml", Clock()
     path.write_text(table("ann", "one"))
-    keys = Keys(Settings(api_keys="plain", api_keys_file=path), clock=clock)  # type: ignore[arg-type]
+    store = ReloadingKeyStore(Settings(api_keys="plain", api_keys_file=path), clock=clock)  # type: ignore[arg-type]
 
     def known(key: str) -> bool:
         clock.now += 1.0
-        ring = keys.current()
+        ring = store.current()
         assert ring is not None
         return ring.find(key) is not None
 
@@ -161,19 +161,19 @@ def test_a_changed_file_is_in_force_within_a_second_and_a_broken_one_changes_not
 def test_the_file_is_read_once_a_second_at_most(tmp_path: Path) -> None:
     path, clock = tmp_path / "keys.toml", Clock()
     path.write_text(table("ann", "one"))
-    keys = Keys(Settings(api_keys_file=path), clock=clock)
-    keys.current()
+    store = ReloadingKeyStore(Settings(api_keys_file=path), clock=clock)
+    store.current()
     path.write_text(table("ann", "two"))
     clock.now += 0.9
-    ring = keys.current()
+    ring = store.current()
     assert ring is not None
     assert ring.find("one") is not None
 
 
 def test_with_a_file_that_was_never_readable_nobody_is_let_in(tmp_path: Path) -> None:
-    keys = Keys(Settings(api_keys_file=tmp_path / "none.toml"))
-    assert keys.are_asked_for
-    assert keys.current() is None
+    store = ReloadingKeyStore(Settings(api_keys_file=tmp_path / "none.toml"))
+    assert store.are_required
+    assert store.current() is None
     with pytest.raises(FileNotFoundError):
         load_keys(Settings(api_keys_file=tmp_path / "none.toml"))
 
@@ -181,6 +181,6 @@ def test_with_a_file_that_was_never_readable_nobody_is_let_in(tmp_path: Path) ->
 def test_an_empty_file_asks_for_a_key_that_nobody_has(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.touch()
-    keys = Keys(Settings(api_keys_file=path))
-    assert keys.are_asked_for
-    assert keys.current() == KeyRing([])
+    store = ReloadingKeyStore(Settings(api_keys_file=path))
+    assert store.are_required
+    assert store.current() == KeyRing([])

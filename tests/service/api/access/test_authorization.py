@@ -105,7 +105,7 @@ async def test_without_a_key_or_with_an_unknown_one_every_route_answers_401_befo
                 assert refused.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_key_without_the_role_is_told_which_one_it_lacks_and_others_get_past_the_gate() -> None:
+async def test_a_key_without_the_role_is_told_which_one_it_lacks_and_others_are_authorized() -> None:
     async with keyed() as client:
         for (method, path), required in CALLS.items():
             for role, key in KEYS.items():
@@ -147,7 +147,7 @@ async def test_what_a_key_has_sent_stays_its_own_when_the_file_is_read_anew(tmp_
     async with open_service(api_keys_file=path, cache_scope="key") as client:
         await client.post("/v1/encode", content=image, headers={**PNG, **bearer("one")})
         path.write_text(table("one") + table("two").replace('"ann"', '"bob"'))
-        app_of(client).state.gate._keys._next_read = 0.0
+        app_of(client).state.access_control._keys._next_read = 0.0
         statuses = [
             (await client.get(f"/v1/codes/{digest(image)}", headers=bearer(key))).status_code for key in ("one", "two")
         ]

@@ -1,4 +1,4 @@
-"""What stands before every route that is not open: a key, its roles, its rate."""
+"""Authorizes requests to every route that is not open: API key, roles, rate limit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from service.api.access.key_file import Keys
+from service.api.access.key_store import ReloadingKeyStore
 from service.api.access.keys import ApiKey
-from service.api.access.rates import Rates
+from service.api.access.rate_limiter import RateLimiter
 from service.api.access.roles import REQUIRED_ROLES, Role
 from service.http.problems import ContentTooLarge, Forbidden, ProblemDetail, TooManyRequests, Unauthorized, Unavailable
 from service.settings import Settings
 
-__all__ = ["Gate", "admit", "admit_directly", "spend"]
+__all__ = ["AccessControl", "authorize", "authorize_directly", "consume_quota"]
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the service asks for one.")
 _header = APIKeyHeader(
@@ -24,35 +24,35 @@ _header = APIKeyHeader(
 )
 
 
-class Gate:
-    """One application's keys and rates."""
+class AccessControl:
+    """The keys and rate limits of one application."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._keys = Keys(settings)
-        self._rates = Rates(settings)
+        self._keys = ReloadingKeyStore(settings)
+        self._limiter = RateLimiter(settings)
 
     @staticmethod
-    def of(request: Request) -> Gate:
-        """The one of the application that a request came to."""
-        gate: Gate = request.app.state.gate
-        return gate
+    def of(request: Request) -> AccessControl:
+        """The instance of the application that serves ``request``."""
+        access_control: AccessControl = request.app.state.access_control
+        return access_control
 
     async def close(self) -> None:
-        """Closes what it has opened."""
-        await self._rates.close()
+        """Closes connections to Redis."""
+        await self._limiter.close()
 
-    async def admit(self, request: Request, given: str) -> None:
-        """Lets a request in, or raises the problem that says why not. ``request.state`` then has
+    async def authorize(self, request: Request, given: str) -> None:
+        """Checks the key ``given`` and counts one image. Raises the problem that applies. Sets in ``request.state``:
 
-        - ``caller``: a name of the key that does not tell it, the same in every process; None where no key is needed;
+        - ``caller``: a digest of the key, the same in every process; None where no key is needed;
         - ``key_name``: the key's name, for logs; None likewise;
-        - ``spends``: whose rate the request is counted to, and the rate; None if it is not counted.
+        - ``rate_limit``: the consumer and the rate that the request's images count to; None if they do not count.
         """
-        state = request.scope["state"]  # what ``request.state`` shows, without its detour
-        state["caller"] = state["key_name"] = state["spends"] = None
+        state = request.scope["state"]
+        state["caller"] = state["key_name"] = state["rate_limit"] = None
         required = REQUIRED_ROLES[request.scope["route"].path]
-        if self._keys.are_asked_for:
+        if self._keys.are_required:
             key = self._identify(given)
             state["caller"] = hashlib.sha256(b"titok:caller:" + given.encode()).hexdigest()[:16]
             state["key_name"] = key.name
@@ -62,35 +62,35 @@ class Gate:
             rate = self._settings.anonymous_rate_limit
         if rate is not None and required:
             name = state["key_name"]
-            state["spends"] = (f"address:{_network_of(request)}" if name is None else f"key:{name}", rate)
-            # The first image before a byte of the body is read: who has nothing left is told so at once.
-            await self.spend(request, 1)
+            state["rate_limit"] = f"address:{_network_of(request)}" if name is None else f"key:{name}", rate
+            # Count the first image before reading the body: a caller without quota is refused at once.
+            await self.consume_quota(request, 1)
 
-    async def spend(self, request: Request, images: int) -> None:
+    async def consume_quota(self, request: Request, images: int) -> None:
         """Counts images to the rate of a request that has one. Raises ``TooManyRequests``, or ``ContentTooLarge`` for more
         than the rate ever allows.
         """
-        spender, rate = request.scope["state"]["spends"]
-        allowance = await self._rates.spend(spender, rate, images)
-        request.scope["state"]["rate_headers"] = allowance.headers()
-        if images > allowance.quota:
+        consumer, rate = request.scope["state"]["rate_limit"]
+        result = await self._limiter.consume(consumer, rate, images)
+        request.scope["state"]["rate_headers"] = result.headers()
+        if images > result.quota:
             raise ContentTooLarge(
                 f"The request asks for more images than the rate of {rate} ever allows at once. Split it.",
                 errors=[
-                    ProblemDetail(pointer="body", detail="more images than the rate", expected=f"<= {allowance.quota}")
+                    ProblemDetail(pointer="body", detail="more images than the rate", expected=f"<= {result.quota}")
                 ],
             )
-        if not allowance.is_allowed:
+        if not result.is_allowed:
             raise TooManyRequests(
                 f"The rate of {rate}, in images, is used up. Try again after the time in Retry-After.",
-                retry_after=allowance.reset,
+                retry_after=result.reset,
             )
 
     def _identify(self, given: str) -> ApiKey:
-        ring = self._keys.current()
-        if ring is None:
+        keys = self._keys.current()
+        if keys is None:
             raise Unavailable("The API keys cannot be read; the log says why.", retry_after=5.0)
-        key = ring.find(given) if given else None
+        key = keys.find(given) if given else None
         if key is None:
             reason, challenge = ("unknown", 'Bearer error="invalid_token"') if given else ("missing", "Bearer")
             raise Unauthorized(
@@ -100,25 +100,27 @@ class Gate:
         return key
 
 
-async def admit(
+async def authorize(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     key: Annotated[str | None, Depends(_header)],
 ) -> None:
-    """The dependency of every route that asks for a key."""
-    await Gate.of(request).admit(request, credentials.credentials if credentials is not None else key or "")
+    """The dependency of every route that needs a key."""
+    await AccessControl.of(request).authorize(
+        request, credentials.credentials if credentials is not None else key or ""
+    )
 
 
-async def admit_directly(request: Request) -> None:
-    """``admit``, for a route that is called without dependencies (``service.api.direct_routes``)."""
+async def authorize_directly(request: Request) -> None:
+    """``authorize``, for a route that is called without dependencies (``service.api.direct_routes``)."""
     credentials = await _bearer(request) if "authorization" in request.headers else None
-    await admit(request, credentials, request.headers.get("x-api-key"))
+    await authorize(request, credentials, request.headers.get("x-api-key"))
 
 
-async def spend(request: Request, images: int) -> None:
-    """Counts the images of a request, once it is known how many they are; the first was counted when it was let in."""
-    if images > 1 and request.scope["state"]["spends"] is not None:
-        await Gate.of(request).spend(request, images - 1)
+async def consume_quota(request: Request, images: int) -> None:
+    """Counts all ``images`` of a request but the first, which ``authorize`` has counted."""
+    if images > 1 and request.scope["state"]["rate_limit"] is not None:
+        await AccessControl.of(request).consume_quota(request, images - 1)
 
 
 def _check_roles(key: ApiKey, required: frozenset[Role]) -> None:
@@ -131,7 +133,7 @@ def _check_roles(key: ApiKey, required: frozenset[Role]) -> None:
 
 
 def _network_of(request: Request) -> str:
-    """A client's address; of an IPv6 one the first 64 bits, because the rest is the client's to choose."""
+    """A client's address; for IPv6 its first 64 bits, because a client can choose the others."""
     host = request.client.host if request.client is not None else ""
     try:
         address = ip_address(host)
