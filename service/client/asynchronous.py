@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Self, TypeVar, Unpack, overload
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
 from . import calls
-from .calls import Class, DecodeOptions, GenerateOptions, TokenSource
-from .connection import Connection, Progress
+from .calls import Class, GenerateOptions
+from .connection import Connection
 from .events import GenerationEvents
-from .images import ImageSource
 from .operations import Operations
-from .results import Encoded, Generated, ImageClass, Mixed, Model, Picture, Reconstruction, Step
+from .results import Generated, Step
 from .retries import Attempts, RetryPolicy
 
 T = TypeVar("T")
 S = TypeVar("S")
 
 
-class AsyncTiTokClient:
+class AsyncTiTokClient(Operations):
     """An asyncio client of a TiTok service, with the calls and options of :class:`~.blocking.TiTokClient`.
 
     It reads files, and encodes pixels, in threads. ``http`` is an ``httpx.AsyncClient``.
@@ -40,10 +39,16 @@ class AsyncTiTokClient:
     ) -> None:
         self._http = http or httpx.AsyncClient()
         self._owns_http = http is None
-        self._connection = Connection(
-            _AsyncTransport(self._http), url, api_key=api_key, timeout=timeout, retry=retry, concurrency=concurrency
+        super().__init__(
+            Connection(
+                _AsyncTransport(self._http),
+                url,
+                api_key=api_key,
+                timeout=timeout,
+                retry=retry,
+                concurrency=concurrency,
+            )
         )
-        self._operations = Operations(self._connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,73 +60,6 @@ class AsyncTiTokClient:
         """Closes the connections."""
         if self._owns_http:
             await self._http.aclose()
-
-    @overload
-    async def encode(  # type: ignore[overload-overlap]  # see TiTokClient
-        self, images: ImageSource, *, lookup_first: bool = False
-    ) -> Encoded: ...
-
-    @overload
-    async def encode(
-        self, images: Iterable[ImageSource], *, lookup_first: bool = False, progress: Progress | None = None
-    ) -> list[Encoded]: ...
-
-    async def encode(
-        self,
-        images: ImageSource | Iterable[ImageSource],
-        *,
-        lookup_first: bool = False,
-        progress: Progress | None = None,
-    ) -> Encoded | list[Encoded]:
-        """The tokens of one image, or of several in their order."""
-        return await self._operations.encode(images, lookup_first, progress)
-
-    async def lookup(
-        self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
-    ) -> dict[str, Encoded | None]:
-        """The cached tokens of images, by the SHA-256 of their files in hexadecimal."""
-        return await self._operations.lookup(images, progress)
-
-    @overload
-    async def decode(  # type: ignore[overload-overlap]
-        self, tokens: TokenSource, **options: Unpack[DecodeOptions]
-    ) -> Picture: ...
-
-    @overload
-    async def decode(
-        self, tokens: Iterable[TokenSource], *, progress: Progress | None = None, **options: Unpack[DecodeOptions]
-    ) -> list[Picture]: ...
-
-    async def decode(
-        self,
-        tokens: TokenSource | Iterable[TokenSource],
-        *,
-        progress: Progress | None = None,
-        **options: Unpack[DecodeOptions],
-    ) -> Picture | list[Picture]:
-        """The image of a code, of a result that has one, or of K token ids; or the images of several, in their order."""
-        return await self._operations.decode(tokens, progress, options)
-
-    async def reconstruct(self, image: ImageSource) -> Reconstruction:
-        """An image after encoding and decoding, with PSNR and SSIM."""
-        return await self._operations.reconstruct(image)
-
-    async def mix(
-        self,
-        tokens: Iterable[TokenSource],
-        *,
-        weights: Sequence[float] | None = None,
-        positions: Sequence[int | None] | None = None,
-        **options: Unpack[DecodeOptions],
-    ) -> Mixed:
-        """One image of several codes."""
-        return await self._operations.mix(tokens, weights, positions, options)
-
-    async def generate(
-        self, class_: Class, *, n: int = 1, progress: Progress | None = None, **options: Unpack[GenerateOptions]
-    ) -> list[Generated]:
-        """``n`` new images of a class."""
-        return await self._operations.generate(class_, n, progress, options)
 
     async def generate_stream(
         self, class_: Class, *, n: int = 1, preview: bool = False, **options: Unpack[GenerateOptions]
@@ -138,14 +76,6 @@ class AsyncTiTokClient:
         finally:
             await response.aclose()
         events.end()
-
-    async def models(self) -> list[Model]:
-        """The models of the service, with the limits of a request."""
-        return await self._operations.models()
-
-    async def classes(self, search: str | None = None) -> list[ImageClass]:
-        """The classes of the generator; with ``search``, those with similar names, most similar first."""
-        return await self._operations.classes(search)
 
 
 class _AsyncTransport:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Self, TypeVar, Unpack, cast, overload
 
 import httpx
 
@@ -67,7 +67,9 @@ class TiTokClient:
 
     # A string is a path, although its type is also that of an iterable of strings.
     @overload
-    def encode(self, images: ImageSource, *, lookup_first: bool = False) -> Encoded: ...  # type: ignore[overload-overlap]
+    def encode(  # type: ignore[overload-overlap]
+        self, images: ImageSource, *, lookup_first: bool = False, progress: Progress | None = None
+    ) -> Encoded: ...
 
     @overload
     def encode(
@@ -86,7 +88,8 @@ class TiTokClient:
         ``lookup_first`` looks images up by their digests and uploads only those that are not cached; all of them if the
         service does not offer look-ups. A broken image fails the call: ``ServiceProblem.index`` is its position.
         """
-        return run(self._operations.encode(images, lookup_first, progress))
+        result = run(self._operations.encode(images, lookup_first=lookup_first, progress=progress))
+        return cast("Encoded | list[Encoded]", result)
 
     def lookup(
         self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
@@ -96,10 +99,12 @@ class TiTokClient:
         Images are as for ``encode``, or digests: a string of 64 hexadecimal digits is one. Raises ``NotFound`` if the
         service does not offer look-ups.
         """
-        return run(self._operations.lookup(images, progress))
+        return run(self._operations.lookup(images, progress=progress))
 
     @overload
-    def decode(self, tokens: TokenSource, **options: Unpack[DecodeOptions]) -> Picture: ...  # type: ignore[overload-overlap]
+    def decode(  # type: ignore[overload-overlap]
+        self, tokens: TokenSource, *, progress: Progress | None = None, **options: Unpack[DecodeOptions]
+    ) -> Picture: ...
 
     @overload
     def decode(
@@ -114,7 +119,8 @@ class TiTokClient:
         **options: Unpack[DecodeOptions],
     ) -> Picture | list[Picture]:
         """The image of a code, of a result that has one, or of K token ids; or the images of several, in their order."""
-        return run(self._operations.decode(tokens, progress, options))
+        result = run(self._operations.decode(tokens, progress=progress, **options))
+        return cast("Picture | list[Picture]", result)
 
     def reconstruct(self, image: ImageSource) -> Reconstruction:
         """An image after encoding and decoding, with PSNR and SSIM."""
@@ -129,13 +135,13 @@ class TiTokClient:
         **options: Unpack[DecodeOptions],
     ) -> Mixed:
         """One image of several codes: their weighted mean in codebook space, or the token of one code per position."""
-        return run(self._operations.mix(tokens, weights, positions, options))
+        return run(self._operations.mix(tokens, weights=weights, positions=positions, **options))
 
     def generate(
         self, class_: Class, *, n: int = 1, progress: Progress | None = None, **options: Unpack[GenerateOptions]
     ) -> list[Generated]:
         """``n`` new images of a class. Image i has the seed ``seed`` + i; ``seed`` is random by default."""
-        return run(self._operations.generate(class_, n, progress, options))
+        return run(self._operations.generate(class_, n=n, progress=progress, **options))
 
     def generate_stream(
         self, class_: Class, *, n: int = 1, preview: bool = False, **options: Unpack[GenerateOptions]

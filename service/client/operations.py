@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Unpack, cast, overload
 
 from . import calls
 from .batches import Batch, batches
@@ -15,18 +15,30 @@ from .results import Encoded, Generated, ImageClass, Limits, Mixed, Model, Pictu
 
 
 class Operations:
-    """See :class:`~.blocking.TiTokClient` for what each operation does."""
+    """The calls of both clients; :class:`~.blocking.TiTokClient` documents them."""
 
     def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self._run = connection.run
-        self._compute = connection.transport.compute
+        self._connection = connection
         self._limits: Limits | None = None
 
+    @overload
+    async def encode(  # type: ignore[overload-overlap]  # see TiTokClient
+        self, images: ImageSource, *, lookup_first: bool = False, progress: Progress | None = None
+    ) -> Encoded: ...
+
+    @overload
     async def encode(
-        self, images: ImageSource | Iterable[ImageSource], lookup_first: bool, progress: Progress | None
+        self, images: Iterable[ImageSource], *, lookup_first: bool = False, progress: Progress | None = None
+    ) -> list[Encoded]: ...
+
+    async def encode(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        lookup_first: bool = False,
+        progress: Progress | None = None,
     ) -> Encoded | list[Encoded]:
-        """The tokens of one image, or of several."""
+        """The tokens of one image, or of several in their order."""
         if is_image(images):
             return await self._encode_one(images, lookup_first)
         sources = cast("Iterable[ImageSource]", images)
@@ -38,57 +50,73 @@ class Operations:
             size=calls.upload_size,
         )
         function = self._encode_unknown if lookup_first else self._encode_batch
-        return await self.connection.run_all(function, parts, progress, items=sources)
+        return await self._connection.run_all(function, parts, progress, items=sources)
 
     async def lookup(
-        self, images: ImageSource | Iterable[ImageSource], progress: Progress | None
+        self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
     ) -> dict[str, Encoded | None]:
-        """The cached tokens of images, by the SHA-256 of their files."""
+        """The cached tokens of images, by the SHA-256 of their files in hexadecimal."""
         sources = [images] if is_image(images) else cast("Iterable[ImageSource]", images)
         parts = batches(map(image_digest, sources), max_items=calls.LOOKUP_DIGESTS)
         requests = (calls.lookup(part.items) for part in parts)
-        return dict(await self.connection.run_all(self._run, requests, progress, items=sources))
+        return dict(await self._connection.run_all(self._connection.run, requests, progress, items=sources))
+
+    @overload
+    async def decode(  # type: ignore[overload-overlap]
+        self, tokens: TokenSource, *, progress: Progress | None = None, **options: Unpack[DecodeOptions]
+    ) -> Picture: ...
+
+    @overload
+    async def decode(
+        self, tokens: Iterable[TokenSource], *, progress: Progress | None = None, **options: Unpack[DecodeOptions]
+    ) -> list[Picture]: ...
 
     async def decode(
-        self, tokens: TokenSource | Iterable[TokenSource], progress: Progress | None, options: DecodeOptions
+        self,
+        tokens: TokenSource | Iterable[TokenSource],
+        *,
+        progress: Progress | None = None,
+        **options: Unpack[DecodeOptions],
     ) -> Picture | list[Picture]:
-        """The image of one code, or of several."""
+        """The image of a code, of a result that has one, or of K token ids; or the images of several, in their order."""
         if calls.is_tokens(tokens):
-            return await self._run(calls.decode(tokens, options))
+            return await self._connection.run(calls.decode(tokens, options))
         sources = cast("Iterable[TokenSource]", tokens)
         parts = batches(sources, max_items=(await self._service_limits()).max_images)
         requests = (calls.decode_batch(part, options) for part in parts)
-        return await self.connection.run_all(self._run, requests, progress, items=sources)
+        return await self._connection.run_all(self._connection.run, requests, progress, items=sources)
 
     async def reconstruct(self, image: ImageSource) -> Reconstruction:
-        """An image after encoding and decoding."""
-        return await self._run(calls.reconstruct(await self._compute(image_bytes, image)))
+        """An image after encoding and decoding, with PSNR and SSIM."""
+        data = await self._connection.transport.compute(image_bytes, image)
+        return await self._connection.run(calls.reconstruct(data))
 
     async def mix(
         self,
         tokens: Iterable[TokenSource],
-        weights: Sequence[float] | None,
-        positions: Sequence[int | None] | None,
-        options: DecodeOptions,
+        *,
+        weights: Sequence[float] | None = None,
+        positions: Sequence[int | None] | None = None,
+        **options: Unpack[DecodeOptions],
     ) -> Mixed:
         """One image of several codes."""
-        return await self._run(calls.mix(tokens, weights, positions, options))
+        return await self._connection.run(calls.mix(tokens, weights, positions, options))
 
     async def generate(
-        self, class_: Class, n: int, progress: Progress | None, options: GenerateOptions
+        self, class_: Class, *, n: int = 1, progress: Progress | None = None, **options: Unpack[GenerateOptions]
     ) -> list[Generated]:
-        """New images of a class."""
+        """``n`` new images of a class."""
         max_images = (await self._service_limits()).max_generate if n > 1 else 1
         requests = calls.generate(class_, n, max_images, options)
-        return await self.connection.run_all(self._run, requests, progress, items=range(n))
+        return await self._connection.run_all(self._connection.run, requests, progress, items=range(n))
 
     async def models(self) -> list[Model]:
-        """The models of the service."""
-        return await self._run(calls.models())
+        """The models of the service, with the limits of a request."""
+        return await self._connection.run(calls.models())
 
-    async def classes(self, search: str | None) -> list[ImageClass]:
-        """The classes of the generator."""
-        return await self._run(calls.classes((await self.models())[0].id, search))
+    async def classes(self, search: str | None = None) -> list[ImageClass]:
+        """The classes of the generator; with ``search``, those with similar names, most similar first."""
+        return await self._connection.run(calls.classes((await self.models())[0].id, search))
 
     async def _service_limits(self) -> Limits:
         if self._limits is None:
@@ -96,18 +124,20 @@ class Operations:
         return self._limits
 
     async def _encode_one(self, source: ImageSource, lookup_first: bool) -> Encoded:
-        image = await self._compute(image_bytes, source)
+        image = await self._connection.transport.compute(image_bytes, source)
         if lookup_first:
-            for encoded in (await self._cached([await self._compute(image_digest, image)])).values():
+            for encoded in (
+                await self._cached([await self._connection.transport.compute(image_digest, image)])
+            ).values():
                 return encoded
-        return await self._run(calls.encode(image))
+        return await self._connection.run(calls.encode(image))
 
     async def _encode_batch(self, batch: Batch[bytes]) -> list[Encoded]:
-        return await self._run(calls.encode_batch(batch.items, batch.positions))
+        return await self._connection.run(calls.encode_batch(batch.items, batch.positions))
 
     async def _encode_unknown(self, batch: Batch[bytes]) -> list[Encoded]:
         """Looks up a batch, then uploads the images that are not cached, each of them once."""
-        digests = await self._compute(lambda images: [image_digest(image) for image in images], batch.items)
+        digests = await self._connection.transport.compute(_digests, batch.items)
         encoded = await self._cached(list(dict.fromkeys(digests)))
         uploads: dict[str, tuple[int, bytes]] = {}
         for digest, position, image in zip(digests, batch.positions, batch.items, strict=True):
@@ -115,14 +145,18 @@ class Operations:
                 uploads.setdefault(digest, (position, image))
         if uploads:
             positions, images = zip(*uploads.values(), strict=True)
-            results = await self._run(calls.encode_batch(images, positions))
+            results = await self._connection.run(calls.encode_batch(images, positions))
             encoded |= zip(uploads, results, strict=True)
         return [encoded[digest] for digest in digests]
 
     async def _cached(self, digests: Sequence[str]) -> dict[str, Encoded]:
         """Cached tokens by digest; none where the service does not offer look-ups."""
         try:
-            found = await self._run(calls.lookup(digests))
+            found = await self._connection.run(calls.lookup(digests))
         except NotFound:
             return {}
         return {digest: encoded for digest, encoded in found if encoded is not None}
+
+
+def _digests(images: Iterable[bytes]) -> list[str]:
+    return [image_digest(image) for image in images]
