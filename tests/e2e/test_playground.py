@@ -217,7 +217,7 @@ def test_a_format_that_browsers_do_not_show_is_tokenized_all_the_same(
     photographs[0].save(tmp_path / "photograph.tiff")
     before = page.inner_text("#code")
     page.set_input_files("#image-file", tmp_path / "photograph.tiff")
-    expect(page.locator("#image-missing")).to_have_text("This browser cannot show the original's format.")
+    expect(page.locator("#image-missing")).to_have_text("This browser cannot display the format of the original.")
     expect(page.locator("#code")).not_to_have_text(before)
 
 
@@ -482,7 +482,7 @@ def test_a_problem_amid_the_events_and_a_stream_that_breaks_off_are_shown(page: 
     failed = f"event: error\ndata: {json.dumps(problem)}\n\n"
     bodies = iter((failed, broken_off))
     page.route("**/v1/generate", lambda route: route.fulfill(body=next(bodies), content_type="text/event-stream"))
-    for title in (problem["title"], "The answer broke off"):
+    for title in (problem["title"], "Connection lost"):
         page.click("#gen-start")
         expect(page.locator("#generate-problem strong")).to_have_text(title)
 
@@ -490,7 +490,7 @@ def test_a_problem_amid_the_events_and_a_stream_that_breaks_off_are_shown(page: 
 def test_a_service_that_does_not_answer_is_said_to_be_gone(visit: Visit) -> None:
     visit.page.route("**/v1/reconstruct", lambda route: route.abort())
     bring(visit.page, "sample", "hills", "image")
-    expect(visit.page.locator("#image-problem strong")).to_have_text("No answer")
+    expect(visit.page.locator("#image-problem strong")).to_have_text("No response")
     assert all("net::ERR_FAILED" in complaint for complaint in visit.complaints)
     visit.complaints.clear()
 
@@ -616,7 +616,7 @@ def test_another_tokenizer_a_key_and_no_generator(
     expect(page.locator("#tokens .cell")).to_have_count(128)
     expect(page.locator("#swaps button")).to_have_count(128)
     expect(page.locator("#size-code")).to_have_text("208 bytes")
-    expect(page.locator("h1")).to_have_text("An image in 128 numbers")
+    expect(page.locator("h1")).to_have_text("An image in 128 tokens")
     expect(page.locator("#token-slider")).to_have_attribute("max", "4999")
     expect(page.locator("#no-generator")).to_be_visible()
     expect(page.locator("#generator")).to_be_hidden()

@@ -1,6 +1,6 @@
-// Token ids and codes: `bits` a token, big-endian, zero-padded to whole bytes, in URL-safe base64 without padding.
+// Converts token ids to codes and back: `bits` per token, big-endian, zero-padded to bytes, URL-safe base64 without padding.
 
-/** The code of some tokens. */
+/** Packs token ids into a code. */
 export function codeOf(tokens, bits) {
   const bytes = [];
   let held = 0;
@@ -14,7 +14,7 @@ export function codeOf(tokens, bits) {
   return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
 }
 
-/** The tokens of a code that the service has accepted. */
+/** Unpacks the token ids of a valid code. */
 export function tokensOf(code, bits, count) {
   const bytes = atob(code.replaceAll("-", "+").replaceAll("_", "/"));
   const tokens = [];

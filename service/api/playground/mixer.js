@@ -1,39 +1,39 @@
-// Two images: what lies between them, and tokens swapped from one to the other.
+// Section "Mix two images": interpolation between two images, and tokens swapped between them.
 
 import { cell, paint } from "./cells.js";
 import { tokensOf } from "./code.js";
-import { takesImages } from "./intake.js";
-import { newest } from "./newest.js";
-import { blobOf, byId, element, reporting, show } from "./page.js";
+import { latest } from "./latest.js";
+import { blobOf, byId, element, show, showProblems } from "./page.js";
 import { call } from "./service.js";
+import { acceptImages } from "./uploads.js";
 
-/** Brings the section to life. `open` is called with the tokens of the image between. */
-export function createMixer(model, { open: openBetween }) {
+/** Initializes the section. `editImage` is called with the tokens of the interpolated image. */
+export function createMixer(model, { editImage }) {
   const { id, revision, bits_per_token: bits, num_tokens: count } = model;
   const problem = byId("other-problem");
   const slider = byId("mix-share");
   const swapped = new Set();
-  const pictures = { first: null, second: null };
-  let between = null;
-  let expected = null; // the second image on its way; an earlier one comes too late
+  const images = { first: null, second: null }; // token ids
+  let interpolated = null; // token ids
+  let pending = null; // the load of the second image in progress; responses to earlier loads are discarded
 
-  /** The tokens of both images, swapped where they are. */
+  /** The tokens of both images after swapping. */
   function pair() {
     const pick = (from, other) => from.map((token, place) => (swapped.has(place) ? other[place] : token));
-    return [pick(pictures.first, pictures.second), pick(pictures.second, pictures.first)];
+    return [pick(images.first, images.second), pick(images.second, images.first)];
   }
 
-  const mix = newest(async (tokens, share) => {
+  const mix = latest(async (tokens, share) => {
     const json = { tokens, weights: [1 - share, share], model: id, revision };
-    await reporting(problem, async () => {
-      const answer = await call("v1/mix", { json, accept: "image/jpeg" });
-      between = tokensOf(answer.headers.get("X-Titok-Code"), bits, count);
-      show(byId("mix-between"), await answer.blob());
+    await showProblems(problem, async () => {
+      const response = await call("v1/mix", { json, accept: "image/jpeg" });
+      interpolated = tokensOf(response.headers.get("X-Titok-Code"), bits, count);
+      show(byId("mix-between"), await response.blob());
     });
   });
 
-  const decode = newest(async (tokens) => {
-    await reporting(problem, async () => {
+  const decode = latest(async (tokens) => {
+    await showProblems(problem, async () => {
       const { data } = await (await call("v1/decode", { json: { tokens, model: id, revision } })).json();
       ["mix-first", "mix-second"].forEach((name, index) => {
         show(byId(name), blobOf({ image: data[index].b64, content_type: data[index].content_type }));
@@ -41,15 +41,15 @@ export function createMixer(model, { open: openBetween }) {
     });
   });
 
-  function slide() {
+  function interpolate() {
     const share = slider.valueAsNumber;
     byId("mix-weights").textContent = `${100 - share} % A, ${share} % B`;
     slider.setAttribute("aria-valuetext", byId("mix-weights").textContent);
-    if (pictures.first && pictures.second) mix(pair(), share / 100);
+    if (images.first && images.second) mix(pair(), share / 100);
   }
 
   function redraw() {
-    if (!pictures.first || !pictures.second) return;
+    if (!images.first || !images.second) return;
     const [first, second] = pair();
     [...byId("swaps").children].forEach((button, place) => {
       button.setAttribute("aria-pressed", swapped.has(place));
@@ -59,7 +59,7 @@ export function createMixer(model, { open: openBetween }) {
     });
     byId("swap-count").textContent = `${swapped.size} of ${count} swapped`;
     decode([first, second]);
-    slide();
+    interpolate();
   }
 
   function swap(places) {
@@ -68,31 +68,31 @@ export function createMixer(model, { open: openBetween }) {
     redraw();
   }
 
-  /** The first image, which the section above shows. */
-  function takeFirst(tokens) {
-    pictures.first = tokens;
+  /** Sets image A, which is the image of the section above. */
+  function setFirst(tokens) {
+    images.first = tokens;
     redraw();
   }
 
-  /** The second image by its tokens. */
-  function open(tokens, name = "") {
-    expected = null;
-    put(tokens, name);
+  /** Sets image B by its tokens. */
+  function openTokens(tokens, name = "") {
+    pending = null;
+    setSecond(tokens, name);
   }
 
-  function put(tokens, name) {
-    pictures.second = tokens;
+  function setSecond(tokens, name) {
+    images.second = tokens;
     byId("other-name").textContent = name;
     redraw();
   }
 
-  /** The second image: a Blob, or the promise of one. */
-  async function take(picture) {
-    const mine = (expected = Symbol("load"));
-    await reporting(problem, async () => {
-      const given = await picture;
-      const { data } = await (await call("v1/encode", { image: given })).json();
-      if (expected === mine) put(data[0].tokens, given.name ?? "");
+  /** Encodes image B: a Blob or a promise of one. */
+  async function openImage(file) {
+    const current = (pending = Symbol("load"));
+    await showProblems(problem, async () => {
+      const image = await file;
+      const { data } = await (await call("v1/encode", { image })).json();
+      if (pending === current) setSecond(data[0].tokens, image.name ?? "");
     });
   }
 
@@ -109,10 +109,10 @@ export function createMixer(model, { open: openBetween }) {
   byId("swap-all").addEventListener("click", () => swap(places));
   byId("swap-none").addEventListener("click", () => swap([]));
   byId("mix-open").addEventListener("click", () => {
-    openBetween(between);
+    editImage(interpolated);
     byId("tokens-section").scrollIntoView();
   });
-  slider.addEventListener("input", slide);
-  takesImages("other", take);
-  return { take, open, takeFirst };
+  slider.addEventListener("input", interpolate);
+  acceptImages("other", openImage);
+  return { openImage, openTokens, setFirst };
 }

@@ -1,4 +1,4 @@
-// Parts of the page that every section writes to: pictures, numbers, problems, what is announced, what is copied.
+// Helpers of all sections: elements, images, numbers, problems, announcements, copy buttons.
 
 import { Problem } from "./service.js";
 
@@ -6,25 +6,26 @@ export const byId = (id) => document.getElementById(id);
 
 export const number = (value) => value.toLocaleString("en");
 
-/** Shows a picture: a Blob, or base64 with its type. The one it replaces is let go. */
-export function show(img, picture) {
+/** Shows an image (a Blob, or null to hide it) and releases the previous one. */
+export function show(img, blob) {
   if (img.src.startsWith("blob:")) URL.revokeObjectURL(img.src);
-  img.hidden = !picture;
-  if (picture) img.src = URL.createObjectURL(picture);
+  img.hidden = !blob;
+  if (blob) img.src = URL.createObjectURL(blob);
   else img.removeAttribute("src");
 }
 
+/** The Blob of an image in a JSON response: base64 and its media type. */
 export function blobOf({ image, content_type: type }) {
   return new Blob([Uint8Array.from(atob(image), (character) => character.charCodeAt(0))], { type });
 }
 
-/** Tells those who listen instead of looking. */
+/** Announces a text to screen readers. */
 export function announce(text) {
   byId("announcement").textContent = text;
 }
 
-/** Runs something and shows in `box` what the service refuses; true if nothing. What was given up is no problem. */
-export async function reporting(box, work) {
+/** Runs `work` and shows an error response in `box`. Returns whether `work` succeeded. Aborted requests show nothing. */
+export async function showProblems(box, work) {
   box.hidden = true;
   try {
     await work();
@@ -46,8 +47,8 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
-/** Makes a button copy what `text` gives, and say so. */
-export function copies(button, text) {
+/** Makes a button copy the result of `text` to the clipboard. */
+export function addCopyButton(button, text) {
   const label = button.textContent;
   button.addEventListener("click", async () => {
     await copy(text());
@@ -58,7 +59,7 @@ export function copies(button, text) {
 }
 
 async function copy(text) {
-  // Browsers have a clipboard only for https and the own machine.
+  // navigator.clipboard exists only over HTTPS and on localhost.
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const field = element("textarea", { value: text, className: "unseen" });
   document.body.append(field);

@@ -1,25 +1,25 @@
-// The page's start: asks what is served, then brings its three sections to life.
+// Entry point: loads the model description, then initializes the three sections.
 
 import { createEditor } from "./editor.js";
 import { createGenerator } from "./generator.js";
-import { sample, takesStrayImages } from "./intake.js";
 import { createMixer } from "./mixer.js";
-import { byId, number, reporting } from "./page.js";
-import { call, keepKey } from "./service.js";
+import { byId, number, showProblems } from "./page.js";
+import { call, storeKey } from "./service.js";
+import { acceptImagesAnywhere, sampleImage } from "./uploads.js";
 
 const reload = () => location.reload();
 
 async function start() {
   const model = (await (await call("v1/models")).json()).data[0];
   describe(model);
-  const mixer = createMixer(model, { open: (tokens) => editor.open(tokens) });
-  const editor = createEditor(model, { onSettled: mixer.takeFirst });
-  takesStrayImages(editor.take);
+  const mixer = createMixer(model, { editImage: (tokens) => editor.openTokens(tokens) });
+  const editor = createEditor(model, { onSettled: mixer.setFirst });
+  acceptImagesAnywhere(editor.openImage);
   byId("sections").hidden = false;
   await Promise.all([
-    editor.take(sample("coffee")),
-    mixer.take(sample("cat")),
-    createGenerator(model, { open: editor.open, openOther: mixer.open }),
+    editor.openImage(sampleImage("coffee")),
+    mixer.openImage(sampleImage("cat")),
+    createGenerator(model, { editImage: editor.openTokens, useAsB: mixer.openTokens }),
   ]);
 }
 
@@ -31,7 +31,7 @@ function describe(model) {
   };
   for (const place of document.querySelectorAll("[data-fact]")) place.textContent = facts[place.dataset.fact];
   const [side, codes] = [model.image_size, number(model.codebook_size)];
-  byId("served").textContent = `${model.id} · ${side} × ${side} pixels · ${facts.tokens} of ${codes} codes`;
+  byId("served").textContent = `${model.id} · ${side} × ${side} pixels · ${facts.tokens} tokens · codebook of ${codes}`;
   byId("served").title = `Revision ${model.revision}`;
   byId("served").hidden = false;
 }
@@ -39,7 +39,7 @@ function describe(model) {
 byId("retry").addEventListener("click", reload);
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  keepKey(byId("key").value);
+  storeKey(byId("key").value);
   reload();
 });
-byId("retry").hidden = await reporting(byId("page-problem"), start);
+byId("retry").hidden = await showProblems(byId("page-problem"), start);

@@ -1,32 +1,32 @@
-// The service as the page calls it: addresses relative to the page, the key if there is one, problems as exceptions.
+// HTTP client of the page: URLs relative to the page, the API key, error responses as exceptions.
 
 const KEY = "titok-api-key";
 
-/** What the service refused, as its problem document says it (RFC 9457), or that it did not answer. */
+/** An error response (problem document, RFC 9457), or no response at all. */
 export class Problem extends Error {
-  constructor({ title = "Something went wrong", detail = "", status = 0, instance = "" }) {
+  constructor({ title = "Error", detail = "", status = 0, instance = "" }) {
     super(detail || title);
     Object.assign(this, { title, detail, status, instance });
   }
 
-  static async of(answer) {
-    const text = await answer.text();
+  static async of(response) {
+    const text = await response.text();
     try {
       return new Problem(JSON.parse(text));
     } catch {
-      return new Problem({ title: `The answer was ${answer.status}`, detail: text.slice(0, 300), status: answer.status });
+      return new Problem({ title: `HTTP status ${response.status}`, detail: text.slice(0, 300), status: response.status });
     }
   }
 }
 
-/** The full address of a path of the service, wherever the page itself is mounted. */
-export const addressOf = (path) => new URL(path, document.baseURI).href;
+/** The absolute URL of a path of the service, relative to where the page is mounted. */
+export const urlOf = (path) => new URL(path, document.baseURI).href;
 
-export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+export const storeKey = (key) => sessionStorage.setItem(KEY, key);
 
 /**
- * A call: `json` is sent as JSON, `image` (a Blob) as a form's file; without either it is a GET. Throws a Problem unless
- * it succeeds.
+ * Sends a request: a POST with `json` as JSON or `image` (a Blob) as a form file, or a GET without either. Throws a
+ * Problem if it fails.
  */
 export async function call(path, { json, image, accept = "application/json", signal } = {}) {
   const headers = { Accept: accept };
@@ -38,21 +38,21 @@ export async function call(path, { json, image, accept = "application/json", sig
   }
   const key = sessionStorage.getItem(KEY);
   if (key) headers.Authorization = `Bearer ${key}`;
-  let answer;
+  let response;
   try {
-    answer = await fetch(addressOf(path), { method: body ? "POST" : "GET", headers, body, signal });
+    response = await fetch(urlOf(path), { method: body ? "POST" : "GET", headers, body, signal });
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new Problem({ title: "No answer", detail: "The service cannot be reached. Is it running?" });
+    throw new Problem({ title: "No response", detail: "The service cannot be reached. Is it running?" });
   }
-  if (!answer.ok) throw await Problem.of(answer);
-  return answer;
+  if (!response.ok) throw await Problem.of(response);
+  return response;
 }
 
-/** The events of a stream as [name, data]: WHATWG HTML, section 9.2, as far as this service uses it (a line of JSON each). */
-export async function* eventsOf(answer) {
+/** Parses server-sent events (WHATWG HTML, section 9.2) of one line of JSON each, as [name, data]. */
+export async function* parseEvents(response) {
   let waiting = "";
-  for await (const text of chunksOf(answer.body.pipeThrough(new TextDecoderStream()))) {
+  for await (const text of chunksOf(response.body.pipeThrough(new TextDecoderStream()))) {
     const blocks = (waiting + text).split("\n\n");
     waiting = blocks.pop();
     for (const block of blocks) {
@@ -63,7 +63,7 @@ export async function* eventsOf(answer) {
   }
 }
 
-// Safari has no asynchronous iteration of streams.
+// Safari does not support asynchronous iteration of streams.
 async function* chunksOf(stream) {
   const reader = stream.getReader();
   try {

@@ -1,8 +1,8 @@
 /**
- * Paces `work`: one call at a time, always with the newest arguments. Calls overtaken while they waited are never made,
- * so that a picture follows a slider as fast as the service answers, and never goes back to an older answer.
+ * Wraps `work` so that one call runs at a time, always with the latest arguments. Calls that are superseded while they
+ * wait are skipped, so that an image follows a slider as fast as the service responds and never shows an older response.
  */
-export function newest(work) {
+export function latest(work) {
   let waiting = null;
   let busy = false;
   return async (...given) => {
