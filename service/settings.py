@@ -10,16 +10,24 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.checkpoints.bundled import DEFAULT_VARIANT
-from service.api.access.keys import check_rate
-from service.inference.cpu_quota import usable_cores
+from service.cpu_quota import usable_cores
 
-__all__ = ["LogFormat", "Settings", "invalid_settings"]
+__all__ = ["LogFormat", "Settings", "check_rate", "invalid_settings"]
 
 MiB = 1024 * 1024
 LogFormat = Literal["auto", "json", "text"]
 _DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
 _ORIGIN = re.compile(r"https?://[\w.\-\[\]:]+", re.ASCII)
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
+
+_RATE = re.compile(r"[1-9]\d{0,9} ?(?:/|per) ?(?:[1-9]\d{0,4} ?)?(?:second|minute|hour|day)s?", re.IGNORECASE)
+
+
+def check_rate(text: str) -> str:
+    """Gives back a rate of images that is well-formed: ``100/second``, ``5000 per 10 minutes``. Raises ``ValueError``."""
+    if not _RATE.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is no rate; write 100/second, 5000/minute or 5000 per 10 minutes")
+    return text
 
 
 class Settings(BaseSettings):

@@ -1,20 +1,21 @@
-"""Builds the ASGI application of the public API."""
+"""The ASGI application of the public API."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api.access.authorization import AccessControl, authorize, authorize_directly
+from service.api.access.authorization import AccessControl, authorize
 from service.api.access.roles import check_routes
-from service.api.direct_routes import DirectRoutes
+from service.api.error_table import add_error_handlers
+from service.api.health import application_health
 from service.api.routes import (
     codes,
     decode,
@@ -29,18 +30,17 @@ from service.api.routes import (
     playground,
     reconstruct,
 )
+from service.api.state import ApiState
 from service.cache.opening import open_cache
 from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.http.body_limits import BodyLimits
 from service.http.middleware import RequestContext
-from service.http.problem_handlers import add_problem_handlers
 from service.inference.model_info import ModelInfo
-from service.operations.context import ServiceContext, lane_limits
-from service.processes.health import application_health
+from service.operations.build import build_operations, lane_limits
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.observer import CacheMetrics, MetricsObserver
-from service.telemetry.tracing import open_tracer
+from service.telemetry.tracing import Tracer, open_tracer
 from service.version import VERSION
 
 __all__ = ["EngineFactory", "create_app"]
@@ -57,7 +57,7 @@ packed codes come with whose they are, in `X-Titok-Model` and `X-Titok-Revision`
 checked.
 """
 
-# What pages of other origins may send and read, where any may; credentials of a browser's own (cookies) are never used.
+# Headers that pages of other origins may send and read. Cookies are never used.
 _CORS_SENT = (
     "Accept",
     "Authorization",
@@ -90,63 +90,104 @@ _CORS_READ = (
 )
 
 
+_ROUTERS = (
+    encode.router,
+    decode.router,
+    codes.router,
+    images.router,
+    generate.router,
+    reconstruct.router,
+    mix.router,
+    openai_images.router,
+    models.router,
+)
+
+
 class EngineFactory(Protocol):
-    """Makes the engine of an application; it is started in its event loop."""
+    """Creates the engine of an application, not started."""
 
     def __call__(
         self, *, limits: LaneLimits, observer: EngineObserver, on_model_info: Callable[[ModelInfo], None]
     ) -> Engine:
-        """``on_model_info`` is to be called with what is served, once that is known."""
+        """``on_model_info`` is called when the models are loaded."""
 
 
 def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
-    """The public API. Its lifespan starts the engine, and stops it in good order."""
+    """The public API. Its lifespan starts and stops the engine."""
     metrics = Metrics()
     tracer = open_tracer()
-    observer: EngineObserver = MetricsObserver(metrics)
-    if tracer is not None:
-        observer = tracer.observe(observer)
-    context: ServiceContext
-
-    def set_model_info(info: ModelInfo) -> None:
-        context.loaded = info
-
-    engine = create_engine(limits=lane_limits(settings), observer=observer, on_model_info=set_model_info)
-    cache = open_cache(settings, CacheMetrics(metrics))
-    context = ServiceContext(settings, engine=engine, cache=cache, metrics=metrics)
+    state = _create_state(settings, create_engine, metrics, tracer)
     access_control = AccessControl(settings)
-
-    async def health() -> dict[str, Any]:
-        return application_health(context)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
-        ready = asyncio.create_task(_report_readiness(context))
-        try:
-            yield
-        finally:
-            ready.cancel()
-            await engine.stop(settings.drain_seconds)
-            await context.cache.close()
-            await access_control.close()
-            if tracer is not None:
-                await tracer.close()
-
     app = FastAPIOffline(
-        docs_url=None,  # ours has a policy of what it may load
+        docs_url=None,  # routes/documentation.py serves the page with a content security policy
         redoc_url=None,
         title="TiTok image tokens",
         version=VERSION,
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        lifespan=lifespan,
+        lifespan=_lifespan(state, access_control, tracer),
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
     )
-    app.state.context = context
-    app.state.health = health
+
+    async def health() -> dict[str, Any]:
+        return application_health(state)
+
+    app.state.api = state
     app.state.access_control = access_control
-    app.add_middleware(DirectRoutes, routers=[encode.router], authorize=authorize_directly)
+    app.state.health = health
+    _add_middleware(app, state, tracer)
+    add_error_handlers(app)
+    for router in _ROUTERS:
+        app.include_router(router, dependencies=[Depends(authorize)])
+    app.include_router(operations.health_router)
+    if settings.playground:
+        # Needs no key: the page holds no data, and asks for a key where the API needs one.
+        app.include_router(playground.create_router())
+    app.include_router(documentation.create_router(app))
+    check_routes(app.routes)
+    return app
+
+
+def _create_state(
+    settings: Settings, create_engine: EngineFactory, metrics: Metrics, tracer: Tracer | None
+) -> ApiState:
+    observer: EngineObserver = MetricsObserver(metrics)
+    if tracer is not None:
+        observer = tracer.observe(observer)
+
+    def set_model_info(info: ModelInfo) -> None:
+        built.models.set_model_info(info)
+
+    engine = create_engine(limits=lane_limits(settings), observer=observer, on_model_info=set_model_info)
+    cache = open_cache(settings, CacheMetrics(metrics))
+    built = build_operations(settings, engine=engine, cache=cache, metrics=metrics)
+    return ApiState(settings, operations=built, metrics=metrics)
+
+
+def _lifespan(
+    state: ApiState, access_control: AccessControl, tracer: Tracer | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine, cache = state.operations.engine, state.operations.cache
+        engine.start()
+        ready = asyncio.create_task(_log_readiness(state))
+        try:
+            yield
+        finally:
+            ready.cancel()
+            await engine.stop(state.settings.drain_seconds)
+            await cache.close()
+            await access_control.close()
+            if tracer is not None:
+                await tracer.close()
+
+    return lifespan
+
+
+def _add_middleware(app: FastAPI, state: ApiState, tracer: Tracer | None) -> None:
+    """From the innermost to the outermost."""
+    settings = state.settings
     app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, max_bytes_in_flight=settings.body_bytes_in_flight)
     if settings.cors_origins:
         app.add_middleware(
@@ -158,41 +199,21 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         )
     app.add_middleware(
         RequestContext,
-        metrics=metrics,
-        in_flight=context.requests,
-        is_draining=lambda: context.draining,
+        metrics=state.metrics,
+        in_flight=state.requests,
+        is_draining=lambda: state.is_draining,
         access_log=settings.access_log,
         tracer=tracer,
     )
-    add_problem_handlers(app)
-    for router in (
-        encode.router,
-        decode.router,
-        codes.router,
-        images.router,
-        generate.router,
-        reconstruct.router,
-        mix.router,
-        openai_images.router,
-        models.router,
-    ):
-        app.include_router(router, dependencies=[Depends(authorize)])
-    app.include_router(operations.health_router)
-    if settings.playground:
-        # Without a key: it holds nothing, and asks for one itself where the API does.
-        app.include_router(playground.create_router())
-    app.include_router(documentation.create_router(app))
-    check_routes(app.routes)
-    return app
 
 
-async def _report_readiness(context: ServiceContext) -> None:
+async def _log_readiness(state: ApiState) -> None:
     try:
-        await context.engine.ready()
+        await state.operations.engine.ready()
     except EngineStopped as error:
         log.error("the engine did not start: %s", error)  # noqa: TRY400  the cause is logged where it happened
         return
-    info = context.model_info
+    info = state.info
     log.info(
         "ready: %s revision %s on %s, precision %s, generator %s",
         info.name,

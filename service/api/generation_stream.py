@@ -1,8 +1,8 @@
-"""The events of a generate request: every sampling step as it is done, then every image, then what makes them again.
+"""The server-sent events of a generate request: each sampling step, then each image, then what reproduces them.
 
 ::
 
-    engine ─ on_step ─> StepFeed ─────────────> event: step     of the newest a preview, where there is time for one
+    engine ─ on_step ─> StepFeed ─────────────> event: step     with a preview if there is time for one
        └──── result ──> decode lane ──────────> event: image    for each
                                          └────> event: done
 """
@@ -18,20 +18,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.api.schemas import GeneratedItem, StepEvent
-from service.http.problems import Problem
+from service.api.generation import generated_items, generation_facts
+from service.api.image_responses import as_base64, image_media_type
+from service.api.schemas.generation import GeneratedItem, StepEvent
+from service.engine import EngineError
 from service.http.sse import event
-from service.operations.context import ServiceContext
+from service.operations.build import Operations
 from service.operations.generation import Generation
-from service.operations.rendering import as_base64, image_media_type, render
 from service.telemetry.timings import RequestTimings
 
 __all__ = ["MAX_WAITING_STEPS", "PREVIEW_SECONDS", "GenerationStream", "Step", "StepFeed"]
 
 Ids = npt.NDArray[np.int64]
 
-MAX_WAITING_STEPS = 256  # of a request, for a client that reads slowly
-PREVIEW_SECONDS = 5.0  # that a step waits for its preview
+MAX_WAITING_STEPS = 256  # of a request whose client reads slowly
+PREVIEW_SECONDS = 5.0  # a step waits for its preview
 _PREVIEW_TYPE = image_media_type("jpeg")
 
 
@@ -48,9 +49,9 @@ class Step:
 
 
 class StepFeed:
-    """Steps on their way from the engine, which never waits, to a client that may be slow.
+    """A queue of steps from the engine, which never waits, to a client that may be slow.
 
-    Beyond ``MAX_WAITING_STEPS`` the oldest are dropped, which leaves a gap in the numbers of their image's steps.
+    Beyond ``MAX_WAITING_STEPS`` the oldest are dropped, which leaves a gap in an image's step numbers.
     """
 
     def __init__(self) -> None:
@@ -64,12 +65,12 @@ class StepFeed:
         self._changed.set()
 
     def close(self) -> None:
-        """No step will come any more."""
+        """No more steps will be put."""
         self._closed = True
         self._changed.set()
 
     async def wait(self) -> bool:
-        """Waits for a step; False if none is left and none will come."""
+        """Waits for a step; False if none is left and the feed is closed."""
         while not self._steps and not self._closed:
             self._changed.clear()
             await self._changed.wait()
@@ -86,9 +87,9 @@ class StepFeed:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationStream:
-    """One request's events; ``media_type`` and ``quality`` are those of its images, ``previews`` are JPEG."""
+    """The events of one request. ``media_type`` and ``quality`` are those of its images; previews are JPEG."""
 
-    context: ServiceContext
+    operations: Operations
     generation: Generation
     media_type: str
     quality: int | None
@@ -97,17 +98,17 @@ class GenerationStream:
     timings: RequestTimings
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The events on the wire. Raises the problem that ends them early; closing it ends the engine's work."""
+        """The encoded events. Raises the error that ends them early; closing the generator cancels the engine's work."""
         feed = StepFeed()
         sampling = asyncio.ensure_future(
-            self.generation.run(self.context, deadline=self.deadline, timings=self.timings, on_step=feed.put)
+            self.generation.run(self.operations.engine, deadline=self.deadline, timings=self.timings, on_step=feed.put)
         )
         sampling.add_done_callback(lambda _: feed.close())
-        # Made while steps are still being sent, so that a slow client does not make them late.
+        # Rendered while steps are still being sent, so that a slow client does not delay them.
         images = asyncio.ensure_future(self._images(sampling))
         try:
             while await feed.wait():
-                # One decoding at a time, of what is newest when it begins: a slow one means fewer previews, not more work.
+                # One decoding at a time, of the newest steps: slow decoding means fewer previews, not more work.
                 pictures = await self._pictures(feed.newest(), sampling) if self.previews else {}
                 while (step := feed.take()) is not None:
                     yield self._step(step, pictures.get((step.index, step.step)))
@@ -117,17 +118,17 @@ class GenerationStream:
             for work in (images, sampling):
                 work.cancel()
             await asyncio.gather(images, sampling, return_exceptions=True)
-        yield event("done", self.generation.facts(self.context).model_dump_json())
+        yield event("done", generation_facts(self.generation, self.operations.models).model_dump_json())
 
     async def _images(self, sampling: asyncio.Future[Ids]) -> list[GeneratedItem]:
         tokens = await sampling
-        rendered = await render(
-            self.context, tokens, self.media_type, self.quality, deadline=self.deadline, timings=self.timings
+        rendered = await self.operations.renderer.render(
+            tokens, self.media_type, self.quality, deadline=self.deadline, timings=self.timings
         )
-        return self.generation.items(self.context, tokens, rendered, self.media_type)
+        return generated_items(self.generation, self.operations.models, tokens, rendered, self.media_type)
 
     def _step(self, step: Step, picture: bytes | None) -> bytes:
-        mask = self.context.model_info.code_format.codebook_size
+        mask = self.operations.models.info.code_format.codebook_size
         document = StepEvent(
             index=step.index,
             step=step.step,
@@ -140,20 +141,22 @@ class GenerationStream:
         return event("step", document.model_dump_json(exclude_none=True))
 
     async def _pictures(self, steps: Sequence[Step], sampling: asyncio.Future[Ids]) -> dict[tuple[int, int], bytes]:
-        """JPEG files by index and step; none where they cannot be had in time, or the images themselves will be there."""
+        """JPEG files by index and step; none if they are not ready in time, or the images themselves come next."""
         unfinished = [step for step in steps if step.step < self.generation.settings.steps]
         if not unfinished:
             return {}
         guesses = np.stack([step.sampled for step in unfinished])
-        # With a stopwatch of their own: what previews take is no part of what the images took.
+        # With timings of their own: previews are not part of the images' timings.
         rendering = asyncio.ensure_future(
-            render(self.context, guesses, _PREVIEW_TYPE, self.quality, deadline=self.deadline, timings=RequestTimings())
+            self.operations.renderer.render(
+                guesses, _PREVIEW_TYPE, self.quality, deadline=self.deadline, timings=RequestTimings()
+            )
         )
         either: set[asyncio.Future[Any]] = {rendering, sampling}
         try:
             await asyncio.wait(either, timeout=PREVIEW_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             files = rendering.result().files if rendering.done() else []
-        except Problem:
+        except EngineError:
             files = []
         finally:
             rendering.cancel()

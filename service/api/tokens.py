@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from models.codes.code_format import CodeError, CodeFormat
 from models.codes.packed import PackedCodes
-from service.api.schemas import DecodeRequest
-from service.http.problems import InvalidRequest, ProblemDetail, invalid_value
+from service.api.schemas.images import DecodeRequest
+from service.errors import ErrorDetail
+from service.http.problems import InvalidRequest, invalid_value
 
 __all__ = ["packed_codes_from", "tokens_from_bytes", "tokens_from_code", "tokens_from_json"]
 
@@ -23,7 +24,7 @@ def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> Ids:
     if len(given) != 1:
         raise InvalidRequest(
             "The body has exactly one of 'tokens', 'code' and 'codes'.",
-            errors=[ProblemDetail(pointer="", detail="exactly one member is expected", value=", ".join(given) or None)],
+            errors=[ErrorDetail(pointer="", detail="exactly one member is expected", value=", ".join(given) or None)],
         )
     if given == ["code"]:
         return tokens_from_code(body.code, code_format, pointer="/code")

@@ -6,46 +6,39 @@ import asyncio
 import base64
 import binascii
 import re
-from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from service.api.schemas import Base64Images, parse_body
+from service.api.schemas.parsing import parse_body
+from service.api.schemas.tokens import Base64Images
+from service.api.state import check_image_count
+from service.errors import ErrorDetail
 from service.http.negotiation import media_type_of, unsupported_content_type
-from service.http.problems import ContentTooLarge, InvalidRequest, MalformedBody, ProblemDetail, RequestTimeout
-from service.imaging.media import ACCEPTED_FORMATS
+from service.http.problems import ContentTooLarge, InvalidRequest, MalformedBody, RequestTimeout
+from service.imaging.formats import ACCEPTED_FORMATS
+from service.operations.preprocessing import Upload
 
-__all__ = ["Upload", "read_body", "read_uploads"]
+__all__ = ["read_body", "read_uploads"]
 
-# Some clients say "octet-stream" for every file; the bytes tell what they are.
+# Some clients send every file as "octet-stream"; the format is sniffed from the bytes.
 RAW_TYPES = frozenset({"application/octet-stream"})
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """One image as it came: ``declared`` media type if any, and the ``pointer`` that names it in a problem."""
-
-    data: bytes
-    declared: str | None
-    pointer: str
-
-
 async def read_body(request: Request, *, seconds: float) -> bytes:
-    """The whole body, within ``seconds``. Its length is bounded before it comes here."""
+    """The whole body; ``BodyLimits`` bounds its length. Raises ``RequestTimeout`` after ``seconds``."""
     try:
         async with asyncio.timeout(seconds):
             return await _body(request)
     except TimeoutError:
-        raise RequestTimeout(
-            f"The body did not arrive within {seconds:g} seconds.", headers={"Connection": "close"}
-        ) from None
+        raise _body_timeout(seconds) from None
 
 
 async def _body(request: Request) -> bytes:
-    """``request.body()``, which is kept there for nobody."""
+    """As ``request.body()``, which would keep the bytes until the request ends."""
     pieces: list[bytes] = []
     while True:
         message = await request.receive()
@@ -57,7 +50,7 @@ async def _body(request: Request) -> bytes:
 
 
 async def read_uploads(request: Request, *, seconds: float, max_images: int) -> list[Upload]:
-    """The images of a request, at least one and at most ``max_images``. Raises the problem that applies."""
+    """The images of a request, at least one and at most ``max_images``. Raises a ``Problem``."""
     content_type = media_type_of(request.headers.get("content-type"))
     if content_type.startswith("image/") or content_type in RAW_TYPES:
         uploads = [Upload(await read_body(request, seconds=seconds), content_type, "body")]
@@ -74,46 +67,43 @@ async def read_uploads(request: Request, *, seconds: float, max_images: int) -> 
             expected=[*ACCEPTED_FORMATS.values(), "multipart/form-data", "application/json"],
         )
     if not uploads:
-        raise InvalidRequest("The request holds no image.", errors=[ProblemDetail(pointer="body", detail="no image")])
-    if len(uploads) > max_images:
-        raise ContentTooLarge(
-            f"The request holds {len(uploads)} images; at most {max_images} are taken.",
-            errors=[
-                ProblemDetail(
-                    pointer="body", detail="too many images", value=len(uploads), expected=f"at most {max_images}"
-                )
-            ],
-        )
+        raise InvalidRequest("The request holds no image.", errors=[ErrorDetail(pointer="body", detail="no image")])
+    check_image_count(len(uploads), max_images, "body")
     return uploads
 
 
 async def _read_form(request: Request, *, seconds: float, max_images: int) -> list[Upload]:
     try:
-        # One file more than allowed is let in, so that the refusal can speak of images.
-        async with asyncio.timeout(seconds), request.form(max_files=max_images + 1, max_fields=16) as form:
+        async with asyncio.timeout(seconds), request.form(max_files=max_images, max_fields=16) as form:
             uploads: list[Upload] = []
             for name, part in form.multi_items():
                 pointer = f"body/{len(uploads)}"
                 if not isinstance(part, UploadFile):
                     raise InvalidRequest(
-                        f"The form's field {name[:80]!r} is no file. Send each image as a file "
+                        f"The form's field {name[:80]!r} is not a file. Send each image as a file "
                         f"(curl -F image=@photo.jpg).",
-                        errors=[ProblemDetail(pointer=pointer, detail="not a file", value=name[:80])],
+                        errors=[ErrorDetail(pointer=pointer, detail="not a file", value=name[:80])],
                     )
                 declared = media_type_of(part.content_type) or None
                 uploads.append(Upload(await part.read(), declared, pointer))
             return uploads
     except TimeoutError:
-        raise RequestTimeout(
-            f"The body did not arrive within {seconds:g} seconds.", headers={"Connection": "close"}
-        ) from None
+        raise _body_timeout(seconds) from None
+    except HTTPException as error:
+        if "Too many files" in str(error.detail):
+            raise ContentTooLarge(f"The form has too many files; at most {max_images} are allowed.") from None
+        raise
+
+
+def _body_timeout(seconds: float) -> RequestTimeout:
+    return RequestTimeout(f"The body did not arrive within {seconds:g} seconds.", headers={"Connection": "close"})
 
 
 def _from_json(body: Base64Images) -> list[Upload]:
     if (body.image is None) == (body.images is None):
         raise InvalidRequest(
             "The body has either 'image' or 'images'.",
-            errors=[ProblemDetail(pointer="", detail="exactly one of image and images is expected")],
+            errors=[ErrorDetail(pointer="", detail="exactly one of image and images is expected")],
         )
     if body.image is not None:
         return [_from_base64(body.image, "/image")]
@@ -126,12 +116,12 @@ def _from_base64(text: str, pointer: str) -> Upload:
     if match is None and text.startswith("data:"):
         raise MalformedBody(
             "A data URI holds base64: data:image/jpeg;base64,...",
-            errors=[ProblemDetail(pointer=pointer, detail="not a base64 data URI", value=text[:40])],
+            errors=[ErrorDetail(pointer=pointer, detail="not a base64 data URI", value=text[:40])],
         )
     try:
         return Upload(base64.b64decode(text[match.end() if match else 0 :], validate=True), declared, pointer)
     except (binascii.Error, ValueError) as error:
         raise MalformedBody(
             f"The image at {pointer} is not base64: {error}.",
-            errors=[ProblemDetail(pointer=pointer, detail="not base64", value=text[:40])],
+            errors=[ErrorDetail(pointer=pointer, detail="not base64", value=text[:40])],
         ) from None

@@ -22,8 +22,8 @@ from service.bulk.pipeline import tokenize_entries
 from service.bulk.shards import Shard
 from service.bulk.views import Views
 from service.bulk.work import Progress, Work
+from service.cpu_quota import usable_cores
 from service.inference.calibration import calibrate
-from service.inference.cpu_quota import usable_cores
 
 __all__ = ["Job", "Result", "fill", "open_device", "run_job", "tokenize_source", "told_to_go_on"]
 

@@ -21,7 +21,7 @@ from service.bulk.entries import LabelType, Part, Source
 from service.bulk.errors import BulkError, parquet_needs
 from service.bulk.image_folders import ImageFolder
 from service.bulk.tar_archives import TarArchive
-from service.imaging.media import ACCEPTED_SUFFIXES
+from service.imaging.formats import ACCEPTED_SUFFIXES
 
 __all__ = ["open_source"]
 

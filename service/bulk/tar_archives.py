@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 from models.data.strict_tar import StrictTarInfo
 from service.bulk.entries import Entry
 from service.bulk.errors import BrokenImage
-from service.imaging.media import ACCEPTED_SUFFIXES
+from service.imaging.formats import ACCEPTED_SUFFIXES
 
 __all__ = ["TarArchive"]
 

@@ -14,8 +14,9 @@ from service.bulk.entries import Entry, Position
 from service.bulk.errors import BrokenImage
 from service.bulk.shards import Row, Shard
 from service.bulk.views import Views
-from service.http.problems import Problem
-from service.imaging.media import MediaLimits, decode_image
+from service.imaging.decoding import decode_image
+from service.imaging.errors import ImageError
+from service.imaging.limits import MediaLimits
 
 __all__ = ["Entries", "Pixels", "Progress", "Work", "batches", "rows_of", "squares_of"]
 
@@ -57,7 +58,7 @@ def squares_of(entry: Entry, size: int, work: Work) -> Pixels | BrokenImage:
         return work.views.of(decoded.image, size)
     except BrokenImage as error:
         return error
-    except (Problem, ValueError) as error:
+    except (ImageError, ValueError) as error:
         return BrokenImage(str(error))
 
 

@@ -22,18 +22,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from service.api.uploads import Upload
 from service.bulk.entries import Entry, Position, Source
 from service.bulk.errors import BrokenImage, BulkError
 from service.cache import KeySpace
 from service.cache.opening import open_cache
 from service.cache.protocol import BreakerState, CacheObserver
 from service.client import AsyncTiTokClient, NotFound, ServiceProblem
-from service.engine import EngineStopped
-from service.http.problems import Problem
+from service.engine import EngineError, EngineStopped
+from service.imaging.errors import ImageError
 from service.inference.model_info import ModelInfo
-from service.operations.context import ServiceContext, lane_limits
-from service.operations.tokenization import look_up, tokenize
+from service.operations.build import Operations, build_operations, lane_limits
+from service.operations.preprocessing import Upload
 from service.processes.single_process import inline_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -172,48 +171,48 @@ async def local_warmer(settings: Settings) -> AsyncIterator[Warmer]:
         raise BulkError("TITOK_CACHE_SCOPE is key: fill the cache through the service, with --url and --api-key")
     failures = _Failures()
     metrics = Metrics()
-    context: ServiceContext
+    operations: Operations
 
     def set_model_info(info: ModelInfo) -> None:
-        context.loaded = info
+        operations.models.set_model_info(info)
 
     engine = inline_engine(settings)(
         limits=lane_limits(settings), observer=MetricsObserver(metrics), on_model_info=set_model_info
     )
-    context = ServiceContext(settings, engine=engine, cache=open_cache(settings, failures), metrics=metrics)
+    operations = build_operations(settings, engine=engine, cache=open_cache(settings, failures), metrics=metrics)
     engine.start()
     try:
         try:
             await engine.ready()
         except EngineStopped as error:
             raise BulkError(f"the model did not start: {error}") from None
-        yield _Local(context)
+        yield _Local(operations, settings.cache_namespace)
     finally:
         await engine.stop(0.0)
-        await context.cache.close()
+        await operations.cache.close()
     if failures.counts:
         told = ", ".join(f"{op}: {reason} {count} times" for (op, reason), count in failures.counts.items())
         raise BulkError(f"Redis has not taken everything ({told}); the same command goes on")
 
 
 class _Local:
-    def __init__(self, context: ServiceContext) -> None:
-        info = context.model_info
-        self._context = context
-        self._space = KeySpace(context.settings.cache_namespace, info.name, info.revision)
+    def __init__(self, operations: Operations, namespace: str) -> None:
+        info = operations.models.info
+        self._tokenizer = operations.tokenizer
+        self._space = KeySpace(namespace, info.name, info.revision)
 
     async def are_known(self, digests: Sequence[bytes]) -> list[bool]:
-        return [image is not None for image in await look_up(self._context, digests, self._space)]
+        return [image is not None for image in await self._tokenizer.lookup_digests(digests, self._space)]
 
     async def encode(self, image: bytes) -> None:
         upload = Upload(image, None, "body")
         deadline = time.monotonic() + _DEADLINE
         try:
-            await tokenize(self._context, [upload], space=self._space, deadline=deadline, timings=RequestTimings())
-        except Problem as error:
-            if error.status not in _MENDABLE:
-                raise
+            await self._tokenizer.tokenize([upload], space=self._space, deadline=deadline, timings=RequestTimings())
+        except ImageError as error:
             raise BrokenImage(str(error)) from None
+        except EngineError as error:
+            raise BulkError(str(error)) from None
 
 
 class _Failures(CacheObserver):

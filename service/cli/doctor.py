@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 import typer
 from pydantic import ValidationError
 
+from service.cpu_quota import usable_cores
 from service.http.sockets import listen, url_of
-from service.inference.cpu_quota import usable_cores
 from service.settings import Settings
 from service.version import VERSION
 

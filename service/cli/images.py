@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from service.http.problems import Problem
-from service.imaging.media import ACCEPTED_SUFFIXES, OUTPUT_EXTENSIONS
+from service.errors import ServiceError
+from service.imaging.encoding import OUTPUT_EXTENSIONS
+from service.imaging.formats import ACCEPTED_SUFFIXES
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -151,9 +152,9 @@ def _naming(paths: Sequence[Path] = ()) -> Iterator[None]:
 
     try:
         yield
-    except (Problem, TiTokError) as error:
+    except (ServiceError, TiTokError) as error:
         place = (error.index or 0) if isinstance(error, ServiceProblem) else 0
-        blamed = paths[place : place + 1] if isinstance(error, ServiceProblem | Problem) else ()
+        blamed = paths[place : place + 1] if isinstance(error, ServiceProblem | ServiceError) else ()
         raise CommandError(": ".join([*map(str, blamed), str(error)])) from None
 
 

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from models import load_generator, load_tokenizer
 from models.preprocess import eval_crop
 from service.client.results import Encoded, Generated, Picture, Reconstruction
-from service.imaging.media import DecodedImage, MediaLimits, decode_image, encode_image
+from service.imaging.decoding import DecodedImage, decode_image
+from service.imaging.encoding import encode_image
+from service.imaging.limits import MediaLimits
 from service.imaging.quality import measure_quality
 from service.operations.classes import ClassIndex
 
@@ -26,7 +28,7 @@ __all__ = ["LocalModels"]
 class LocalModels:
     """A tokenizer, and its own generator, on the CPU; each is loaded when it is needed.
 
-    Raises ``CheckpointError``, ``UnknownVariantError``, ``CodeError``, ``ValueError`` or a ``Problem``.
+    Raises ``CheckpointError``, ``UnknownVariantError``, ``CodeError``, ``ValueError`` or ``ServiceError``.
     """
 
     def __init__(self, name: str, *, weights: str | None, max_pixels: int) -> None:

@@ -20,7 +20,7 @@ from service.cli.keys import keys
 from service.cli.tokenize import tokenize
 from service.cli.train import train
 from service.cli.verify import verify
-from service.http.problems import Problem
+from service.errors import ServiceError
 from service.settings import Settings, invalid_settings
 from service.version import VERSION
 
@@ -43,7 +43,15 @@ def main() -> None:
     """Entry point: errors that a user can mend are one line, not a traceback."""
     try:
         app()
-    except (CommandError, CheckpointError, ConfigError, UnknownVariantError, CodeError, Problem, ValueError) as error:
+    except (
+        CommandError,
+        CheckpointError,
+        ConfigError,
+        UnknownVariantError,
+        CodeError,
+        ServiceError,
+        ValueError,
+    ) as error:
         console.print(f"titok: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.problems import ContentTooLarge, Problem, ProblemDetail, TooManyRequests, problem_response
+from service.errors import ErrorDetail
+from service.http.problems import ContentTooLarge, Problem, TooManyRequests, problem_response
 
 __all__ = ["BodyLimits"]
 
@@ -67,7 +68,7 @@ class BodyLimits:
 def _too_long(length: int, most: int) -> ContentTooLarge:
     return ContentTooLarge(
         f"The body has {length} bytes or more; at most {most} are taken.",
-        errors=[ProblemDetail(pointer="body", detail="body too long", value=length, expected=f"at most {most} bytes")],
+        errors=[ErrorDetail(pointer="body", detail="body too long", value=length, expected=f"at most {most} bytes")],
         headers={"Connection": "close"},
     )
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.http.problems import NotAcceptable, ProblemDetail, UnsupportedMediaType
+from service.errors import ErrorDetail
+from service.http.problems import NotAcceptable, UnsupportedMediaType
 
 __all__ = ["choose_media_type", "holds_etag", "media_type_of", "require_json", "unsupported_content_type"]
 
@@ -23,7 +24,7 @@ def unsupported_content_type(
     return UnsupportedMediaType(
         f"Content-Type is {media_type[:80] or 'absent'}. {advice}",
         errors=[
-            ProblemDetail(
+            ErrorDetail(
                 pointer="header/Content-Type",
                 detail=detail,
                 value=media_type[:80] or None,
@@ -61,7 +62,7 @@ def choose_media_type(accept: str | None, offers: Sequence[str]) -> str:
         raise NotAcceptable(
             f"Accept is {accept!r}; this answer comes as {', '.join(offers)}.",
             errors=[
-                ProblemDetail(
+                ErrorDetail(
                     pointer="header/Accept", detail="allows no offered type", value=accept, expected=", ".join(offers)
                 )
             ],

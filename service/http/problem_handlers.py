@@ -1,4 +1,4 @@
-"""What becomes of an exception that reaches the application: a problem document, always."""
+"""Exception handlers: every exception that reaches the application becomes a problem document."""
 
 from __future__ import annotations
 
@@ -13,87 +13,78 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from service.errors import ErrorDetail
 from service.http.problems import (
-    ContentTooLarge,
     InternalError,
     InvalidRequest,
     MalformedBody,
     MethodNotAllowed,
     NotFound,
     Problem,
-    ProblemDetail,
     problem_response,
 )
 
-__all__ = ["add_problem_handlers", "answer_to"]
+__all__ = ["add_problem_handlers", "handle_problem"]
 
 log = logging.getLogger(__name__)
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Registers them."""
+    """Registers the handlers of ``Problem`` and of the framework's own exceptions."""
     for kind, handler in _HANDLERS.items():
         app.exception_handler(kind)(handler)
 
 
-async def answer_to(request: Request, error: Exception) -> Response:
-    """The answer that the application gives to an exception. Raises the exception if there is none."""
-    for kind, handler in _HANDLERS.items():
-        if isinstance(error, kind):
-            return await handler(request, error)
-    raise error
-
-
-def _answer(request: Request, problem: Problem) -> Response:
-    return problem_response(problem, instance=getattr(request.state, "request_id", None))
-
-
-async def _on_problem(request: Request, problem: Problem) -> Response:
+async def handle_problem(request: Request, problem: Problem) -> Response:
+    """The response of a problem; an ``InternalError`` is logged with its cause."""
+    request_id = getattr(request.state, "request_id", None)
     if isinstance(problem, InternalError):
-        request_id = getattr(request.state, "request_id", None)
         log.error("request %s failed", request_id, exc_info=problem, extra={"request_id": request_id})
-    return _answer(request, problem)
+    return problem_response(problem, instance=request_id)
 
 
-async def _on_invalid_parameter(request: Request, error: RequestValidationError) -> Response:
-    places = [
-        ProblemDetail(
-            pointer="/".join(str(part) for part in place["loc"]),
-            detail=str(place["msg"]),
+async def _handle_invalid_parameter(request: Request, error: RequestValidationError) -> Response:
+    details = [
+        ErrorDetail(
+            pointer="/".join(map(str, place["loc"])),
+            detail=place["msg"],
             value=str(place.get("input"))[:80],
             expected=", ".join(f"{key} {bound}" for key, bound in place.get("ctx", {}).items()) or None,
         )
         for place in error.errors()[:16]
     ]
-    return _answer(request, InvalidRequest(f"{places[0].pointer}: {places[0].detail}.", errors=places))
+    return await handle_problem(request, InvalidRequest(f"{details[0].pointer}: {details[0].detail}.", errors=details))
 
 
-async def _on_http_exception(request: Request, error: HTTPException) -> Response:
-    """What the framework refuses on its own: unknown paths and methods, and forms it cannot read."""
+async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
+    """Unknown paths and methods, and forms that cannot be parsed."""
+    return await handle_problem(request, _problem_of(request, error))
+
+
+def _problem_of(request: Request, error: HTTPException) -> Problem:
     path = request.url.path[:200]
-    if error.status_code == HTTPStatus.NOT_FOUND:
-        hint = "Metrics are served on the admin port." if path == "/metrics" else "GET /docs lists the routes."
-        return _answer(request, NotFound(f"There is nothing at {path}. {hint}"))
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = dict(error.headers or {})
-        detail = f"{path} does not take {request.method[:20]}, but {allowed.get('Allow', 'other methods')}."
-        return _answer(request, MethodNotAllowed(detail, headers=allowed))
-    if error.status_code == HTTPStatus.BAD_REQUEST:
-        if "Too many files" in str(error.detail):
-            limit = request.app.state.context.settings.max_images
-            return _answer(request, ContentTooLarge(f"The form holds too many files; at most {limit} are taken."))
-        return _answer(request, MalformedBody(f"The body cannot be read: {error.detail}."))
-    return _answer(request, InternalError(str(error.detail)))
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            hint = "Metrics are served on the admin port." if path == "/metrics" else "GET /docs lists the routes."
+            return NotFound(f"There is nothing at {path}. {hint}")
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = dict(error.headers or {})
+            methods = allowed.get("Allow", "other methods")
+            return MethodNotAllowed(f"{path} does not accept {request.method[:20]}, but {methods}.", headers=allowed)
+        case HTTPStatus.BAD_REQUEST:
+            return MalformedBody(f"The body cannot be read: {error.detail}.")
+        case _:
+            return InternalError(str(error.detail))
 
 
-async def _on_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
-    """Nobody reads this answer; its status is for the metrics (499, as nginx counts it)."""
+async def _handle_disconnect(_request: Request, _error: ClientDisconnect) -> Response:
+    """Nobody reads this response; its status is for the metrics (499, as in nginx)."""
     return Response(status_code=499)
 
 
 _HANDLERS: Mapping[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
-    Problem: _on_problem,
-    RequestValidationError: _on_invalid_parameter,
-    HTTPException: _on_http_exception,
-    ClientDisconnect: _on_disconnect,
+    Problem: handle_problem,
+    RequestValidationError: _handle_invalid_parameter,
+    HTTPException: _handle_http_exception,
+    ClientDisconnect: _handle_disconnect,
 }

@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a request, and the problem document (RFC 9457) it becomes.
+"""Problem documents (RFC 9457): every HTTP error of the service.
 
 ::
 
@@ -7,25 +7,24 @@
     ├── MalformedBody         400   not JSON, not multipart, or not what the header says
     ├── MalformedRequest      400   not HTTP
     ├── Unauthorized          401   no key, or an unknown one
-    ├── Forbidden             403   a key without the role that the route asks for
+    ├── Forbidden             403   a key without the role that the route requires
     ├── NotFound              404   no such route, or nothing at that address
     │   ├── UnknownModel      404
     │   └── UnknownClass      404
     ├── MethodNotAllowed      405
-    ├── NotAcceptable         406   no answer in a media type that ``Accept`` allows
+    ├── NotAcceptable         406   ``Accept`` allows no media type of the response
     ├── RequestTimeout        408   the headers or the body did not arrive in time
     ├── RevisionMismatch      409   tokens of another tokenizer or of another revision
     ├── ContentTooLarge       413   too many bytes, pixels or images
     ├── UnsupportedMediaType  415
     ├── InvalidRequest        422   the schema, an id or a parameter is out of range
-    ├── TooManyRequests       429   a queue is full, or a rate is used up; ``Retry-After`` says when to come back
+    ├── TooManyRequests       429   a queue is full, or a rate limit is reached; see ``Retry-After``
     ├── HeadersTooLarge       431   the request's line and headers are too long
-    ├── InternalError         500   a defect of ours
+    ├── InternalError         500   a bug in the service
     ├── Unavailable           503   starting, draining, or no ready worker
-    └── DeadlineExceeded      504   the answer would have come too late
+    └── DeadlineExceeded      504   the deadline passed before the answer was ready
 
-A message says what was wrong, what was expected and, where it helps, what to do. ``errors`` names each offending place
-of the request by a JSON pointer.
+A message says what was wrong, what was expected and, where it helps, what to do. ``errors`` lists the offending values.
 """
 
 from __future__ import annotations
@@ -33,11 +32,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar
 
 from starlette.responses import Response
+
+from service.errors import ErrorDetail
 
 __all__ = [
     "PROBLEM_MEDIA_TYPE",
@@ -54,7 +54,6 @@ __all__ = [
     "NotAcceptable",
     "NotFound",
     "Problem",
-    "ProblemDetail",
     "RequestTimeout",
     "RevisionMismatch",
     "TooManyRequests",
@@ -73,28 +72,8 @@ __all__ = [
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProblemDetail:
-    """One offending place of a request.
-
-    ``pointer`` is a JSON pointer into the body (``/tokens/0/3``), or names another part of the request:
-    ``query/steps``, ``header/Accept``, ``path/code``, ``body`` for a body that is not JSON, ``body/2`` for the third
-    file of a form.
-    """
-
-    pointer: str
-    detail: str
-    value: Any = None
-    expected: str | None = None
-
-    def document(self) -> dict[str, Any]:
-        """The entry's JSON form; absent members are left out."""
-        members = {"pointer": self.pointer, "detail": self.detail, "value": self.value, "expected": self.expected}
-        return {name: member for name, member in members.items() if member is not None}
-
-
 class Problem(Exception):
-    """A refusal with its HTTP form. Raise a subclass."""
+    """An HTTP error with its problem document. Raise a subclass."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     slug: ClassVar[str] = "internal-error"
@@ -104,7 +83,7 @@ class Problem(Exception):
         self,
         detail: str,
         *,
-        errors: Sequence[ProblemDetail] = (),
+        errors: Sequence[ErrorDetail] = (),
         headers: Mapping[str, str] | None = None,
         **extensions: Any,
     ) -> None:
@@ -146,7 +125,7 @@ class MalformedBody(Problem):
 
 
 class MalformedRequest(Problem):
-    """Bytes that are no HTTP request."""
+    """Bytes that are not an HTTP request."""
 
     status, slug, title = HTTPStatus.BAD_REQUEST, "malformed-request", "The request is not HTTP"
 
@@ -158,7 +137,7 @@ class Unauthorized(Problem):
 
 
 class Forbidden(Problem):
-    """A key without the role that the route asks for."""
+    """A key without the role that the route requires."""
 
     status, slug, title = HTTPStatus.FORBIDDEN, "forbidden", "The API key does not have the role"
 
@@ -188,7 +167,7 @@ class MethodNotAllowed(Problem):
 
 
 class NotAcceptable(Problem):
-    """No answer in a media type that ``Accept`` allows."""
+    """``Accept`` allows no media type of the response."""
 
     status, slug, title = HTTPStatus.NOT_ACCEPTABLE, "not-acceptable", "No acceptable media type"
 
@@ -206,9 +185,9 @@ class RevisionMismatch(Problem):
 
 
 class Gone(Problem):
-    """The address of a revision that is not served any more."""
+    """The URL names a revision that is no longer served."""
 
-    status, slug, title = HTTPStatus.GONE, "gone", "What the address names is not served any more"
+    status, slug, title = HTTPStatus.GONE, "gone", "The revision is no longer served"
 
 
 class ContentTooLarge(Problem):
@@ -218,7 +197,7 @@ class ContentTooLarge(Problem):
 
 
 class UnsupportedMediaType(Problem):
-    """A Content-Type, or an image format, that is not taken."""
+    """A Content-Type, or an image format, that is not supported."""
 
     status, slug, title = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type"
 
@@ -237,7 +216,7 @@ class HeadersTooLarge(Problem):
 
 
 class TooManyRequests(Problem):
-    """A queue or the memory for bodies is full, or a rate is used up. ``retry_after`` is in seconds."""
+    """A queue or the memory for bodies is full, or a rate limit is reached. ``retry_after`` is in seconds."""
 
     status, slug, title = HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", "Too many requests"
 
@@ -246,9 +225,9 @@ class TooManyRequests(Problem):
 
 
 class InternalError(Problem):
-    """A defect of ours; the request id finds it in the log."""
+    """A bug in the service. The log has the cause under the request id."""
 
-    def __init__(self, detail: str = "The service has a defect; the request id finds it in the log.") -> None:
+    def __init__(self, detail: str = "Internal error. The service log has the cause under the request id.") -> None:
         super().__init__(detail)
 
 
@@ -262,30 +241,30 @@ class Unavailable(Problem):
 
 
 class WorkerCrashed(Problem):
-    """The request ended two workers. There is no Retry-After: the same request would do it again."""
+    """The request crashed two workers. No Retry-After, because a retry would crash them again."""
 
-    status, slug, title = HTTPStatus.SERVICE_UNAVAILABLE, "worker-crashed", "The request ends the workers that run it"
+    status, slug, title = HTTPStatus.SERVICE_UNAVAILABLE, "worker-crashed", "The request crashed the worker"
 
 
 class DeadlineExceeded(Problem):
-    """The answer would have come too late."""
+    """The deadline passed before the answer was ready."""
 
     status, slug, title = HTTPStatus.GATEWAY_TIMEOUT, "deadline-exceeded", "The deadline has passed"
 
 
 def shutting_down() -> Unavailable:
-    """What ends a request that takes longer than the time to drain."""
-    return Unavailable("The service is shutting down, and this request took too long.", retry_after=2.0)
+    """The error of a request that is still running when the drain time is over."""
+    return Unavailable("The service is shutting down, and this request was not finished in time.", retry_after=2.0)
 
 
 def invalid_value(pointer: str, detail: str, value: Any, expected: str | None = None) -> InvalidRequest:
-    """The refusal of one value of a request; it is shown if it is a plain one."""
+    """The error for one invalid value of a request; a number, string or boolean is shown."""
     shown = value if isinstance(value, int | float | str | bool) else None
     where = f" The offending value is {shown!r}." if shown is not None else ""
     allowed = f" Expected: {expected}." if expected else ""
     return InvalidRequest(
         f"{pointer}: {detail}.{where}{allowed}",
-        errors=[ProblemDetail(pointer=pointer, detail=detail, value=shown, expected=expected)],
+        errors=[ErrorDetail(pointer=pointer, detail=detail, value=shown, expected=expected)],
     )
 
 

@@ -1,18 +1,18 @@
-"""Server-sent events (WHATWG HTML, section 9.2): an answer that begins with its first event and always says how it ends.
+"""Server-sent events (WHATWG HTML, section 9.2): the status is sent with the first event, and errors are events after it.
 
 ::
 
-    first event ──> 200, then an event at a time, comments while none comes ──> the last event
+    first event ──> 200, then events, and comments as keep-alive ──> last event
          │                       │                        │
-    a problem before:       a problem after:         the client has gone, or takes nothing:
-    an ordinary answer      event: error             whatever makes the events is cancelled
+    error before it:        error after it:          client disconnected, or reads nothing:
+    its own status          event: error             the generator of events is cancelled
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 
 from fastapi import Request
@@ -20,16 +20,16 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from service.http.disconnects import run_while_connected
 from service.http.problems import InternalError, Problem, shutting_down
-from service.operations.context import ServiceContext
 
 __all__ = ["EVENT_STREAM", "EventStream", "event"]
 
 log = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream"
-KEEP_ALIVE_SECONDS = 10.0  # of silence until a comment is sent; proxies close what is silent for long
-STALLED_SECONDS = 30.0  # until a client that takes nothing counts as gone
+KEEP_ALIVE_SECONDS = 10.0  # without an event until a comment is sent; proxies close idle connections
+STALLED_SECONDS = 30.0  # until a client that reads nothing counts as disconnected
 _KEEP_ALIVE = format_sse_event(comment="keep-alive")
 
 
@@ -38,18 +38,18 @@ def event(name: str, data: str) -> bytes:
     return format_sse_event(event=name, data_str=data)
 
 
-# The wire format is FastAPI's. Its own streaming routes, and sse-starlette, answer 200 before there is a first event, so
-# that nothing could be refused with a status; and the latter cuts streams at SIGTERM, where this service drains.
+# The wire format is FastAPI's. Its streaming routes, and sse-starlette, send 200 before there is a first event, so that an
+# error could not have a status of its own; and sse-starlette ends streams at SIGTERM, where this service drains.
 class EventStream(EventSourceResponse):
-    """Sends what ``event`` made, as it comes. The generator is closed in every case, before the answer ends.
+    """Sends events made by ``event``. The generator is always closed before the response ends.
 
-    The answer begins with the first event, or with a comment where that is slow to come: until then a problem becomes
-    the answer that it would be anywhere else, with its own status.
+    The response begins with the first event, or with a keep-alive comment if that is slow. Until then an error has its own
+    status; after it, an event ``error`` with the problem document of ``to_problem`` ends the stream.
     """
 
-    def __init__(self, context: ServiceContext, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], *, to_problem: Callable[[Exception], Problem]) -> None:
         super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._context = context
+        self._to_problem = to_problem
         self._events = events
         self._begun = False
 
@@ -57,12 +57,12 @@ class EventStream(EventSourceResponse):
         """ASGI."""
         request = Request(scope, receive)
         try:
-            await self._context.while_connected(request, self._answer(request, send))
+            await run_while_connected(request, self._answer(request, send))
         except ClientDisconnect:
             if not self._begun:
                 raise
         except asyncio.CancelledError:
-            # The server gives up on a request only when the time to drain is over.
+            # The server cancels a request only when the drain time is over.
             if self._begun:
                 with suppress(ClientDisconnect):
                     await self._fail(request, send, shutting_down())
@@ -77,7 +77,7 @@ class EventStream(EventSourceResponse):
         except Exception as error:
             if not self._begun:
                 raise
-            problem = error if isinstance(error, Problem) else InternalError()
+            problem = self._to_problem(error)
             if isinstance(problem, InternalError):
                 request_id = request.state.request_id
                 log.exception("request %s failed", request_id, extra={"request_id": request_id})
@@ -118,5 +118,5 @@ class EventStream(EventSourceResponse):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 await send({"type": "http.response.body", "body": chunk, "more_body": more_body})
         except TimeoutError:
-            log.info("a client has taken nothing of its events for %g seconds", STALLED_SECONDS)
+            log.info("client has not read its events for %g seconds", STALLED_SECONDS)
             raise ClientDisconnect from None

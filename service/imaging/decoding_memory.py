@@ -1,4 +1,4 @@
-"""The memory that images may take together while threads decode them."""
+"""Memory limit for images that are being decoded in parallel."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ __all__ = ["DecodingMemory"]
 
 
 class DecodingMemory:
-    """``max_bytes`` for the threads of one process. An image that needs more than all of it is decoded alone.
+    """A memory budget of ``max_bytes`` for the decoding threads of one process, first come, first served.
 
-    A thread waits for its image's memory, in the order in which threads came, while it holds none; who holds some waits for
-    nothing. So everybody's turn comes.
+    An image that needs more than the whole budget is decoded while no other is. A thread that waits holds no memory, so
+    threads cannot deadlock.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = self._free = max_bytes
         self._changed = threading.Condition()
-        self._turn = threading.Lock()
+        self._order = threading.Lock()
 
     @contextmanager
     def lease(self) -> Iterator[Callable[[int], None]]:
-        """Gives a function that takes bytes, to be called once at most; they are given back when the block ends."""
+        """A function that reserves bytes, to be called at most once; they are released when the block ends."""
         taken = 0
 
         def take(count: int) -> None:
             nonlocal taken
             count = min(count, self._max_bytes)
-            with self._turn, self._changed:
+            with self._order, self._changed:
                 self._changed.wait_for(lambda: self._free >= count)
                 self._free -= count
                 taken = count

@@ -1,4 +1,4 @@
-"""How close an image came to its original, in the figures that answers give."""
+"""PSNR and SSIM of a reconstruction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["measure_quality"]
 
 
 def measure_quality(image: npt.NDArray[np.uint8], original: npt.NDArray[np.uint8]) -> tuple[float | None, float]:
-    """PSNR in dB (None: no difference) and SSIM of images uint8 [S, S, 3], rounded to what they are worth."""
+    """PSNR in dB (None: no difference) and SSIM of images uint8 [S, S, 3], rounded to two and four decimals."""
     outputs, images = ((pixels.astype(np.float32) / 255.0).transpose(2, 0, 1)[None] for pixels in (image, original))
     decibels = float(psnr(outputs, images)[0])
     return None if math.isinf(decibels) else round(decibels, 2), round(float(ssim(outputs, images)[0]), 4)

@@ -1,4 +1,4 @@
-"""The address of an image, which is its code."""
+"""URLs of images by their codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["image_address"]
 
 
 def image_address(info: ModelInfo, code: str, extension: str, *, size: int | None, quality: int | None) -> str:
-    """Path and query of ``GET /v1/images/...``; the same image at the same ``size`` and ``quality`` has only this one."""
-    asked = {"size": None if size == info.image_size else size, "quality": quality}
-    query = "&".join(f"{name}={value}" for name, value in asked.items() if value is not None)
+    """Canonical path and query of ``GET /v1/images/...`` for an image at a ``size`` and ``quality``."""
+    parameters = {"size": None if size == info.image_size else size, "quality": quality}
+    query = "&".join(f"{name}={value}" for name, value in parameters.items() if value is not None)
     return f"/v1/images/{info.name}@{info.revision}/{code}.{extension}{'?' if query else ''}{query}"

@@ -1,4 +1,4 @@
-"""From what a person calls a class to its id."""
+"""Class names to class ids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from service.http.problems import InvalidRequest, ProblemDetail, UnknownClass
+from service.errors import ErrorDetail
+from service.operations.errors import InvalidArgument, UnknownClass
 
 __all__ = ["ClassIndex"]
 
@@ -34,7 +35,7 @@ class ClassIndex:
     def resolve(self, label: int | str | None, *, pointer: str = "/class") -> int | None:
         """The id of a class given by id or by any of its names; None (no class) stays None.
 
-        Raises ``UnknownClass`` with near matches, or ``InvalidRequest`` where a name belongs to several classes.
+        Raises ``UnknownClass`` with similar names, or ``InvalidArgument`` where a name belongs to several classes.
         """
         if label is None:
             return None
@@ -44,25 +45,23 @@ class ClassIndex:
             raise UnknownClass(
                 f"There is no class {label}; ids are 0..{len(self) - 1}.",
                 errors=[
-                    ProblemDetail(
-                        pointer=pointer, detail="unknown class id", value=label, expected=f"0..{len(self) - 1}"
-                    )
+                    ErrorDetail(pointer=pointer, detail="unknown class id", value=label, expected=f"0..{len(self) - 1}")
                 ],
             )
         ids = self._ids.get(_normalised(label), [])
         if len(ids) == 1:
             return ids[0]
         if ids:
-            raise InvalidRequest(
+            raise InvalidArgument(
                 f"{len(ids)} classes are called {label!r}: {', '.join(map(str, ids))}. Name one by its id.",
-                errors=[ProblemDetail(pointer=pointer, detail="ambiguous class name", value=label)],
+                errors=[ErrorDetail(pointer=pointer, detail="ambiguous class name", value=label)],
                 candidates=[{"id": index, "name": self.names[index][0]} for index in ids],
             )
         near = self.near(label)
         hint = f" Did you mean {', '.join(near)}?" if near else " GET /v1/models/{id}/classes lists them."
         raise UnknownClass(
             f"No class is called {label[:80]!r}.{hint}",
-            errors=[ProblemDetail(pointer=pointer, detail="unknown class name", value=label[:80])],
+            errors=[ErrorDetail(pointer=pointer, detail="unknown class name", value=label[:80])],
             near_matches=near,
         )
 

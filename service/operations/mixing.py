@@ -1,5 +1,4 @@
-"""New tokens from those of several images: position by position the token of one of them, or the nearest code to their
-weighted mean.
+"""Mixes tokens of several images: each position takes the token of one image, or the code nearest to the weighted mean.
 
 ::
 
@@ -34,16 +33,16 @@ def mix_tokens(
         weights: n numbers of 0 or more with a sum above 0; by default all are equal.
         positions: for each of the K positions the row whose token it takes, None for the mean.
 
-    Where all rows that weigh anything agree, their token stays, whatever other codes are as near.
+    Where all rows with a weight above 0 agree, their token is kept, even if another code is equally near.
     """
     share = np.ones(len(tokens)) if weights is None else np.asarray(weights, np.float64)
-    share = share / share.max()  # so that the sum of the largest numbers there are is still one
+    share = share / share.max()  # avoids overflow of the sum
     share = share / share.sum()
     codes = codebook.astype(np.float64)
     means = np.zeros((tokens.shape[1], codes.shape[1]))
     for weight, row in zip(share, tokens, strict=True):
         means += weight * codes[row]
-    # |m|^2 is the same for every code. In float64, so that what float32 latents can tell apart is told apart.
+    # |m|^2 is the same for every code. float64, so that rounding does not merge distances.
     mixed: Ids = (np.square(codes).sum(1) - 2.0 * means @ codes.T).argmin(1)
     weighing = tokens[share > 0]
     mixed = np.where((weighing == weighing[0]).all(0), weighing[0], mixed)

@@ -1,63 +1,44 @@
-"""Images being computed now: who asks for the same one meanwhile waits for it instead of computing it again."""
+"""Single-flight: concurrent requests for the same image compute it once."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Generic, TypeVar
 
-from service.http.problems import Problem
-
-__all__ = ["Flight", "Flights"]
+__all__ = ["SingleFlight"]
 
 T = TypeVar("T")
 
 
-class Flight(Generic[T]):
-    """One computation. Ended, it has a ``result``, a ``problem`` that every waiter would run into as well, or neither:
-    ``abandoned`` by a caller who went away, so that another may begin anew, or failed for a reason of that caller's own.
+class SingleFlight(Generic[T]):
+    """Computations in progress by key, in one event loop.
+
+    A computation is a future. It ends with a result; with None where it failed for a reason of that caller's own; with an
+    exception that every waiter would meet as well; or cancelled where its caller was, so that a waiter may start anew.
     """
 
     def __init__(self) -> None:
-        self._ended = asyncio.Event()
-        self.result: T | None = None
-        self.problem: Problem | None = None
-        self.abandoned = False
+        self._running: dict[bytes, asyncio.Future[T | None]] = {}
 
-    async def wait(self, deadline: float) -> bool:
-        """Waits until it has ended; False if the deadline (monotonic) came first."""
-        try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                await self._ended.wait()
-        except TimeoutError:
-            return False
-        return True
+    def get_or_start(self, key: bytes) -> asyncio.Future[T | None] | None:
+        """The computation of a key in progress. None if there was none: the caller computes it and calls ``finish``."""
+        running = self._running.get(key)
+        if running is None:
+            self._running[key] = asyncio.get_running_loop().create_future()
+        return running
 
-    def end(self) -> None:
-        """Wakes those who wait."""
-        self._ended.set()
-
-
-class Flights(Generic[T]):
-    """Flights by key, in one event loop."""
-
-    def __init__(self) -> None:
-        self._flights: dict[bytes, Flight[T]] = {}
-
-    def join(self, key: bytes) -> Flight[T] | None:
-        """The flight of a key to wait for; None if there was none: then it is the caller's, who has to ``land`` it."""
-        flight = self._flights.get(key)
-        if flight is None:
-            self._flights[key] = Flight()
-        return flight
-
-    def land(
-        self, key: bytes, *, result: T | None = None, problem: Problem | None = None, abandoned: bool = False
+    def finish(
+        self, key: bytes, *, result: T | None = None, error: Exception | None = None, abandoned: bool = False
     ) -> None:
-        """Ends the caller's own flight."""
-        flight = self._flights.pop(key)
-        flight.result, flight.problem, flight.abandoned = result, problem, abandoned
-        flight.end()
+        """Ends the caller's own computation and wakes its waiters."""
+        future = self._running.pop(key)
+        if abandoned:
+            future.cancel()
+        elif error is not None:
+            future.set_exception(error)
+            future.exception()  # nobody may be waiting for it
+        else:
+            future.set_result(result)
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._running)

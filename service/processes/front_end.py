@@ -20,14 +20,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from service.api.app import EngineFactory, create_app
+from service.api.health import application_health
+from service.api.state import ApiState
 from service.engine import Engine, EngineObserver, LaneLimits
 from service.engine.remote import RemoteEngine
 from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
 from service.inference.model_info import ModelInfo
-from service.operations.context import ServiceContext
 from service.processes.control import ControlChannel, FrontEndStart, beat_seconds, unpack_settings
-from service.processes.health import application_health
 from service.processes.process import SWITCH_SECONDS, begin_process, event_loop, release_signals
 from service.settings import Settings
 from service.telemetry.metrics import enable_multiprocess_mode
@@ -55,7 +55,7 @@ class _FrontEnd:
         self._settings = settings
         self._channel = channel
         self._app = create_app(settings, remote_engine(start.workers))
-        self._context: ServiceContext = self._app.state.context
+        self._state: ApiState = self._app.state.api
         self._server = HttpServer(
             self._app,
             socket.socket(fileno=start.listener),
@@ -85,7 +85,7 @@ class _FrontEnd:
             await asyncio.sleep(beat_seconds(self._settings))
 
     def _tell(self) -> None:
-        health = application_health(self._context)
+        health = application_health(self._state)
         self._channel.send({"status": {"state": health["status"], "reason": health["reason"], "health": health}})
 
     async def _listen(self) -> None:
@@ -108,7 +108,7 @@ class _FrontEnd:
 
     def _drain(self) -> None:
         if self._leaving is None:
-            self._context.draining = True
+            self._state.is_draining = True
             self._server.start_draining()
             self._tell()
             self._leaving = asyncio.create_task(self._leave())

@@ -1,13 +1,4 @@
-"""How the service is, as a document: what one application knows of itself, and what the supervisor makes of several.
-
-::
-
-    {"status", "reason",           ready, or why not
-     "requests": {op: n},          that are under way
-     "lanes": {op: {...}},         images and bytes that wait, images at the devices
-     "model", "revision", ...,     what is served, once it is known
-     "processes": [...]}           by the supervisor alone
-"""
+"""The health document of the whole service, from those of its front ends (``service/api/health.py``) and ``processes``."""
 
 from __future__ import annotations
 
@@ -16,33 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from service.operations.context import ServiceContext
     from service.processes.child import Child
 
-__all__ = ["application_health", "service_health"]
+__all__ = ["service_health"]
 
 # The states of an engine, the best first.
 _STATES = ("ready", "starting", "failed", "draining", "stopped")
-
-
-def application_health(context: ServiceContext) -> dict[str, Any]:
-    """Of one application, in the process it runs in."""
-    state, info = context.state, context.loaded
-    document = {
-        "status": state.name,
-        "reason": state.reason,
-        "requests": dict(context.requests),
-        "lanes": context.engine.snapshot().as_dict(),
-    }
-    if info is None:
-        return document
-    return document | {
-        "model": info.name,
-        "revision": info.revision,
-        "device": info.device,
-        "precision": dict(info.precision),
-        "generator": info.generator.revision if info.generator else None,
-    }
 
 
 def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *, draining: bool) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from prometheus_client.exposition import generate_latest
 
 from service.api.admin import create_admin_app
 from service.api.app import EngineFactory, create_app
+from service.api.health import application_health
+from service.api.state import ApiState
 from service.engine import Engine, EngineObserver, InlineEngine, LaneLimits
 from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
 from service.inference.device import ServedDevice, open_device
 from service.inference.model_info import ModelInfo
-from service.operations.context import ServiceContext
-from service.processes.health import application_health
 from service.processes.process import SWITCH_SECONDS, event_loop, release_signals
 from service.processes.state_metrics import ProcessesCollector, ServiceCollector, WorkersCollector
 from service.settings import Settings
@@ -53,8 +53,8 @@ def serve_inline(settings: Settings, public: socket.socket, admin: socket.socket
 
 async def _serve(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
     app = create_app(settings, inline_engine(settings))
-    context: ServiceContext = app.state.context
-    exposition = _exposition(context)
+    state: ApiState = app.state.api
+    exposition = _exposition(state)
     limits = ConnectionLimits.of(settings)
     api = HttpServer(
         app,
@@ -87,7 +87,7 @@ async def _serve(settings: Settings, public: socket.socket, admin: socket.socket
 
     async def leave() -> None:
         await leaving.wait()
-        context.draining = True
+        state.is_draining = True
         api.start_draining()
         await asyncio.sleep(settings.shutdown_delay)
         api.stop_accepting(shared=False)
@@ -100,14 +100,15 @@ async def _serve(settings: Settings, public: socket.socket, admin: socket.socket
     return 0
 
 
-def _exposition(context: ServiceContext) -> Callable[[], Any]:
+def _exposition(state: ApiState) -> Callable[[], Any]:
     def health() -> Mapping[str, Any]:
-        return application_health(context)
+        return application_health(state)
 
     def workers() -> Mapping[str, bool]:
-        return {} if context.loaded is None else {context.loaded.device: context.engine.state.is_ready}
+        info = state.operations.models.loaded
+        return {} if info is None else {info.device: state.operations.engine.state.is_ready}
 
-    registry = context.metrics.registry
+    registry = state.metrics.registry
     registry.register(ServiceCollector(health))
     registry.register(WorkersCollector(workers))
     registry.register(ProcessesCollector(lambda: {NAME: os.getpid()}))

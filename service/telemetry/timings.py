@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from service.engine.protocol import Timing
+
 __all__ = ["RequestTimings"]
 
 
@@ -38,6 +40,11 @@ class RequestTimings:
     def add(self, stage: str, seconds: float) -> None:
         """Adds time that was measured elsewhere."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def add_engine(self, timing: Timing) -> None:
+        """Adds the time that images waited in a queue and ran on a device."""
+        self.add("queue", timing.queue_seconds)
+        self.add("device", timing.device_seconds)
 
     def record_image_count(self, count: int, *, cache_hits: int = 0) -> None:
         """Records the number of images of a part of the request. All parts are about the same images: the largest counts."""

@@ -26,8 +26,9 @@ from PIL import Image
 from service.bulk.run import Job, open_device, tokenize_source
 from service.bulk.sources import open_source
 from service.bulk.views import Views
-from service.imaging.media import MediaLimits, decode_image
-from service.inference.cpu_quota import usable_cores
+from service.cpu_quota import usable_cores
+from service.imaging.decoding import decode_image
+from service.imaging.limits import MediaLimits
 from tests.benchmarks.images import distinct_images
 
 RUNS, RAY_SHARD = 7, 64

@@ -22,7 +22,7 @@ from models.codes import packed as packed_codes
 from models.codes.code_format import CodeFormat
 from models.codes.packed import PackedCodes
 from models.preprocess import eval_crop
-from service.api.schemas import EXAMPLE_REVISION
+from service.api.schemas.base import EXAMPLE_REVISION
 from tests.e2e.conftest import Server
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service.api.schemas import EXAMPLE_REVISION
+from service.api.schemas.base import EXAMPLE_REVISION
 from service.client import TiTokClient
 from tests.e2e.conftest import Server
 

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from models.preprocess import eval_crop
-from service.http.problems import Problem
-from service.imaging.media import MediaLimits, decode_image
+from service.api.error_table import to_problem
+from service.imaging.decoding import decode_image
+from service.imaging.errors import ImageError
+from service.imaging.limits import MediaLimits
 from tests.fuzz.memory import memory_of
 
 __all__ = ["Answer"]
@@ -42,7 +44,7 @@ class Answer:
 
 
 def decode(data: bytes) -> Answer:
-    """As ``service.operations.tokenization`` does it."""
+    """As ``service.operations.preprocessing`` does it."""
     reserved: list[int] = []
     status, name, error = 500, "exception", None
     before = memory_of()
@@ -54,7 +56,8 @@ def decode(data: bytes) -> Answer:
         assert pixels.shape == (IMAGE_SIZE, IMAGE_SIZE, 3), pixels.shape
         status, name = 200, decoded.format
         del decoded, pixels
-    except Problem as problem:
+    except ImageError as refusal:
+        problem = to_problem(refusal)
         status, name = int(problem.status), problem.slug
     except BaseException:
         error = traceback.format_exc()

@@ -20,8 +20,8 @@ from schemathesis.openapi.checks import RejectedPositiveData
 
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.sampling.settings import MAX_STEPS
-from service.api.schemas import CODE_PATTERN, EXAMPLE_CODE, EXAMPLE_TOKENS
-from service.imaging.media import ACCEPTED_FORMATS
+from service.api.schemas.base import CODE_PATTERN, EXAMPLE_CODE, EXAMPLE_TOKENS
+from service.imaging.formats import ACCEPTED_FORMATS
 from tests.fuzz.mutations import mutated
 from tests.fuzz.seeds import seeds
 

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
-from service.imaging.media import sniff
+from service.imaging.formats import sniff
 from tests.fuzz.decoder_process import Crashed, Decoder
 from tests.fuzz.mutations import mutated, mutated_bytes
 from tests.fuzz.seeds import seeds

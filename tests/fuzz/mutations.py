@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from service.imaging.media import sniff
+from service.imaging.formats import sniff
 from tests.fuzz.structure import numbers_of, parts_of, with_valid_checksums
 
 __all__ = ["mutated", "mutated_bytes"]

@@ -13,10 +13,11 @@ from service.api.access.key_store import ReloadingKeyStore
 from service.api.access.keys import ApiKey
 from service.api.access.rate_limiter import RateLimiter
 from service.api.access.roles import REQUIRED_ROLES, Role
-from service.http.problems import ContentTooLarge, Forbidden, ProblemDetail, TooManyRequests, Unauthorized, Unavailable
+from service.errors import ErrorDetail
+from service.http.problems import ContentTooLarge, Forbidden, TooManyRequests, Unauthorized, Unavailable
 from service.settings import Settings
 
-__all__ = ["AccessControl", "authorize", "authorize_directly", "consume_quota"]
+__all__ = ["AccessControl", "authorize", "consume_quota"]
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the service asks for one.")
 _header = APIKeyHeader(
@@ -76,9 +77,7 @@ class AccessControl:
         if images > result.quota:
             raise ContentTooLarge(
                 f"The request asks for more images than the rate of {rate} ever allows at once. Split it.",
-                errors=[
-                    ProblemDetail(pointer="body", detail="more images than the rate", expected=f"<= {result.quota}")
-                ],
+                errors=[ErrorDetail(pointer="body", detail="more images than the rate", expected=f"<= {result.quota}")],
             )
         if not result.is_allowed:
             raise TooManyRequests(
@@ -109,12 +108,6 @@ async def authorize(
     await AccessControl.of(request).authorize(
         request, credentials.credentials if credentials is not None else key or ""
     )
-
-
-async def authorize_directly(request: Request) -> None:
-    """``authorize``, for a route that is called without dependencies (``service.api.direct_routes``)."""
-    credentials = await _bearer(request) if "authorization" in request.headers else None
-    await authorize(request, credentials, request.headers.get("x-api-key"))
 
 
 async def consume_quota(request: Request, images: int) -> None:

@@ -24,8 +24,9 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from service.api.access.roles import ROLES, Role
+from service.settings import check_rate
 
-__all__ = ["ApiKey", "KeyRing", "check_rate", "new_key", "parse_keys_file"]
+__all__ = ["ApiKey", "KeyRing", "new_key", "parse_keys_file"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,14 +35,6 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _DIGEST = r"^[0-9a-f]{64}$"
 # Also a slip in writing one: it must not become a plain key with every role.
 _HASHED = re.compile(r":sha256:|:[0-9a-f]{64}", re.IGNORECASE)
-_RATE = re.compile(r"[1-9]\d{0,9} ?(?:/|per) ?(?:[1-9]\d{0,4} ?)?(?:second|minute|hour|day)s?", re.IGNORECASE)
-
-
-def check_rate(text: str) -> str:
-    """Gives back a rate of images that is well-formed: ``100/second``, ``5000 per 10 minutes``. Raises ``ValueError``."""
-    if not _RATE.fullmatch(text):
-        raise ValueError(f"{text[:80]!r} is no rate; write 100/second, 5000/minute or 5000 per 10 minutes")
-    return text
 
 
 class ApiKey(BaseModel):

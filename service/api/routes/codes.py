@@ -9,24 +9,17 @@ from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from starlette.responses import Response
 
-from service.api.schemas import (
-    EXAMPLE_CODE,
-    EXAMPLE_REVISION,
-    EXAMPLE_TOKENS,
-    MAX_DIGESTS,
-    SHA256_PATTERN,
-    KnownCode,
-    LookupRequest,
-    LookupResponse,
-    Size,
-    parse_body,
-)
+from service.api.image_responses import model_headers
+from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, MAX_DIGESTS, SHA256_PATTERN, Size
+from service.api.schemas.parsing import parse_body
+from service.api.schemas.tokens import KnownCode, LookupRequest, LookupResponse
+from service.api.state import ApiState, check_image_count
 from service.api.uploads import read_body
 from service.http.negotiation import require_json
 from service.http.openapi import answers
 from service.http.problems import NotFound, invalid_value
-from service.operations.context import ServiceContext, TokenizedImage
-from service.operations.tokenization import look_up
+from service.inference.model_info import ModelInfo
+from service.operations.tokenization import TokenizedImage
 
 __all__ = ["router"]
 
@@ -65,17 +58,19 @@ async def lookup(request: Request) -> Response:
     A digest that is known tells that somebody has sent that file. `TITOK_CACHE_SCOPE=key` keeps what each API key has
     sent to itself, `TITOK_LOOKUP=false` turns this route off.
     """
-    context = _context_of(request)
+    state = _state_of(request)
     require_json(request.headers.get("content-type"))
     with request.state.timings.measure("read"):
-        body = parse_body(LookupRequest, await read_body(request, seconds=context.settings.body_timeout))
-    context.check_count(len(body.sha256), MAX_DIGESTS, "/sha256")
+        body = parse_body(LookupRequest, await read_body(request, seconds=state.settings.body_timeout))
+    check_image_count(len(body.sha256), MAX_DIGESTS, "/sha256")
     digests = [_digest(text, f"/sha256/{index}") for index, text in enumerate(body.sha256)]
     known = await _look_up(request, digests)
     document = LookupResponse(
-        model=context.model_info.name,
-        revision=context.model_info.revision,
-        data=[_item(context, digest, image) for digest, image in zip(digests, known, strict=True) if image is not None],
+        model=state.info.name,
+        revision=state.info.revision,
+        data=[
+            _item(state.info, digest, image) for digest, image in zip(digests, known, strict=True) if image is not None
+        ],
         missing=[digest.hex() for digest, image in zip(digests, known, strict=True) if image is None],
     )
     return Response(document.model_dump_json(), media_type="application/json")
@@ -97,26 +92,26 @@ async def known_code(
     ],
 ) -> Response:
     """404 if the image has not been seen, or has been forgotten."""
-    context = _context_of(request)
+    state = _state_of(request)
     digest = _digest(sha256, "path/sha256")
     [image] = await _look_up(request, [digest])
     if image is None:
         raise NotFound("No image with this digest is known; send it to /v1/encode.")
-    headers = {"X-Titok-Model": context.model_info.name, "X-Titok-Revision": context.model_info.revision}
-    return Response(_item(context, digest, image).model_dump_json(), media_type="application/json", headers=headers)
+    headers = model_headers(state.info)
+    return Response(_item(state.info, digest, image).model_dump_json(), media_type="application/json", headers=headers)
 
 
-def _context_of(request: Request) -> ServiceContext:
-    context = ServiceContext.of(request)
-    if not context.settings.lookup or context.settings.cache == "off":
+def _state_of(request: Request) -> ApiState:
+    state = ApiState.of(request)
+    if not state.settings.lookup or state.settings.cache == "off":
         raise NotFound("Codes cannot be looked up here: TITOK_LOOKUP or the cache is off.")
-    return context
+    return state
 
 
 async def _look_up(request: Request, digests: list[bytes]) -> list[TokenizedImage | None]:
-    context, timings = ServiceContext.of(request), request.state.timings
+    state, timings = ApiState.of(request), request.state.timings
     with timings.measure("cache"):
-        known = await look_up(context, digests, context.keys_for(request))
+        known = await state.operations.tokenizer.lookup_digests(digests, state.key_space(request))
     timings.record_image_count(len(digests), cache_hits=len(digests) - known.count(None))
     return known
 
@@ -127,11 +122,11 @@ def _digest(text: str, pointer: str) -> bytes:
     return bytes.fromhex(text)
 
 
-def _item(context: ServiceContext, digest: bytes, image: TokenizedImage) -> KnownCode:
+def _item(info: ModelInfo, digest: bytes, image: TokenizedImage) -> KnownCode:
     width, height = image.original_size
     return KnownCode(
         sha256=digest.hex(),
-        tokens=context.model_info.code_format.ids_of(image.packed),
-        code=context.model_info.code_format.text_of(image.packed),
+        tokens=info.code_format.ids_of(image.packed),
+        code=info.code_format.text_of(image.packed),
         original_size=Size(width=width, height=height),
     )

@@ -10,24 +10,27 @@ from starlette.responses import Response
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import SIGNATURE
 from service.api.access.authorization import consume_quota
-from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, DecodedItem, DecodeRequest, DecodeResponse, parse_body
-from service.api.tokens import packed_codes_from, tokens_from_bytes, tokens_from_json
-from service.api.uploads import read_body
-from service.http.negotiation import media_type_of, unsupported_content_type
-from service.http.openapi import answers
-from service.http.problems import invalid_value
-from service.imaging.media import OUTPUT_MEDIA_TYPES
-from service.operations.context import ServiceContext
-from service.operations.rendering import (
+from service.api.image_responses import (
     MULTIPART,
     OCTETS,
     as_base64,
     choose_image_answer,
     image_media_type,
     image_response,
+    model_headers,
     multipart_response,
-    render,
 )
+from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION
+from service.api.schemas.images import DecodedItem, DecodeRequest, DecodeResponse
+from service.api.schemas.parsing import parse_body
+from service.api.state import ApiState, check_image_count
+from service.api.tokens import packed_codes_from, tokens_from_bytes, tokens_from_json
+from service.api.uploads import read_body
+from service.http.disconnects import run_while_connected
+from service.http.negotiation import media_type_of, unsupported_content_type
+from service.http.openapi import answers
+from service.http.problems import invalid_value
+from service.imaging.encoding import OUTPUT_MEDIA_TYPES
 
 __all__ = ["router"]
 
@@ -67,24 +70,24 @@ async def decode(request: Request) -> Response:
     `codes`; a file of packed codes, `application/vnd.titok.codes`, whose header says whose they are; or the packed codes
     alone, one after the other, as `application/octet-stream`.
     """
-    context, timings = ServiceContext.of(request), request.state.timings
-    info, deadline = context.model_info, context.deadline(request)
-    body = DecodeRequest()
+    state, timings = ApiState.of(request), request.state.timings
+    info, deadline = state.info, state.deadline(request)
+    models, body = state.operations.models, DecodeRequest()
     content_type = media_type_of(request.headers.get("content-type"))
     with timings.measure("read"):
-        data = await read_body(request, seconds=context.settings.body_timeout)
+        data = await read_body(request, seconds=state.settings.body_timeout)
     if content_type == PACKED_CODES or (content_type == OCTETS and data.startswith(SIGNATURE)):
         packed = packed_codes_from(data)
-        context.check_model(packed.tokenizer, packed.revision)
+        models.check(packed.tokenizer, packed.revision)
         if packed.code_format != info.code_format:
             raise invalid_value("body", "K and V in the header are not those of this tokenizer", None)
         tokens = packed.tokens
     elif content_type == OCTETS:
-        context.check_model(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
+        models.check(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
         tokens = tokens_from_bytes(data, info.code_format)
     elif content_type == "application/json":
         body = parse_body(DecodeRequest, data)
-        context.check_model(body.model, body.revision)
+        models.check(body.model, body.revision)
         tokens = tokens_from_json(body, info.code_format)
     else:
         raise unsupported_content_type(
@@ -93,14 +96,14 @@ async def decode(request: Request) -> Response:
             advice=f"Send application/json, or packed codes as {PACKED_CODES} or {OCTETS}.",
             expected=["application/json", PACKED_CODES, OCTETS],
         )
-    context.check_count(len(tokens), context.settings.max_images, "body")
+    check_image_count(len(tokens), state.settings.max_images, "body")
     await consume_quota(request, len(tokens))
     answer = choose_image_answer(request, many=len(tokens) > 1)
     media_type = image_media_type(body.format) if answer in ("application/json", MULTIPART) else answer
-    rendered = await context.while_connected(
-        request, render(context, tokens, media_type, body.quality, deadline=deadline, timings=timings)
+    rendered = await run_while_connected(
+        request, state.operations.renderer.render(tokens, media_type, body.quality, deadline=deadline, timings=timings)
     )
-    headers = {"X-Titok-Model": info.name, "X-Titok-Revision": info.revision}
+    headers = model_headers(info)
     if answer == MULTIPART:
         return multipart_response(rendered.files, media_type, headers)
     if answer != "application/json":

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import PackedCodes
 from service.api.access.authorization import consume_quota
-from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Base64Images, EncodeResponse
+from service.api.image_responses import OCTETS, model_headers
+from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Size
+from service.api.schemas.tokens import Base64Images, EncodedItem, EncodeResponse
+from service.api.state import ApiState
 from service.api.uploads import read_uploads
+from service.http.disconnects import run_while_connected
 from service.http.negotiation import choose_media_type
 from service.http.openapi import answers
-from service.imaging.media import ACCEPTED_FORMATS
-from service.operations.context import ServiceContext
-from service.operations.rendering import OCTETS
-from service.operations.tokenization import TokenizedImage, recall, tokenize_recalled
-from service.telemetry.timings import RequestTimings
+from service.imaging.formats import ACCEPTED_FORMATS
+from service.inference.model_info import ModelInfo
+from service.operations.tokenization import TokenizedImage
 
 __all__ = ["IMAGE_BODY", "router"]
 
@@ -76,49 +77,41 @@ async def encode(request: Request) -> Response:
     `application/octet-stream` with the packed codes alone, one after the other (48 bytes each with the default
     tokenizer), and then the headers `X-Titok-Model`, `X-Titok-Revision` and `X-Titok-Images` say whose and how many.
     """
-    context = ServiceContext.of(request)
-    timings: RequestTimings = request.scope["state"]["timings"]  # what ``request.state`` shows, without its detour
-    info, deadline = context.model_info, context.deadline(request)
+    state, timings = ApiState.of(request), request.state.timings
+    info, deadline = state.info, state.deadline(request)
     media_type = choose_media_type(request.headers.get("accept"), ["application/json", OCTETS, PACKED_CODES])
     with timings.measure("read"):
-        uploads = await read_uploads(
-            request, seconds=context.settings.body_timeout, max_images=context.settings.max_images
-        )
+        uploads = await read_uploads(request, seconds=state.settings.body_timeout, max_images=state.settings.max_images)
     await consume_quota(request, len(uploads))
-    recalled = await recall(context, uploads, space=context.keys_for(request), timings=timings)
-    images = recalled.images
+    tokenizer = state.operations.tokenizer
+    lookup = await tokenizer.lookup_uploads(uploads, space=state.key_space(request), timings=timings)
+    images = lookup.images
     if images is None:
-        work = tokenize_recalled(context, recalled, deadline=deadline, timings=timings)
-        images = await context.while_connected(request, work)
-    if media_type != "application/json":
-        if media_type == PACKED_CODES:
-            tokens = info.code_format.from_bytes(b"".join(image.packed for image in images))
-            body = PackedCodes(info.name, info.revision, info.code_format, tokens).to_bytes()
-        else:
-            body = b"".join(image.packed for image in images)
-        headers = {
-            "X-Titok-Model": info.name,
-            "X-Titok-Revision": info.revision,
-            "X-Titok-Images": str(len(images)),
-        }
-        return Response(body, media_type=media_type, headers=headers)
-    # What EncodeResponse says, without its checks: these values are this service's own, and a hit costs little else.
-    answer = {
-        "model": info.name,
-        "revision": info.revision,
-        "num_tokens": info.code_format.num_tokens,
-        "codebook_size": info.code_format.codebook_size,
-        "data": [_item(context, index, image) for index, image in enumerate(images)],
-    }
-    return Response(orjson.dumps(answer), media_type="application/json")
+        work = tokenizer.tokenize_missing(lookup, deadline=deadline, timings=timings)
+        images = await run_while_connected(request, work)
+    packed = b"".join(image.packed for image in images)
+    headers = model_headers(info, Images=str(len(images)))
+    if media_type == OCTETS:
+        return Response(packed, media_type=media_type, headers=headers)
+    if media_type == PACKED_CODES:
+        file = PackedCodes(info.name, info.revision, info.code_format, info.code_format.from_bytes(packed))
+        return Response(file.to_bytes(), media_type=media_type, headers=headers)
+    document = EncodeResponse(
+        model=info.name,
+        revision=info.revision,
+        num_tokens=info.code_format.num_tokens,
+        codebook_size=info.code_format.codebook_size,
+        data=[_item(info, index, image) for index, image in enumerate(images)],
+    )
+    return Response(document.model_dump_json(), media_type="application/json")
 
 
-def _item(context: ServiceContext, index: int, image: TokenizedImage) -> dict[str, Any]:
+def _item(info: ModelInfo, index: int, image: TokenizedImage) -> EncodedItem:
     width, height = image.original_size
-    return {
-        "index": index,
-        "tokens": context.model_info.code_format.ids_of(image.packed),
-        "code": context.model_info.code_format.text_of(image.packed),
-        "original_size": {"width": width, "height": height},
-        "cached": image.cached,
-    }
+    return EncodedItem(
+        index=index,
+        tokens=info.code_format.ids_of(image.packed),
+        code=info.code_format.text_of(image.packed),
+        original_size=Size(width=width, height=height),
+        cached=image.cached,
+    )

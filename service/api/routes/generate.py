@@ -11,27 +11,23 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.access.authorization import consume_quota
+from service.api.error_table import to_problem
+from service.api.generation import generated_items, generation_facts, generation_from
 from service.api.generation_stream import GenerationStream
-from service.api.schemas import (
-    EXAMPLE_CODE,
-    EXAMPLE_REVISION,
-    EXAMPLE_TOKENS,
-    GeneratedItem,
-    GenerateRequest,
-    GenerateResponse,
-    GenerationFacts,
-    StepEvent,
-    parse_body,
-)
+from service.api.image_responses import image_media_type, image_response, model_headers
+from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS
+from service.api.schemas.generation import GeneratedItem, GenerateRequest, GenerateResponse, GenerationFacts, StepEvent
+from service.api.schemas.parsing import parse_body
+from service.api.state import ApiState
 from service.api.uploads import read_body
+from service.errors import ErrorDetail
+from service.http.disconnects import run_while_connected
 from service.http.negotiation import choose_media_type, require_json
 from service.http.openapi import Events, answers
-from service.http.problems import InvalidRequest, ProblemDetail
+from service.http.problems import InvalidRequest
 from service.http.sse import EVENT_STREAM, EventStream, event
-from service.imaging.media import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
-from service.operations.context import ServiceContext
-from service.operations.generation import Generation
-from service.operations.rendering import Rendered, image_media_type, image_response, render
+from service.imaging.encoding import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
+from service.operations.rendering import RenderedImages
 
 __all__ = ["router"]
 
@@ -103,24 +99,25 @@ async def generate(request: Request) -> Response:
     and `done` with the rest of that answer. An `error` with a problem document may end them early; what goes wrong
     before the first event is answered as ever, with its own status.
     """
-    context, timings = ServiceContext.of(request), request.state.timings
-    info, deadline = context.model_info, context.deadline(request)
+    state, timings = ApiState.of(request), request.state.timings
+    info, deadline = state.info, state.deadline(request)
     require_json(request.headers.get("content-type"))
     with timings.measure("read"):
-        body = parse_body(GenerateRequest, await read_body(request, seconds=context.settings.body_timeout))
-    generation = Generation.of(body, context)
+        body = parse_body(GenerateRequest, await read_body(request, seconds=state.settings.body_timeout))
+    operations = state.operations
+    generation = generation_from(body, operations.models, max_images=state.settings.max_generate)
     await consume_quota(request, body.n)
     offers = ["application/json", *(OUTPUT_MEDIA_TYPES if body.n == 1 else ()), EVENT_STREAM]
     answer = choose_media_type(request.headers.get("accept"), offers)
     if body.preview and answer != EVENT_STREAM:
         raise InvalidRequest(
             f"Previews come with the events of sampling steps. Send Accept: {EVENT_STREAM}, or leave 'preview' out.",
-            errors=[ProblemDetail(pointer="/preview", detail=f"needs Accept: {EVENT_STREAM}", value=True)],
+            errors=[ErrorDetail(pointer="/preview", detail=f"needs Accept: {EVENT_STREAM}", value=True)],
         )
     media_type = answer if answer in OUTPUT_MEDIA_TYPES else image_media_type(body.format)
     if answer == EVENT_STREAM:
         stream = GenerationStream(
-            context=context,
+            operations=operations,
             generation=generation,
             media_type=media_type,
             quality=body.quality,
@@ -128,22 +125,18 @@ async def generate(request: Request) -> Response:
             deadline=deadline,
             timings=timings,
         )
-        return EventStream(context, stream.events())
+        return EventStream(stream.events(), to_problem=to_problem)
 
-    async def work() -> tuple[npt.NDArray[np.int64], Rendered]:
-        ids = await generation.run(context, deadline=deadline, timings=timings)
-        return ids, await render(context, ids, media_type, body.quality, deadline=deadline, timings=timings)
+    async def work() -> tuple[npt.NDArray[np.int64], RenderedImages]:
+        ids = await generation.run(operations.engine, deadline=deadline, timings=timings)
+        return ids, await operations.renderer.render(ids, media_type, body.quality, deadline=deadline, timings=timings)
 
-    tokens, rendered = await context.while_connected(request, work())
+    tokens, rendered = await run_while_connected(request, work())
     if answer != "application/json":
-        headers = {
-            "X-Titok-Model": info.name,
-            "X-Titok-Revision": info.revision,
-            "X-Titok-Code": info.code_format.to_text(tokens)[0],
-            "X-Titok-Seed": str(generation.seeds[0]),
-        }
+        code, seed = info.code_format.to_text(tokens)[0], str(generation.seeds[0])
+        headers = model_headers(info, Code=code, Seed=seed)
         return image_response(rendered, media_type, headers)
-    document = GenerateResponse(
-        **generation.facts(context).model_dump(), data=generation.items(context, tokens, rendered, media_type)
-    )
+    facts = generation_facts(generation, operations.models)
+    items = generated_items(generation, operations.models, tokens, rendered, media_type)
+    document = GenerateResponse(**facts.model_dump(), data=items)
     return Response(document.model_dump_json(), media_type="application/json")

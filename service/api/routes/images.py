@@ -9,15 +9,18 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
 from starlette.responses import Response
 
-from service.api.schemas import CODE_PATTERN, EXAMPLE_CODE
+from service.api.schemas.base import CODE_PATTERN, EXAMPLE_CODE
+from service.api.state import ApiState
 from service.api.tokens import tokens_from_code
+from service.errors import ErrorDetail
+from service.http.disconnects import run_while_connected
 from service.http.negotiation import holds_etag
 from service.http.openapi import answers
-from service.http.problems import Gone, NotFound, ProblemDetail, RevisionMismatch
-from service.imaging.media import OUTPUT_EXTENSIONS
+from service.http.problems import Gone, NotFound
+from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.operations.addresses import image_address
-from service.operations.context import ServiceContext
-from service.operations.rendering import SIDES, render
+from service.operations.errors import RevisionMismatch
+from service.operations.rendering import SIDES
 
 __all__ = ["router"]
 
@@ -56,19 +59,19 @@ async def image(
     cache may keep it for ever; once that revision is not served any more it answers 410, with what is. A bare name may
     get new weights one day, so caches ask again after a day.
     """
-    context, timings = ServiceContext.of(request), request.state.timings
-    info, deadline = context.model_info, context.deadline(request)
+    state, timings = ApiState.of(request), request.state.timings
+    info, deadline = state.info, state.deadline(request)
     media_type = _EXTENSIONS.get(extension)
     if media_type is None:
         raise NotFound(
             f"An image's address ends in {', '.join(f'.{known}' for known in _EXTENSIONS)}, not .{extension[:20]}.",
-            errors=[ProblemDetail(pointer="path/extension", detail="unknown format", value=extension[:20])],
+            errors=[ErrorDetail(pointer="path/extension", detail="unknown format", value=extension[:20])],
         )
     name, _, revision = tokenizer.partition("@")
     try:
-        context.check_model(name, revision or None)
+        state.operations.models.check(name, revision or None)
     except RevisionMismatch as error:
-        raise Gone(error.detail, served=f"{info.name}@{info.revision}") from None
+        raise Gone(str(error), served=f"{info.name}@{info.revision}") from None
     tokens = tokens_from_code(code, info.code_format, pointer="path/code")
     address = image_address(info, code, extension, size=size, quality=quality)
     # The decoder may run in another number format after a restart, which shows in the last bit of some pixels.
@@ -81,11 +84,13 @@ async def image(
     }
     if holds_etag(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
-    file = context.pictures.get(etag)
-    context.metrics.rendered_image_requests.labels("miss" if file is None else "hit").inc()
+    file = state.rendered_images.get(etag)
+    state.metrics.rendered_image_requests.labels("miss" if file is None else "hit").inc()
     timings.record_image_count(1, cache_hits=int(file is not None))
     if file is None:
-        work = render(context, tokens, media_type, quality, side=size, deadline=deadline, timings=timings)
-        [file] = (await context.while_connected(request, work)).files
-        context.pictures.put(etag, file)
+        work = state.operations.renderer.render(
+            tokens, media_type, quality, side=size, deadline=deadline, timings=timings
+        )
+        [file] = (await run_while_connected(request, work)).files
+        state.rendered_images.put(etag, file)
     return Response(file, media_type=media_type, headers=headers)

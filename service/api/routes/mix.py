@@ -9,16 +9,19 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, MixRequest, MixResponse, parse_body
+from service.api.image_responses import OCTETS, as_base64, image_media_type, image_response, model_headers
+from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS
+from service.api.schemas.images import MixRequest, MixResponse
+from service.api.schemas.parsing import parse_body
+from service.api.state import ApiState, check_image_count
 from service.api.tokens import tokens_from_json
 from service.api.uploads import read_body
+from service.http.disconnects import run_while_connected
 from service.http.negotiation import choose_media_type, require_json
 from service.http.openapi import answers
 from service.http.problems import NotFound, invalid_value
-from service.imaging.media import OUTPUT_EXTENSIONS
-from service.operations.context import ServiceContext
+from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.operations.mixing import mix_tokens
-from service.operations.rendering import OCTETS, as_base64, image_media_type, image_response, render
 
 __all__ = ["router"]
 
@@ -66,29 +69,30 @@ async def mix(request: Request) -> Response:
     JSON with the tokens and the image; the image itself with `Accept: image/*`; or the packed code alone, which needs
     no decoding, with `Accept: application/octet-stream`.
     """
-    context, timings = ServiceContext.of(request), request.state.timings
-    info, deadline = context.model_info, context.deadline(request)
+    state, timings = ApiState.of(request), request.state.timings
+    info, deadline = state.info, state.deadline(request)
     require_json(request.headers.get("content-type"))
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS, OCTETS])
     with timings.measure("read"):
-        body = parse_body(MixRequest, await read_body(request, seconds=context.settings.body_timeout))
-    context.check_model(body.model, body.revision)
+        body = parse_body(MixRequest, await read_body(request, seconds=state.settings.body_timeout))
+    state.operations.models.check(body.model, body.revision)
     tokens = tokens_from_json(body, info.code_format)
-    context.check_count(len(tokens), context.settings.max_images, "body")
+    check_image_count(len(tokens), state.settings.max_images, "body")
     _check(body, tokens)
     if info.codebook.size == 0:
         raise NotFound(f"The codes of {info.name} are not known here, so they cannot be mixed.")
     with timings.measure("mix"):
-        mixed = await context.in_thread(
+        mixed = await state.operations.threads.run(
             lambda: mix_tokens(tokens, info.codebook, weights=body.weights, positions=body.positions)
         )
     code = info.code_format.to_text(mixed[None])[0]
-    headers = {"X-Titok-Model": info.name, "X-Titok-Revision": info.revision, "X-Titok-Code": code}
+    headers = model_headers(info, Code=code)
     if answer == OCTETS:
         return Response(info.code_format.pack(mixed[None]).tobytes(), media_type=OCTETS, headers=headers)
     media_type = image_media_type(body.format) if answer == "application/json" else answer
-    rendered = await context.while_connected(
-        request, render(context, mixed[None], media_type, body.quality, deadline=deadline, timings=timings)
+    rendered = await run_while_connected(
+        request,
+        state.operations.renderer.render(mixed[None], media_type, body.quality, deadline=deadline, timings=timings),
     )
     if answer != "application/json":
         return image_response(rendered, media_type, headers)

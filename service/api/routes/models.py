@@ -1,4 +1,4 @@
-"""``GET /v1/models``: what is served, their properties and limits."""
+"""``GET /v1/models``: what is served, its facts and its limits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from service.api.schemas import (
-    EXAMPLE_REVISION,
+from service.api.schemas.base import EXAMPLE_REVISION
+from service.api.schemas.models import (
     ClassEntry,
     ClassList,
     GeneratorEntry,
@@ -16,8 +16,8 @@ from service.api.schemas import (
     ModelList,
     SamplingValues,
 )
+from service.api.state import ApiState
 from service.http.openapi import answers
-from service.operations.context import ServiceContext
 
 __all__ = ["router"]
 
@@ -39,8 +39,8 @@ _CLASSES = {"model": "titok-mini-32", "data": [{"id": 10, "name": "cat", "names"
 router = APIRouter(tags=["models"])
 
 
-def _entry(context: ServiceContext) -> ModelEntry:
-    info, settings = context.model_info, context.settings
+def _entry(state: ApiState) -> ModelEntry:
+    info, settings = state.info, state.settings
     generator = info.generator
     return ModelEntry(
         id=info.name,
@@ -71,15 +71,15 @@ def _entry(context: ServiceContext) -> ModelEntry:
 @router.get("/v1/models", summary="What is served", responses=answers(503, example={"data": [_EXAMPLE]}))
 async def list_models(request: Request) -> ModelList:
     """The tokenizer served, with its generator if it has one."""
-    return ModelList(data=[_entry(ServiceContext.of(request))])
+    return ModelList(data=[_entry(ApiState.of(request))])
 
 
 @router.get("/v1/models/{model}", summary="One model", responses=answers(404, 503, example=_EXAMPLE))
 async def show_model(request: Request, model: str) -> ModelEntry:
     """Facts, revision and limits."""
-    context = ServiceContext.of(request)
-    context.check_model(model)
-    return _entry(context)
+    state = ApiState.of(request)
+    state.operations.models.check(model)
+    return _entry(state)
 
 
 @router.get(
@@ -93,9 +93,9 @@ async def list_classes(
     q: Annotated[str | None, Query(max_length=80, description="Only classes whose names look like this.")] = None,
 ) -> ClassList:
     """Ids and names; any of the names, in any case, may be used to generate."""
-    context = ServiceContext.of(request)
-    context.check_model(model)
-    classes = context.classes
+    state = ApiState.of(request)
+    state.operations.models.check(model)
+    classes = state.operations.models.classes
     ids = range(len(classes)) if q is None else classes.search(q)
     data = [ClassEntry(id=index, name=classes.names[index][0], names=classes.names[index]) for index in ids]
     return ClassList(model=model, data=data)

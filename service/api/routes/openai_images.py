@@ -13,17 +13,25 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from service.api.access.authorization import consume_quota
-from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, ImageObject, ImagesRequest, ImagesResponse, parse_body
+from service.api.error_table import to_problem
+from service.api.image_responses import as_base64, image_media_type
+from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION
+from service.api.schemas.generation import ImageObject, ImagesRequest, ImagesResponse
+from service.api.schemas.parsing import parse_body
+from service.api.state import ApiState, check_image_count
 from service.api.uploads import read_body
+from service.engine import EngineError
+from service.errors import ServiceError
+from service.http.disconnects import run_while_connected
 from service.http.negotiation import require_json
 from service.http.openapi import answers
-from service.http.problems import Problem, UnknownClass, invalid_value
-from service.imaging.media import OUTPUT_EXTENSIONS
+from service.http.problems import Problem, invalid_value
+from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.operations.addresses import image_address
 from service.operations.classes import ClassIndex
-from service.operations.context import ServiceContext
+from service.operations.errors import UnknownClass
 from service.operations.generation import Generation, random_seeds
-from service.operations.rendering import SIDES, as_base64, image_media_type, render
+from service.operations.rendering import SIDES
 
 __all__ = ["router"]
 
@@ -68,9 +76,10 @@ class OpenAIRoute(APIRoute):
         async def handle_and_shape(request: Request) -> Response:
             try:
                 return await handle(request)
-            except Problem as problem:
+            except (Problem, ServiceError, EngineError) as error:
+                problem = to_problem(error)
                 problem.extensions["error"] = _error(problem)
-                raise
+                raise problem from problem.__cause__
 
         return handle_and_shape
 
@@ -92,53 +101,53 @@ async def create_images(request: Request) -> Response:
     model's own is scaled to. Members of OpenAI's API that mean nothing here are ignored. Problems
     have the usual statuses and an `error` of OpenAI's form besides.
     """
-    context, timings = ServiceContext.of(request), request.state.timings
-    info, generator, deadline = context.model_info, context.generator, context.deadline(request)
+    state, timings = ApiState.of(request), request.state.timings
+    info, deadline = state.info, state.deadline(request)
+    models = state.operations.models
     require_json(request.headers.get("content-type"))
     with timings.measure("read"):
-        body = parse_body(ImagesRequest, await read_body(request, seconds=context.settings.body_timeout))
+        body = parse_body(ImagesRequest, await read_body(request, seconds=state.settings.body_timeout))
     if body.stream:
         raise invalid_value(
             "/stream", "events of this form are not given; POST /v1/generate has its own", True, "false"
         )
-    context.check_model(body.model)
+    models.check(body.model)
     count = body.n or 1
-    context.check_count(count, context.settings.max_generate, "/n")
+    check_image_count(count, state.settings.max_generate, "/n")
     await consume_quota(request, count)
     side = _side(body.size, info.image_size)
-    label = _class_of(body.prompt, context.classes)
-    generation = Generation(label=label, settings=generator.presets["demo"], seeds=random_seeds(count))
-    media_type = image_media_type(body.output_format or "png")
+    label = _class_of(body.prompt, models.classes)
+    generation = Generation(label=label, settings=models.generator.presets["demo"], seeds=random_seeds(count))
+    extension = body.output_format or "png"
+    media_type = image_media_type(extension)
     quality = None if body.output_compression is None else max(1, body.output_compression)
 
     async def work() -> tuple[list[str], list[bytes] | None]:
-        tokens = await generation.run(context, deadline=deadline, timings=timings)
+        tokens = await generation.run(state.operations.engine, deadline=deadline, timings=timings)
         codes = info.code_format.to_text(tokens)
         if body.response_format == "url":
-            return codes, None  # whoever follows the address has it drawn
-        rendered = await render(context, tokens, media_type, quality, side=side, deadline=deadline, timings=timings)
+            return codes, None  # rendered when the URL is requested
+        rendered = await state.operations.renderer.render(
+            tokens, media_type, quality, side=side, deadline=deadline, timings=timings
+        )
         return codes, rendered.files
 
-    codes, files = await context.while_connected(request, work())
-    host = str(request.base_url).rstrip("/")
-    extension = OUTPUT_EXTENSIONS[media_type]
-    document = ImagesResponse(
-        created=int(time.time()),
-        output_format=body.output_format or "png",
-        size=f"{side}x{side}",
-        data=[
-            ImageObject(
-                b64_json=None if files is None else as_base64(files[index]),
-                url=None
-                if body.response_format == "b64_json"
-                else host + image_address(info, code, extension, size=side, quality=quality),
-                revised_prompt=context.classes.names[label][0],
-                code=code,
-                seed=generation.seeds[index],
-            )
-            for index, code in enumerate(codes)
-        ],
-    )
+    codes, files = await run_while_connected(request, work())
+    items = [
+        ImageObject(
+            b64_json=None if files is None else as_base64(files[index]),
+            revised_prompt=models.classes.names[label][0],
+            code=code,
+            seed=generation.seeds[index],
+        )
+        for index, code in enumerate(codes)
+    ]
+    if body.response_format != "b64_json":
+        host = str(request.base_url).rstrip("/")
+        for item in items:
+            address = image_address(info, item.code, OUTPUT_EXTENSIONS[media_type], size=side, quality=quality)
+            item.url = f"{host}{address}"
+    document = ImagesResponse(created=int(time.time()), output_format=extension, size=f"{side}x{side}", data=items)
     return Response(document.model_dump_json(exclude_none=True), media_type="application/json")
 
 
@@ -154,13 +163,13 @@ def _class_of(prompt: str, classes: ClassIndex) -> int:
 
 
 def _side(size: str | None, own: int) -> int:
-    """Pixels of a side. Raises ``InvalidRequest`` for what is no square that can be drawn."""
+    """Pixels of a side. Raises ``InvalidRequest`` for a size that is not a supported square."""
     if size is None or size == "auto":
         return own
     match = _SIZE.fullmatch(size)
     if match is None or int(match[1]) not in SIDES:
         allowed = f"auto, {own}x{own}, or another square of {SIDES[0]} to {SIDES[-1]} pixels a side"
-        raise invalid_value("/size", "no size that can be drawn", size[:20], allowed)
+        raise invalid_value("/size", "unsupported size", size[:20], allowed)
     return int(match[1])
 
 

@@ -9,17 +9,22 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.api.image_responses import as_base64, image_media_type, image_response, model_headers
 from service.api.routes.encode import IMAGE_BODY
-from service.api.schemas import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Quality, ReconstructResponse, Size
-from service.api.uploads import Upload, read_uploads
+from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Size
+from service.api.schemas.images import Quality, ReconstructResponse
+from service.api.state import ApiState
+from service.api.uploads import read_uploads
 from service.cache import KeySpace
+from service.http.disconnects import run_while_connected
 from service.http.negotiation import choose_media_type
 from service.http.openapi import answers
-from service.imaging.media import OUTPUT_EXTENSIONS
+from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.imaging.quality import measure_quality
-from service.operations.context import ServiceContext
-from service.operations.rendering import Rendered, as_base64, image_media_type, image_response, render
-from service.operations.tokenization import TokenizedImage, preprocess, tokenize
+from service.operations.build import Operations
+from service.operations.preprocessing import Upload
+from service.operations.rendering import RenderedImages
+from service.operations.tokenization import TokenizedImage
 from service.telemetry.timings import RequestTimings
 
 __all__ = ["router"]
@@ -52,28 +57,23 @@ async def reconstruct(request: Request) -> Response:
     JSON with the tokens, the reconstruction and its quality; or the reconstruction itself with `Accept: image/*`,
     the figures in headers. Quality is measured against the image as the tokenizer sees it, resized and cropped.
     """
-    context, timings = ServiceContext.of(request), request.state.timings
-    info, deadline = context.model_info, context.deadline(request)
+    state, timings = ApiState.of(request), request.state.timings
+    info, deadline = state.info, state.deadline(request)
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS])
     media_type = image_media_type(None) if answer == "application/json" else answer
     with timings.measure("read"):
-        uploads = await read_uploads(request, seconds=context.settings.body_timeout, max_images=1)
-    space = context.keys_for(request)
-    image, original, rendered = await context.while_connected(
-        request, _reconstruct(context, uploads[0], media_type, space=space, deadline=deadline, timings=timings)
+        uploads = await read_uploads(request, seconds=state.settings.body_timeout, max_images=1)
+    space = state.key_space(request)
+    image, original, rendered = await run_while_connected(
+        request, _reconstruct(state.operations, uploads[0], media_type, space=space, deadline=deadline, timings=timings)
     )
     with timings.measure("quality"):
-        decibels, similarity = await context.in_thread(measure_quality, rendered.pixels[0], original)
+        decibels, similarity = await state.operations.threads.run(measure_quality, rendered.pixels[0], original)
     quality = Quality(psnr=decibels, ssim=similarity)
     code = info.code_format.text_of(image.packed)
     if answer != "application/json":
-        headers = {
-            "X-Titok-Model": info.name,
-            "X-Titok-Revision": info.revision,
-            "X-Titok-Code": code,
-            "X-Titok-PSNR": "inf" if quality.psnr is None else f"{quality.psnr:.2f}",
-            "X-Titok-SSIM": f"{quality.ssim:.4f}",
-        }
+        psnr = "inf" if quality.psnr is None else f"{quality.psnr:.2f}"
+        headers = model_headers(info, Code=code, PSNR=psnr, SSIM=f"{quality.ssim:.4f}")
         return image_response(rendered, media_type, headers)
     width, height = image.original_size
     document = ReconstructResponse(
@@ -91,19 +91,19 @@ async def reconstruct(request: Request) -> Response:
 
 
 async def _reconstruct(
-    context: ServiceContext,
+    operations: Operations,
     upload: Upload,
     media_type: str,
     *,
     space: KeySpace,
     deadline: float,
     timings: RequestTimings,
-) -> tuple[TokenizedImage, npt.NDArray[np.uint8], Rendered]:
-    image = (await tokenize(context, [upload], space=space, deadline=deadline, timings=timings))[0]
-    tokens = context.model_info.code_format.from_bytes(image.packed)
+) -> tuple[TokenizedImage, npt.NDArray[np.uint8], RenderedImages]:
+    image = (await operations.tokenizer.tokenize([upload], space=space, deadline=deadline, timings=timings))[0]
+    tokens = operations.models.info.code_format.from_bytes(image.packed)
     originals: list[npt.NDArray[np.uint8]] = []
     rendered, _ = await asyncio.gather(
-        render(context, tokens, media_type, None, deadline=deadline, timings=timings),
-        preprocess(context, [upload], timings, use=lambda _, pixels: originals.append(pixels)),
+        operations.renderer.render(tokens, media_type, None, deadline=deadline, timings=timings),
+        operations.preprocessor.preprocess([upload], timings, use=lambda _, pixels: originals.append(pixels)),
     )
     return image, originals[0], rendered

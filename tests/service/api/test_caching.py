@@ -77,7 +77,7 @@ async def test_the_same_pixels_in_other_bytes_are_known_and_these_bytes_from_the
         with redis_server.client() as redis:
             keys = redis.keys()
             assert len([key for key in keys if b":pixels:" in key]) == 2
-        metrics = client._transport.app.state.context.metrics  # type: ignore[attr-defined]
+        metrics = client._transport.app.state.api.metrics  # type: ignore[attr-defined]
         assert metrics.registry.get_sample_value("titok_cache_requests_total", {"result": "pixels"}) == 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.schemas import EncodeResponse
+from service.api.schemas.tokens import EncodeResponse
 from tests.service.api.test_overload import PNG, HeldDevice, picture
 from tests.service.application import app_of, service
 
@@ -48,7 +48,7 @@ async def test_it_is_counted_by_its_path_and_stands_in_the_document_once(device:
     async with service(device) as client:
         await client.post("/v1/encode", content=picture(7), headers=PNG)
         labels = {"route": "/v1/encode", "method": "POST", "code": "200"}
-        registry = app_of(client).state.context.metrics.registry
+        registry = app_of(client).state.api.metrics.registry
         assert registry.get_sample_value("titok_http_requests_total", labels) == 1
         document = (await client.get("/openapi.json")).json()
         assert list(document["paths"]["/v1/encode"]) == ["post"]

@@ -251,7 +251,7 @@ async def test_images_that_are_finished_do_not_wait_for_a_preview(
 ) -> None:
     monkeypatch.setattr(generation_stream, "PREVIEW_SECONDS", 3600)
     async with service(held) as client:
-        engine = app_of(client).state.context.engine
+        engine = app_of(client).state.api.operations.engine
         decode, asked = engine.decode, asyncio.Event()
 
         async def never_for_guesses(tokens: np.ndarray, *, deadline: float) -> Any:
@@ -274,7 +274,7 @@ async def test_no_preview_is_drawn_of_an_image_that_is_finished(
 ) -> None:
     stream = reader(steps=1, n=2, preview=True)
     async with service(held, max_batch_size=1) as client, request(app_of(client), stream):
-        engine = app_of(client).state.context.engine
+        engine = app_of(client).state.api.operations.engine
         decode, asked = engine.decode, []
 
         async def noting(tokens: np.ndarray, *, deadline: float) -> Any:
@@ -355,7 +355,7 @@ async def test_a_client_that_leaves_costs_no_more_device_time(held: SketchingDev
         # The step that the device is at ends; the rows have no other.
         held.steps.release()
         await until(client, lambda health: not any(any(lane.values()) for lane in health["lanes"].values()))
-        registry = app_of(client).state.context.metrics.registry
+        registry = app_of(client).state.api.metrics.registry
     labels = {"op": "generate", "stage": "cancelled"}
     assert registry.get_sample_value("titok_abandoned_total", labels) == 2
 
@@ -393,7 +393,7 @@ async def test_a_service_that_stops_ends_the_events_with_the_problem(held: Sketc
         held.steps.release()
         await stream.start()
         await stream.event()
-        await app_of(client).state.context.engine.stop(0)
+        await app_of(client).state.api.operations.engine.stop(0)
         name, document = await stream.event()
         assert (name, document["status"]) == ("error", 503)
         held.release.set()

@@ -24,7 +24,7 @@ async def test_an_image_that_was_drawn_before_needs_no_device() -> None:
         device.release.clear()
         again = await client.get(f"{ADDRESS}.png")
         assert (again.content, again.headers["etag"]) == (first.content, first.headers["etag"])
-        metrics = app_of(client).state.context.metrics.registry
+        metrics = app_of(client).state.api.metrics.registry
         for result in ("hit", "miss"):
             assert metrics.get_sample_value("titok_picture_requests_total", {"result": result}) == 1
 

@@ -13,9 +13,11 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from service.http.body_limits import BodyLimits
-from service.http.problems import ContentTooLarge, TooManyRequests
+from service.http.problems import TooManyRequests
+from service.imaging.decoding import decode_image
 from service.imaging.decoding_memory import DecodingMemory
-from service.imaging.media import MediaLimits, decode_image
+from service.imaging.errors import ImageTooLarge
+from service.imaging.limits import MediaLimits
 from tests.service.api.test_overload import PNG, HeldDevice, picture
 from tests.service.application import app_of, service
 from tests.service.asgi_client import AsgiClient, request
@@ -92,12 +94,12 @@ async def test_a_request_whose_image_finds_no_memory_waits_for_it_and_then_succe
     device = HeldDevice()
     device.release.set()
     async with service(device) as client:
-        memory: DecodingMemory = app_of(client).state.context.decoding_memory
+        memory: DecodingMemory = app_of(client).state.api.operations.threads.memory
         with memory.lease() as reserve:
             reserve(2**40)
             asked = asyncio.ensure_future(client.post("/v1/encode", content=picture(7), headers=PNG))
             async with asyncio.timeout(60):
-                while not memory._turn.locked():  # noqa: ASYNC110  a thread waits
+                while not memory._order.locked():  # noqa: ASYNC110  a thread waits
                     await asyncio.sleep(0)
             assert not asked.done()
             assert device.batches == []
@@ -117,5 +119,5 @@ def test_memory_is_reserved_once_before_pixels_are_decoded(image_format: str) ->
 def test_of_an_image_beyond_the_limit_nothing_is_reserved() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (100, 50)).save(buffer, "PNG")
-    with pytest.raises(ContentTooLarge):
+    with pytest.raises(ImageTooLarge):
         decode_image(buffer.getvalue(), limits=MediaLimits(max_pixels=4999), reserve=lambda _: pytest.fail("reserved"))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from models.codes.code_format import CodeFormat
 from service.inference.model_info import GeneratorInfo, ModelInfo
+from service.operations.errors import InvalidArgument
 from service.settings import Settings
 from tests.service.application import app_of, served, service, until
 
@@ -142,14 +143,12 @@ async def test_a_name_of_two_classes_is_answered_with_both_ids() -> None:
     async with service(device) as client:
         classes = (await client.get("/v1/models/held/classes")).json()["data"]
         assert [entry["names"] for entry in classes] == [["crane", "bird"], ["crane", "machine"]]
-        from service.http.problems import InvalidRequest
-        from service.operations.context import ServiceContext  # the route needs presets that this device has none of
 
-        context: ServiceContext = app_of(client).state.context
-        with pytest.raises(InvalidRequest) as refused:
-            context.classes.resolve("Crane")
+        models = app_of(client).state.api.operations.models
+        with pytest.raises(InvalidArgument) as refused:
+            models.classes.resolve("Crane")
         assert [entry["id"] for entry in refused.value.extensions["candidates"]] == [0, 1]
-        assert context.classes.resolve("MACHINE") == 1
+        assert models.classes.resolve("MACHINE") == 1
 
 
 async def test_a_service_without_a_device_is_alive_and_says_why_it_is_not_ready() -> None:

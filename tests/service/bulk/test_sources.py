@@ -18,7 +18,8 @@ from service.bulk.entries import Position
 from service.bulk.errors import BulkError
 from service.bulk.sources import open_source
 from service.bulk.views import Views
-from service.imaging.media import MediaLimits, decode_image
+from service.imaging.decoding import decode_image
+from service.imaging.limits import MediaLimits
 from tests.service.bulk.data_sets import (
     CLASSES,
     COUNT,

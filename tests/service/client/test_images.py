@@ -13,7 +13,8 @@ from PIL import Image
 
 from models.preprocess import to_rgb
 from service.client.images import image_bytes, is_image
-from service.imaging.media import MediaLimits, decode_image
+from service.imaging.decoding import decode_image
+from service.imaging.limits import MediaLimits
 
 
 def pixels() -> np.ndarray:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import cast
 
 import pytest
 
-from service.cache import NoCache
-from service.engine import Engine
 from service.http import sse as event_stream
-from service.http.problems import DeadlineExceeded, Problem, TooManyRequests, problem_response
+from service.http.problems import DeadlineExceeded, InternalError, Problem, TooManyRequests, problem_response
 from service.http.sse import EventStream, event
-from service.operations.context import ServiceContext
-from service.settings import Settings
-from service.telemetry.metrics import Metrics
 from tests.service.asgi_client import AsgiClient, request
 
 pytestmark = pytest.mark.anyio
@@ -51,9 +45,9 @@ async def client() -> AsyncIterator[AsgiClient]:
 
 
 def stream(source: Source) -> EventStream:
-    engine = cast(Engine, None)  # nothing here asks it
-    context = ServiceContext(Settings(), engine=engine, cache=NoCache(), metrics=Metrics())
-    return EventStream(context, source.events())
+    return EventStream(
+        source.events(), to_problem=lambda error: error if isinstance(error, Problem) else InternalError()
+    )
 
 
 async def test_each_event_is_sent_when_it_comes_and_then_the_end(client: AsgiClient) -> None:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from service.operations.rendered_images import PictureCache
+from service.operations.rendered_images import RenderedImageCache
 
 
 def test_what_was_used_last_stays_and_the_bytes_are_never_more_than_the_room() -> None:
-    cache = PictureCache(10)
+    cache = RenderedImageCache(10)
     cache.put("a", b"1234")
     cache.put("b", b"1234")
     assert cache.get("a") == b"1234"
     cache.put("c", b"123")
     assert cache.get("b") is None
     assert cache.get("a") == b"1234"
-    assert cache.num_bytes == 7
+    assert cache.currsize == 7
 
 
 def test_a_file_that_comes_again_is_counted_once() -> None:
-    cache = PictureCache(10)
+    cache = RenderedImageCache(10)
     for file in (b"12345678", b"1234", b"123456"):
         cache.put("a", file)
     assert cache.get("a") == b"123456"
-    assert cache.num_bytes == 6
+    assert cache.currsize == 6
 
 
 def test_a_file_larger_than_all_room_drives_nothing_out() -> None:
-    cache = PictureCache(10)
+    cache = RenderedImageCache(10)
     cache.put("a", b"1234")
     cache.put("b", b"12345678901")
     assert cache.get("b") is None
@@ -33,6 +33,6 @@ def test_a_file_larger_than_all_room_drives_nothing_out() -> None:
 
 
 def test_without_room_nothing_is_kept() -> None:
-    cache = PictureCache(0)
+    cache = RenderedImageCache(0)
     cache.put("a", b"1")
     assert cache.get("a") is None

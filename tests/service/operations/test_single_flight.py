@@ -26,9 +26,9 @@ def post(client: httpx.AsyncClient, body: bytes, **headers: str) -> asyncio.Task
 
 
 def shared(client: httpx.AsyncClient) -> int:
-    context: Any = client._transport.app.state.context  # type: ignore[attr-defined]
-    assert len(context.flights) == 0
-    return int(context.metrics.registry.get_sample_value("titok_cache_requests_total", {"result": "shared"}) or 0)
+    state: Any = client._transport.app.state.api  # type: ignore[attr-defined]
+    assert len(state.operations.tokenizer._in_progress) == 0
+    return int(state.metrics.registry.get_sample_value("titok_cache_requests_total", {"result": "shared"}) or 0)
 
 
 async def test_of_a_thousand_requests_for_one_new_image_the_device_sees_one(device: HeldDevice) -> None:

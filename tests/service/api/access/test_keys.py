@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from service.api.access.key_store import ReloadingKeyStore, load_keys
-from service.api.access.keys import ApiKey, KeyRing, check_rate, new_key, parse_keys_file
+from service.api.access.keys import ApiKey, KeyRing, new_key, parse_keys_file
 from service.api.access.roles import ROLES
 from service.cli.main import app
-from service.settings import Settings
+from service.settings import Settings, check_rate
 
 DIGEST = hashlib.sha256(b"ann's key").hexdigest()
 

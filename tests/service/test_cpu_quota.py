@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.inference.cpu_quota import usable_cores
+from service.cpu_quota import usable_cores
 from service.settings import Settings
 
 Machine = Callable[..., Path]

@@ -1,0 +1,37 @@
+"""The health document of one application.
+
+::
+
+    {"status", "reason",           ready, or why not
+     "requests": {op: n},          in progress
+     "lanes": {op: {...}},         images and bytes in the queues, images at the devices
+     "model", "revision", ...}     the models served, once they are loaded
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.api.state import ApiState
+
+__all__ = ["application_health"]
+
+
+def application_health(state: ApiState) -> dict[str, Any]:
+    """The document, as JSON values."""
+    readiness, info = state.readiness, state.operations.models.loaded
+    document = {
+        "status": readiness.name,
+        "reason": readiness.reason,
+        "requests": dict(state.requests),
+        "lanes": state.operations.engine.snapshot().as_dict(),
+    }
+    if info is None:
+        return document
+    return document | {
+        "model": info.name,
+        "revision": info.revision,
+        "device": info.device,
+        "precision": dict(info.precision),
+        "generator": info.generator.revision if info.generator else None,
+    }

@@ -1,0 +1,71 @@
+"""Parts that the JSON schemas of the API share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
+
+__all__ = [
+    "CODE_PATTERN",
+    "EXAMPLE_CODE",
+    "EXAMPLE_REVISION",
+    "EXAMPLE_TOKENS",
+    "MAX_DIGESTS",
+    "SHA256_PATTERN",
+    "ImageFormat",
+    "Size",
+    "StrictRequest",
+    "exactly_one",
+    "or_null",
+]
+
+
+ImageFormat = Literal["jpeg", "png", "webp"]
+
+# The shipped tokenizer's.
+EXAMPLE_REVISION = "669c30a356f0-p1"
+EXAMPLE_CODE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4v"
+EXAMPLE_TOKENS = [0, 258, 48, 1029, 96, 1800, 144, 2571, 192, 3342, 241, 17, 289, 788, 337, 1559]
+EXAMPLE_TOKENS += [385, 2330, 433, 3101, 481, 3872, 530, 547, 578, 1318, 626, 2089, 674, 2860, 722, 3631]
+
+CODE_PATTERN = "^[A-Za-z0-9_-]+$"
+"""What a code consists of; how long it is depends on the tokenizer."""
+
+SHA256_PATTERN = "^[0-9a-fA-F]{64}$"
+MAX_DIGESTS = 1000
+"""Of one look-up."""
+
+
+def exactly_one(**types: str) -> dict[str, Any]:
+    """The JSON Schema of an object with exactly one of some members, each of a type; null counts as absent."""
+    return {
+        "oneOf": [
+            {
+                "required": [name],
+                "properties": {
+                    name: {"type": kind},
+                    **{other: {"type": "null"} for other in types if other != name},
+                },
+            }
+            for name, kind in types.items()
+        ]
+    }
+
+
+def or_null(schema: dict[str, Any]) -> WithJsonSchema:
+    """What the OpenAPI document says of a member that the service checks by itself."""
+    return WithJsonSchema({"anyOf": [schema, {"type": "null"}]})
+
+
+class StrictRequest(BaseModel):
+    """Strict: no member is converted silently, none is ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Size(BaseModel):
+    """Pixels of an image as a viewer shows it."""
+
+    width: int
+    height: int

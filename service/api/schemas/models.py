@@ -1,0 +1,82 @@
+"""JSON bodies that describe the models served."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "ClassEntry",
+    "ClassList",
+    "GeneratorEntry",
+    "Limits",
+    "ModelEntry",
+    "ModelList",
+    "SamplingValues",
+]
+
+
+class SamplingValues(BaseModel):
+    """Sampling settings of a preset."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    steps: int
+    guidance_scale: float
+    guidance_decay: str
+    guidance_power: float
+    temperature: float
+    softmax_annealing: bool
+
+
+class GeneratorEntry(BaseModel):
+    """The generator served."""
+
+    revision: str
+    num_classes: int
+    presets: dict[str, SamplingValues]
+
+
+class Limits(BaseModel):
+    """What one request may ask for."""
+
+    max_body_bytes: int
+    max_pixels: int
+    max_images: int
+    max_generate: int
+
+
+class ModelEntry(BaseModel):
+    """A tokenizer that is served, and its generator."""
+
+    id: str
+    revision: str
+    image_size: int
+    num_tokens: int
+    codebook_size: int
+    bits_per_token: int
+    code_bytes: int
+    code_characters: int
+    precision: dict[str, str]
+    generator: GeneratorEntry | None
+    limits: Limits
+
+
+class ModelList(BaseModel):
+    """What is served."""
+
+    data: list[ModelEntry]
+
+
+class ClassEntry(BaseModel):
+    """A class the generator knows."""
+
+    id: int
+    name: str
+    names: list[str] = Field(description="Every name it answers to.")
+
+
+class ClassList(BaseModel):
+    """The classes of a generator."""
+
+    model: str
+    data: list[ClassEntry]

@@ -1,0 +1,53 @@
+"""JSON bodies to their schemas, with a problem document for what does not fit."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from service.api.schemas.base import StrictRequest
+from service.errors import ErrorDetail
+from service.http.problems import InvalidRequest, MalformedBody
+
+__all__ = [
+    "parse_body",
+]
+
+
+RequestT = TypeVar("RequestT", bound=StrictRequest)
+
+
+def parse_body(schema: type[RequestT], body: bytes) -> RequestT:
+    """A JSON body as its schema. Raises ``MalformedBody`` if it is no JSON, ``InvalidRequest`` if it does not fit."""
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    if details[0]["type"] == "json_invalid":
+        reason = str(details[0].get("ctx", {}).get("error", details[0]["msg"]))
+        raise MalformedBody(f"The body is not JSON: {reason}.", errors=[ErrorDetail(pointer="body", detail=reason)])
+    places = [_place(detail) for detail in details[:16]]
+    first = places[0]
+    raise InvalidRequest(f"{first.pointer or 'The body'}: {first.detail}.", errors=places)
+
+
+def _place(detail: ErrorDetails) -> ErrorDetail:
+    # A union reports each of its members, tagged in the location; the tag is no part of the client's document.
+    path = [str(part) for part in detail["loc"] if part not in ("int", "str", "constrained-int")]
+    value = detail["input"]
+    if detail["type"] == "missing" or isinstance(value, dict | list):
+        value = None
+    elif isinstance(value, str):
+        value = value[:80]
+    context = detail.get("ctx", {})
+    expected = context.get("expected") or ", ".join(
+        f"{key} {bound}" for key, bound in context.items() if key != "error"
+    )
+    return ErrorDetail(
+        pointer="".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in path),
+        detail=detail["msg"],
+        value=value,
+        expected=str(expected) or None,
+    )

@@ -1,0 +1,84 @@
+"""JSON bodies of encode and of look-ups."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from service.api.schemas.base import (
+    EXAMPLE_CODE,
+    EXAMPLE_TOKENS,
+    MAX_DIGESTS,
+    SHA256_PATTERN,
+    Size,
+    StrictRequest,
+    exactly_one,
+    or_null,
+)
+
+__all__ = [
+    "Base64Images",
+    "EncodeResponse",
+    "EncodedItem",
+    "KnownCode",
+    "LookupRequest",
+    "LookupResponse",
+]
+
+
+class Base64Images(StrictRequest):
+    """Images in a JSON body, as one of the two members. Raw bytes, or a form of files, are faster."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one(image="string", images="array"))
+
+    image: str | None = Field(None, description="One image: base64, or a data URI.")
+    images: Annotated[list[str] | None, or_null({"type": "array", "items": {"type": "string"}, "minItems": 1})] = Field(
+        None, description="Several images: base64, or data URIs."
+    )
+
+
+class EncodedItem(BaseModel):
+    """An image's tokens."""
+
+    index: int = Field(description="Position of the image in the request.")
+    tokens: list[int] = Field(description="Token ids.", examples=[EXAMPLE_TOKENS])
+    code: str = Field(description="The ids packed, in URL-safe base64.", examples=[EXAMPLE_CODE])
+    original_size: Size
+    cached: bool = Field(description="Whether the code was known already.")
+
+
+class EncodeResponse(BaseModel):
+    """Tokens of images, with the tokenizer that gives them their meaning."""
+
+    model: str = Field(examples=["titok-mini-32"])
+    revision: str = Field(description="Changes whenever the same image may get other tokens.")
+    num_tokens: int
+    codebook_size: int
+    data: list[EncodedItem]
+
+
+class LookupRequest(StrictRequest):
+    """Images by the SHA-256 of their files."""
+
+    sha256: list[Annotated[str, WithJsonSchema({"type": "string", "pattern": SHA256_PATTERN})]] = Field(
+        min_length=1, description="Digests in hexadecimal.", json_schema_extra={"maxItems": MAX_DIGESTS}
+    )
+
+
+class KnownCode(BaseModel):
+    """The tokens of an image that was seen before."""
+
+    sha256: str
+    tokens: list[int] = Field(description="Token ids.", examples=[EXAMPLE_TOKENS])
+    code: str = Field(description="The ids packed, in URL-safe base64.", examples=[EXAMPLE_CODE])
+    original_size: Size
+
+
+class LookupResponse(BaseModel):
+    """What is known of the images asked for; the others have to be sent."""
+
+    model: str = Field(examples=["titok-mini-32"])
+    revision: str = Field(description="Changes whenever the same image may get other tokens.")
+    data: list[KnownCode]
+    missing: list[str] = Field(description="Digests that are not known.")

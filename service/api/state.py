@@ -1,0 +1,74 @@
+"""The parts of one application that its routes use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+
+from service.cache import KeySpace
+from service.engine import EngineState
+from service.errors import ErrorDetail
+from service.http.deadlines import request_deadline
+from service.operations.build import Operations
+from service.operations.errors import TooManyImages
+from service.operations.rendered_images import RenderedImageCache
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.inference.model_info import ModelInfo
+
+__all__ = ["ApiState", "check_image_count"]
+
+
+class ApiState:
+    """Settings, operations and metrics. ``requests``: how many are in progress, by operation."""
+
+    def __init__(self, settings: Settings, *, operations: Operations, metrics: Metrics) -> None:
+        self.settings = settings
+        self.operations = operations
+        self.metrics = metrics
+        self.rendered_images = RenderedImageCache(settings.picture_cache_bytes)
+        self.requests: Counter[str] = Counter()
+        self.is_draining = False
+
+    @staticmethod
+    def of(request: Request) -> ApiState:
+        """The state of the application that a request came to."""
+        state: ApiState = request.app.state.api
+        return state
+
+    @property
+    def info(self) -> ModelInfo:
+        """The models served. Raises ``ModelsNotLoaded``."""
+        return self.operations.models.info
+
+    @property
+    def readiness(self) -> EngineState:
+        """The engine's state; not ready while the models are unknown or the service drains."""
+        state = self.operations.engine.state
+        if self.is_draining and state.name in ("starting", "ready"):
+            return EngineState(name="draining", reason="the service is shutting down")
+        if state.is_ready and self.operations.models.loaded is None:
+            return EngineState(name="starting", reason="the models are not known yet")
+        return state
+
+    def deadline(self, request: Request) -> float:
+        """The end of a request's time, on ``time.monotonic``. Raises ``InvalidRequest`` for an invalid header."""
+        return request_deadline(request, self.settings.request_timeout)
+
+    def key_space(self, request: Request) -> KeySpace:
+        """The cache keys that a request reads and writes: shared by all callers, or those of its API key."""
+        caller = request.state.caller if self.settings.cache_scope == "key" else None
+        return KeySpace(self.settings.cache_namespace, self.info.name, self.info.revision, caller)
+
+
+def check_image_count(count: int, limit: int, pointer: str) -> None:
+    """Raises ``TooManyImages`` for more images than one request may have."""
+    if count > limit:
+        raise TooManyImages(
+            f"The request has {count} images; at most {limit} are allowed.",
+            errors=[ErrorDetail(pointer=pointer, detail="too many images", value=count, expected=f"at most {limit}")],
+        )

@@ -1,0 +1,81 @@
+"""Pixels to image files.
+
+::
+
+    uint8 [H, W, 3] ── encode_image ──> bytes of image/jpeg, image/png, image/webp, raw rows or .npy
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+__all__ = ["DEFAULT_QUALITY", "OUTPUT_EXTENSIONS", "OUTPUT_MEDIA_TYPES", "encode_image"]
+
+OUTPUT_EXTENSIONS: Mapping[str, str] = MappingProxyType(
+    {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"},
+)
+"""Media type -> file extension of the pictures :func:`encode_image` makes."""
+
+OUTPUT_MEDIA_TYPES: tuple[str, ...] = (*OUTPUT_EXTENSIONS, "application/octet-stream", "application/x-npy")
+"""Everything :func:`encode_image` makes: pictures, raw uint8 RGB rows, and a ``.npy`` file."""
+
+DEFAULT_QUALITY = 90
+"""Of JPEG and WebP."""
+
+
+def encode_image(pixels: npt.NDArray[np.uint8], media_type: str, *, quality: int | None = None) -> bytes:
+    """Encode one picture. The same pixels and arguments give the same bytes.
+
+    Args:
+        pixels: uint8 ``[H, W, 3]``, RGB, 0..255.
+        media_type: one of :data:`OUTPUT_MEDIA_TYPES`.
+        quality: 1..100, of JPEG and WebP; by default :data:`DEFAULT_QUALITY`. The other forms are lossless.
+
+    Raises:
+        ValueError: another shape, dtype, media type or quality.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}; uint8 [H, W, 3] is expected")
+    if quality is None:
+        quality = DEFAULT_QUALITY
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality is {quality}; 1 to 100 is expected")
+    pixels = np.ascontiguousarray(pixels)
+    match media_type:
+        case "application/octet-stream":
+            return pixels.tobytes()
+        case "application/x-npy":
+            buffer = io.BytesIO()
+            np.save(buffer, pixels, allow_pickle=False)
+            return buffer.getvalue()
+        case "image/jpeg":
+            with _anonymous_file() as file:
+                Image.fromarray(pixels).save(file, format="JPEG", quality=quality)
+                file.seek(0)
+                return file.read()
+        case "image/png":
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+            return buffer.getvalue()
+        case "image/webp":
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, format="WEBP", quality=quality, method=0)
+            return buffer.getvalue()
+        case _:
+            raise ValueError(f"media type is {media_type!r}; one of {', '.join(OUTPUT_MEDIA_TYPES)} is expected")
+
+
+def _anonymous_file() -> IO[bytes]:
+    """A file in memory. Pillow's JPEG encoder lets other threads run only while it writes to a real file."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("image"), "w+b")
+    return tempfile.TemporaryFile()

@@ -1,0 +1,157 @@
+"""Supported image formats, and which format some bytes are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from service.errors import ErrorDetail
+from service.imaging.errors import ImageError, UndecodableImage, UnsupportedImageFormat
+
+__all__ = ["ACCEPTED_FORMATS", "ACCEPTED_SUFFIXES", "sniff", "unrecognised"]
+
+ACCEPTED_FORMATS: Mapping[str, str] = MappingProxyType(
+    {
+        "JPEG": "image/jpeg",
+        "PNG": "image/png",
+        "WEBP": "image/webp",
+        "AVIF": "image/avif",
+        "GIF": "image/gif",
+        "BMP": "image/bmp",
+        "TIFF": "image/tiff",
+    }
+)
+"""Format -> media type of every format that ``decode_image`` supports."""
+
+ACCEPTED_SUFFIXES: frozenset[str] = frozenset({f".{name.lower()}" for name in ACCEPTED_FORMATS} | {".jpg", ".tif"})
+"""File name extensions of these formats, in lower case."""
+
+_BMP_HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
+
+_UNSUPPORTED_IMAGES: tuple[tuple[bytes, str], ...] = (
+    (b"8BPS", "Photoshop (PSD)"),
+    (b"\x00\x00\x01\x00", "icon (ICO)"),
+    (b"\x00\x00\x02\x00", "cursor (CUR)"),
+    (b"icns", "Apple icon (ICNS)"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"II\xbc\x01", "JPEG XR"),
+    (b"v/1\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"qoif", "QOI"),
+    (b"DDS ", "DirectDraw surface (DDS)"),
+    (b"FUJIFILMCCD-RAW", "camera raw"),
+)
+
+_NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "gzip-compressed data"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard-compressed data"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
+    (b"RIFF", "a RIFF file that is not WebP"),
+)
+
+_BASE64_IMAGES = (b"data:", b"/9j/", b"iVBORw0KGgo", b"UklGR", b"R0lGOD", b"SUkqA", b"TU0AK")
+
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+
+def sniff(data: bytes) -> str | None:
+    """The image format that the first bytes announce.
+
+    Args:
+        data: the file, or at least its first 64 bytes.
+
+    Returns:
+        A key of :data:`ACCEPTED_FORMATS`, or None for anything else.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
+        return "BMP"
+    if data.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")):
+        return "TIFF"
+    brands = _brands(data)
+    if brands and (brands[0] in {b"avif", b"avis"} or (brands[0] in {b"mif1", b"msf1"} and b"avif" in brands[1:])):
+        return "AVIF"
+    return None
+
+
+def _brands(data: bytes) -> list[bytes]:
+    """The major brand, then the compatible ones, of an ISO base media file."""
+    if data[4:8] != b"ftyp":
+        return []
+    end = min(int.from_bytes(data[:4]), len(data), 256)
+    return [data[8:12], *(data[start : start + 4] for start in range(16, end - 3, 4))]
+
+
+def _unsupported_image(data: bytes) -> str | None:
+    """The name of a known image format that is not supported."""
+    for signature, name in _UNSUPPORTED_IMAGES:
+        if data.startswith(signature):
+            return name
+    if re.match(rb"P[1-7]\s", data):
+        return "Netpbm (PBM, PGM, PPM)"
+    if _text(data).startswith(b"<") and b"<svg" in data[:4096].lower():
+        return "SVG"
+    brands = _brands(data)
+    if brands and brands[0] in _HEIF_BRANDS:
+        return "HEIC"
+    return None
+
+
+def _looks_like(data: bytes) -> str:
+    """What bytes that are not an image look like."""
+    for signature, name in _NOT_IMAGES:
+        if data.startswith(signature):
+            return name
+    if data[4:8] == b"ftyp":
+        return "a video"
+    text = _text(data)
+    if text.startswith(_BASE64_IMAGES):
+        return "base64 text; send the bytes that it stands for"
+    if text.lower().startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "an HTML page"
+    if text.startswith(b"<"):
+        return "XML"
+    if text.startswith((b"{", b"[")):
+        return "JSON"
+    if text.startswith(b"--"):
+        return "a multipart form"
+    if text and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in text):
+        return "text"
+    return f"no known format (first bytes: {data[:8].hex(' ')})"
+
+
+def _text(data: bytes) -> bytes:
+    return data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()
+
+
+def unrecognised(data: bytes, pointer: str, declared: str | None) -> ImageError:
+    """The error for bytes that are no supported image format, saying what they look like."""
+    accepted = ", ".join(ACCEPTED_FORMATS.values())
+    if not data:
+        detail = f"The image is empty. Send the bytes of one of: {accepted}."
+        return UndecodableImage(detail, errors=[ErrorDetail(pointer=pointer, detail="empty", expected=accepted)])
+    if (name := _unsupported_image(data)) is not None:
+        entry = ErrorDetail(pointer=pointer, detail="unsupported image format", value=name, expected=accepted)
+        return UnsupportedImageFormat(
+            f"{name} images are not supported. Convert to one of: {accepted}.", errors=[entry]
+        )
+    guess = _looks_like(data)
+    although = f", declared as {declared[:80]}," if declared else ""
+    entry = ErrorDetail(pointer=pointer, detail=f"not an image: looks like {guess}", expected=accepted)
+    return UndecodableImage(
+        f"The body{although} is not an image: it looks like {guess}. Expected: {accepted}.", errors=[entry]
+    )

@@ -1,0 +1,110 @@
+"""Limits of one image, checked on its header before any pixel is decoded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from PIL import Image, TiffImagePlugin
+
+from service.errors import ErrorDetail
+from service.imaging.errors import ImageTooLarge, UndecodableImage
+
+__all__ = ["MediaLimits", "check_header", "check_stream", "peak_bytes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaLimits:
+    """Limits of one image, checked before its pixels are decoded.
+
+    Decoding holds 4 (JPEG) to 21 (WebP with transparency) bytes of memory for each pixel at its peak.
+
+    Attributes:
+        max_pixels: width x height of the first frame, as the header says.
+        max_jpeg_scans: passes over the whole image. Encoders write about 10; a few bytes are enough for one more, which
+            takes a tenth of the time of a whole decode.
+        max_run_length_pixels: width x height of a run-length-encoded BMP. Pillow decodes these in Python.
+    """
+
+    max_pixels: int = 40_000_000
+    max_jpeg_scans: int = 64
+    max_run_length_pixels: int = 1_000_000
+
+
+# JPEG is held twice only when it is turned upright; a WebP decoder holds frames of its own beside Pillow's.
+_PEAK_BYTES_OF_A_PIXEL = {"JPEG": 8, "WEBP": 21}
+
+
+def peak_bytes(format_name: str, width: int, height: int) -> int:
+    """Bytes of memory that decoding takes at its peak."""
+    return width * height * _PEAK_BYTES_OF_A_PIXEL.get(format_name, 16)
+
+
+def check_stream(data: bytes, format_name: str, limits: MediaLimits, pointer: str) -> tuple[int, int] | None:
+    """Checks on the bytes, before ``Image.open``: it allocates a WebP image's canvas, and does not count JPEG scans.
+
+    Returns the canvas (width, height) of a WebP image.
+    """
+    canvas = _webp_canvas(data) if format_name == "WEBP" else None
+    if canvas is not None:
+        _check_pixels(*canvas, limits.max_pixels, pointer)
+    if format_name == "JPEG" and _has_more_scans(data, limits.max_jpeg_scans):
+        raise UndecodableImage(
+            f"The JPEG image has more than {limits.max_jpeg_scans} scans. Save it anew, or as baseline JPEG.",
+            errors=[ErrorDetail(pointer=pointer, detail="too many scans", expected=f"<= {limits.max_jpeg_scans}")],
+        )
+    return canvas
+
+
+def check_header(image: Image.Image, limits: MediaLimits, pointer: str) -> None:
+    """Checks on an opened image, before its pixels are loaded."""
+    _check_pixels(*image.size, limits.max_pixels, pointer)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # libtiff decodes whole tiles, and a tile may be larger than the image.
+        tile_width, tile_height = (
+            int(image.tag_v2.get(tag, 1)) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
+        )
+        _check_pixels(tile_width, tile_height, limits.max_pixels, pointer)
+    elif any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", ())):
+        _check_pixels(*image.size, limits.max_run_length_pixels, pointer, kind="run-length-encoded image")
+
+
+def _check_pixels(width: int, height: int, limit: int, pointer: str, *, kind: str = "image") -> None:
+    if width * height > limit:
+        raise ImageTooLarge(
+            f"The {kind} has {width} x {height} = {width * height} pixels; the limit is {limit}. Scale it down.",
+            errors=[
+                ErrorDetail(pointer=pointer, detail="too many pixels", value=width * height, expected=f"<= {limit}")
+            ],
+        )
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """Canvas (width, height) of a WebP file: opening one allocates the canvas (RFC 9649, sections 2.5 to 2.7)."""
+    chunk, payload = data[12:16], data[20:30]
+    if chunk == b"VP8X" and len(payload) == 10:
+        return int.from_bytes(payload[4:7], "little") + 1, int.from_bytes(payload[7:10], "little") + 1
+    if chunk == b"VP8 " and len(payload) == 10:
+        return int.from_bytes(payload[6:8], "little") & 0x3FFF, int.from_bytes(payload[8:10], "little") & 0x3FFF
+    if chunk == b"VP8L" and len(payload) >= 5:
+        bits = int.from_bytes(payload[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return None
+
+
+# Markers that begin a segment or end the image; restart markers and stuffed zeros are part of a scan (ITU-T T.81, B.1).
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
+
+
+def _has_more_scans(data: bytes, limit: int) -> bool:
+    """Whether the first image of a JPEG stream has more than ``limit`` scans."""
+    scans, position = 0, 2
+    while scans <= limit and (marker := _JPEG_MARKER.search(data, position)):
+        code = marker[0][1]
+        if code == _JPEG_END:
+            break
+        scans += code == _JPEG_SCAN
+        length = int.from_bytes(data[marker.end() : marker.end() + 2])
+        position = marker.end() + length
+    return scans > limit

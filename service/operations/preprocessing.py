@@ -1,0 +1,65 @@
+"""Uploaded image files to the pixels that the tokenizer sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.preprocess import eval_crop
+from service.imaging.decoding import decode_image
+from service.imaging.limits import MediaLimits
+from service.operations.image_threads import ImageThreads
+from service.operations.served_models import ServedModels
+from service.telemetry.metrics import Metrics
+from service.telemetry.timings import RequestTimings
+
+__all__ = ["ImagePreprocessor", "Upload"]
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An uploaded image file: its ``declared`` media type if any, and the ``pointer`` to it for error details."""
+
+    data: bytes
+    declared: str | None
+    pointer: str
+
+
+class ImagePreprocessor:
+    """Decodes, resizes and crops uploads in threads, within ``max_pixels`` an image and the memory of ``threads``."""
+
+    def __init__(self, *, threads: ImageThreads, models: ServedModels, metrics: Metrics, max_pixels: int) -> None:
+        self._threads = threads
+        self._models = models
+        self._metrics = metrics
+        self._limits = MediaLimits(max_pixels=max_pixels)
+
+    async def preprocess(
+        self, uploads: Sequence[Upload], timings: RequestTimings, *, use: Callable[[int, Pixels], None]
+    ) -> list[tuple[int, int]]:
+        """Calls ``use`` with the index and the pixels uint8 [S, S, 3] of each upload, in a thread.
+
+        Returns the original sizes (width, height). Raises the ``ImageError`` of the first bad upload.
+        """
+        size = self._models.info.image_size
+
+        def work(index: int, upload: Upload) -> tuple[int, int]:
+            watch = RequestTimings()
+            with self._threads.memory.lease() as reserve:
+                decoded = decode_image(
+                    upload.data, limits=self._limits, pointer=upload.pointer, declared=upload.declared, reserve=reserve
+                )
+                pixels = eval_crop(decoded.image, size)
+                original_size, image_format = decoded.original_size, decoded.format
+                del decoded  # its memory is released before another image may take it
+            self._metrics.preprocess.labels(image_format).observe(watch.total)
+            use(index, pixels)
+            return original_size
+
+        with timings.measure("preprocess"):
+            return await self._threads.map(work, list(enumerate(uploads)))
