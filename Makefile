@@ -20,10 +20,11 @@ test: $(VENV)/.dev ## run the tests; ARGS goes to pytest, for example ARGS="test
 	@# Threads that wait for each other do not spin for long, or they keep the cores from the servers under test.
 	GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.dev ## ruff and strict mypy
+lint: $(VENV)/.dev ## ruff, strict mypy, and the import contracts of pyproject.toml
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -20,7 +20,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -34,7 +34,6 @@ from service.http.problems import (
     Unavailable,
     problem_response,
 )
-from service.settings import Settings
 
 __all__ = ["ConnectionLimits", "LimitedProtocol"]
 
@@ -50,15 +49,6 @@ class ConnectionLimits:
     connections: int
     header_bytes: int
     header_seconds: float
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Those that are set."""
-        return cls(
-            connections=settings.max_connections,
-            header_bytes=settings.max_header_bytes,
-            header_seconds=settings.header_timeout,
-        )
 
 
 class LimitedProtocol(HttpToolsProtocol):

@@ -21,8 +21,7 @@ from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction, Recorder
 from models.runtime.device_memory import is_out_of_memory, memory_bytes, release_memory
 from models.runtime.transfers import pin
 from models.sampling.settings import SamplingSettings
-from service.engine import Device, RowState, Stepped
-from service.engine.protocol import LaneName
+from service.engine.protocol import Device, LaneName, RowState, Stepped
 from service.inference.batch_limits import LARGEST_BATCH, batch_sizes, find_batch_limit
 from service.inference.calibration import calibrate
 from service.inference.gpu_sensors import open_sensors

@@ -24,11 +24,10 @@ from service.api.health import application_health
 from service.api.state import ApiState
 from service.engine import Engine, EngineObserver, LaneLimits
 from service.engine.remote import RemoteEngine
-from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
 from service.inference.model_info import ModelInfo
 from service.processes.control import ControlChannel, FrontEndStart, beat_seconds, unpack_settings
-from service.processes.process import SWITCH_SECONDS, begin_process, event_loop, release_signals
+from service.processes.process import SWITCH_SECONDS, begin_process, connection_limits, event_loop, release_signals
 from service.settings import Settings
 from service.telemetry.metrics import enable_multiprocess_mode
 
@@ -62,7 +61,7 @@ class _FrontEnd:
             lifespan="on",
             drain_seconds=settings.drain_seconds,
             quiet_seconds=settings.shutdown_delay,
-            limits=ConnectionLimits.of(settings),
+            limits=connection_limits(settings),
         )
         self._closing = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None

@@ -18,11 +18,10 @@ from service.api.app import EngineFactory, create_app
 from service.api.health import application_health
 from service.api.state import ApiState
 from service.engine import Engine, EngineObserver, InlineEngine, LaneLimits
-from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
 from service.inference.device import ServedDevice, open_device
 from service.inference.model_info import ModelInfo
-from service.processes.process import SWITCH_SECONDS, event_loop, release_signals
+from service.processes.process import SWITCH_SECONDS, connection_limits, event_loop, release_signals
 from service.processes.state_metrics import ProcessesCollector, ServiceCollector, WorkersCollector
 from service.settings import Settings
 
@@ -55,7 +54,7 @@ async def _serve(settings: Settings, public: socket.socket, admin: socket.socket
     app = create_app(settings, inline_engine(settings))
     state: ApiState = app.state.api
     exposition = _exposition(state)
-    limits = ConnectionLimits.of(settings)
+    limits = connection_limits(settings)
     api = HttpServer(
         app,
         public,

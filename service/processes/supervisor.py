@@ -32,14 +32,13 @@ from typing import Any, Literal
 from prometheus_client.exposition import generate_latest
 
 from service.api.admin import create_admin_app
-from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
 from service.http.sockets import refuse_handshakes
 from service.processes.child import Child
 from service.processes.control import FrontEndStart, WorkerStart, pack_settings
 from service.processes.device_names import device_names
 from service.processes.health import service_health
-from service.processes.process import release_signals
+from service.processes.process import connection_limits, release_signals
 from service.processes.state_metrics import (
     GpusCollector,
     PaddingCollector,
@@ -87,7 +86,7 @@ class _Supervisor:
             lifespan="off",
             drain_seconds=1,
             quiet_seconds=0,
-            limits=ConnectionLimits.of(settings),
+            limits=connection_limits(settings),
         )
         self._folder = folder
         self._metrics_folder = folder / "metrics"

@@ -13,9 +13,8 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
-from service.processes.process import SWITCH_SECONDS, event_loop
+from service.processes.process import SWITCH_SECONDS, connection_limits, event_loop
 from service.settings import Settings
 
 
@@ -38,7 +37,7 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     listener.setblocking(False)
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    limits = ConnectionLimits.of(Settings())
+    limits = connection_limits(Settings())
     server = HttpServer(app, listener, lifespan="off", drain_seconds=1.0, quiet_seconds=0.0, limits=limits)
     with event_loop() as runner:
         runner.run(server.run_until_stopped())

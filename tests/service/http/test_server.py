@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
 from service.http.sockets import listen
+from service.processes.process import connection_limits
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -46,7 +46,7 @@ async def serving(
             lifespan="off",
             drain_seconds=drain_seconds,
             quiet_seconds=quiet_seconds,
-            limits=ConnectionLimits.of(Settings()),
+            limits=connection_limits(Settings()),
         )
         running = asyncio.create_task(server.run_until_stopped())
         await until(lambda: server.started)
