@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from models.atomic_files import write_whole
 from models.evaluation.lite0 import Lite0
-from models.evaluation.progress import Track, silently
+from models.evaluation.progress import Track, no_progress
 
-__all__ = ["BATCH_SIZE", "Features", "as_tensor", "batches", "embed_all", "extract"]
+__all__ = ["BATCH_SIZE", "Features", "as_tensor", "batches", "cached_embeddings", "extract"]
 
 Pixels = NDArray[np.uint8]
 
@@ -55,7 +55,9 @@ def extract(network: Lite0, images: Tensor) -> Features:
     return Features(blocks, network.pool(blocks[-1]))
 
 
-def embed_all(network: Lite0, images: Pixels, *, cache: Path, description: str, track: Track = silently) -> Tensor:
+def cached_embeddings(
+    network: Lite0, images: Pixels, *, cache: Path, description: str, track: Track = no_progress
+) -> Tensor:
     """Pooled features float32 [N, 1280] of uint8 [N, S, S, 3]; a later call with the same images reads them.
 
     The file has float16, which moves a cosine by about 1e-4. It is named by a digest of the network's weights and of

@@ -14,18 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.evaluation.comparison import Compared
-from models.evaluation.copies import NearestPhotographs, compare_with_training
+from models.evaluation.comparison import Comparison
 from models.evaluation.distributions import frechet_distance, kernel_distance
 from models.evaluation.features import BATCH_SIZE, as_tensor, batches, extract
 from models.evaluation.lite0 import Lite0
+from models.evaluation.memorization import NearestPhotographs, compare_with_training
 from models.evaluation.neighbours import ReferenceSet
 from models.evaluation.perceptual import perceptual_distance
-from models.evaluation.progress import Track, silently
+from models.evaluation.progress import Track, no_progress
 from models.generation import Generator
 from models.tokenizer import Tokenizer
 
-__all__ = ["Generation", "Samples", "draw_samples", "evaluate_generation", "match_classes"]
+__all__ = ["Generation", "Samples", "evaluate_generation", "generate_samples", "match_classes"]
 
 Pixels = NDArray[np.uint8]
 
@@ -59,10 +59,10 @@ class Generation:
     classes: int
     real_images: int
     preset: str
-    frechet_distance: Compared
-    kernel_distance: Compared
-    class_agreement: Compared
-    diversity: Compared
+    frechet_distance: Comparison
+    kernel_distance: Comparison
+    class_agreement: Comparison
+    diversity: Comparison
     identical_pairs: int
     nearest: NearestPhotographs
     samples: Samples = field(repr=False)
@@ -92,14 +92,14 @@ def match_classes(
     return found
 
 
-def draw_samples(
+def generate_samples(
     generator: Generator,
     tokenizer: Tokenizer,
     classes: Sequence[int],
     *,
     per_class: int,
     preset: str,
-    track: Track = silently,
+    track: Track = no_progress,
 ) -> Samples:
     """``per_class`` images of each of the generator's classes, each with a seed of its own: 0, 1, 2 ...
 
@@ -125,7 +125,7 @@ def evaluate_generation(
     reference_images: Pixels,
     photographs: Pixels,
     labels: NDArray[np.int64],
-    track: Track = silently,
+    track: Track = no_progress,
 ) -> Generation:
     """Compares generated images with training photographs, and validation photographs with the same.
 
@@ -144,10 +144,10 @@ def evaluate_generation(
         classes=len(classes),
         real_images=len(real_images),
         preset=preset,
-        frechet_distance=Compared.of(*(frechet_distance(side.pooled, balanced) for side in (generated, real))),
-        kernel_distance=Compared.of(*(kernel_distance(side.pooled, balanced) for side in (generated, real))),
-        class_agreement=Compared.of(*(_agreement(among, side) for side in (generated, real))),
-        diversity=Compared.of(generated.diversity, real.diversity),
+        frechet_distance=Comparison.of(*(frechet_distance(side.pooled, balanced) for side in (generated, real))),
+        kernel_distance=Comparison.of(*(kernel_distance(side.pooled, balanced) for side in (generated, real))),
+        class_agreement=Comparison.of(*(_agreement(among, side) for side in (generated, real))),
+        diversity=Comparison.of(generated.diversity, real.diversity),
         identical_pairs=sum(_identical_pairs(samples.tokens[samples.labels == label]) for label in classes),
         nearest=compare_with_training(
             (samples.images, generated.pooled, samples.tokens),

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.evaluation.features import as_tensor, batches
-from models.evaluation.progress import Track, silently
+from models.evaluation.progress import Track, no_progress
 
 __all__ = [
     "BlurHash",
@@ -225,7 +225,7 @@ def placeholders(max_bytes: int) -> list[Codec]:
     return [*found, ThumbHash(), WebP()]
 
 
-def fit_principal_components(images: Pixels, count: int, *, track: Track = silently) -> PrincipalComponents:
+def fit_principal_components(images: Pixels, count: int, *, track: Track = no_progress) -> PrincipalComponents:
     """The ``count`` strongest components of uint8 [N, S, S, 3], as many as there are at most; float64, exact."""
     dimensions = 3 * PCA_SIZE**2
     sums, products = torch.zeros(dimensions, dtype=torch.float64), torch.zeros(dimensions, dimensions).double()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["Track", "silently"]
+__all__ = ["Track", "no_progress"]
 
 T = TypeVar("T")
 
@@ -17,6 +17,6 @@ class Track(Protocol):
         """The items, as they are asked for."""
 
 
-def silently(items: Sequence[T], description: str) -> Iterable[T]:  # noqa: ARG001
+def no_progress(items: Sequence[T], description: str) -> Iterable[T]:  # noqa: ARG001
     """Shows nothing."""
     return items

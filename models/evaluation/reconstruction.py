@@ -22,7 +22,7 @@ from models.evaluation.measures import entropy_bits, patch_steps
 from models.evaluation.neighbours import ReferenceSet
 from models.evaluation.perceptual import perceptual_distance
 from models.evaluation.placeholders import Codec, Decoded
-from models.evaluation.progress import Track, silently
+from models.evaluation.progress import Track, no_progress
 from models.evaluation.similarity import psnr, ssim
 from models.tokenizer import Tokenizer
 
@@ -135,7 +135,7 @@ def evaluate_reconstruction(
     patch_size: int,
     examples: Sequence[int] = (),
     keep: bool = False,
-    track: Track = silently,
+    track: Track = no_progress,
 ) -> Reconstruction:
     """Sends photographs uint8 [N, S, S, 3] of classes ``labels`` int64 [N] through every codec.
 

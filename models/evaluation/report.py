@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.atomic_files import write_whole
-from models.evaluation.comparison import Compared
+from models.evaluation.comparison import Comparison
 from models.evaluation.contact_sheet import Row, contact_sheet
 from models.evaluation.generation import Generation
-from models.evaluation.published import InceptionFigures, write_npz
+from models.evaluation.inception import InceptionFigures, write_npz
 from models.evaluation.reconstruction import CodecFigures, Reconstruction, best_placeholder
 
 __all__ = ["Report", "generated_sheet", "neighbours_sheet", "reconstruction_sheet", "write_images", "write_report"]
@@ -169,7 +169,7 @@ def _reconstruction_table(figures: Reconstruction) -> str:
 
 def _generation_table(figures: Generation) -> str:
     nearest = figures.nearest
-    rows: list[tuple[str, Compared | None, str]] = [
+    rows: list[tuple[str, Comparison | None, str]] = [
         ("Fréchet distance to training photographs", figures.frechet_distance, ".1f"),
         ("kernel distance to training photographs", figures.kernel_distance, ".5f"),
         ("asked class recovered", figures.class_agreement, ".1%"),

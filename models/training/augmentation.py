@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["random_views"]
+__all__ = ["augment"]
 
 
-def random_views(
+def augment(
     images: Tensor,
     generator: torch.Generator,
     *,

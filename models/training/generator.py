@@ -21,15 +21,14 @@ from models.checkpoints.loading import load_strictly, open_checkpoint
 from models.data.datasets import ImageDataset
 from models.networks.generator import MaskGITViT, UViT, build_generator
 from models.networks.titok import TiTok
+from models.training.checkpoints import checkpoint_config, save_checkpoint
 from models.training.config import ConfigError, GeneratorRun
 from models.training.distributed import own_rows
-from models.training.export import checkpoint_config
 from models.training.initialisation import initialise, initialise_as_published
 from models.training.loop import Step, autocast, compute_dtype
 from models.training.losses import masked_token_loss, random_masks
-from models.training.order import rows_of_step, seeded
-from models.training.starting_points import FrozenTokenizer
-from models.training.state import save_checkpoint
+from models.training.pretrained import FrozenTokenizer
+from models.training.seeding import batch_rows, seeded_generator
 
 __all__ = ["GeneratorTask", "TokenSet", "generator_classes", "tokenize"]
 
@@ -149,7 +148,7 @@ class GeneratorTask:
         """The masked-token loss of this process's share of a batch."""
         self.network.train()
         size, seed = self.run.schedule.batch_size, self.run.schedule.seed
-        rows = torch.from_numpy(rows_of_step(len(self.train.labels), size, step.number, seed))
+        rows = torch.from_numpy(batch_rows(len(self.train.labels), size, step.number, seed))
         mirrored = torch.randint(2, rows.shape, generator=step.generator)
         dropped = torch.rand(rows.shape, generator=step.generator) < self.run.training.class_dropout
         masked = random_masks(len(rows), self.run.network.image_seq_len, step.generator)
@@ -177,7 +176,7 @@ class GeneratorTask:
         count = min(len(self.validation.labels), len(self.train.labels)) // 256 * 256 or len(self.validation.labels)
         means = {}
         for name, tokens in (("validation_loss", self.validation), ("training_loss", self.train)):
-            masks = seeded(self.run.schedule.seed, VALIDATION_MASKS)
+            masks = seeded_generator(self.run.schedule.seed, VALIDATION_MASKS)
             losses = []
             for start in range(0, count, 256):
                 ids, labels = tokens.ids[start : start + 256, 0], tokens.labels[start : start + 256]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.errors import CheckpointError
 from models.networks.titok import TiTok
 
-__all__ = ["adopt", "initialise", "initialise_as_published", "initialise_tokenizer", "plane_waves"]
+__all__ = ["initialise", "initialise_as_published", "initialise_tokenizer", "load_into_larger", "sinusoidal_embedding"]
 
 MIDDLE_GREY = 0.45
 PUBLISHED_STD = 0.02
@@ -67,14 +67,14 @@ def initialise_tokenizer(network: TiTok, scheme: Literal["fan-in", "published"])
     # Where a token is must be as plain as what it holds (patches about 0.25, codes about 0.3).
     for part in (encoder, decoder):
         grid = math.isqrt(len(part.positional_embedding) - 1)
-        part.positional_embedding[1:] = 0.3 * plane_waves(grid, part.positional_embedding.shape[1])
+        part.positional_embedding[1:] = 0.3 * sinusoidal_embedding(grid, part.positional_embedding.shape[1])
         part.latent_token_positional_embedding.normal_(0.0, 0.3)
     if conv_head:
         # Convolutions are several times faster with channels last in memory.
         decoder.head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def plane_waves(grid: int, width: int) -> Tensor:
+def sinusoidal_embedding(grid: int, width: int) -> Tensor:
     """Positional embeddings float32 [G*G, D] of mean square 1 in which neighbours are alike.
 
     Sines and cosines of the row in one half and of the column in the other, with periods from two cells to four grids.
@@ -87,7 +87,7 @@ def plane_waves(grid: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def adopt(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[str]:
+def load_into_larger(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[str]:
     """Copies a trained network's ``tensors`` into one of the same shape, or a wider or deeper one.
 
     A larger tensor takes the old one as its leading corner; what would carry new features into old outputs is zero, so

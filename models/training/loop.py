@@ -23,12 +23,12 @@ from torch.optim import Optimizer
 
 from models.errors import CheckpointError
 from models.runtime.precision import has_fast_bfloat16
+from models.training.checkpoints import load_state, save_state
 from models.training.config import OptimizerConfig, ScheduleConfig
 from models.training.distributed import average_gradients, is_main, mean_of, world_size
-from models.training.journal import Journal
 from models.training.optimizers import build_optimizers
-from models.training.order import seeded
-from models.training.state import load_state, save_state
+from models.training.seeding import seeded_generator
+from models.training.training_log import TrainingLog
 
 __all__ = ["LOG_EVERY", "Diverged", "N", "Step", "Task", "compute_dtype", "learning_rate", "train"]
 
@@ -131,7 +131,7 @@ class _Run(Generic[N]):
     def step(self, progress: float) -> dict[str, float]:
         """Moves the weights once; the figures are there where they are logged (on a CPU, always)."""
         factor = learning_rate(self.schedule, self.done, progress)
-        step = Step(self.done, progress, seeded(self.schedule.seed, self.done), factor)
+        step = Step(self.done, progress, seeded_generator(self.schedule.seed, self.done), factor)
         torch.manual_seed(step.generator.initial_seed())  # dropout draws from the process's own generator
         for each, base in zip(self.optimizers, self.base_lrs, strict=True):
             for group, lr in zip(each.param_groups, base, strict=True):
@@ -236,7 +236,7 @@ def train(
     state_file = output / "state.pt"
     if resume and state_file.exists():
         _restore(run, state_file)
-    journal = Journal(output, run.done) if is_main() else None
+    journal = TrainingLog(output, run.done) if is_main() else None
     figures: dict[str, float] = {}
     latest: dict[str, float] = {}
     ended = False

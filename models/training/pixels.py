@@ -12,9 +12,9 @@ from models.data.datasets import ImageDataset
 from models.networks.titok import TiTok
 from models.training.config import ConfigError, TokenizerRun
 from models.training.loop import Step
-from models.training.picture_loss import PictureLoss
-from models.training.starting_points import begin_tokenizer, load_vqgan
-from models.training.tokenizer import Restored, TokenizerTask
+from models.training.pretrained import build_tokenizer, load_vqgan
+from models.training.reconstruction_loss import ReconstructionLoss
+from models.training.tokenizer import Reconstructed, TokenizerTask
 
 __all__ = ["PixelTask", "freeze_encoder"]
 
@@ -30,7 +30,7 @@ class PixelTask(TokenizerTask):
         self, run: TokenizerRun, train: ImageDataset, validation: ImageDataset, device: torch.device | str = "cpu"
     ) -> None:
         _check(run)
-        network = begin_tokenizer(run)
+        network = build_tokenizer(run)
         if run.initial.vqgan is not None and run.network.finetune_decoder:
             vqgan = load_vqgan(run.initial.vqgan)
             network.pixel_decoder.load_state_dict(vqgan.decoder.state_dict())
@@ -39,7 +39,7 @@ class PixelTask(TokenizerTask):
         if self.frozen:
             freeze_encoder(network)
         super().__init__(run, network, train, validation, torch.device(device))
-        self.picture_loss = PictureLoss(
+        self.picture_loss = ReconstructionLoss(
             run.losses, run.discriminator, self.device, patch=run.network.decoder_patch_size, dtype=self._dtype
         )
 
@@ -65,14 +65,14 @@ class PixelTask(TokenizerTask):
             super().after_step(step, optimizers)
         return self.picture_loss.after_step(step)
 
-    def restore(self, network: TiTok, images: Tensor) -> Restored:
+    def restore(self, network: TiTok, images: Tensor) -> Reconstructed:
         """As the service would give them back, clamped to [0, 1]."""
         if network.config.quantize_mode == "vae":
-            return Restored(network.decode_codes(network.latents(images)).clamp(0.0, 1.0), None)
+            return Reconstructed(network.decode_codes(network.latents(images)).clamp(0.0, 1.0), None)
         ids = network.encode(images).ids
-        return Restored(network.decode(ids).clamp(0.0, 1.0), ids)
+        return Reconstructed(network.decode(ids).clamp(0.0, 1.0), ids)
 
-    def measure(self, network: TiTok, images: Tensor, restored: Restored) -> dict[str, Tensor]:  # noqa: ARG002
+    def measure(self, network: TiTok, images: Tensor, restored: Reconstructed) -> dict[str, Tensor]:  # noqa: ARG002
         """The perceptual distance, where its network is at hand."""
         distance = self.picture_loss.distance(restored.images, images)
         return {} if distance is None else {"perceptual": distance}

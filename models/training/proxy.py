@@ -14,8 +14,8 @@ from models.networks.titok import TiTok
 from models.training.config import ConfigError, TokenizerRun
 from models.training.loop import Step
 from models.training.losses import proxy_code_loss
-from models.training.starting_points import begin_tokenizer
-from models.training.tokenizer import Restored, TokenizerTask
+from models.training.pretrained import build_tokenizer
+from models.training.tokenizer import Reconstructed, TokenizerTask
 
 __all__ = ["ProxyCodeTask"]
 
@@ -33,7 +33,7 @@ class ProxyCodeTask(TokenizerTask):
     ) -> None:
         if not run.network.is_legacy or run.network.finetune_decoder:
             raise ConfigError("recipe stage-1 needs network.is_legacy = true and network.finetune_decoder = false")
-        super().__init__(run, begin_tokenizer(run), train, validation, torch.device(device))
+        super().__init__(run, build_tokenizer(run), train, validation, torch.device(device))
         self.vqgan = vqgan.to(self.device)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
@@ -48,13 +48,13 @@ class ProxyCodeTask(TokenizerTask):
         proxy = proxy_code_loss(logits, targets)
         return {"loss": proxy + self.bottleneck(parts), "proxy": proxy, **parts}
 
-    def restore(self, network: TiTok, images: Tensor) -> Restored:
+    def restore(self, network: TiTok, images: Tensor) -> Reconstructed:
         """Through the likeliest 2-D codes and the frozen VQGAN's decoder, clamped to [0, 1]."""
         ids = network.encode(images).ids
         likeliest = network.decoder(network.quantize.lookup(ids)).argmax(dim=-1)
-        return Restored(self.vqgan.decode(likeliest).clamp(0.0, 1.0), ids)
+        return Reconstructed(self.vqgan.decode(likeliest).clamp(0.0, 1.0), ids)
 
-    def measure(self, network: TiTok, images: Tensor, restored: Restored) -> dict[str, Tensor]:
+    def measure(self, network: TiTok, images: Tensor, restored: Reconstructed) -> dict[str, Tensor]:
         """How often the likeliest code is the VQGAN's."""
         assert restored.ids is not None  # noqa: S101  (a stage-1 network has codes)
         likeliest = network.decoder(network.quantize.lookup(restored.ids)).argmax(dim=-1)

@@ -21,17 +21,17 @@ from models.training.distributed import process_group
 from models.training.generator import GeneratorTask, generator_classes, tokenize
 from models.training.loop import N, Task, train
 from models.training.pixels import PixelTask
+from models.training.pretrained import load_frozen_tokenizer, load_vqgan
 from models.training.proxy import ProxyCodeTask
-from models.training.starting_points import load_frozen_tokenizer, load_vqgan
 
-__all__ = ["Places", "Watcher", "find_config", "train_generator", "train_tokenizer"]
+__all__ = ["RunOptions", "TrainingCallbacks", "find_config", "train_generator", "train_tokenizer"]
 
 CONFIGS = Path(__file__).parent / "configs"
 PROXY_TOKENIZER = "maskgit-vqgan-f16"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class RunOptions:
     """Where a run reads and writes, and how long it may take.
 
     ``data`` holds photographs (see ``models.data.datasets``); ``output`` gets the state, the log and the checkpoint;
@@ -46,7 +46,7 @@ class Places:
     resume: bool = False
 
 
-class Watcher(Protocol):
+class TrainingCallbacks(Protocol):
     """Hears how a run goes, and may end it."""
 
     def preparing(self, what: str, done: int, total: int | None) -> None:
@@ -70,7 +70,7 @@ def find_config(name: str) -> Path:
     return own
 
 
-def train_tokenizer(config: Path, places: Places, watcher: Watcher) -> dict[str, float]:
+def train_tokenizer(config: Path, places: RunOptions, watcher: TrainingCallbacks) -> dict[str, float]:
     """Trains what a :class:`TokenizerRun` file describes; returns the last figures.
 
     Raises ``ConfigError``, ``CheckpointError``, ``DataError``, ``Diverged``, ``OSError`` for a full disk.
@@ -85,7 +85,7 @@ def train_tokenizer(config: Path, places: Places, watcher: Watcher) -> dict[str,
         return _train(PixelTask(run, *photographs, places.device), run, places, watcher)
 
 
-def train_generator(config: Path, places: Places, watcher: Watcher) -> dict[str, float]:
+def train_generator(config: Path, places: RunOptions, watcher: TrainingCallbacks) -> dict[str, float]:
     """Trains what a :class:`GeneratorRun` file describes; returns the last figures. Raises what the other does."""
     run = read_config(config, GeneratorRun)
     with process_group(places.device):
@@ -108,7 +108,7 @@ def train_generator(config: Path, places: Places, watcher: Watcher) -> dict[str,
 
 
 def _photographs(
-    places: Places, split: Literal["train", "val"], size: int, watcher: Watcher
+    places: RunOptions, split: Literal["train", "val"], size: int, watcher: TrainingCallbacks
 ) -> InMemoryDataset | StreamingDataset:
     photographs = open_dataset(
         places.data,
@@ -128,7 +128,7 @@ class _Scheduled(Protocol):
     def optimizer(self) -> OptimizerConfig: ...
 
 
-def _train(task: Task[N], run: _Scheduled, places: Places, watcher: Watcher) -> dict[str, float]:
+def _train(task: Task[N], run: _Scheduled, places: RunOptions, watcher: TrainingCallbacks) -> dict[str, float]:
     return train(
         task,
         run.schedule,

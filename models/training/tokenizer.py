@@ -16,16 +16,15 @@ from models.data.datasets import ImageDataset
 from models.evaluation.measures import entropy_bits, seam_ratio
 from models.evaluation.similarity import psnr
 from models.networks.titok import TiTok
-from models.training.augmentation import random_views
+from models.training.augmentation import augment
+from models.training.checkpoints import checkpoint_config, save_checkpoint
 from models.training.codebook import Codebook
 from models.training.config import TokenizerRun
 from models.training.distributed import own_rows
-from models.training.export import checkpoint_config
 from models.training.loop import Step, autocast, compute_dtype
-from models.training.order import rows_of_step, seeded
-from models.training.state import save_checkpoint
+from models.training.seeding import batch_rows, seeded_generator
 
-__all__ = ["Restored", "TokenizerTask"]
+__all__ = ["Reconstructed", "TokenizerTask"]
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ COLLAPSED = 0.05
 MEASURED_AT_ONCE = 64
 
 
-class Restored(NamedTuple):
+class Reconstructed(NamedTuple):
     """Images [B, 3, S, S] in [0, 1] after a pass through a tokenizer, and their ids [B, K] where it has any."""
 
     images: Tensor
@@ -61,10 +60,10 @@ class TokenizerTask(ABC):
         """Scalars of one batch; ``loss`` is the one to minimise."""
 
     @abstractmethod
-    def restore(self, network: TiTok, images: Tensor) -> Restored:
+    def restore(self, network: TiTok, images: Tensor) -> Reconstructed:
         """Images [B, 3, S, S] in [0, 1] as the tokenizer brings them back."""
 
-    def measure(self, network: TiTok, images: Tensor, restored: Restored) -> dict[str, Tensor]:  # noqa: ARG002
+    def measure(self, network: TiTok, images: Tensor, restored: Reconstructed) -> dict[str, Tensor]:  # noqa: ARG002
         """More figures of validation images, each [B], whose means go into the log."""
         return {}
 
@@ -78,11 +77,11 @@ class TokenizerTask(ABC):
         """This process's photographs of the step, in views of their own, [B, 3, S, S] on the device."""
         size, seed = self.run.schedule.batch_size, self.run.schedule.seed
         rows = own_rows(size)
-        images = self.train.batch(rows_of_step(len(self.train), size, step.number, seed)[rows], step.generator)
-        following = rows_of_step(len(self.train), size, step.number + 1, seed)[rows]
-        self.train.prefetch(following, seeded(seed, step.number + 1))
+        images = self.train.batch(batch_rows(len(self.train), size, step.number, seed)[rows], step.generator)
+        following = batch_rows(len(self.train), size, step.number + 1, seed)[rows]
+        self.train.prefetch(following, seeded_generator(seed, step.number + 1))
         images = images.to(self.device, non_blocking=True)
-        return random_views(images, step.generator, max_shift=self.run.data.max_shift, batch_size=size, rows=rows)
+        return augment(images, step.generator, max_shift=self.run.data.max_shift, batch_size=size, rows=rows)
 
     def codes(self, images: Tensor, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """What the decoder gets for images, [B, K, C] with gradients to the encoder, and the losses of the bottleneck."""

@@ -55,12 +55,12 @@ def evaluate(
     """Measure reconstructions and generated images, beside what as few bytes buy elsewhere."""
     try:  # torch is slow to import, and some of these need the extra packages
         from models.errors import DataError
+        from models.evaluation.inception import InceptionMissing
         from models.evaluation.lite0 import Lite0Missing
         from models.evaluation.placeholders import PlaceholdersMissing
-        from models.evaluation.protocol import EvaluationSettings
-        from models.evaluation.protocol import evaluate as measure
-        from models.evaluation.published import PublishedProtocolError
         from models.evaluation.report import write_images, write_report
+        from models.evaluation.run import EvaluationSettings
+        from models.evaluation.run import evaluate as measure
     except ModuleNotFoundError as error:
         raise EvaluationError(
             f"the extra 'evaluate' has the package {error.name}: pip install 'titok-service[evaluate]'"
@@ -86,7 +86,7 @@ def evaluate(
         try:
             _folder(output)
             report = measure(settings, track=lambda items, description: progress.track(items, description=description))
-        except (DataError, Lite0Missing, PlaceholdersMissing, PublishedProtocolError) as error:
+        except (DataError, Lite0Missing, PlaceholdersMissing, InceptionMissing) as error:
             raise EvaluationError(str(error)) from error
     written = write_report(report, output) + (write_images(report, output) if npz else [])
     typer.echo(report.to_markdown())

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 if TYPE_CHECKING:
     import torch
 
-    from models.training.run import Places, Watcher
+    from models.training.run import RunOptions, TrainingCallbacks
 
 __all__ = ["train"]
 
@@ -78,7 +78,7 @@ def generator(
 
 
 def _run(
-    work: Callable[[Path, Places, Watcher], dict[str, float]],
+    work: Callable[[Path, RunOptions, TrainingCallbacks], dict[str, float]],
     config: str,
     data: Path,
     output: Path,
@@ -93,7 +93,7 @@ def _run(
 
     from models.errors import DataError
     from models.training.loop import Diverged
-    from models.training.run import Places, find_config
+    from models.training.run import RunOptions, find_config
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -103,7 +103,7 @@ def _run(
         torch.set_float32_matmul_precision("high")  # TF32, as published
     console = Console(stderr=True, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
-    places = Places(data=data, output=output, cache=cache, device=on, max_minutes=max_minutes, resume=resume)
+    places = RunOptions(data=data, output=output, cache=cache, device=on, max_minutes=max_minutes, resume=resume)
     try:
         with _Bars(console) as bars, _finishing(bars):
             figures = work(find_config(config), places, bars)

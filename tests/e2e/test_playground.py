@@ -19,8 +19,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from models.codes.code_format import CodeFormat
 from models.networks.titok import TiTok, TiTokConfig, TransformerSize
-from models.training.export import checkpoint_config
-from models.training.state import save_checkpoint
+from models.training.checkpoints import checkpoint_config, save_checkpoint
 from tests.e2e.conftest import Server
 from tests.programs import require_program
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.evaluation import features
-from models.evaluation.features import as_tensor, embed_all, extract
+from models.evaluation.features import as_tensor, cached_embeddings, extract
 from models.evaluation.lite0 import Lite0
 
 
@@ -32,9 +32,9 @@ def test_images_are_taken_at_the_nearest_size_the_network_has(lite0: Lite0, size
 def test_features_are_read_again_and_not_computed(
     lite0: Lite0, crops: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = embed_all(lite0, crops, cache=tmp_path, description="")
+    first = cached_embeddings(lite0, crops, cache=tmp_path, description="")
     monkeypatch.setattr(features, "_embed", None)
-    assert torch.equal(embed_all(lite0, crops, cache=tmp_path, description=""), first)
+    assert torch.equal(cached_embeddings(lite0, crops, cache=tmp_path, description=""), first)
     with torch.inference_mode():
         torch.testing.assert_close(first, lite0.embed(as_tensor(crops)), rtol=1e-3, atol=1e-3)
 
@@ -42,10 +42,10 @@ def test_features_are_read_again_and_not_computed(
 def test_other_images_or_another_network_have_features_of_their_own(
     lite0: Lite0, crops: np.ndarray, tmp_path: Path
 ) -> None:
-    first = embed_all(lite0, crops, cache=tmp_path, description="")
+    first = cached_embeddings(lite0, crops, cache=tmp_path, description="")
     changed = crops.copy()
     changed[3, 10, 10] ^= 255
-    assert not torch.equal(embed_all(lite0, changed, cache=tmp_path, description=""), first)
+    assert not torch.equal(cached_embeddings(lite0, changed, cache=tmp_path, description=""), first)
     torch.manual_seed(0)
-    assert not torch.equal(embed_all(Lite0().eval(), crops, cache=tmp_path, description=""), first)
+    assert not torch.equal(cached_embeddings(Lite0().eval(), crops, cache=tmp_path, description=""), first)
     assert len(list(tmp_path.iterdir())) == 3

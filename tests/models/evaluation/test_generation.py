@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.evaluation.features import as_tensor
-from models.evaluation.generation import Generation, Samples, draw_samples, evaluate_generation, match_classes
+from models.evaluation.generation import Generation, Samples, evaluate_generation, generate_samples, match_classes
 from models.evaluation.lite0 import Lite0
 from models.evaluation.neighbours import ReferenceSet
 from models.generation import Generator
@@ -103,7 +103,7 @@ def test_a_vae_has_no_tokens_to_share(lite0: Lite0, vae: Tokenizer, crops: np.nd
 
 
 def test_samples_are_as_many_of_each_class_with_seeds_of_their_own(generator: Generator, tokenizer: Tokenizer) -> None:
-    samples = draw_samples(generator, tokenizer, [7, 5, 9], per_class=11, preset="fast")
+    samples = generate_samples(generator, tokenizer, [7, 5, 9], per_class=11, preset="fast")
     assert samples.labels.tolist() == [7] * 11 + [5] * 11 + [9] * 11
     for row, label in ((12, 1), (32, 2)):  # of the first and of the second batch
         alone = generator.generate([label], seeds=[row], preset="fast")

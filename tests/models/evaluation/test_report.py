@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from models.evaluation.comparison import Compared
+from models.evaluation.comparison import Comparison
 from models.evaluation.contact_sheet import Row, contact_sheet
-from models.evaluation.copies import NearestPhotographs
 from models.evaluation.generation import Generation, Samples
-from models.evaluation.published import InceptionFigures
+from models.evaluation.inception import InceptionFigures
+from models.evaluation.memorization import NearestPhotographs
 from models.evaluation.reconstruction import CodecFigures, CodeUsage, Reconstruction
 from models.evaluation.report import Report, write_images, write_report
 
@@ -38,7 +38,7 @@ def codec(name: str, max_bytes: int, distance: float) -> CodecFigures:
 
 @pytest.fixture(scope="module")
 def report(crops: np.ndarray) -> Report:
-    pair = Compared.of(1.0, 0.0)
+    pair = Comparison.of(1.0, 0.0)
     figures = (codec("titok", 48, 4.0), codec("grid", 48, 8.0), codec("webp", 400, 2.0))
     return Report(
         subject={"tokenizer": "titok"},

@@ -6,12 +6,12 @@ from models.training.codebook import Codebook
 from models.training.config import OptimizerConfig, TokenizerRun
 from models.training.loop import Step
 from models.training.optimizers import build_optimizers
-from models.training.order import seeded
 from models.training.pixels import PixelTask
+from models.training.seeding import seeded_generator
 
 
 def step_at(number: int, progress: float = 0.0) -> Step:
-    return Step(number, progress, seeded(42, number))
+    return Step(number, progress, seeded_generator(42, number))
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import yaml
 from models.checkpoints.bundled import BUNDLED_WEIGHTS
 from models.checkpoints.registry import GENERATORS, TOKENIZERS
 from models.networks.titok import TiTok, TiTokConfig
+from models.training.checkpoints import checkpoint_config
 from models.training.config import ConfigError, GeneratorRun, TokenizerRun, read_config
-from models.training.export import checkpoint_config
 from models.training.run import find_config
 
 CONFIGS = Path(__file__).parents[3] / "models" / "training" / "configs"

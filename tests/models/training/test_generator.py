@@ -20,7 +20,7 @@ from models.training.config import (
 from models.training.generator import GeneratorTask, TokenSet, generator_classes, tokenize
 from models.training.loop import train
 from models.training.pixels import PixelTask
-from models.training.starting_points import FrozenTokenizer, load_frozen_tokenizer
+from models.training.pretrained import FrozenTokenizer, load_frozen_tokenizer
 
 CLASSES = {"pets/dog": "dog", "pets/cat": "cat"}
 

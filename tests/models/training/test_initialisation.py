@@ -6,7 +6,7 @@ import torch
 from models.errors import CheckpointError
 from models.networks.titok import TiTok
 from models.training.config import TokenizerRun
-from models.training.initialisation import adopt, initialise_tokenizer
+from models.training.initialisation import initialise_tokenizer, load_into_larger
 
 
 def test_a_published_start_is_narrow_and_keeps_single_vectors(tokenizer_run: TokenizerRun) -> None:
@@ -37,7 +37,7 @@ def test_a_deeper_network_begins_as_the_one_it_grew_from(tokenizer_run: Tokenize
     shape = dataclasses.replace(tokenizer_run.network.encoder, layers=3)
     deep = TiTok(dataclasses.replace(tokenizer_run.network, encoder=shape, decoder=shape))
     initialise_tokenizer(deep, "fan-in")
-    new = adopt(deep, shallow.state_dict(), "shallow")
+    new = load_into_larger(deep, shallow.state_dict(), "shallow")
     assert {name.split(".transformer.")[1].split(".")[0] for name in new} == {"1", "2"}
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(deep.latents(images), shallow.latents(images))
@@ -49,7 +49,7 @@ def test_weights_of_another_network_are_refused_by_name(tokenizer_run: Tokenizer
     network = TiTok(tokenizer_run.network)
     wider = TiTok(dataclasses.replace(tokenizer_run.network, pixel_head_channels=16))
     with pytest.raises(CheckpointError, match=r"wider has decoder\.head\.embed\.weight \[64, 32\]"):
-        adopt(network, wider.state_dict(), "wider")
+        load_into_larger(network, wider.state_dict(), "wider")
     linear = TiTok(dataclasses.replace(tokenizer_run.network, pixel_head="linear"))
     with pytest.raises(CheckpointError, match=r"linear has decoder\.ffn\.0\.weight, which the network to be trained"):
-        adopt(network, linear.state_dict(), "linear")
+        load_into_larger(network, linear.state_dict(), "linear")

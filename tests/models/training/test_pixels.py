@@ -8,12 +8,12 @@ from models.data.datasets import InMemoryDataset
 from models.networks.titok import TiTok
 from models.training.config import ConfigError, InitialConfig, LossConfig, TokenizerRun
 from models.training.loop import Step, train
-from models.training.order import rows_of_step, seeded
 from models.training.pixels import PixelTask
+from models.training.seeding import batch_rows, seeded_generator
 
 
 def step_at(number: int, progress: float = 0.0) -> Step:
-    return Step(number, progress, seeded(42, number))
+    return Step(number, progress, seeded_generator(42, number))
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_recipe_that_does_not_fit_the_network_is_refused(
 
 
 def test_every_photograph_is_seen_once_an_epoch_in_a_new_order() -> None:
-    epochs = [[row for step in range(5 * e, 5 * e + 5) for row in rows_of_step(40, 8, step, 42)] for e in range(2)]
+    epochs = [[row for step in range(5 * e, 5 * e + 5) for row in batch_rows(40, 8, step, 42)] for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40))
     assert epochs[0] != epochs[1]
 
@@ -146,8 +146,7 @@ def test_a_two_stage_network_is_fine_tuned_through_its_pixel_decoder(
         torch.randint(256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy(),
         torch.zeros(8, dtype=torch.int64).numpy(),
     )
-    from models.training.export import checkpoint_config
-    from models.training.state import save_checkpoint
+    from models.training.checkpoints import checkpoint_config, save_checkpoint
 
     first = TiTok(dataclasses.replace(network, finetune_decoder=False))
     save_checkpoint(tmp_path / "first", checkpoint_config(first.config), first.state_dict())

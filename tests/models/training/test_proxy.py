@@ -9,8 +9,8 @@ from models.data.datasets import InMemoryDataset
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.training.config import CodebookConfig, ConfigError, TokenizerRun
 from models.training.loop import Step, train
-from models.training.order import seeded
 from models.training.proxy import ProxyCodeTask
+from models.training.seeding import seeded_generator
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def test_the_loss_is_the_cross_entropy_of_the_vqgans_codes_and_the_quantizers(
     run: TokenizerRun, pictures: InMemoryDataset, vqgan: MaskGITVQGAN
 ) -> None:
     task = ProxyCodeTask(run, pictures, pictures, vqgan)
-    losses = task.losses(Step(10, 0.0, seeded(42, 10)))
-    images = task.batch(Step(10, 0.0, seeded(42, 10)))
+    losses = task.losses(Step(10, 0.0, seeded_generator(42, 10)))
+    images = task.batch(Step(10, 0.0, seeded_generator(42, 10)))
     logits = task.network.decoder(task.network.quantize(task.network.latents(images))[0])
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), vqgan.encode(images).ids.flatten())
     assert losses["proxy"].item() == pytest.approx(expected.item(), rel=1e-5)

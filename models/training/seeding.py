@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["rows_of_step", "seeded"]
+__all__ = ["batch_rows", "seeded_generator"]
 
 
-def seeded(*numbers: int) -> torch.Generator:
+def seeded_generator(*numbers: int) -> torch.Generator:
     """A random generator that depends on all of ``numbers``."""
     seed = 0
     for number in numbers:
@@ -19,7 +19,7 @@ def seeded(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def rows_of_step(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
     """Rows of batch ``step`` in an endless walk through ``count`` samples, each epoch in an order of its own.
 
     int64 [B]; the few samples left over at the end of an epoch have their turn in another.
@@ -31,4 +31,4 @@ def rows_of_step(count: int, batch_size: int, step: int, seed: int) -> NDArray[n
 
 @lru_cache(maxsize=2)
 def _epoch(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return torch.randperm(count, generator=seeded(seed, -1, epoch)).numpy()
+    return torch.randperm(count, generator=seeded_generator(seed, -1, epoch)).numpy()

@@ -21,12 +21,12 @@ from torch.utils.data import Dataset
 
 from models.atomic_files import write_whole
 
-__all__ = ["InceptionFigures", "PublishedProtocolError", "check_inception", "inception_figures", "write_npz"]
+__all__ = ["InceptionFigures", "InceptionMissing", "check_inception", "inception_figures", "write_npz"]
 
 Pixels = NDArray[np.uint8]
 
 
-class PublishedProtocolError(Exception):
+class InceptionMissing(Exception):
     """The protocol can not run: a package or the weights are missing; the message says what to do."""
 
 
@@ -42,21 +42,21 @@ class InceptionFigures:
 
 
 def check_inception(weights: Path) -> None:
-    """Raises :class:`PublishedProtocolError` where :func:`inception_figures` would, long before it is called."""
+    """Raises :class:`InceptionMissing` where :func:`inception_figures` would, long before it is called."""
     _torch_fidelity()
     try:
         # torch-fidelity reads this file as a pickle without restraint, so it must have proved to be tensors only.
         torch.load(weights, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no file of tensors"
-        raise PublishedProtocolError(
+        raise InceptionMissing(
             f"cannot read the Inception weights {weights}: {reason}; torch-fidelity's release v0.2.0 has the file "
             f"weights-inception-2015-12-05-6726825d.pth"
         ) from error
 
 
 def inception_figures(images: Pixels, references: Pixels, weights: Path) -> InceptionFigures:
-    """Compares uint8 [N, S, S, 3] with ``references`` uint8 [M, S, S, 3]; raises :class:`PublishedProtocolError`."""
+    """Compares uint8 [N, S, S, 3] with ``references`` uint8 [M, S, S, 3]; raises :class:`InceptionMissing`."""
     check_inception(weights)
     found: dict[str, float] = _torch_fidelity().calculate_metrics(
         input1=_Images(images),
@@ -101,10 +101,10 @@ def _torch_fidelity() -> ModuleType:
     try:
         import torch_fidelity
     except ImportError as error:
-        raise PublishedProtocolError(
+        raise InceptionMissing(
             f"the extra 'published' has the package {error.name}: pip install 'titok-service[published]'"
         ) from error
     except RuntimeError as error:  # torchvision's kernels are built for one build of torch
-        raise PublishedProtocolError(f"torchvision does not fit torch {torch.__version__}: {error}") from error
+        raise InceptionMissing(f"torchvision does not fit torch {torch.__version__}: {error}") from error
     module: ModuleType = torch_fidelity
     return module

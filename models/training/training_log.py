@@ -18,10 +18,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from models.atomic_files import write_whole
 
-__all__ = ["Journal"]
+__all__ = ["TrainingLog"]
 
 
-class Journal:
+class TrainingLog:
     """Writes them; what a run had logged after the ``step`` it goes on from is written again."""
 
     def __init__(self, output: Path, step: int) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.atomic_files import write_whole
-from models.training.state import load_state, save_state
+from models.training.checkpoints import load_state, save_state
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:

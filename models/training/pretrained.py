@@ -16,11 +16,11 @@ from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.skip_init import skip_init
 from models.networks.titok import TiTok, TiTokConfig
 from models.training.config import TokenizerRun
-from models.training.initialisation import adopt, initialise_tokenizer
+from models.training.initialisation import initialise_tokenizer, load_into_larger
 
 N = TypeVar("N", bound=nn.Module)
 
-__all__ = ["FrozenTokenizer", "begin_tokenizer", "load_frozen_tokenizer", "load_tokenizer_weights", "load_vqgan"]
+__all__ = ["FrozenTokenizer", "build_tokenizer", "load_frozen_tokenizer", "load_tokenizer_weights", "load_vqgan"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class FrozenTokenizer:
         return self.network.config
 
 
-def begin_tokenizer(run: TokenizerRun) -> TiTok:
+def build_tokenizer(run: TokenizerRun) -> TiTok:
     """The network of a run before its first step: its own start, or the weights it goes on from.
 
     Raises ``CheckpointError`` for weights that do not fit.
@@ -46,7 +46,7 @@ def begin_tokenizer(run: TokenizerRun) -> TiTok:
     initialise_tokenizer(network, run.initial.weights)
     if run.initial.checkpoint is not None:
         weights = load_tokenizer_weights(run.initial.checkpoint)
-        adopt(network, weights.tensors, weights.source)
+        load_into_larger(network, weights.tensors, weights.source)
     return network
 
 

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from models.training.config import DiscriminatorConfig, LossConfig
 from models.training.loop import Step
-from models.training.order import seeded
-from models.training.picture_loss import PictureLoss
+from models.training.reconstruction_loss import ReconstructionLoss
+from models.training.seeding import seeded_generator
 
 CPU = torch.device("cpu")
 
 
 def step_at(number: int) -> Step:
-    return Step(number, 0.0, seeded(1, number))
+    return Step(number, 0.0, seeded_generator(1, number))
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ FEATURES = DiscriminatorConfig(kind="features", channels=8, lr=1e-2)
 
 def test_the_picture_loss_is_the_weighted_sum_of_its_parts(pictures: tuple[Tensor, Tensor]) -> None:
     config = LossConfig(l2_weight=2.0, l1_weight=0.5, perceptual_weight=0.1, adversarial_weight=0.2)
-    parts = PictureLoss(config, FEATURES, CPU)(*pictures, step_at(0))
+    parts = ReconstructionLoss(config, FEATURES, CPU)(*pictures, step_at(0))
     assert parts["picture"].item() == pytest.approx(
         parts["pixels"].item() + 0.1 * parts["perceptual"].item() + 0.2 * parts["adversarial"].item(), rel=1e-5
     )
@@ -37,7 +37,7 @@ def test_the_picture_loss_is_the_weighted_sum_of_its_parts(pictures: tuple[Tenso
 
 
 def test_the_same_picture_is_at_no_perceptual_distance(pictures: tuple[Tensor, Tensor]) -> None:
-    loss = PictureLoss(LossConfig(perceptual_weight=1.0), FEATURES, CPU)
+    loss = ReconstructionLoss(LossConfig(perceptual_weight=1.0), FEATURES, CPU)
     assert loss(pictures[1], pictures[1], step_at(0))["perceptual"].item() == pytest.approx(0.0, abs=1e-6)
     assert loss(*pictures, step_at(0))["perceptual"].item() > 0.1
 
@@ -45,7 +45,7 @@ def test_the_same_picture_is_at_no_perceptual_distance(pictures: tuple[Tensor, T
 @pytest.mark.parametrize("kind", ["patch", "features"])
 def test_the_discriminator_waits_for_its_step_and_then_learns(pictures: tuple[Tensor, Tensor], kind: str) -> None:
     config = LossConfig(adversarial_weight=0.1, adversarial_start=3)
-    loss = PictureLoss(config, DiscriminatorConfig(kind=kind, channels=8, lr=2e-3), CPU)  # type: ignore[arg-type]
+    loss = ReconstructionLoss(config, DiscriminatorConfig(kind=kind, channels=8, lr=2e-3), CPU)  # type: ignore[arg-type]
     assert "adversarial" not in loss(*pictures, step_at(2))
     assert loss.after_step(step_at(2)) == {}
     hinges = []
@@ -57,14 +57,14 @@ def test_the_discriminator_waits_for_its_step_and_then_learns(pictures: tuple[Te
 
 
 def test_the_tokenizers_step_leaves_the_discriminator_alone(pictures: tuple[Tensor, Tensor]) -> None:
-    loss = PictureLoss(LossConfig(adversarial_weight=0.1), FEATURES, CPU)
+    loss = ReconstructionLoss(LossConfig(adversarial_weight=0.1), FEATURES, CPU)
     loss(*pictures, step_at(0))["picture"].backward()
     assert loss.discriminator is not None
     assert all(parameter.grad is None for parameter in loss.discriminator.parameters())
 
 
 def test_the_semantic_distance_is_between_what_is_in_the_pictures(pictures: tuple[Tensor, Tensor]) -> None:
-    loss = PictureLoss(LossConfig(semantic_weight=0.5), FEATURES, CPU)
+    loss = ReconstructionLoss(LossConfig(semantic_weight=0.5), FEATURES, CPU)
     parts = loss(*pictures, step_at(0))
     assert 0.0 < parts["semantic"].item() < 2.0
     assert parts["picture"].item() == pytest.approx(parts["pixels"].item() + 0.5 * parts["semantic"].item(), rel=1e-5)
@@ -73,7 +73,7 @@ def test_the_semantic_distance_is_between_what_is_in_the_pictures(pictures: tupl
 
 def test_a_saved_discriminator_goes_on_where_it_was(pictures: tuple[Tensor, Tensor]) -> None:
     config = LossConfig(adversarial_weight=0.1)
-    whole, resumed = PictureLoss(config, FEATURES, CPU), PictureLoss(config, FEATURES, CPU)
+    whole, resumed = ReconstructionLoss(config, FEATURES, CPU), ReconstructionLoss(config, FEATURES, CPU)
     for number in range(4):
         if number == 2:
             resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
@@ -92,7 +92,7 @@ def test_bfloat16_judges_nearly_as_float32_does(pictures: tuple[Tensor, Tensor],
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
-        loss = PictureLoss(config, DiscriminatorConfig(kind=kind, channels=8), CPU, dtype=dtype)  # type: ignore[arg-type]
+        loss = ReconstructionLoss(config, DiscriminatorConfig(kind=kind, channels=8), CPU, dtype=dtype)  # type: ignore[arg-type]
         parts = loss(*pictures, step_at(0))
         assert all(part.dtype is torch.float32 for part in parts.values())
         (gradient,) = torch.autograd.grad(parts["picture"], pictures[0])

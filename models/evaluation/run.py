@@ -22,13 +22,13 @@ from models.checkpoints.registry import GENERATORS
 from models.data.datasets import InMemoryDataset, load_dataset
 from models.data.sources import Split
 from models.errors import DataError
-from models.evaluation.features import embed_all
-from models.evaluation.generation import Generation, draw_samples, evaluate_generation, match_classes
+from models.evaluation.features import cached_embeddings
+from models.evaluation.generation import Generation, evaluate_generation, generate_samples, match_classes
+from models.evaluation.inception import InceptionFigures, check_inception, inception_figures
 from models.evaluation.lite0 import Lite0, load_lite0
 from models.evaluation.neighbours import ReferenceSet
 from models.evaluation.placeholders import fit_principal_components, placeholders
-from models.evaluation.progress import Track, silently
-from models.evaluation.published import InceptionFigures, check_inception, inception_figures
+from models.evaluation.progress import Track, no_progress
 from models.evaluation.reconstruction import TokenizerCodec, evaluate_reconstruction
 from models.evaluation.report import Report
 from models.generation import Generator, load_generator
@@ -67,10 +67,10 @@ class EvaluationSettings:
     keep_images: bool = False
 
 
-def evaluate(settings: EvaluationSettings, *, track: Track = silently) -> Report:
+def evaluate(settings: EvaluationSettings, *, track: Track = no_progress) -> Report:
     """Measures everything that can be measured with what is there.
 
-    Raises ``DataError``, ``Lite0Missing``, ``PlaceholdersMissing``, ``PublishedProtocolError``, those of
+    Raises ``DataError``, ``Lite0Missing``, ``PlaceholdersMissing``, ``InceptionMissing``, those of
     ``load_tokenizer`` and ``load_generator``, and ``ValueError`` for a generator that does not fit; all of them before
     the work begins.
     """
@@ -105,7 +105,7 @@ def evaluate(settings: EvaluationSettings, *, track: Track = silently) -> Report
     )
     generation = None
     if generator is not None and classes is not None:
-        samples = draw_samples(
+        samples = generate_samples(
             generator, tokenizer, classes, per_class=settings.per_class, preset=settings.preset, track=track
         )
         generation = evaluate_generation(
@@ -159,7 +159,7 @@ def _classes(generator: Generator, photographs: InMemoryDataset, sources: Mappin
 
 
 def _references(settings: EvaluationSettings, network: Lite0, train: InMemoryDataset, track: Track) -> ReferenceSet:
-    features = embed_all(
+    features = cached_embeddings(
         network,
         train.images[: settings.references],
         cache=settings.cache,

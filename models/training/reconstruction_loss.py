@@ -26,14 +26,14 @@ from models.training.loop import Step, autocast
 from models.training.losses import LeCam, discriminator_loss, generator_loss, grid_loss, mean_logit, pixel_loss
 from models.training.published_perceptual import load_published_perceptual
 
-__all__ = ["PictureLoss"]
+__all__ = ["ReconstructionLoss"]
 
 # Features are computed on a strided grid. Were it always in the same place, a decoder would learn patterns that are
 # invisible to it; so pictures are moved by less than this many pixels, both of a pair alike.
 _JITTER = 16
 
 
-class PictureLoss:
+class ReconstructionLoss:
     """The loss of reconstructions, with the discriminator and its optimizer where there is one.
 
     ``dtype`` is the number format of the convolutions that judge in training; what they find is compared in float32.

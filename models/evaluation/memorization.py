@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.evaluation.comparison import Compared
+from models.evaluation.comparison import Comparison
 from models.evaluation.features import batches
 from models.evaluation.neighbours import ReferenceSet
-from models.evaluation.progress import Track, silently
+from models.evaluation.progress import Track, no_progress
 from models.tokenizer import Tokenizer
 
 __all__ = ["NearestPhotographs", "compare_with_training"]
@@ -45,11 +45,11 @@ class NearestPhotographs:
     ``distances`` [N] how far they are.
     """
 
-    median_distance: Compared
-    smallest_distance: Compared
-    smallest_rmse: Compared
-    mean_shared_tokens: Compared | None
-    most_shared_tokens: Compared | None
+    median_distance: Comparison
+    smallest_distance: Comparison
+    smallest_rmse: Comparison
+    mean_shared_tokens: Comparison | None
+    most_shared_tokens: Comparison | None
     rows: Tensor = field(repr=False)
     distances: Tensor = field(repr=False)
 
@@ -61,7 +61,7 @@ def compare_with_training(
     references: ReferenceSet,
     reference_images: Pixels,
     tokenizer: Tokenizer,
-    track: Track = silently,
+    track: Track = no_progress,
 ) -> NearestPhotographs:
     """Finds the nearest of ``references``, whose pixels are ``reference_images`` uint8 [M, S, S, 3].
 
@@ -74,12 +74,12 @@ def compare_with_training(
     )
     mean_shared = most_shared = None
     if theirs.shared is not None and ours.shared is not None:
-        mean_shared = Compared.of(float(theirs.shared.mean()), float(ours.shared.mean()))
-        most_shared = Compared.of(float(theirs.shared.max()), float(ours.shared.max()))
+        mean_shared = Comparison.of(float(theirs.shared.mean()), float(ours.shared.mean()))
+        most_shared = Comparison.of(float(theirs.shared.max()), float(ours.shared.max()))
     return NearestPhotographs(
-        median_distance=Compared.of(float(theirs.distances.median()), float(ours.distances.median())),
-        smallest_distance=Compared.of(float(theirs.distances.min()), float(ours.distances.min())),
-        smallest_rmse=Compared.of(float(theirs.rmse.min()), float(ours.rmse.min())),
+        median_distance=Comparison.of(float(theirs.distances.median()), float(ours.distances.median())),
+        smallest_distance=Comparison.of(float(theirs.distances.min()), float(ours.distances.min())),
+        smallest_rmse=Comparison.of(float(theirs.rmse.min()), float(ours.rmse.min())),
         mean_shared_tokens=mean_shared,
         most_shared_tokens=most_shared,
         rows=theirs.rows,

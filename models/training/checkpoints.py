@@ -1,0 +1,57 @@
+"""Files that a training run writes: ``state.pt``, to resume from, and the checkpoint that the service loads."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from models.atomic_files import write_whole
+from models.networks.titok import TiTokConfig
+
+__all__ = ["checkpoint_config", "load_state", "save_checkpoint", "save_state"]
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Saves everything that a run needs to resume. Raises ``OSError``."""
+    try:
+        write_whole(path, lambda file: torch.save(state, file))
+    except RuntimeError as error:  # torch reports a failed write without its cause
+        raise OSError(errno.EIO, "could not be written, perhaps because the disk is full", str(path)) from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Loads what :func:`save_state` saved; refuses anything but tensors and plain values."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def save_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Writes ``config.json`` and ``model.safetensors`` (float16)."""
+    halves = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
+    write_whole(folder / "model.safetensors", lambda file: file.write(save(halves)))
+    text = json.dumps(config, indent=2) + "\n"
+    write_whole(folder / "config.json", lambda file: file.write(text.encode()))
+
+
+def checkpoint_config(network: TiTokConfig) -> dict[str, Any]:
+    """The ``config.json`` of a tokenizer, with the keys of the published ones."""
+    copied = ("codebook_size", "token_size", "use_l2_norm", "num_latent_tokens", "quantize_mode", "is_legacy")
+    pixel_head = ("pixel_head", "pixel_head_channels", "pixel_head_blocks", "pixel_head_noise")
+    sizes = {
+        f"vit_{part}_model_size": {"width": size.width, "layers": size.layers, "heads": size.heads}
+        for part, size in (("enc", network.encoder), ("dec", network.decoder))
+    }
+    vq_model = {
+        **{name: getattr(network, name) for name in (*copied, "finetune_decoder")},
+        **sizes,
+        "vit_enc_patch_size": network.encoder_patch_size,
+        "vit_dec_patch_size": network.decoder_patch_size,
+        **{name: getattr(network, name) for name in pixel_head},
+    }
+    return {"model": {"vq_model": vq_model}, "dataset": {"preprocessing": {"crop_size": network.image_size}}}
