@@ -12,16 +12,16 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from service.api.schemas.parsing import parse_body
+from service.api.schemas.parsing import RequestT, parse_body
 from service.api.schemas.tokens import Base64Images
 from service.api.state import check_image_count
 from service.errors import ErrorDetail
-from service.http.negotiation import media_type_of, unsupported_content_type
+from service.http.negotiation import media_type_of, require_json, unsupported_content_type
 from service.http.problems import ContentTooLarge, InvalidRequest, MalformedBody, RequestTimeout
 from service.imaging.formats import ACCEPTED_FORMATS
 from service.operations.preprocessing import Upload
 
-__all__ = ["read_body", "read_uploads"]
+__all__ = ["read_body", "read_json", "read_uploads"]
 
 # Some clients send every file as "octet-stream"; the format is sniffed from the bytes.
 RAW_TYPES = frozenset({"application/octet-stream"})
@@ -47,6 +47,12 @@ async def _body(request: Request) -> bytes:
         pieces.append(message.get("body", b""))
         if not message.get("more_body", False):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def read_json(request: Request, schema: type[RequestT], *, seconds: float) -> RequestT:
+    """A JSON body as its schema. Raises the ``Problem`` of another media type, of a slow body, or of invalid JSON."""
+    require_json(request.headers.get("content-type"))
+    return parse_body(schema, await read_body(request, seconds=seconds))
 
 
 async def read_uploads(request: Request, *, seconds: float, max_images: int) -> list[Upload]:

@@ -1,16 +1,20 @@
-"""What the OpenAPI document says of answers that are no JSON objects of ours: problems and pictures."""
+"""OpenAPI descriptions of request bodies and of responses, problems and event streams included."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
+
+from pydantic import BaseModel
 
 from service.http.problems import PROBLEM_MEDIA_TYPE
 
-__all__ = ["Events", "answers"]
+__all__ = ["Events", "answers", "request_body"]
 
+_BINARY = {"type": "string", "format": "binary"}
 _PROBLEM_SCHEMA = {
     "type": "object",
     "required": ["type", "title", "status", "detail"],
@@ -63,6 +67,21 @@ class Events:
     example: str
 
 
+def request_body(
+    schema: type[BaseModel],
+    example: Any,
+    *,
+    binary: Sequence[str] = (),
+    others: Mapping[str, Any] = MappingProxyType({}),
+    description: str | None = None,
+) -> dict[str, Any]:
+    """A route's ``openapi_extra``: a required body as JSON, as binary media types, or as ``others`` with their schemas."""
+    content = {name: {"schema": _BINARY} for name in binary} | {name: {"schema": kind} for name, kind in others.items()}
+    content["application/json"] = {"schema": schema.model_json_schema(), "example": example}
+    body = {"required": True, "content": content}
+    return {"requestBody": body if description is None else body | {"description": description}}
+
+
 def answers(
     *problems: int,
     example: Any = None,
@@ -70,11 +89,9 @@ def answers(
     events: Events | None = None,
     description: str | None = None,
 ) -> dict[int | str, dict[str, Any]]:
-    """What a route's ``responses=`` say: an example of its JSON, the binary types it may give, the events of a stream, and
-    its problems.
-    """
+    """A route's ``responses``: an example of its JSON, its binary media types, the events of its stream, its problems."""
     content: dict[str, Any] = {"application/json": {"example": example}} if example is not None else {}
-    content |= {name: {"schema": {"type": "string", "format": "binary"}} for name in binary}
+    content |= {name: {"schema": _BINARY} for name in binary}
     if events is not None:
         content[events.media_type] = {"itemSchema": {"oneOf": _event_schemas(events)}, "example": events.example}
     success: dict[str, Any] = {"content": content}

@@ -11,12 +11,10 @@ from starlette.responses import Response
 
 from service.api.image_responses import model_headers
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, MAX_DIGESTS, SHA256_PATTERN, Size
-from service.api.schemas.parsing import parse_body
 from service.api.schemas.tokens import KnownCode, LookupRequest, LookupResponse
 from service.api.state import ApiState, check_image_count
-from service.api.uploads import read_body
-from service.http.negotiation import require_json
-from service.http.openapi import answers
+from service.api.uploads import read_json
+from service.http.openapi import answers, request_body
 from service.http.problems import NotFound, invalid_value
 from service.inference.model_info import ModelInfo
 from service.operations.tokenization import TokenizedImage
@@ -43,14 +41,7 @@ _KNOWN = {
         *(400, 404, 408, 413, 415, 422, 503),
         example={"model": "titok-mini-32", "revision": EXAMPLE_REVISION, "data": [_KNOWN], "missing": []},
     ),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": LookupRequest.model_json_schema(), "example": {"sha256": [_SAMPLE]}}
-            },
-        }
-    },
+    openapi_extra=request_body(LookupRequest, {"sha256": [_SAMPLE]}),
 )
 async def lookup(request: Request) -> Response:
     """Up to 1,000 SHA-256 digests of image files. Only what is in `missing` needs to be sent to `/v1/encode`.
@@ -59,9 +50,8 @@ async def lookup(request: Request) -> Response:
     sent to itself, `TITOK_LOOKUP=false` turns this route off.
     """
     state = _state_of(request)
-    require_json(request.headers.get("content-type"))
     with request.state.timings.measure("read"):
-        body = parse_body(LookupRequest, await read_body(request, seconds=state.settings.body_timeout))
+        body = await read_json(request, LookupRequest, seconds=state.settings.body_timeout)
     check_image_count(len(body.sha256), MAX_DIGESTS, "/sha256")
     digests = [_digest(text, f"/sha256/{index}") for index, text in enumerate(body.sha256)]
     known = await _look_up(request, digests)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -28,7 +26,7 @@ from service.api.tokens import packed_codes_from, tokens_from_bytes, tokens_from
 from service.api.uploads import read_body
 from service.http.disconnects import run_while_connected
 from service.http.negotiation import media_type_of, unsupported_content_type
-from service.http.openapi import answers
+from service.http.openapi import answers, request_body
 from service.http.problems import invalid_value
 from service.imaging.encoding import OUTPUT_MEDIA_TYPES
 
@@ -36,15 +34,7 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["images"])
 
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": DecodeRequest.model_json_schema(), "example": {"code": EXAMPLE_CODE}},
-            **{name: {"schema": {"type": "string", "format": "binary"}} for name in (PACKED_CODES, OCTETS)},
-        },
-    }
-}
+_BODY = request_body(DecodeRequest, {"code": EXAMPLE_CODE}, binary=[PACKED_CODES, OCTETS])
 _EXAMPLE = {
     "model": "titok-mini-32",
     "revision": EXAMPLE_REVISION,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -17,7 +15,7 @@ from service.api.state import ApiState
 from service.api.uploads import read_uploads
 from service.http.disconnects import run_while_connected
 from service.http.negotiation import choose_media_type
-from service.http.openapi import answers
+from service.http.openapi import answers, request_body
 from service.imaging.formats import ACCEPTED_FORMATS
 from service.inference.model_info import ModelInfo
 from service.operations.tokenization import TokenizedImage
@@ -31,20 +29,13 @@ _PICTURE = (  # 4 x 4 pixels
     "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAIAAAAmkwkpAAAANklEQVR42gXBMQEAAAgCMOJ4"
     "exOHECbxNoQhCGEYNwQseOCDEWyxh31sREmlKV0JsanN2bzNBxkKFZG9sRFtAAAAAElFTkSuQmCC"
 )
-IMAGE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "One image as the body itself, files of a form, or base64 in JSON.",
-        "content": {
-            **{name: {"schema": {"type": "string", "format": "binary"}} for name in ACCEPTED_FORMATS.values()},
-            "multipart/form-data": {"schema": _FILES},
-            "application/json": {
-                "schema": Base64Images.model_json_schema(),
-                "example": {"image": f"data:image/png;base64,{_PICTURE}"},
-            },
-        },
-    }
-}
+IMAGE_BODY = request_body(
+    Base64Images,
+    {"image": f"data:image/png;base64,{_PICTURE}"},
+    binary=list(ACCEPTED_FORMATS.values()),
+    others={"multipart/form-data": _FILES},
+    description="One image as the body itself, files of a form, or base64 in JSON.",
+)
 
 _EXAMPLE = {
     "model": "titok-mini-32",

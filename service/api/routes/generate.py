@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +16,12 @@ from service.api.generation_stream import GenerationStream
 from service.api.image_responses import image_media_type, image_response, model_headers
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS
 from service.api.schemas.generation import GeneratedItem, GenerateRequest, GenerateResponse, GenerationFacts, StepEvent
-from service.api.schemas.parsing import parse_body
 from service.api.state import ApiState
-from service.api.uploads import read_body
+from service.api.uploads import read_json
 from service.errors import ErrorDetail
 from service.http.disconnects import run_while_connected
-from service.http.negotiation import choose_media_type, require_json
-from service.http.openapi import Events, answers
+from service.http.negotiation import choose_media_type
+from service.http.openapi import Events, answers, request_body
 from service.http.problems import InvalidRequest
 from service.http.sse import EVENT_STREAM, EventStream, event
 from service.imaging.encoding import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
@@ -33,17 +31,7 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["images"])
 
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": GenerateRequest.model_json_schema(),
-                "example": {"class": "cat", "n": 2, "seed": 7, "preset": "demo"},
-            }
-        },
-    }
-}
+_BODY = request_body(GenerateRequest, {"class": "cat", "n": 2, "seed": 7, "preset": "demo"})
 
 _EXAMPLE_FACTS = {
     "model": "titok-mini-32",
@@ -101,9 +89,8 @@ async def generate(request: Request) -> Response:
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
-    require_json(request.headers.get("content-type"))
     with timings.measure("read"):
-        body = parse_body(GenerateRequest, await read_body(request, seconds=state.settings.body_timeout))
+        body = await read_json(request, GenerateRequest, seconds=state.settings.body_timeout)
     operations = state.operations
     generation = generation_from(body, operations.models, max_images=state.settings.max_generate)
     await consume_quota(request, body.n)

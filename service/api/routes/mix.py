@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
@@ -12,13 +10,12 @@ from starlette.responses import Response
 from service.api.image_responses import OCTETS, as_base64, image_media_type, image_response, model_headers
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS
 from service.api.schemas.images import MixRequest, MixResponse
-from service.api.schemas.parsing import parse_body
 from service.api.state import ApiState, check_image_count
 from service.api.tokens import tokens_from_json
-from service.api.uploads import read_body
+from service.api.uploads import read_json
 from service.http.disconnects import run_while_connected
-from service.http.negotiation import choose_media_type, require_json
-from service.http.openapi import answers
+from service.http.negotiation import choose_media_type
+from service.http.openapi import answers, request_body
 from service.http.problems import NotFound, invalid_value
 from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.operations.mixing import mix_tokens
@@ -27,17 +24,7 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["images"])
 
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": MixRequest.model_json_schema(),
-                "example": {"codes": [EXAMPLE_CODE, "A" * 64], "weights": [0.7, 0.3]},
-            }
-        },
-    }
-}
+_BODY = request_body(MixRequest, {"codes": [EXAMPLE_CODE, "A" * 64], "weights": [0.7, 0.3]})
 _EXAMPLE = {
     "model": "titok-mini-32",
     "revision": EXAMPLE_REVISION,
@@ -71,10 +58,9 @@ async def mix(request: Request) -> Response:
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
-    require_json(request.headers.get("content-type"))
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS, OCTETS])
     with timings.measure("read"):
-        body = parse_body(MixRequest, await read_body(request, seconds=state.settings.body_timeout))
+        body = await read_json(request, MixRequest, seconds=state.settings.body_timeout)
     state.operations.models.check(body.model, body.revision)
     tokens = tokens_from_json(body, info.code_format)
     check_image_count(len(tokens), state.settings.max_images, "body")

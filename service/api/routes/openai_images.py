@@ -17,14 +17,12 @@ from service.api.error_table import to_problem
 from service.api.image_responses import as_base64, image_media_type
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION
 from service.api.schemas.generation import ImageObject, ImagesRequest, ImagesResponse
-from service.api.schemas.parsing import parse_body
 from service.api.state import ApiState, check_image_count
-from service.api.uploads import read_body
+from service.api.uploads import read_json
 from service.engine import EngineError
 from service.errors import ServiceError
 from service.http.disconnects import run_while_connected
-from service.http.negotiation import require_json
-from service.http.openapi import answers
+from service.http.openapi import answers, request_body
 from service.http.problems import Problem, invalid_value
 from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.operations.addresses import image_address
@@ -39,17 +37,7 @@ _SIZE = re.compile(r"([1-9][0-9]{1,3})x\1", re.ASCII)
 _PHRASE = re.compile(
     r"(?:(?:an?|the)\s+)?(?:(?:photo|photograph|picture|image)\s+of\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE
 )
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": ImagesRequest.model_json_schema(),
-                "example": {"prompt": "cat", "n": 1, "response_format": "b64_json"},
-            }
-        },
-    }
-}
+_BODY = request_body(ImagesRequest, {"prompt": "cat", "n": 1, "response_format": "b64_json"})
 _EXAMPLE = {
     "created": 1760000000,
     "output_format": "png",
@@ -104,9 +92,8 @@ async def create_images(request: Request) -> Response:
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
     models = state.operations.models
-    require_json(request.headers.get("content-type"))
     with timings.measure("read"):
-        body = parse_body(ImagesRequest, await read_body(request, seconds=state.settings.body_timeout))
+        body = await read_json(request, ImagesRequest, seconds=state.settings.body_timeout)
     if body.stream:
         raise invalid_value(
             "/stream", "events of this form are not given; POST /v1/generate has its own", True, "false"
