@@ -1,4 +1,4 @@
-"""A tokenizer ready for work: uint8 images in, ids out, and back.
+"""Image tokenizer with loaded weights: uint8 images to token ids, and back.
 
 ::
 
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Ids, Pixels
 from models.checkpoints.configuration import tokenizer_config
 from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_checkpoint
 from models.checkpoints.registry import TOKENIZERS
@@ -25,7 +27,7 @@ from models.codes.code_format import CodeFormat
 from models.errors import CheckpointError, UnknownVariantError
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.skip_init import skip_init
-from models.networks.titok import Posterior, TiTok, TiTokConfig
+from models.networks.titok import Posterior, TiTok
 from models.preprocess import PREPROCESSING_VERSION
 from models.runtime.cpu_threads import BatchSplitter
 from models.runtime.cuda_graphs import GraphedFunction
@@ -36,89 +38,90 @@ from models.runtime.transfers import PendingResults, transfers_for
 
 __all__ = ["Pending", "Tokenizer", "build_tokenizer", "load_tokenizer"]
 
-Images = Tensor | npt.NDArray[np.uint8]
-Pending = Callable[[], Tensor]
-"""Waits for a result that is being computed."""
+Images: TypeAlias = Tensor | Pixels
+Pending: TypeAlias = Callable[[], Tensor]
+"""Waits for a result and returns it."""
 
-# Rounding moves squared distances between batch sizes by 1e-5 of the latents' scale at most (float32, measured on the
-# published shapes): ten times that, until it is measured here; and what is believed where nothing is seen to move.
-_TOLERANCE, _LEAST_TOLERANCE = 1e-4, 1e-5
+# Between batch sizes, rounding changes squared distances by at most 1e-5 of the latents' scale (float32, measured on the
+# published shapes). The default is ten times that; the minimum applies where calibration finds no change.
+_DEFAULT_TOLERANCE, _MIN_TOLERANCE = 1e-4, 1e-5
 
 
 class Tokenizer:
-    """A network with its weights on a device.
+    """A tokenizer network with its weights on a device.
 
     Attributes: ``name``; ``digest`` of the weights; ``revision``, which changes whenever ids may; ``image_size`` S;
     ``num_tokens`` K; ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C;
     ``patch_size``, the side of the decoder's patches in pixels; ``source`` of the weights; ``encoder`` and
-    ``decoder``, what is run on the device (``models.runtime.cuda_graphs``); ``tolerance``, the margin (of squared
-    distances, over the latents' scale) below which an image is re-encoded unbatched (``models.runtime.rounding_tolerance``).
+    ``decoder``, the functions that run on the device (``models.runtime.cuda_graphs``); ``tolerance``, the margin of
+    squared distances, relative to the latents' scale, below which an image is re-encoded unbatched
+    (``models.runtime.rounding_tolerance``).
     """
 
     def __init__(
         self, network: TiTok | MaskGITVQGAN, *, name: str, digest: str, source: str, device: torch.device, dtype: str
     ) -> None:
-        self.name = name
-        self.digest = digest
-        self.source = source
-        self.device = device
+        self.name, self.digest, self.source, self.device = name, digest, source, device
         self.precision = Precision.of(dtype, device)
         self._network = network.eval().requires_grad_(False).to(device)
         self._network.set_compute_dtype(encoder=self.precision.encoder.dtype, decoder=self.precision.decoder.dtype)
         self._encoding, self._decoding = self.precision.encoder.on(device), self.precision.decoder.on(device)
-        self._exact = FORMATS["float32"].on(device)
-        self._transfers, self._cores = transfers_for(device), BatchSplitter(device)
-        if isinstance(network, TiTok):
-            self.is_discrete = network.config.quantize_mode == "vq"
-            self.num_tokens, self.token_size = network.config.num_latent_tokens, network.config.token_size
-            self.patch_size = network.config.decoder_patch_size
-            self._unit_latents = network.config.use_l2_norm
+        self._float32 = FORMATS["float32"].on(device)
+        self._transfers, self._splitter = transfers_for(device), BatchSplitter(device)
+        config = network.config
+        if isinstance(config, MaskGITVQGANConfig):
+            self.is_discrete, self._unit_latents = True, False
+            self.num_tokens, self.token_size = config.grid_size**2, config.latent_channels
+            self.patch_size = config.downsampling
         else:
-            self.is_discrete = True
-            self.num_tokens, self.token_size = network.config.grid_size**2, network.config.latent_channels
-            self.patch_size = network.config.downsampling
-            self._unit_latents = False
-        self.codebook_size = network.config.codebook_size if self.is_discrete else 0
-        self.image_size = network.config.image_size
+            self.is_discrete, self._unit_latents = config.quantize_mode == "vq", config.use_l2_norm
+            self.num_tokens, self.token_size = config.num_latent_tokens, config.token_size
+            self.patch_size = config.decoder_patch_size
+        self.codebook_size = config.codebook_size if self.is_discrete else 0
+        self.image_size = config.image_size
         self.revision = f"{digest[:12]}-p{PREPROCESSING_VERSION}{self.precision.encoder.suffix}"
-        shape = (self.image_size, self.image_size, 3)
-        self.tolerance = _TOLERANCE
-        self._company: int | None = None  # how many images a core encodes together; None: as many as come
-        # An image alone is encoded in float32 whatever the others are: as a variant of the function, unless it is so anyway.
-        self._alone = 0 if self.precision.encoder.is_exact else 1
+        self.tolerance = _DEFAULT_TOLERANCE
+        self._max_part: int | None = None  # images that a core encodes together; None: no limit
+        self._is_batch_invariant = self.precision.encoder.is_batch_invariant
+        # Images are re-encoded in float32: a variant of the function of its own, unless all are encoded so.
+        self._exact_variant = 0 if self.precision.encoder.is_exact else 1
+        exact_variants = [(1,)] if self._is_batch_invariant and self._exact_variant else []
         self.encoder = GraphedFunction(
             self._encode,
-            example=lambda size: torch.zeros(size, *shape, dtype=torch.uint8, device=device),
-            variants=lambda size: [(0,), (1,)] if self._decides_alone and size == 1 and self._alone else [(0,)],
+            example=lambda size: torch.zeros(size, *self._image_shape, dtype=torch.uint8, device=device),
+            variants=lambda size: [(0,), *(exact_variants if size == 1 else [])],
         )
         self.decoder = GraphedFunction(
             self._decode, example=lambda size: torch.zeros(size, self.num_tokens, dtype=torch.int64, device=device)
         )
 
     @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        return self.image_size, self.image_size, 3
+
+    @property
     def code_format(self) -> CodeFormat:
-        """How this tokenizer's ids are packed. Raises ``TypeError`` for a VAE variant."""
-        self._need_codes()
+        """The packed format of this tokenizer's ids. Raises ``TypeError`` for a VAE variant."""
+        self._require_codes()
         return CodeFormat(self.num_tokens, self.codebook_size)
 
     @property
     def codebook(self) -> Tensor:
-        """The codes that ids stand for, as the decoder looks them up: float32 [V, C]. Raises ``TypeError`` for a VAE."""
-        self._need_codes()
+        """The codes of all ids, as the decoder looks them up: float32 [V, C]. Raises ``TypeError`` for a VAE variant."""
+        self._require_codes()
         codes: Tensor = self._network.quantize.codebook
         return codes.detach().cpu().clone()
 
     @property
     def num_parameters(self) -> int:
-        """Weights in the network."""
+        """The number of weights."""
         return sum(parameter.numel() for parameter in self._network.parameters())
 
     def encode(self, images: Images) -> Tensor:
         """Images uint8 [B, S, S, 3] -> ids int64 [B, K].
 
-        In float32 an image's ids do not depend on the other images: where two codes are so close that the rounding of
-        a larger batch could decide, the image is encoded again on its own. In ``tf32x3`` the same is done in float32, so
-        that its ids are float32's.
+        In float32 ids are batch-invariant: an image with a decision so close that batch rounding can change it is
+        re-encoded unbatched. In ``tf32x3`` it is re-encoded in float32, so that the ids are float32's.
 
         Raises ``ValueError`` for another shape or dtype, ``TypeError`` for a VAE variant.
         """
@@ -126,102 +129,97 @@ class Tokenizer:
 
     @torch.inference_mode()
     def submit_encode(self, images: Images) -> Pending:
-        """Begins to encode (see :meth:`encode`): calling what it gives waits for the ids.
+        """Starts to encode (see :meth:`encode`); the returned function waits for the ids.
 
-        On a CUDA device the next batch can be submitted meanwhile, and its copy takes no time of its own if the images are
-        in pinned memory. They must stay as they are until the ids are there.
+        On a CUDA device the next batch can be submitted meanwhile, and copies from pinned memory overlap with
+        computation. ``images`` must not change until the ids have arrived.
         """
-        self._need_codes()
-        pixels = self._checked(images)
+        self._require_codes()
+        pixels = self._as_pixels(images)
         if len(pixels) == 0:
             return lambda: torch.empty(0, self.num_tokens, dtype=torch.int64)
-        arriving = self._assign(pixels)
+        pending = self._submit(pixels, self.encoder, 0)
 
         @torch.inference_mode()
         def wait() -> Tensor:
-            ids, margins = arriving()
-            if self._decides_alone and len(pixels) > 1 - self._alone:
+            ids, margins = pending()
+            if self._is_batch_invariant and len(pixels) > 1 - self._exact_variant:
                 close = (margins < self.tolerance).any(dim=1).nonzero()[:, 0].tolist()
-                alone = [self._assign(pixels[row : row + 1], self._alone) for row in close]
-                for row, arriving_alone in zip(close, alone, strict=True):
-                    ids[row] = arriving_alone()[0][0]
+                repeated = [self._submit(pixels[row : row + 1], self.encoder, self._exact_variant) for row in close]
+                for row, result in zip(close, repeated, strict=True):
+                    ids[row] = result()[0][0]
             return ids
 
         return wait
 
-    @property
-    def _decides_alone(self) -> bool:
-        return self.precision.encoder.rounds_like_float32
-
-    def _assign(self, pixels: Tensor, exactly: int = 0) -> PendingResults:
-        return self._submit(pixels, self.encoder, exactly)
-
     def _submit(
         self, host: Tensor, function: GraphedFunction, *static: int, into: Tensor | None = None
     ) -> PendingResults:
+        max_part = self._max_part if function is self.encoder else None
+
         def compute(batch: Tensor) -> tuple[Tensor, ...]:
-            return function(batch, *static)
+            if function.sizes:  # recorded graphs have static memory and replay one batch at a time
+                return function(batch, *static)
+            return self._splitter.run(lambda part: function(part, *static), batch, max_part)
 
-        # What is recorded replays in memory of its own, one batch at a time.
-        most = self._company if function is self.encoder else None
-        return self._transfers.run(host, compute if function.sizes else self._cores.divided(compute, most), into)
+        return self._transfers.run(host, compute, into)
 
-    def _encode(self, images: Tensor, exactly: int) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B, S, S, 3] on the device -> ids int64 [B, K], and margins float32 [B, K] over the latents' scale;
-        in float32 if ``exactly`` is 1.
+    def _encode(self, images: Tensor, exact: int) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B, S, S, 3] on the device -> ids int64 [B, K] and margins float32 [B, K], relative to the
+        latents' scale; in float32 if ``exact`` is 1.
         """
-        latents = self._latents(images, self._exact if exactly else self._encoding)
-        with self._exact:
+        latents = self._latents(images, self._float32 if exact else self._encoding)
+        with self._float32:
             assignment = self._network.quantize.assign(latents)
         scale = 1.0 if self._unit_latents else latents.square().sum(dim=2).clamp(min=1.0)
         return assignment.ids, assignment.margin / scale
 
-    def _latents(self, images: Tensor, products: MatmulPrecision) -> Tensor:
+    def _latents(self, images: Tensor, precision: MatmulPrecision) -> Tensor:
         """Images uint8 [B, S, S, 3] on the device -> latents float32 [B, K, C]."""
-        with products:
-            return self._network.latents(_normalised(images))
+        with precision:
+            return self._network.latents(_to_float(images))
 
     @torch.inference_mode()
     def calibrate(self, images: Images, sizes: Iterable[int], *, seconds: float) -> None:
-        """Sets the ``tolerance`` by how far the margins of some images move between batch sizes, on this device.
+        """Measures ``tolerance`` on this device: the change of margins of some images between batch sizes.
 
-        If that takes longer, a CPU computes larger batches than were measured in parts that were; a GPU stays as cautious as
-        it is. Does nothing in a format in which images are not decided alone.
+        If ``seconds`` pass before all sizes are measured, a CPU encodes in parts of measured sizes, and a GPU keeps the
+        default. Does nothing for a format that is not batch-invariant.
         """
-        pixels, sizes = self._checked(images), list(sizes)
-        if not self._decides_alone:
+        pixels, sizes = self._as_pixels(images), list(sizes)
+        if not self._is_batch_invariant:
             return
-        self._company = None
+        self._max_part = None
         measured = measure_tolerance(
-            lambda items: self._assign(pixels[items])()[1],
-            alone=lambda item: self._assign(pixels[item : item + 1], self._alone)()[1],
+            lambda items: self._submit(pixels[items], self.encoder, 0)()[1],
+            unbatched=lambda item: self._submit(pixels[item : item + 1], self.encoder, self._exact_variant)()[1],
             count=len(pixels),
             sizes=sizes,
-            least=_LEAST_TOLERANCE,
+            minimum=_MIN_TOLERANCE,
             seconds=seconds,
         )
         if measured is None:
             return
         if self.device.type == "cpu":
-            self._company = -(-measured.size // torch.get_num_threads())
+            self._max_part = -(-measured.size // torch.get_num_threads())
         elif measured.size < max(sizes):
             return
         self.tolerance = measured.tolerance
 
     @torch.inference_mode()
     def latents(self, images: Images) -> Tensor:
-        """Images uint8 [B, S, S, 3] -> float32 [B, K, C] before quantization; of a VAE the posterior's mean."""
-        return self._latents(self._checked(images).to(self.device), self._encoding).cpu()
+        """Images uint8 [B, S, S, 3] -> float32 [B, K, C] before quantization; for a VAE the posterior's mean."""
+        return self._latents(self._as_pixels(images).to(self.device), self._encoding).cpu()
 
     @torch.inference_mode()
     def distances(self, images: Images) -> Tensor:
-        """Images uint8 [B, S, S, 3] -> float32 [B, K, V]: squared distances to every code, of which the ids are the least.
+        """Images uint8 [B, S, S, 3] -> float32 [B, K, V]: squared distances to all codes; ids are their argmin.
 
-        On the unit sphere, 0 to 4, where the variant normalises its codes. Raises ``TypeError`` for a VAE variant.
+        On the unit sphere (0 to 4) if the variant normalises its codes. Raises ``TypeError`` for a VAE variant.
         """
-        self._need_codes()
-        latents = self._latents(self._checked(images).to(self.device), self._encoding)
-        with self._exact:
+        self._require_codes()
+        latents = self._latents(self._as_pixels(images).to(self.device), self._encoding)
+        with self._float32:
             distances: Tensor = self._network.quantize.distances(latents.flatten(0, 1))
         return distances.view(*latents.shape[:2], -1).cpu()
 
@@ -229,23 +227,24 @@ class Tokenizer:
     def posterior(self, images: Images) -> Posterior:
         """Images uint8 [B, S, S, 3] -> mean and log variance float32 [B, K, C] of a VAE variant."""
         if self.is_discrete or not isinstance(self._network, TiTok):
-            raise TypeError(f"{self.name} is no VAE: its tokens are codes, not vectors")
+            raise TypeError(f"{self.name} is no VAE: its tokens are ids, not vectors")
         with self._encoding:
-            posterior = self._network.posterior(_normalised(self._checked(images).to(self.device)))
+            posterior = self._network.posterior(_to_float(self._as_pixels(images).to(self.device)))
         return Posterior(posterior.mean.cpu(), posterior.logvar.cpu())
 
-    def decode(self, tokens: Tensor | npt.NDArray[np.int64]) -> Tensor:
-        """Ids int [B, K] in 0..V-1 -> images uint8 [B, S, S, 3]; a VAE variant takes its latents float32 [B, K, C].
+    def decode(self, tokens: Tensor | Ids) -> Tensor:
+        """Ids int [B, K] in 0..V-1, or a VAE variant's latents float32 [B, K, C] -> images uint8 [B, S, S, 3].
 
-        Pixels are clamped to [0, 1] and rounded to the nearest of 256 levels. Raises ``CodeError`` (a ``ValueError``)
-        for ids of another count or out of range: they never reach the device.
+        Pixels are clamped to [0, 1] and rounded to 256 levels. Raises ``CodeError`` (a ``ValueError``) for a wrong
+        number of ids or ids out of range, before they reach the device.
         """
         return self.submit_decode(tokens)()
 
     @torch.inference_mode()
-    def submit_decode(self, tokens: Tensor | npt.NDArray[np.int64], *, into: Tensor | None = None) -> Pending:
-        """Begins to decode (see :meth:`decode`): calling what it gives waits for the images, and gives ``into`` if one is
-        given, a tensor of the host for them. The next batch can be submitted meanwhile.
+    def submit_decode(self, tokens: Tensor | Ids, *, into: Tensor | None = None) -> Pending:
+        """Starts to decode (see :meth:`decode`); the returned function waits for the images.
+
+        They are written to the host tensor ``into`` if given. The next batch can be submitted meanwhile.
         """
         if self.is_discrete:
             ids = self.code_format.check(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
@@ -253,50 +252,53 @@ class Tokenizer:
                 raise ValueError(f"expected ids [B, {self.num_tokens}], not {list(ids.shape)}")
             host = torch.from_numpy(ids)
         else:
-            host = torch.as_tensor(tokens).to(torch.float32)
+            host = _as_tensor(tokens).to(torch.float32)
             if host.ndim != 3 or host.shape[1:] != (self.num_tokens, self.token_size):
                 raise ValueError(f"expected latents [B, {self.num_tokens}, {self.token_size}], not {list(host.shape)}")
         if len(host) == 0:
-            return lambda: torch.empty(0, self.image_size, self.image_size, 3, dtype=torch.uint8)
+            return lambda: torch.empty(0, *self._image_shape, dtype=torch.uint8)
         if self.is_discrete:
-            arriving = self._submit(host, self.decoder, into=into)
+            pending = self._submit(host, self.decoder, into=into)
         else:
-            arriving = self._transfers.run(host, self._decode_latents, into)
-        return lambda: arriving()[0]
+            pending = self._transfers.run(host, self._decode_latents, into)
+        return lambda: pending()[0]
 
     def _decode(self, ids: Tensor) -> tuple[Tensor]:
         """Ids int64 [B, K] on the device -> images uint8 [B, S, S, 3]."""
         with self._decoding:
-            return (_rounded(self._network.decode(ids)),)
+            return (_to_uint8(self._network.decode(ids)),)
 
     def _decode_latents(self, latents: Tensor) -> tuple[Tensor]:
         """Latents float32 [B, K, C] of a VAE on the device -> images uint8 [B, S, S, 3]."""
-        assert isinstance(self._network, TiTok)  # noqa: S101  the other kind is discrete
+        assert isinstance(self._network, TiTok)  # noqa: S101  the other network is discrete
         with self._decoding:
-            return (_rounded(self._network.decode_codes(latents)),)
+            return (_to_uint8(self._network.decode_codes(latents)),)
 
-    def _need_codes(self) -> None:
+    def _require_codes(self) -> None:
         if not self.is_discrete:
             raise TypeError(f"{self.name} is a VAE: its tokens are vectors, not ids; use latents() and decode()")
 
-    def _checked(self, images: Images) -> Tensor:
-        """Images uint8 [B, S, S, 3], wherever they are."""
-        if isinstance(images, np.ndarray) and not images.flags.writeable:
-            images = images.copy()  # torch warns of arrays that it could not write to
-        tensor = torch.as_tensor(images)
-        shape = (self.image_size, self.image_size, 3)
-        if tensor.dtype is not torch.uint8 or tensor.ndim != 4 or tensor.shape[1:] != shape:
-            expected = ", ".join(map(str, ("B", *shape)))
+    def _as_pixels(self, images: Images) -> Tensor:
+        """Checks images uint8 [B, S, S, 3]; they stay on their device."""
+        tensor = _as_tensor(images)
+        if tensor.dtype is not torch.uint8 or tensor.ndim != 4 or tensor.shape[1:] != self._image_shape:
+            expected = ", ".join(map(str, ("B", *self._image_shape)))
             raise ValueError(f"expected images uint8 [{expected}], not {tensor.dtype} {list(tensor.shape)}")
         return tensor
 
 
-def _normalised(images: Tensor) -> Tensor:
+def _as_tensor(values: Tensor | NDArray[Any]) -> Tensor:
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()  # torch warns about read-only arrays
+    return torch.as_tensor(values)
+
+
+def _to_float(images: Tensor) -> Tensor:
     """Uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1]."""
     return images.permute(0, 3, 1, 2).to(torch.float32).div(255.0)
 
 
-def _rounded(images: Tensor) -> Tensor:
+def _to_uint8(images: Tensor) -> Tensor:
     """Float [B, 3, S, S] -> uint8 [B, S, S, 3]."""
     pixels = images.float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous()
@@ -305,27 +307,25 @@ def _rounded(images: Tensor) -> Tensor:
 def load_tokenizer(
     name: str, *, weights: str | Path | HubFile | None = None, device: str = "cpu", dtype: str = "float32"
 ) -> Tokenizer:
-    """Loads a tokenizer by its variant name.
+    """Loads a tokenizer by variant name.
 
     ``weights`` is a ``.safetensors`` or ``.bin`` file, a folder with ``config.json``, or a hub id
-    (``org/repo@revision``); by default the variant's own. A name of no variant is allowed where ``weights`` has a
-    ``config.json``. ``dtype`` is one of ``models.runtime.precision.DTYPES``.
+    (``org/repo@revision``); by default the variant's own. Other names are allowed if ``weights`` has a ``config.json``.
+    ``dtype`` is one of ``models.runtime.precision.DTYPES``.
 
     Raises ``UnknownVariantError``, ``CheckpointError``, or ``ConfigError``.
     """
-    variant = TOKENIZERS.get(name)
     if weights is None:
-        if variant is None:
-            raise UnknownVariantError(f"no tokenizer is called {name!r}; there are {', '.join(TOKENIZERS)}")
-        weights = variant.weights
+        if name not in TOKENIZERS:
+            raise UnknownVariantError(f"no tokenizer is called {name!r}; choose one of {', '.join(TOKENIZERS)}")
+        weights = TOKENIZERS[name].weights
     return build_tokenizer(name, open_checkpoint(weights), device=device, dtype=dtype)
 
 
 def build_tokenizer(name: str, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> Tokenizer:
-    """What :func:`load_tokenizer` gives, of weights that are read already."""
-    variant = TOKENIZERS.get(name)
+    """Builds a tokenizer from a checkpoint in memory. See :func:`load_tokenizer`."""
     with skip_init():
-        network = _network(name, variant.config if variant is not None else None, checkpoint)
+        network = _build_network(name, checkpoint)
     load_strictly(network, checkpoint)
     return Tokenizer(
         network,
@@ -337,13 +337,12 @@ def build_tokenizer(name: str, checkpoint: Checkpoint, *, device: str = "cpu", d
     )
 
 
-def _network(
-    name: str, published: TiTokConfig | MaskGITVQGANConfig | None, checkpoint: Checkpoint
-) -> TiTok | MaskGITVQGAN:
+def _build_network(name: str, checkpoint: Checkpoint) -> TiTok | MaskGITVQGAN:
+    published = TOKENIZERS[name].config if name in TOKENIZERS else None
     if isinstance(published, MaskGITVQGANConfig):
         return MaskGITVQGAN(published)
     if checkpoint.config is not None:
         return TiTok(tokenizer_config(checkpoint.config))
     if published is not None:
         return TiTok(published)
-    raise CheckpointError(f"{checkpoint.source} has no config.json beside it, and {name!r} is no published variant")
+    raise CheckpointError(f"{checkpoint.source} has no config.json beside it, and {name!r} is not a published variant")

@@ -1,1 +1,1 @@
-"""How networks run on a device: number formats, CUDA graphs, copies, memory, CPU threads."""
+"""Execution on a device: number formats, CUDA graphs, host-device copies, CPU threads and memory."""

@@ -1,13 +1,13 @@
-"""A batch on a CPU, shared by its cores: each computes some of the images with one thread, instead of all of each together.
+"""Splits a batch over CPU cores: each core computes some images with one thread.
 
 ::
 
-    one image      ════════ every operator divided among all cores, which wait for each other at its end
+    one image      ════════ every operator is split over all cores, which synchronize after each operator
     eight, on two  core 0: images 0-3 ─────────────┐
-                   core 1: images 4-7 ─────────────┴─ wait once a batch
+                   core 1: images 4-7 ─────────────┴─ synchronize once per batch
 
-Cores that wait for each other once a batch instead of some hundred times do a sixth to a quarter more images a second
-(measured on two cores, batches of 2 to 16), and more still where something else wants a core now and then.
+Synchronizing once per batch instead of some hundred times gives a sixth to a quarter more images per second (measured on
+two cores, batches of 2 to 16), and more when other processes use a core now and then.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from models.runtime.transfers import Compute
+
 __all__ = ["BatchSplitter", "torch_threads"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-Compute = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Within it, the thread that calls has so many PyTorch threads."""
+    """Context manager that sets the number of PyTorch threads of the calling thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -40,36 +41,31 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 class BatchSplitter:
-    """The cores of ``device``: as many as the thread that calls has PyTorch threads (``torch.set_num_threads``). A GPU
-    shares its work out by itself, and counts as one. Used by one thread at a time, or by threads with one core each.
+    """Computes parts of a batch in parallel, one per PyTorch thread of the caller (``torch.set_num_threads``).
+
+    On a GPU, batches are not split. Not thread-safe, except for threads with one PyTorch thread each.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._is_cpu = device.type == "cpu"
         self._pool: ThreadPoolExecutor | None = None
-        self._size = 0
-        self._own = threading.local()
+        self._pool_size = 0
+        self._local = threading.local()
 
-    def parts(self, count: int, most: int | None = None) -> int:
-        """Into how many parts a batch of ``count`` is best divided, at least 1. ``most``: images that one part may have."""
+    def num_parts(self, count: int, max_part: int | None = None) -> int:
+        """The number of parts for a batch of ``count`` images, at least 1; no part exceeds ``max_part`` images."""
         if not self._is_cpu:
             return 1
         parts = max(1, min(count, torch.get_num_threads()))
-        return parts if most is None else max(parts, -(-count // most))
+        return parts if max_part is None else max(parts, -(-count // max_part))
 
-    def divided(self, compute: Compute, most: int | None = None) -> Compute:
-        """The same function of a batch [B, ...] whose rows do not see each other, computed in parts of at most ``most``."""
-
-        def run(batch: Tensor) -> tuple[Tensor, ...]:
-            results = self.map(compute, batch.tensor_split(self.parts(len(batch), most)))
-            return results[0] if len(results) == 1 else tuple(map(torch.cat, zip(*results, strict=True)))
-
-        return run
+    def run(self, compute: Compute, batch: Tensor, max_part: int | None = None) -> tuple[Tensor, ...]:
+        """``compute(batch)``, computed in parts. Rows of the batch [B, ...] must be independent of each other."""
+        results = self.map(compute, batch.tensor_split(self.num_parts(len(batch), max_part)))
+        return results[0] if len(results) == 1 else tuple(map(torch.cat, zip(*results, strict=True)))
 
     def map(self, function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-        """The function of every part, at the same time. Raises what the first that failed has raised, when all of them
-        have ended.
-        """
+        """Applies the function to all parts in parallel. Raises the first failure after all parts have ended."""
         cores = torch.get_num_threads()
         if len(parts) == 1 or cores == 1:
             return [function(part) for part in parts]
@@ -77,20 +73,20 @@ class BatchSplitter:
 
         @torch.inference_mode()
         def work(part: Part) -> Result:
-            if getattr(self._own, "threads", None) != share:
+            if getattr(self._local, "threads", None) != share:
                 torch.set_num_threads(share)  # of this thread
-                self._own.threads = share
+                self._local.threads = share
             return function(part)
 
         running = [self._threads(cores).submit(work, part) for part in parts]
         wait(running)
-        # PyTorch would give what the last caller said to threads that are yet to begin.
+        # PyTorch gives new threads the most recent setting of any thread.
         torch.set_num_threads(cores)
         return [future.result() for future in running]
 
     def _threads(self, cores: int) -> ThreadPoolExecutor:
-        if self._pool is None or self._size < cores:
+        if self._pool is None or self._pool_size < cores:
             if self._pool is not None:
                 self._pool.shutdown()
-            self._pool, self._size = ThreadPoolExecutor(cores, thread_name_prefix="core"), cores
+            self._pool, self._pool_size = ThreadPoolExecutor(cores, thread_name_prefix="core"), cores
         return self._pool

@@ -1,13 +1,12 @@
-"""A function of a batch, replayed as a CUDA graph: recorded at a few batch sizes, and padded to the next of them.
+"""CUDA graphs of a batch function, recorded at a few batch sizes; other batches are padded to the next recorded size.
 
 ::
 
     inputs [n, ..] ── copy ──> static inputs [m, ..] ── replay ──> static outputs [m, ..] ── clone ──> [n, ..]
-                               m: the smallest recorded size >= n; the rest of the rows is whatever was there before
+                               m: the smallest recorded size >= n; padding rows keep old values
 
-A replay launches every kernel of the batch with one call, where Python takes longer to launch small ones than they take to
-run. Rows of a batch do not see each other, so what the padding holds does not matter. With a recorder that only calls the
-function, all of this runs without a GPU.
+A replay launches all kernels of a batch with one call; launched from Python, small kernels take longer to launch than to
+run. Rows of a batch are independent of each other, so the values of padding rows do not matter.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ __all__ = ["CudaRecorder", "GraphedFunction", "Recorder", "Recording"]
 
 
 class Recording(NamedTuple):
-    """``replay`` computes the same again from the same memory into ``outputs``."""
+    """``replay`` runs the recorded kernels again, from the same input memory into ``outputs``."""
 
     replay: Callable[[], None]
     outputs: tuple[Tensor, ...]
 
 
 class Recorder(Protocol):
-    """Records what a function of no arguments does on the device."""
+    """Records the kernels that a function without arguments launches."""
 
     def __call__(self, function: Callable[[], tuple[Tensor, ...]]) -> Recording:
-        """Runs it, and keeps what it did."""
+        """Runs the function and records it."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs, in the thread that will replay them, one at a time.
+    """Records CUDA graphs. Recording and replay must happen in the same thread.
 
-    All graphs of a recorder share their memory for intermediate results, which is sound because they are replayed on one
-    stream, one after another, and each one's outputs stay its own as long as it lives.
+    All graphs of a recorder share memory for intermediate results. This is sound because they are replayed on one stream,
+    one after another, and the outputs of each graph are not shared.
     """
 
     _WARM_UPS = 2
@@ -52,18 +51,18 @@ class CudaRecorder:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, function: Callable[[], tuple[Tensor, ...]]) -> Recording:
-        """Runs the function on a side stream, then records it there. Raises ``RuntimeError`` where that cannot be done."""
+        """Runs the function on a side stream, then records it. Raises ``RuntimeError`` if it cannot be recorded."""
         current = torch.cuda.current_stream(self._device)
-        # Entered although it is current already: a recording that fails leaves its own stream behind as the current one.
+        # Restores the current stream: a failed recording leaves its own stream as the current one.
         with torch.cuda.stream(current):
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
-                # Libraries choose their kernels and allocate their workspaces with the first call: not in a recording.
+                # Libraries choose kernels and allocate workspaces in the first call, which must not be recorded.
                 for _ in range(self._WARM_UPS):
                     function()
             current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # Another thread's CUDA calls (pinning memory, say) are no reason for this thread's recording to fail.
+            # Other threads may make CUDA calls (for example to pin memory) without invalidating the recording.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = function()
         return Recording(graph.replay, outputs)
@@ -75,10 +74,10 @@ class _Graph(NamedTuple):
 
 
 class GraphedFunction:
-    """``function(inputs, *static)`` takes a tensor, batch first, and whole numbers that shape what it does; it gives
-    tensors, batch first. It is called at once where nothing is recorded that fits.
+    """A batch function that replays a recorded graph if one fits, and is called directly otherwise.
 
-    ``example(size)`` gives inputs of a batch size, on the device; ``variants(size)`` the numbers to record it with.
+    ``function(inputs, *static)`` takes a tensor [B, ...] and integers that select a variant, and returns tensors
+    [B, ...]. ``example(size)`` creates inputs on the device; ``variants(size)`` lists the ``static`` to record.
     """
 
     def __init__(
@@ -95,17 +94,18 @@ class GraphedFunction:
 
     @property
     def sizes(self) -> list[int]:
-        """Batch sizes that are recorded, ascending."""
+        """The recorded batch sizes, ascending."""
         return sorted({size for size, *_ in self._graphs})
 
     def padded(self, size: int) -> int:
-        """The batch size that ``size`` rows are run at."""
+        """The batch size at which ``size`` rows run."""
         return next((recorded for recorded in self.sizes if recorded >= size), size)
 
     @torch.inference_mode()
     def record(self, sizes: Iterable[int], recorder: Recorder) -> None:
-        """Records the function at some batch sizes, the largest first: smaller ones then find memory for themselves in
-        what it needed. Raises what the recorder raises; what was recorded by then stays.
+        """Records the function at batch sizes in descending order, so that smaller ones reuse the memory of larger ones.
+
+        Raises what the recorder raises; earlier recordings stay.
         """
         descending = sorted(sizes, reverse=True)
         inputs = self._example(descending[0])
@@ -114,13 +114,13 @@ class GraphedFunction:
                 rows = inputs[:size]
                 self._graphs[(size, *static)] = _Graph(rows, recorder(partial(self._function, rows, *static)))
 
-    def forget(self, above: int = 0) -> None:
-        """Drops what is recorded at batch sizes larger than ``above``; memory that smaller ones share stays."""
+    def discard(self, above: int = 0) -> None:
+        """Deletes the recordings at batch sizes larger than ``above``; memory shared with smaller ones stays."""
         self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] <= above}
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor, *static: int) -> tuple[Tensor, ...]:
-        """The function's outputs, in memory of their own."""
+        """The function's outputs, in newly allocated memory."""
         graph = self._graphs.get((self.padded(len(inputs)), *static))
         if graph is None:
             return self._function(inputs, *static)

@@ -1,4 +1,4 @@
-"""A device's memory: whether an error means that there is none left, how to get some back, how much is in use."""
+"""Device memory: detect out-of-memory errors, release cached memory, and report usage."""
 
 from __future__ import annotations
 
@@ -9,30 +9,28 @@ import torch
 
 __all__ = ["is_out_of_memory", "memory_bytes", "release_memory"]
 
-# The libraries behind torch report a full device in words of their own.
+# Messages of the libraries behind torch.
 _MESSAGES = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a batch failed for want of memory, so that a smaller one may do."""
+    """Whether a batch failed for lack of memory, so that a smaller one may succeed."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def release_memory(device: torch.device) -> None:
-    """Gives back what is cached and not in use."""
+    """Returns cached, unused memory to the device."""
     gc.collect()
     if device.type == "cuda":
-        # PyTorch before 2.12 never clears its cache again once a graph could not be recorded.
+        # After a failed graph capture, PyTorch before 2.12 raises here every time.
         with torch.cuda.device(device), contextlib.suppress(RuntimeError):
             torch.cuda.empty_cache()
 
 
 def memory_bytes(device: torch.device) -> dict[str, int] | None:
-    """Bytes of a CUDA device that tensors use (``allocated``), that this process holds (``reserved``), and that it has
-    (``total``); None for a CPU.
-    """
+    """Bytes of a CUDA device: ``allocated`` by tensors, ``reserved`` by this process, and ``total``; None for a CPU."""
     if device.type != "cuda":
         return None
     return {

@@ -1,4 +1,4 @@
-"""How a CUDA device multiplies float32 matrices: exactly, or with its tensor cores.
+"""Precision of float32 matrix products on a CUDA device: IEEE float32, TF32, or three TF32 passes.
 
 ::
 
@@ -7,17 +7,15 @@
     tf32x3    x = high + low of 10 bits each: high W' + low W + high W, float32    3 passes, linear layers only
 
 The sum of three TF32 products has an error near float32's ("3xTF32"; Ootomo and Yokota, arXiv 2203.03341). Convolutions
-and attention stay float32 there.
+and attention stay float32 in this mode.
 
-PyTorch's switches are the process's, and convolutions use TF32 unless told otherwise: whoever computes says what it wants,
-for as long as it computes. One thread owns the networks of a process.
+PyTorch's switches are process-wide, and convolutions use TF32 by default, so every computation sets them. Only one thread
+of a process may run networks on CUDA devices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -25,74 +23,58 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["MatmulMode", "MatmulPrecision", "has_tf32"]
+__all__ = ["MatmulMode", "MatmulPrecision", "ThreePassLinear", "fp32_precision", "has_tf32", "set_fp32_precision"]
 
 MatmulMode: TypeAlias = Literal["float32", "tf32", "tf32x3"]
 
+# Matrix products, convolutions.
+_SWITCHES: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+_VALUES = {"float32": ("ieee", "ieee"), "tf32": ("tf32", "tf32"), "tf32x3": ("tf32", "ieee")}
+
 
 def has_tf32(device: torch.device) -> bool:
-    """Whether the device has TF32 arithmetic: NVIDIA's from compute capability 8.0 on."""
+    """Whether the device supports TF32: NVIDIA devices of compute capability 8.0 or later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-class MatmulPrecision(AbstractContextManager["MatmulPrecision"]):
-    """Float32 products on ``device`` are computed as ``mode`` says while this is entered; it may be entered again."""
+def fp32_precision() -> tuple[str, str]:
+    """PyTorch's current precision of float32 matrix products and convolutions, ``ieee`` or ``tf32``."""
+    matrices, convolutions = (switch.fp32_precision for switch in _SWITCHES)
+    return matrices, convolutions
+
+
+def set_fp32_precision(values: tuple[str, str]) -> None:
+    """Sets what :func:`fp32_precision` returns."""
+    for switch, value in zip(_SWITCHES, values, strict=True):
+        switch.fp32_precision = value
+
+
+class MatmulPrecision:
+    """Reusable context manager: float32 products on ``device`` are computed in ``mode``."""
 
     def __init__(self, mode: MatmulMode, device: torch.device) -> None:
-        self._switches = _SWITCHES if device.type == "cuda" else None
-        self._matrices, self._convolutions = mode != "float32", mode == "tf32"
+        self._values = _VALUES[mode] if device.type == "cuda" else None
         self._three_pass = ThreePassLinear() if mode == "tf32x3" else None
-        self._before: tuple[Any, Any] | None = None
+        self._before = ("", "")
 
-    def __enter__(self) -> MatmulPrecision:
-        if self._switches is not None:
-            self._before = self._switches.get()
-            self._switches.set(self._switches.values(matrices=self._matrices, convolutions=self._convolutions))
+    def __enter__(self) -> None:
+        if self._values is not None:
+            self._before = fp32_precision()
+            set_fp32_precision(self._values)
         if self._three_pass is not None:
             self._three_pass.__enter__()  # type: ignore[no-untyped-call]
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._three_pass is not None:
-            self._three_pass.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
-        if self._switches is not None and self._before is not None:
-            self._switches.set(self._before)
-
-
-class _Switches:
-    """PyTorch's, of matrix products and of convolutions: names of formats from 2.9 on, which warns of the older ones."""
-
-    def __init__(self) -> None:
-        self._by_name = hasattr(torch.backends.cuda.matmul, "fp32_precision")
-
-    def values(self, *, matrices: bool, convolutions: bool) -> tuple[Any, Any]:
-        """What allows TF32 or forbids it."""
-        if not self._by_name:
-            return matrices, convolutions
-        return "tf32" if matrices else "ieee", "tf32" if convolutions else "ieee"
-
-    def get(self) -> tuple[Any, Any]:
-        if self._by_name:
-            return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
-    def set(self, values: tuple[Any, Any]) -> None:
-        if self._by_name:
-            torch.backends.cuda.matmul.fp32_precision = values[0]
-            torch.backends.cudnn.conv.fp32_precision = values[1]  # type: ignore[attr-defined]
-        else:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = values
-
-
-_SWITCHES = _Switches()
+            self._three_pass.__exit__(*error)  # type: ignore[no-untyped-call]
+        if self._values is not None:
+            set_fp32_precision(self._before)
 
 
 class ThreePassLinear(TorchFunctionMode):
-    """Linear layers on float32 tensors as three products of TF32 factors.
+    """Computes linear layers on float32 tensors as three products of TF32 factors.
 
-    The parts of a weight are kept: its values must not change while this lives.
+    The parts of each weight are cached: weights must not change while this object lives.
     """
 
     def __init__(self) -> None:
@@ -120,6 +102,6 @@ class ThreePassLinear(TorchFunctionMode):
 
 
 def _split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Float32 -> what TF32 keeps of it (10 bits of mantissa, rounded), and the rest, which is exact in float32."""
+    """Float32 -> its TF32 part (10 bits of mantissa, rounded), and the remainder, which is exact in float32."""
     high = ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
     return high, x - high

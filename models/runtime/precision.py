@@ -1,4 +1,4 @@
-"""In which number format the networks run, and what the processor at hand is good at."""
+"""Number formats of encoder, decoder and generator, and which of them the processor supports."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ __all__ = ["DTYPES", "FORMATS", "NumberFormat", "Precision", "has_fast_bfloat16"
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """``dtype`` of the matrices and what they are multiplied with, ``products`` of float32 ones, and the ``suffix`` that
-    tells a revision apart whose ids may differ from float32's.
+    """``dtype`` of weights and activations, ``matmul`` precision of float32 products, and the revision ``suffix``.
+
+    Formats whose token ids may differ from float32's have a suffix of their own.
     """
 
     name: str
     dtype: torch.dtype
-    products: MatmulMode
+    matmul: MatmulMode
     suffix: str
 
     @property
     def is_exact(self) -> bool:
-        """Whether results are float32's."""
+        """Whether results are those of float32."""
         return self.name == "float32"
 
     @property
-    def rounds_like_float32(self) -> bool:
-        """Whether it comes so near to float32 that few decisions are too close to tell which way float32 would go."""
-        return self.products != "tf32" and self.dtype is torch.float32
+    def is_batch_invariant(self) -> bool:
+        """Whether ids are made batch-invariant: errors are so small that few decisions must be repeated unbatched."""
+        return self.matmul != "tf32" and self.dtype is torch.float32
 
     def on(self, device: torch.device) -> MatmulPrecision:
-        """The context in which a network of this format computes."""
-        return MatmulPrecision(self.products, device)
+        """The context manager in which a network of this format runs."""
+        return MatmulPrecision(self.matmul, device)
 
 
 FORMATS = {
@@ -52,7 +53,7 @@ DTYPES = ("auto", *FORMATS)
 
 @dataclass(frozen=True)
 class Precision:
-    """``encoder`` decides token ids, ``decoder`` pixels, ``generator`` the tokens of new images."""
+    """Formats of the ``encoder`` (decides token ids), the ``decoder`` (pixels) and the ``generator`` (generated ids)."""
 
     encoder: NumberFormat
     decoder: NumberFormat
@@ -60,11 +61,11 @@ class Precision:
 
     @classmethod
     def of(cls, name: str, device: torch.device) -> Precision:
-        """The formats that a ``dtype`` setting stands for.
+        """The formats of a ``dtype`` setting.
 
-        ``auto`` lowers the decoder alone, and only where that is faster: it moves pixels by a level or two, while a
-        lower encoder or generator would choose other tokens. Any other name is that of one format for all three, taken
-        at its word. Raises ``ValueError`` for another name, and for TF32 on a device that has none.
+        ``auto`` lowers only the decoder, and only where that is faster: pixels change by a level or two, while a lower
+        encoder or generator would choose other ids. Any other name is the format of all three. Raises ``ValueError``
+        for an unknown name, and for TF32 on a device without it.
         """
         if name == "auto":
             decoder = FORMATS["bfloat16" if has_fast_bfloat16(device) else "float32"]
@@ -77,7 +78,7 @@ class Precision:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products have hardware behind them; emulated they are 10 to 100 times slower than float32."""
+    """Whether the hardware computes bfloat16 products; emulation is 10 to 100 times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":

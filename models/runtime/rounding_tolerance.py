@@ -1,9 +1,9 @@
-"""How close a decision must be for the rounding of a batch to make it, measured on the device that will run it.
+"""Margin below which batch rounding can change a token id, measured on the device.
 
-A matrix product of another size may add in another order, so an image's numbers move by a few units in the last place with
-the company it is computed in. A decision (the nearest of the codes, the likeliest of the tokens) has a margin: how far it
-was from going the other way. Where that is less than what margins move by, the image is computed again alone, and that
-counts. Too small a tolerance lets company decide; too large a one costs time: an image that is computed twice.
+A matrix product of another size may sum in another order, so the results for an image change by a few units in the last
+place with the batch size. A decision (the nearest code, the likeliest token) has a margin: its distance from the
+alternative. If the margin is below the measured tolerance, the image is computed again unbatched, and that result counts.
+Too small a tolerance breaks batch invariance; too large a one wastes time on images that are computed twice.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 
 __all__ = ["MeasuredTolerance", "measure_tolerance"]
 
-_SAFETY = 8.0
+_SAFETY_FACTOR = 8.0
 
 
 @dataclass(frozen=True)
 class MeasuredTolerance:
-    """What is safe in batches of up to ``size``."""
+    """A tolerance that holds for batches of up to ``size`` items."""
 
     tolerance: float
     size: int
@@ -31,33 +31,32 @@ class MeasuredTolerance:
 def measure_tolerance(
     margins: Callable[[Sequence[int]], Tensor],
     *,
-    alone: Callable[[int], Tensor],
+    unbatched: Callable[[int], Tensor],
     count: int,
     sizes: Iterable[int],
-    least: float,
+    minimum: float,
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> MeasuredTolerance | None:
-    """What is safe for ``count`` items: several times the most that their margins move between alone and in batches of
-    ``sizes``, the smallest first, and at least ``least``. After ``seconds`` no further size is measured; None if there was
-    no time for any.
+    """Eight times the largest difference between batched and unbatched margins of ``count`` items, at least ``minimum``.
 
-    ``margins(items)`` computes those of a batch of items, [len(items), ...]; ``alone(item)`` those of one, [1, ...].
+    ``margins(items)`` computes the margins of a batch, [len(items), ...]; ``unbatched(item)`` those of one item,
+    [1, ...]. Batch ``sizes`` are measured in ascending order until ``seconds`` have passed; None if no size was finished.
     """
-    begun = clock()
+    deadline = clock() + seconds
     expected: list[Tensor] = []
     for item in range(count):
-        expected.append(alone(item))
-        if clock() - begun > seconds:
+        expected.append(unbatched(item))
+        if clock() > deadline:
             return None
-    references, moved, measured = torch.cat(expected), 0.0, None
+    reference, largest, measured = torch.cat(expected), 0.0, None
     for size in sorted(sizes):
         for first in range(0, count, size):
             items = [(first + place) % count for place in range(size)]
-            # What is infinite alone and in company has no other way to go.
-            difference = torch.nan_to_num((margins(items) - references[items]).abs(), nan=0.0)
-            moved = max(moved, float(difference.max()))
-            if clock() - begun > seconds:
+            # Infinite margins (no alternative) differ by NaN.
+            difference = torch.nan_to_num((margins(items) - reference[items]).abs(), nan=0.0)
+            largest = max(largest, float(difference.max()))
+            if clock() > deadline:
                 return measured
-        measured = MeasuredTolerance(max(least, _SAFETY * moved), size)
+        measured = MeasuredTolerance(max(minimum, _SAFETY_FACTOR * largest), size)
     return measured

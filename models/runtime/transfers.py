@@ -1,4 +1,4 @@
-"""Batches between the host and a device: uint8 and ids only, on streams of their own, so that copies overlap with work.
+"""Copies of batches between host and device, on separate streams so that they overlap with computation.
 
 ::
 
@@ -10,107 +10,119 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CudaTransfers", "HostTransfers", "PendingResults", "Transfers", "pin", "transfers_for"]
+__all__ = [
+    "Compute",
+    "CudaTransfers",
+    "HostTransfers",
+    "PendingResults",
+    "Transfers",
+    "base_array",
+    "pin",
+    "transfers_for",
+]
 
-PendingResults = Callable[[], tuple[Tensor, ...]]
-"""Waits until results are on the host, and gives them."""
+Compute: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]
+"""A function of a batch [B, ...] that returns tensors [B, ...]."""
 
-
-Compute = Callable[[Tensor], tuple[Tensor, ...]]
+PendingResults: TypeAlias = Callable[[], tuple[Tensor, ...]]
+"""Waits until results are on the host, and returns them."""
 
 
 class Transfers(Protocol):
-    """Takes batches to one device, and results from it."""
+    """Runs a function on a device, with inputs and results on the host."""
 
     def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> PendingResults:
-        """Begins to copy a tensor of the host to the device, to compute there, and to copy the results to the host: the
-        first of them ``into`` a tensor if one is given, or new. ``host`` must stay as it is until they have arrived.
+        """Starts to copy a host tensor to the device, to compute there, and to copy the results to the host.
+
+        The first result is written to ``into`` if given. ``host`` must not change until the results have arrived.
         """
 
 
 class HostTransfers:
-    """The device is the host: there is nothing to copy."""
+    """The device is the host: nothing is copied."""
 
     def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> PendingResults:
         """See ``Transfers``."""
         first, *others = compute(host)
-        arrived = (first if into is None else into.copy_(first), *others)
-        return lambda: arrived
+        results = (first if into is None else into.copy_(first), *others)
+        return lambda: results
 
 
 class CudaTransfers:
-    """Copies on two streams of their own; from pinned memory they do not wait for the thread, nor it for them."""
+    """Copies on two CUDA streams. From pinned memory they are asynchronous to the calling thread."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._up = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._down = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._upload = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._download = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> PendingResults:
         """See ``Transfers``."""
-        computing = torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(self._up):
-            copied = host.to(self._device, non_blocking=True)
-        computing.wait_stream(self._up)
+        stream = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._upload):
+            inputs = host.to(self._device, non_blocking=True)
+        stream.wait_stream(self._upload)
         try:
-            results = compute(copied)
+            results = compute(inputs)
         except BaseException:
-            computing.synchronize()  # what was launched reads ``copied``, whose memory is about to be anyone's
+            stream.synchronize()  # launched kernels read ``inputs``, whose memory is about to be reused
             raise
-        self._down.wait_stream(computing)
-        with torch.cuda.stream(self._down):
-            # New memory is from PyTorch's cache of pinned memory, and returns there when the caller is done with it.
-            arriving = [
+        self._download.wait_stream(stream)
+        with torch.cuda.stream(self._download):
+            # New memory comes from PyTorch's cache of pinned memory, and returns to it.
+            copies = [
                 into
                 if into is not None and index == 0
                 else torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
                 for index, result in enumerate(results)
             ]
-            for place, result in zip(arriving, results, strict=True):
-                place.copy_(result, non_blocking=True)
-            # Waits asleep: the core that a spinning thread would take decodes images.
-            arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            arrived.record(self._down)
-        return _Arrival(arrived, (host, copied, *results), tuple(arriving))
-
-
-class _Arrival:
-    """Results on their way, and what they are made of: streams do not know of each other's memory, so that it must not be
-    given back before the last copy is done, whether somebody waits for it or not.
-    """
-
-    def __init__(self, arrived: torch.cuda.Event, held: tuple[Tensor, ...], arriving: tuple[Tensor, ...]) -> None:
-        self._arrived = arrived
-        self._held = held
-        self._arriving = arriving
-
-    def __call__(self) -> tuple[Tensor, ...]:
-        self._arrived.synchronize()
-        self._held = ()
-        return self._arriving
-
-    def __del__(self) -> None:
-        if self._held:
-            self._arrived.synchronize()
+            for copy, result in zip(copies, results, strict=True):
+                copy.copy_(result, non_blocking=True)
+            # A blocking event sleeps: a spinning thread would take a core from image decoding.
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            done.record(self._download)
+        return _PendingCopy(done, (host, inputs, *results), tuple(copies))
 
 
 def transfers_for(device: torch.device) -> Transfers:
-    """Copies to and from ``device``."""
+    """The implementation for ``device``."""
     return CudaTransfers(device) if device.type == "cuda" else HostTransfers()
 
 
-def pin(array: npt.NDArray[Any], device: torch.device) -> Callable[[], None]:
-    """Page-locks a contiguous array (of shared memory, say), so that copies to and from ``device`` are direct.
+class _PendingCopy:
+    """Results being copied, and the tensors they depend on.
 
-    It stays so until what this gives is called, or the memory's last array is gone. Does nothing for a CPU. Raises
-    ``RuntimeError`` where the system refuses, ``ValueError`` for an array with gaps.
+    Streams do not know of each other's memory, so these tensors are kept until the last copy is done, even if nobody
+    waits for it.
+    """
+
+    def __init__(self, done: torch.cuda.Event, held: tuple[Tensor, ...], copies: tuple[Tensor, ...]) -> None:
+        self._done = done
+        self._held = held
+        self._copies = copies
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        self._done.synchronize()
+        self._held = ()
+        return self._copies
+
+    def __del__(self) -> None:
+        if self._held:
+            self._done.synchronize()
+
+
+def pin(array: NDArray[Any], device: torch.device) -> Callable[[], None]:
+    """Page-locks a contiguous array (for example shared memory), so that copies to and from ``device`` are direct.
+
+    The returned function undoes it; so does the end of the array's memory. Does nothing for a CPU. Raises
+    ``RuntimeError`` if the system refuses, ``ValueError`` for a non-contiguous array.
     """
     if device.type != "cuda":
         return lambda: None
@@ -121,19 +133,19 @@ def pin(array: npt.NDArray[Any], device: torch.device) -> Callable[[], None]:
     with torch.cuda.device(device):
         error = int(runtime.cudaHostRegister(address, array.nbytes, _PORTABLE))
         if error:
-            with contextlib.suppress(RuntimeError):  # it would be taken for an error of the next kernel
+            with contextlib.suppress(RuntimeError):  # clears the error, which the next kernel would report
                 torch.zeros(1, device=device)
             raise RuntimeError(f"{array.nbytes} bytes cannot be pinned: CUDA error {error}")
-    unpin = weakref.finalize(memory_of(array), runtime.cudaHostUnregister, address)
-    unpin.atexit = False  # the process takes its memory along
+    unpin = weakref.finalize(base_array(array), runtime.cudaHostUnregister, address)
+    unpin.atexit = False  # the process releases its memory anyway
     return unpin
 
 
-def memory_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array whose memory an array is a part of: it lives as long as any part."""
+def base_array(array: NDArray[Any]) -> NDArray[Any]:
+    """The array that owns the memory of a view. It lives as long as any of its views."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
 
 
-_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context of the process
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for all contexts of the process

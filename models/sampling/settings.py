@@ -1,6 +1,6 @@
-"""How one image is sampled: the settings behind a preset and a request, and the schedules they stand for.
+"""Sampling settings of an image, and the schedules of guidance, masking, noise and temperature they define.
 
-Plain arithmetic without torch: whoever checks a request or carries its settings runs no network. Source: MaskGIT (arXiv
+Without torch, so that processes without networks can use it. Source: MaskGIT (arXiv
 2202.04200, section 3.2), TiTok (arXiv 2406.07550, section 4.1), and the published sampler (1d-tokenizer, commit 942a96f).
 """
 
@@ -19,9 +19,9 @@ GuidanceDecay = Literal["constant", "linear", "power-cosine"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How one image is sampled.
+    """Sampling settings of one image.
 
-    ``guidance_scale`` (0..50) counts as the published code counts it: with ``constant`` and ``linear`` decay the logits
+    ``guidance_scale`` (0..50) is defined as in the published code: with ``constant`` and ``linear`` decay the logits
     are c + w (c - u), with ``power-cosine`` u + w (c - u). ``temperature`` (0..100) scales the noise on the choice of
     tokens and of positions, and falls linearly to 0 at the last step. ``softmax_annealing`` divides the logits by a
     number that falls from about 1.3 to 0.5.
@@ -51,15 +51,15 @@ class SamplingSettings:
         return self.guidance_scale
 
     def needs_unconditional(self, step: int) -> bool:
-        """Whether a step needs the logits without a class."""
+        """Whether a step needs unconditional logits."""
         return self.guidance_weight(step) != 0.0
 
     def masked_fraction(self, step: int) -> float:
-        """The part of the tokens that stays masked after a step: the arccos schedule, 0 after the last one."""
+        """The fraction of tokens masked after a step: the arccos schedule, 0 after the last step."""
         return math.acos((step + 1) / self.steps) / (math.pi / 2)
 
     def noise_scale(self, step: int) -> float:
-        """Factor of the Gumbel noise at a step; 0 at the last one."""
+        """Factor of the Gumbel noise at a step; 0 at the last step."""
         return self.temperature * (1.0 - (step + 1) / self.steps)
 
     def logit_divisor(self, step: int) -> float:

@@ -1,15 +1,14 @@
-"""MaskGIT sampling, row by row: every image has its own seed, label, guidance, temperature and step counter.
+"""One MaskGIT sampling step for a batch whose rows have different seeds, labels, settings and step counters.
 
 ::
 
-    all masked -> [ logits -> guide -> sample -> keep the confident ones, mask the rest ] x steps -> ids
+    all masked -> [ logits -> guidance -> sample -> keep the confident tokens, mask the rest ] x steps -> ids
 
-A step is a pure function of the rows' state, of the logits, and of noise that belongs to (seed, step): rows at
-different steps of different schedules share one call, and none can tell who its neighbours are. All that the device has
-to know of the rows travels as one table of numbers (``pack``, ``unpack``), in one copy.
+A step is a pure function of the rows' states, the logits, and noise derived from (seed, step), so the result for a row
+does not depend on the other rows of the batch. Row states are copied to the device as one table (``pack_rows``).
 
 Source: MaskGIT (arXiv 2202.04200, section 3.2), TiTok (arXiv 2406.07550, section 4.1), and the published sampler
-(1d-tokenizer, commit 942a96f), which takes one schedule for the whole batch and its noise from a global generator.
+(1d-tokenizer, commit 942a96f), which has one schedule per batch and draws noise from a global generator.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,26 +30,25 @@ __all__ = [
     "StepNoise",
     "StepOutcome",
     "StepParameters",
-    "guide",
-    "pack",
+    "apply_guidance",
+    "pack_rows",
     "sample_step",
-    "unpack",
+    "unpack_rows",
 ]
 
 
 @dataclass(slots=True)
 class SamplingRow:
-    """One image being sampled: ``tokens`` int64 [K] on the host, the mask id where unknown; ``step`` counts the steps
-    done.
+    """State of an image being sampled: ``tokens`` int64 [K] on the host, the mask id where unknown, after ``step`` steps.
 
-    ``label`` is a class id, or None for an image of no class.
+    ``label`` is a class id, or None for no class.
     """
 
     label: int | None
     seed: int
     settings: SamplingSettings
     tokens: Tensor
-    step: int = field(default=0)
+    step: int = 0
 
     @property
     def finished(self) -> bool:
@@ -59,17 +57,17 @@ class SamplingRow:
 
     @property
     def needs_unconditional(self) -> bool:
-        """Whether the next step needs the logits without a class beside those with one."""
+        """Whether the next step needs unconditional logits besides the conditional ones."""
         return self.label is not None and self.settings.needs_unconditional(self.step)
 
 
 class StepParameters(NamedTuple):
-    """What a step has to know of its rows beside their tokens: one value a row, [R] each.
+    """Parameters of a step besides the tokens, one value per row: [R] each.
 
-    ``label`` int64, negative for no class; ``token_key`` and ``confidence_key`` int64, which noise is the row's;
-    ``guidance_weight`` float32, 0 where no guidance is wanted; ``from_unconditional`` bool, whether guidance starts at
-    the logits without the class; ``logit_divisor`` and ``noise_scale`` float32; ``num_masked`` int64, how many tokens
-    stay masked; ``last`` bool.
+    ``label`` int64, negative for no class; ``token_key`` and ``confidence_key`` int64, keys of the row's noise;
+    ``guidance_weight`` float32, 0 for no guidance; ``from_unconditional`` bool, whether guidance is added to the
+    unconditional logits; ``logit_divisor`` and ``noise_scale`` float32; ``num_masked`` int64, the number of tokens that
+    stay masked; ``last`` bool, whether it is the last step.
     """
 
     label: Tensor
@@ -83,8 +81,8 @@ class StepParameters(NamedTuple):
     last: Tensor
 
 
-def pack(rows: Sequence[SamplingRow]) -> Tensor:
-    """Tokens and parameters of rows of K tokens as one table, int64 [R, K + 9]; floats as the bits of a float64."""
+def pack_rows(rows: Sequence[SamplingRow]) -> Tensor:
+    """Tokens and step parameters of R rows as a table int64 [R, K + 9]; floats are stored as float64 bits."""
     num_tokens, settings = rows[0].tokens.shape[0], [row.settings for row in rows]
     integers = np.array(
         [
@@ -93,7 +91,7 @@ def pack(rows: Sequence[SamplingRow]) -> Tensor:
                 _key(row, "token"),
                 _key(row, "confidence"),
                 row.needs_unconditional and kind.guidance_decay == "power-cosine",
-                # float64 before the floor, as published: 32 * masked_fraction may come within rounding of a whole number
+                # float64 before the floor, as published: 32 * masked_fraction can be within rounding of an integer
                 math.floor(np.float64(num_tokens) * kind.masked_fraction(row.step)),
                 row.step + 1 >= kind.steps,
             )
@@ -116,8 +114,8 @@ def pack(rows: Sequence[SamplingRow]) -> Tensor:
     return torch.cat([tokens, torch.from_numpy(integers), torch.from_numpy(floats.view(np.int64))], dim=1)
 
 
-def unpack(table: Tensor) -> tuple[Tensor, StepParameters]:
-    """A table of ``pack``, on any device -> tokens int64 [R, K] and the parameters."""
+def unpack_rows(table: Tensor) -> tuple[Tensor, StepParameters]:
+    """Inverse of ``pack_rows``, on any device: tokens int64 [R, K] and the parameters."""
     num_tokens = table.shape[1] - len(StepParameters._fields)
     label, token_key, confidence_key, from_unconditional, num_masked, last, *floats = table[:, num_tokens:].unbind(1)
     weight, divisor, noise_scale = (bits.view(torch.float64).to(torch.float32) for bits in floats)
@@ -135,14 +133,14 @@ def unpack(table: Tensor) -> tuple[Tensor, StepParameters]:
 
 
 class StepNoise(NamedTuple):
-    """Uniform noise in (0, 1): ``token`` float32 [R, K, V] decides the tokens, ``confidence`` [R, K] what is masked."""
+    """Uniform noise in (0, 1): ``token`` float32 [R, K, V] for choosing tokens, ``confidence`` [R, K] for masking."""
 
     token: Tensor
     confidence: Tensor
 
     @classmethod
     def of(cls, parameters: StepParameters, num_tokens: int, codebook_size: int) -> StepNoise:
-        """The noise that belongs to each row's seed and step, the same on every device and in every company."""
+        """Noise derived from each row's seed and step, the same on every device and in every batch."""
         return cls(
             token=_uniform(parameters.token_key, num_tokens * codebook_size).view(-1, num_tokens, codebook_size),
             confidence=_uniform(parameters.confidence_key, num_tokens),
@@ -177,10 +175,10 @@ def _gumbel(uniform: Tensor) -> Tensor:
     return -torch.log(exponential.clamp(min=1e-20))
 
 
-def guide(parameters: StepParameters, conditional: Tensor, unconditional: Tensor) -> Tensor:
-    """Logits [R, K, V] with and without the class -> guided logits, divided by the softmax temperature.
+def apply_guidance(parameters: StepParameters, conditional: Tensor, unconditional: Tensor) -> Tensor:
+    """Classifier-free guidance: conditional and unconditional logits [R, K, V] -> guided logits, divided by temperature.
 
-    Where a row does not need the unconditional logits, its values in ``unconditional`` do not matter but are finite.
+    For rows without guidance, ``unconditional`` may have any finite values.
     """
     base = torch.where(parameters.from_unconditional[:, None, None], unconditional, conditional)
     guided = base + parameters.guidance_weight[:, None, None] * (conditional - unconditional)
@@ -190,7 +188,7 @@ def guide(parameters: StepParameters, conditional: Tensor, unconditional: Tensor
 class StepOutcome(NamedTuple):
     """``tokens`` int64 [R, K] after the step; ``sampled`` before masking; ``margin`` float32 [R].
 
-    The margin is how far the closest decision of a row (which token, which positions) was from going the other way.
+    The margin of a row is that of its closest decision: between two tokens, or between two positions to mask.
     """
 
     tokens: Tensor
@@ -201,7 +199,7 @@ class StepOutcome(NamedTuple):
 def sample_step(
     parameters: StepParameters, logits: Tensor, tokens: Tensor, noise: StepNoise, *, mask_token: int
 ) -> StepOutcome:
-    """One step of every row, from guided logits [R, K, V] and tokens int64 [R, K], which are not changed."""
+    """One step of all rows, from guided logits [R, K, V] and tokens int64 [R, K], which are not changed."""
     num_tokens, scale, last = tokens.shape[1], parameters.noise_scale, parameters.last
     noisy = logits + scale[:, None, None] * _gumbel(noise.token)
     best, chosen = noisy.max(dim=2)
@@ -210,7 +208,7 @@ def sample_step(
     runner_up = noisy.scatter_(2, chosen[:, :, None], -torch.inf).amax(dim=2)
     margin = torch.where(masked, best - runner_up, torch.inf).amin(dim=1)
 
-    # A known token is never masked again: its confidence is infinite.
+    # Known tokens are never masked again: their confidence is infinite.
     score = torch.where(masked, logits.gather(2, chosen[:, :, None])[:, :, 0], torch.inf)
     confidence = score + scale[:, None] * _gumbel(noise.confidence)
     to_mask = torch.minimum(parameters.num_masked, masked.sum(dim=1) - 1).clamp(min=1)

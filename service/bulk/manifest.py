@@ -53,7 +53,7 @@ def settings_of(source: Source, tokenizer: Tokenizer, work: Work, format_name: s
         "computed_in": {
             "dtype": encoder.name,
             # Below float32 an image's company may decide a token.
-            "batch_size": None if encoder.rounds_like_float32 else work.batch_images * work.views.count,
+            "batch_size": None if encoder.is_batch_invariant else work.batch_images * work.views.count,
         },
         "output": {"format": format_name, "dtype": "uint16", "shard_images": work.shard_images},
     }

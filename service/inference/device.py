@@ -210,7 +210,7 @@ class ModelDevice:
 
     def _halve(self, lane: LaneName, size: int) -> None:
         self.batch_limits[lane] = size // 2
-        self._functions[lane].forget(above=size // 2)
+        self._functions[lane].discard(above=size // 2)
         release_memory(self._tokenizer.device)
         log.warning("a %s batch of %d does not fit into memory; from now on %d at once", lane, size, size // 2)
 
@@ -254,7 +254,7 @@ class ModelDevice:
             except RuntimeError as error:
                 log.warning("no CUDA graphs (%s): batches are launched kernel by kernel, which is slower", error)
                 for function in self._functions.values():
-                    function.forget()
+                    function.discard()
                 return
 
     def _record_lane(self, lane: LaneName, recorder: Recorder) -> None:
@@ -268,7 +268,7 @@ class ModelDevice:
                     raise
             else:
                 return
-            function.forget()
+            function.discard()
             self._halve(lane, limit)
 
     def _trial(self, lane: LaneName) -> Callable[[int], object]:

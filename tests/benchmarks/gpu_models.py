@@ -75,7 +75,7 @@ def _of_tokenizer(made: Tokenizer, batches: Sequence[int], seconds: float) -> Me
     for size in _that_fit(batches, made.encoder, made.device):
         elapsed = _fastest(partial(made.encode, pixels[:size]), seconds, made.device)
         measured.append(("encode", size, size / elapsed, operations["encode"]))
-    made.encoder.forget()
+    made.encoder.discard()
     for size in _that_fit(batches, made.decoder, made.device):
         elapsed = _fastest(partial(made.decode, ids[:size]), seconds, made.device)
         measured.append(("decode", size, size / elapsed, operations["decode"]))

@@ -1,4 +1,4 @@
-"""The tokenizer as its users call it: uint8 images, ids, and the promise that company changes nothing."""
+"""The tokenizer's public interface: types, errors, and batch invariance."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ def images(photographs: list[Image.Image]) -> np.ndarray:
     return crops_of(photographs, 64)
 
 
-def test_ids_do_not_depend_on_company(tokenizer: Tokenizer, images: np.ndarray) -> None:
-    alone = torch.cat([tokenizer.encode(image[None]) for image in images])
-    assert (tokenizer.encode(images) == alone).all()
+def test_ids_do_not_depend_on_the_batch(tokenizer: Tokenizer, images: np.ndarray) -> None:
+    unbatched = torch.cat([tokenizer.encode(image[None]) for image in images])
+    assert (tokenizer.encode(images) == unbatched).all()
     order = np.random.default_rng(1).permutation(len(images))
     for size in (2, 3, 8, 31):
-        company = torch.cat([tokenizer.encode(images[order[i : i + size]]) for i in range(0, len(images), size)])
-        assert (company == alone[order]).all()
+        batched = torch.cat([tokenizer.encode(images[order[i : i + size]]) for i in range(0, len(images), size)])
+        assert (batched == unbatched[order]).all()
 
 
-def test_a_close_decision_is_made_by_the_image_alone(tokenizer: Tokenizer, images: np.ndarray) -> None:
-    """Whatever a batch says of an image whose codes are nearly tied, its own encoding decides."""
+def test_an_image_with_a_close_decision_is_reencoded_unbatched(tokenizer: Tokenizer, images: np.ndarray) -> None:
     network = tokenizer._network
-    encode_alone = [tokenizer.encode(image[None])[0] for image in images[:2]]
+    unbatched = [tokenizer.encode(image[None])[0] for image in images[:2]]
     assign = network.quantize.assign
 
-    def swayed(latents: torch.Tensor) -> object:
+    def batch_dependent(latents: torch.Tensor) -> object:
         assignment = assign(latents)
         if len(latents) > 1:
             assignment.ids[1, 5] = (assignment.ids[1, 5] + 1) % tokenizer.codebook_size
@@ -46,16 +45,14 @@ def test_a_close_decision_is_made_by_the_image_alone(tokenizer: Tokenizer, image
         return assignment
 
     try:
-        network.quantize.assign = swayed  # type: ignore[method-assign, assignment]
+        network.quantize.assign = batch_dependent  # type: ignore[method-assign, assignment]
         together = tokenizer.encode(images[:2])
     finally:
         del network.quantize.assign
-    assert (together == torch.stack(encode_alone)).all()
+    assert (together == torch.stack(unbatched)).all()
 
 
-def test_encode_and_decode_take_arrays_and_tensors_and_give_the_promised_types(
-    tokenizer: Tokenizer, images: np.ndarray
-) -> None:
+def test_encode_and_decode_accept_arrays_and_tensors(tokenizer: Tokenizer, images: np.ndarray) -> None:
     read_only = images[:2].copy()
     read_only.flags.writeable = False
     for batch in (images[:2], torch.from_numpy(images[:2]), read_only):
@@ -68,7 +65,7 @@ def test_encode_and_decode_take_arrays_and_tensors_and_give_the_promised_types(
     assert (latents.dtype, tuple(latents.shape)) == (torch.float32, (2, 32, 12))
 
 
-def test_no_images_are_no_ids(tokenizer: Tokenizer) -> None:
+def test_an_empty_batch_has_no_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode(np.empty((0, 128, 128, 3), np.uint8)).shape == (0, 32)
 
 
@@ -81,7 +78,7 @@ def test_no_images_are_no_ids(tokenizer: Tokenizer) -> None:
         np.zeros((1, 128, 128, 3), np.float32),
     ],
 )
-def test_images_of_another_shape_or_dtype_are_refused(tokenizer: Tokenizer, images: np.ndarray) -> None:
+def test_images_of_another_shape_or_dtype_are_rejected(tokenizer: Tokenizer, images: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected images uint8 \[B, 128, 128, 3\]"):
         tokenizer.encode(images)
 
@@ -94,7 +91,7 @@ def test_ids_out_of_range_never_reach_the_device(tokenizer: Tokenizer) -> None:
         tokenizer.decode(torch.zeros((1, 31), dtype=torch.int64))
 
 
-def test_the_revision_tells_precision_apart(tokenizer: Tokenizer) -> None:
+def test_the_revision_depends_on_the_precision(tokenizer: Tokenizer) -> None:
     low = load_tokenizer("titok-mini-32", dtype="bfloat16")
     assert low.revision == f"{tokenizer.revision}-bf16"
     assert load_tokenizer("titok-mini-32", dtype="auto").revision == tokenizer.revision
@@ -112,7 +109,7 @@ def test_lower_precision_stays_close(tokenizer: Tokenizer, images: np.ndarray) -
     assert difference.abs().float().mean() < 2.0
 
 
-def test_the_last_block_computes_only_the_positions_that_are_read(tokenizer: Tokenizer, images: np.ndarray) -> None:
+def test_the_last_block_computes_only_the_positions_that_are_needed(tokenizer: Tokenizer, images: np.ndarray) -> None:
     """Latents after the encoder's, patches after the decoder's."""
     seen: list[int] = []
     halves = (tokenizer._network.encoder, tokenizer._network.decoder)
@@ -127,14 +124,14 @@ def test_the_last_block_computes_only_the_positions_that_are_read(tokenizer: Tok
     assert seen == [32, (128 // tokenizer.patch_size) ** 2]
 
 
-def test_images_are_decoded_into_memory_that_is_given(tokenizer: Tokenizer, images: np.ndarray) -> None:
+def test_images_are_decoded_into_the_given_tensor(tokenizer: Tokenizer, images: np.ndarray) -> None:
     ids = tokenizer.encode(images[:2])
     into = torch.zeros(2, 128, 128, 3, dtype=torch.uint8)
     assert tokenizer.submit_decode(ids, into=into)() is into
     assert torch.equal(into, tokenizer.decode(ids))
 
 
-def test_a_vae_gives_vectors_and_refuses_ids() -> None:
+def test_a_vae_has_vectors_instead_of_ids() -> None:
     vae = tiny_tokenizer(quantize_mode="vae")
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
     latents = vae.latents(pixels)

@@ -23,7 +23,7 @@ from models.networks.generator import GeneratorConfig, build_generator
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.titok import TiTok, TiTokConfig
 from models.sampling.settings import SamplingSettings
-from models.sampling.steps import SamplingRow, StepNoise, guide, pack, sample_step, unpack
+from models.sampling.steps import SamplingRow, StepNoise, apply_guidance, pack_rows, sample_step, unpack_rows
 
 RELATIVE = 1e-3
 slow = pytest.mark.slow
@@ -199,14 +199,16 @@ def test_a_sampling_trace_replayed_with_its_noise_is_the_published_one(
             SamplingRow(label, 0, settings, torch.from_numpy(ids).long(), step)
             for label, ids in zip(labels, case["ids_before_step"][step], strict=True)
         ]
-        tokens, parameters = unpack(pack(rows))
+        tokens, parameters = unpack_rows(pack_rows(rows))
         conditional = network.logits(tokens, labels)
         needed = settings.needs_unconditional(step)
         assert 1 + needed == case["num_forward"][step]
         assert settings.guidance_weight(step) == pytest.approx(case["cfg_scale"][step])
         assert settings.noise_scale(step) == pytest.approx(case["annealed_temperature"][step])
         assert settings.logit_divisor(step) == pytest.approx(case["softmax_temperature"][step])
-        guided = guide(parameters, conditional, network.logits(tokens, [None] * batch) if needed else conditional)
+        guided = apply_guidance(
+            parameters, conditional, network.logits(tokens, [None] * batch) if needed else conditional
+        )
         if step == 0:
             first = deviation(conditional[:, :, ::64].numpy(), case["first_step_logits"])
             assert record_parity(f"{name} {trace}", "logits of the first step", first) <= RELATIVE

@@ -1,4 +1,4 @@
-"""The measurement of ids in company: what it would say of a tokenizer whose ids depend on it, and of one whose do not."""
+"""The batch invariance benchmark, with a batch-invariant tokenizer and with one that is not."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def two_cores() -> Iterator[None]:
         yield
 
 
-def test_ids_in_company_are_compared_with_those_alone() -> None:
+def test_batched_ids_are_compared_with_unbatched_ones() -> None:
     images = distinct_images(IMAGES, SIZE, seed=0)
     rows = compare(tiny_tokenizer(), "float32", images, [2, 3])
     assert [(row.batch, row.images, row.different_ids) for row in rows] == [(2, IMAGES, 0), (3, IMAGES, 0)]
-    # Cores with one image of a batch each decide nothing alone.
+    # Cores with a single image of a batch repeat nothing.
     assert all(row.decided_alone <= IMAGES // 2 for row in rows)
 
 
-def test_a_tokenizer_that_looks_at_an_image_s_company_is_found_out() -> None:
+def test_a_tokenizer_that_is_not_batch_invariant_is_detected() -> None:
     images = distinct_images(IMAGES, SIZE, seed=0)
     tokenizer = tiny_tokenizer()
     encode = tokenizer.encoder._function
 
-    def spoiled(inputs: torch.Tensor, exactly: int) -> tuple[torch.Tensor, ...]:
-        ids, margins = encode(inputs, exactly)
+    def batch_dependent(inputs: torch.Tensor, exact: int) -> tuple[torch.Tensor, ...]:
+        ids, margins = encode(inputs, exact)
         return ids + (len(inputs) > 1), margins
 
-    tokenizer.encoder._function = spoiled
+    tokenizer.encoder._function = batch_dependent
     [row] = compare(tokenizer, "float32", images, [6])
-    assert row.different_images == 6  # the seventh was alone in its batch
+    assert row.different_images == 6  # the seventh is in a batch of its own
     assert row.share == pytest.approx(6 / 7)

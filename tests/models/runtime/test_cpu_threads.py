@@ -1,4 +1,4 @@
-"""Batches shared by the cores of a CPU."""
+"""Batches split over the cores of a CPU."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def four_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 9])
-def test_a_batch_in_parts_gives_what_the_whole_one_gives_in_its_order(count: int) -> None:
+def test_a_split_batch_has_the_same_results_in_order(count: int) -> None:
     batch = torch.arange(3 * count).view(count, 3)
-    doubled, total = BatchSplitter(CPU).divided(lambda x: (x * 2, x.sum(1)))(batch)
+    doubled, total = BatchSplitter(CPU).run(lambda x: (x * 2, x.sum(1)), batch)
     assert torch.equal(doubled, batch * 2)
     assert torch.equal(total, batch.sum(1))
 
 
-def test_every_core_has_a_part_at_the_same_time_and_the_threads_are_shared_out() -> None:
-    cores = BatchSplitter(CPU)
+def test_parts_run_at_the_same_time_and_share_the_threads() -> None:
+    splitter = BatchSplitter(CPU)
     for parts, threads in ((4, 1), (2, 2), (3, 1)):
         together = threading.Barrier(parts, timeout=20)
 
@@ -36,18 +36,18 @@ def test_every_core_has_a_part_at_the_same_time_and_the_threads_are_shared_out()
             together.wait()
             return torch.get_num_threads(), torch.is_inference_mode_enabled()
 
-        assert cores.map(compute, range(parts)) == [(threads, True)] * parts
+        assert splitter.map(compute, range(parts)) == [(threads, True)] * parts
         assert torch.get_num_threads() == 4
 
 
-def test_one_image_has_all_threads_and_stays_in_the_thread_that_calls() -> None:
-    assert BatchSplitter(CPU).parts(1) == 1
+def test_a_single_image_runs_in_the_calling_thread() -> None:
+    assert BatchSplitter(CPU).num_parts(1) == 1
     assert BatchSplitter(CPU).map(lambda _: threading.get_ident(), [0]) == [threading.get_ident()]
 
 
-def test_parts_have_no_more_images_than_they_may() -> None:
-    cores = BatchSplitter(CPU)
-    assert [cores.parts(count, 3) for count in (0, 1, 4, 12, 13)] == [1, 1, 4, 4, 5]
+def test_parts_do_not_exceed_the_maximum() -> None:
+    splitter = BatchSplitter(CPU)
+    assert [splitter.num_parts(count, 3) for count in (0, 1, 4, 12, 13)] == [1, 1, 4, 4, 5]
     threads, sizes = set(), []
 
     def compute(part: torch.Tensor) -> tuple[torch.Tensor]:
@@ -55,22 +55,22 @@ def test_parts_have_no_more_images_than_they_may() -> None:
         sizes.append(len(part))
         return (part,)
 
-    [rows] = cores.divided(compute, 3)(torch.arange(13))
+    [rows] = splitter.run(compute, torch.arange(13), 3)
     assert torch.equal(rows, torch.arange(13))
     assert sorted(sizes) == [2, 2, 3, 3, 3]
     assert threads == {1}
 
 
-def test_one_core_computes_all_parts_in_the_thread_that_calls() -> None:
+def test_with_one_core_all_parts_run_in_the_calling_thread() -> None:
     torch.set_num_threads(1)
     assert BatchSplitter(CPU).map(lambda _: threading.get_ident(), range(3)) == [threading.get_ident()] * 3
 
 
-def test_a_gpu_is_given_batches_whole() -> None:
-    assert BatchSplitter(torch.device("cuda")).parts(64, 8) == 1
+def test_batches_for_a_gpu_are_not_split() -> None:
+    assert BatchSplitter(torch.device("cuda")).num_parts(64, 8) == 1
 
 
-def test_a_part_that_fails_fails_the_batch_when_no_other_still_reads_it() -> None:
+def test_a_failure_is_raised_after_all_parts_have_ended() -> None:
     failed, finished = threading.Event(), threading.Event()
 
     def compute(part: int) -> None:
@@ -85,7 +85,7 @@ def test_a_part_that_fails_fails_the_batch_when_no_other_still_reads_it() -> Non
     assert finished.is_set()
 
 
-def test_threads_that_begin_later_have_as_many_of_their_own_as_before() -> None:
+def test_the_setting_of_later_threads_is_unchanged() -> None:
     BatchSplitter(CPU).map(lambda _: None, range(4))
     seen: list[int] = []
     thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))

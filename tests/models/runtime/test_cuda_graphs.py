@@ -1,4 +1,4 @@
-"""Recorded batch sizes: padding, memory of their own, and what runs where nothing is recorded. No GPU is needed."""
+"""Recorded batch sizes, padding and fallback of graphed functions, without a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def recorder() -> CallingRecorder:
 
 
 class Doubling:
-    """Doubles numbers and notes the batch sizes it was called with."""
+    """Doubles numbers and records the batch sizes of its calls."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -34,7 +34,7 @@ def rows(count: int, start: int = 1) -> torch.Tensor:
     return torch.arange(start, start + 2 * count, dtype=torch.float32).view(count, 2)
 
 
-def test_a_batch_runs_at_the_next_recorded_size_and_comes_back_at_its_own(recorder: CallingRecorder) -> None:
+def test_a_batch_is_padded_to_the_next_recorded_size_and_trimmed(recorder: CallingRecorder) -> None:
     doubling = Doubling()
     doubling.graphed.record([1, 2, 4, 8], recorder)
     assert doubling.graphed.sizes == [1, 2, 4, 8]
@@ -47,7 +47,7 @@ def test_a_batch_runs_at_the_next_recorded_size_and_comes_back_at_its_own(record
     assert recorder.replays == 5
 
 
-def test_results_stay_when_the_graph_is_replayed_for_others(recorder: CallingRecorder) -> None:
+def test_results_are_not_overwritten_by_later_replays(recorder: CallingRecorder) -> None:
     doubling = Doubling()
     doubling.graphed.record([4], recorder)
     first, _ = doubling.graphed(rows(3), 0)
@@ -55,13 +55,13 @@ def test_results_stay_when_the_graph_is_replayed_for_others(recorder: CallingRec
     assert torch.equal(first, rows(3) * 2)
 
 
-def test_sizes_are_recorded_from_the_largest_down(recorder: CallingRecorder) -> None:
+def test_sizes_are_recorded_in_descending_order(recorder: CallingRecorder) -> None:
     doubling = Doubling()
     doubling.graphed.record([1, 2, 4], recorder)
     assert doubling.sizes == [4, 4, 2, 2, 1, 1]  # each with both of its variants
 
 
-def test_variants_are_told_apart(recorder: CallingRecorder) -> None:
+def test_each_variant_has_its_own_graph(recorder: CallingRecorder) -> None:
     doubling = Doubling()
     doubling.graphed.record([2], recorder)
     assert torch.equal(doubling.graphed(rows(1), 0)[0], rows(1) * 2)
@@ -71,7 +71,7 @@ def test_variants_are_told_apart(recorder: CallingRecorder) -> None:
     assert recorder.replays == 2  # not recorded, so called
 
 
-def test_without_a_recording_large_enough_the_function_is_called_as_it_is(recorder: CallingRecorder) -> None:
+def test_without_a_large_enough_recording_the_function_is_called_directly(recorder: CallingRecorder) -> None:
     doubling = Doubling()
     doubling.graphed(rows(3), 0)
     doubling.graphed.record([2], recorder)
@@ -80,18 +80,18 @@ def test_without_a_recording_large_enough_the_function_is_called_as_it_is(record
     assert recorder.replays == 0
 
 
-def test_what_is_forgotten_is_not_replayed(recorder: CallingRecorder) -> None:
+def test_discarded_graphs_are_not_replayed(recorder: CallingRecorder) -> None:
     doubling = Doubling()
     doubling.graphed.record([1, 2, 4], recorder)
-    doubling.graphed.forget(above=2)
+    doubling.graphed.discard(above=2)
     assert doubling.graphed.sizes == [1, 2]
     doubling.graphed(rows(4), 0)
     assert recorder.replays == 0
-    doubling.graphed.forget()
+    doubling.graphed.discard()
     assert doubling.graphed.sizes == []
 
 
-def test_a_tokenizer_of_recorded_sizes_gives_the_same_ids_and_pixels(recorder: CallingRecorder) -> None:
+def test_a_tokenizer_with_graphs_has_the_same_ids_and_pixels(recorder: CallingRecorder) -> None:
     plain, graphed = tiny_tokenizer(), tiny_tokenizer()
     for function in (graphed.encoder, graphed.decoder):
         function.record([1, 2, 4], recorder)
@@ -104,7 +104,7 @@ def test_a_tokenizer_of_recorded_sizes_gives_the_same_ids_and_pixels(recorder: C
 
 
 @pytest.mark.parametrize("guided", [True, False])
-def test_a_generator_of_recorded_sizes_gives_the_same_tokens(recorder: CallingRecorder, *, guided: bool) -> None:
+def test_a_generator_with_graphs_has_the_same_tokens(recorder: CallingRecorder, *, guided: bool) -> None:
     plain, graphed = tiny_generator(), tiny_generator()
     graphed.stepper.record([1, 2, 4], recorder)
     labels = [1, 2, None] if guided else [None] * 3  # rows with and without guidance, padded by one

@@ -1,4 +1,4 @@
-"""TF32 in one pass and in three, as arithmetic that a CPU can follow; and the switches of a CUDA device."""
+"""TF32 arithmetic in one pass and in three, on a CPU, and PyTorch's precision switches."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.runtime.matmul_precision import _SWITCHES, MatmulPrecision, ThreePassLinear, _split
+from models.runtime.matmul_precision import MatmulPrecision, ThreePassLinear, _split, fp32_precision, set_fp32_precision
 
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def test_a_number_is_what_tf32_keeps_of_it_and_the_rest() -> None:
+def test_a_number_is_split_into_its_tf32_part_and_an_exact_remainder() -> None:
     x = torch.randn(1000) * torch.logspace(-20, 20, 1000)
     high, low = _split(x)
     assert (high.view(torch.int32) & 0x1FFF == 0).all()  # 10 of 23 bits of mantissa
@@ -25,7 +25,7 @@ def test_a_number_is_what_tf32_keeps_of_it_and_the_rest() -> None:
     assert _split(torch.zeros(3))[0].eq(0).all()
 
 
-def test_three_passes_come_near_float32_where_one_does_not() -> None:
+def test_three_passes_have_an_error_near_float32() -> None:
     torch.manual_seed(0)
     x, weight, bias = torch.randn(64, 256), torch.randn(32, 256), torch.randn(32)
     exact = F.linear(x.double(), weight.double(), bias.double())
@@ -38,7 +38,7 @@ def test_three_passes_come_near_float32_where_one_does_not() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_layers_of_a_network_run_in_three_passes_and_their_weights_are_split_once(*, bias: bool) -> None:
+def test_linear_layers_run_in_three_passes_and_weights_are_split_once(*, bias: bool) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(48, 24, bias=bias).requires_grad_(False), torch.randn(2, 5, 48)
     mode = ThreePassLinear()
@@ -52,41 +52,40 @@ def test_layers_of_a_network_run_in_three_passes_and_their_weights_are_split_onc
     assert len(mode._parts) == 2  # the weight, and the rows of it
 
 
-def test_other_formats_and_what_comes_after_are_left_alone() -> None:
+def test_other_dtypes_and_later_computations_are_unchanged() -> None:
     x, weight = torch.randn(4, 8), torch.randn(3, 8)
     low = F.linear(x.bfloat16(), weight.bfloat16())
     with ThreePassLinear() as mode:
         assert torch.equal(F.linear(x.bfloat16(), weight.bfloat16()), low)
         assert mode._parts == {}
     plain = F.linear(x, weight)
-    products = MatmulPrecision("tf32x3", torch.device("cpu"))
+    precision = MatmulPrecision("tf32x3", torch.device("cpu"))
     for _ in range(2):  # a network is run more than once
-        with products:
+        with precision:
             pass
     assert torch.equal(F.linear(x, weight), plain)
 
 
-def test_the_switches_of_a_device_are_as_they_were_when_the_work_is_done() -> None:
-    before = _SWITCHES.get()
+def test_the_switches_are_restored_on_exit() -> None:
+    before = fp32_precision()
     cuda = torch.device("cuda")  # the switches exist without one
     try:
-        for was in ({"matrices": False, "convolutions": True}, {"matrices": True, "convolutions": False}):
-            outside = _SWITCHES.values(**was)
-            _SWITCHES.set(outside)
-            for mode, matrices, convolutions in (
-                ("float32", False, False),
-                ("tf32", True, True),
-                ("tf32x3", True, False),
+        for outside in (("ieee", "tf32"), ("tf32", "ieee")):
+            set_fp32_precision(outside)
+            for mode, inside in (
+                ("float32", ("ieee", "ieee")),
+                ("tf32", ("tf32", "tf32")),
+                ("tf32x3", ("tf32", "ieee")),
             ):
                 with contextlib.suppress(ZeroDivisionError), MatmulPrecision(mode, cuda):  # type: ignore[arg-type]
-                    assert _SWITCHES.get() == _SWITCHES.values(matrices=matrices, convolutions=convolutions)
+                    assert fp32_precision() == inside
                     raise ZeroDivisionError
-                assert _SWITCHES.get() == outside
+                assert fp32_precision() == outside
     finally:
-        _SWITCHES.set(before)
+        set_fp32_precision(before)
 
 
-def test_a_cpu_leaves_the_switches_of_cuda_devices_alone() -> None:
-    before = _SWITCHES.get()
+def test_a_cpu_does_not_change_the_switches() -> None:
+    before = fp32_precision()
     with MatmulPrecision("tf32", torch.device("cpu")):
-        assert _SWITCHES.get() == before
+        assert fp32_precision() == before

@@ -1,4 +1,4 @@
-"""What a dtype setting stands for, on each kind of device."""
+"""Number formats of a dtype setting on each kind of device."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture
 def capability(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The compute capability of a CUDA device that need not be there."""
+    """The compute capability of a simulated CUDA device."""
     capabilities = [(9, 0)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capabilities[-1])
     return capabilities
 
 
-def test_auto_lowers_the_decoder_alone_and_only_where_that_is_faster(capability: list[tuple[int, int]]) -> None:
+def test_auto_lowers_only_the_decoder_and_only_where_that_is_faster(capability: list[tuple[int, int]]) -> None:
     precision = Precision.of("auto", CUDA)
     assert (precision.encoder.name, precision.decoder.name, precision.generator.name) == (
         "float32",
@@ -35,19 +35,19 @@ def test_auto_lowers_the_decoder_alone_and_only_where_that_is_faster(capability:
 
 
 @pytest.mark.parametrize("name", [name for name in DTYPES if name != "auto"])
-def test_any_other_name_is_one_format_for_all_three(name: str, capability: list[tuple[int, int]]) -> None:
+def test_other_names_are_one_format_for_all_networks(name: str, capability: list[tuple[int, int]]) -> None:
     precision = Precision.of(name, CUDA)
     assert precision.encoder is precision.decoder is precision.generator is FORMATS[name]
     assert precision.encoder.is_exact is (name == "float32")
 
 
-def test_only_float32_ids_go_without_a_suffix_and_no_two_formats_share_one() -> None:
+def test_revision_suffixes_are_unique_and_empty_for_float32() -> None:
     suffixes = [kind.suffix for kind in FORMATS.values()]
     assert suffixes[0] == ""
     assert len(set(suffixes)) == len(suffixes)
 
 
-def test_tensor_float32_needs_a_device_that_has_it(capability: list[tuple[int, int]]) -> None:
+def test_tf32_needs_a_device_that_supports_it(capability: list[tuple[int, int]]) -> None:
     assert has_tf32(CUDA)
     capability.append((7, 5))
     for name in ("tf32", "tf32x3"):
@@ -58,7 +58,7 @@ def test_tensor_float32_needs_a_device_that_has_it(capability: list[tuple[int, i
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
-def test_half_precision_runs_and_names_its_revision(name: str) -> None:
+def test_half_precision_has_a_revision_suffix(name: str) -> None:
     exact, low = tiny_tokenizer(), tiny_tokenizer(dtype=name)
     assert low.revision == exact.revision + FORMATS[name].suffix
     images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""How close is too close: what margins were seen to move by, and what is done with images closer than that."""
+"""Measured rounding tolerance, and the repetition of close decisions unbatched."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Margins:
     def tolerance(self, sizes: Sequence[int], seconds: float = 60.0) -> MeasuredTolerance | None:
         return measure_tolerance(
             self,
-            alone=lambda item: self.own[item : item + 1],
+            unbatched=lambda item: self.own[item : item + 1],
             count=3,
             sizes=sizes,
-            least=1e-5,
+            minimum=1e-5,
             seconds=seconds,
             clock=lambda: len(self.batches),
         )
 
 
-def test_the_tolerance_is_eight_times_the_most_that_margins_moved() -> None:
+def test_the_tolerance_is_eight_times_the_largest_change_of_margins() -> None:
     margins = Margins(1e-3)
     measured = margins.tolerance([4, 2])
     assert measured is not None
@@ -49,11 +49,11 @@ def test_the_tolerance_is_eight_times_the_most_that_margins_moved() -> None:
     assert margins.batches == [[0, 1], [2, 0], [0, 1, 2, 0]]  # every item at every size, again where they are too few
 
 
-def test_where_nothing_moved_the_least_is_believed() -> None:
+def test_without_changes_the_tolerance_is_the_minimum() -> None:
     assert Margins(0.0, infinite=True).tolerance([2]) == MeasuredTolerance(1e-5, 2)
 
 
-def test_measuring_ends_when_it_takes_too_long() -> None:
+def test_measuring_stops_at_the_time_limit() -> None:
     assert Margins(0.0).tolerance([2], seconds=-1.0) is None
     assert Margins(0.0).tolerance([2, 3], seconds=1.0) is None  # two batches of two
     assert Margins(0.0).tolerance([2, 3], seconds=2.0) == MeasuredTolerance(1e-5, 2)
@@ -64,20 +64,20 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
 
 
-def test_a_tokenizer_measures_its_own(images: np.ndarray) -> None:
+def test_calibration_lowers_the_default_tolerance(images: np.ndarray) -> None:
     tokenizer = tiny_tokenizer()
-    cautious = tokenizer.tolerance
+    default = tokenizer.tolerance
     tokenizer.calibrate(images, [2, 3], seconds=-1.0)
-    assert tokenizer.tolerance == cautious
+    assert tokenizer.tolerance == default
     tokenizer.calibrate(images, [2, 3], seconds=60.0)
-    assert 1e-5 <= tokenizer.tolerance < cautious
+    assert 1e-5 <= tokenizer.tolerance < default
     low = tiny_tokenizer(dtype="bfloat16")
     low.calibrate(images, [2], seconds=60.0)
-    assert low.tolerance == cautious  # it decides nothing alone
+    assert low.tolerance == default  # bfloat16 is not batch-invariant
 
 
 @pytest.mark.usefixtures("one_core")
-def test_a_cpu_runs_no_larger_batches_than_were_measured(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_splits_batches_to_measured_sizes(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer()
     expected = tokenizer.encode(images)
     monkeypatch.setattr("models.tokenizer.measure_tolerance", lambda *_, **__: MeasuredTolerance(1e-9, 4))
@@ -90,9 +90,7 @@ def test_a_cpu_runs_no_larger_batches_than_were_measured(images: np.ndarray, mon
     assert sizes[2:] == [(4, 0)]
 
 
-def test_what_is_measured_on_several_cores_is_what_one_of_them_runs(
-    images: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_measured_sizes_are_divided_by_the_number_of_cores(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer()
     monkeypatch.setattr("models.tokenizer.measure_tolerance", lambda *_, **__: MeasuredTolerance(1e-9, 3))
     with torch_threads(2):
@@ -103,7 +101,7 @@ def test_what_is_measured_on_several_cores_is_what_one_of_them_runs(
 
 
 @pytest.mark.usefixtures("one_core")
-def test_only_closer_decisions_are_made_alone(images: np.ndarray) -> None:
+def test_only_close_decisions_are_repeated_unbatched(images: np.ndarray) -> None:
     tokenizer = tiny_tokenizer()
     sizes = spy(tokenizer)
     tokenizer.tolerance = 0.0
@@ -115,7 +113,7 @@ def test_only_closer_decisions_are_made_alone(images: np.ndarray) -> None:
 
 
 def spy(tokenizer: Tokenizer) -> list[tuple[int, int]]:
-    """Batch sizes that the tokenizer runs, and whether exactly."""
+    """Batch sizes that the tokenizer runs, and the variant."""
     sizes: list[tuple[int, int]] = []
     encode = tokenizer.encoder._function
     tokenizer.encoder._function = lambda inputs, exactly: (
@@ -127,14 +125,14 @@ def spy(tokenizer: Tokenizer) -> list[tuple[int, int]]:
 
 @pytest.fixture
 def one_core() -> Iterator[None]:
-    """No batch is run in parts."""
+    """Batches are not split."""
     with torch_threads(1):
         yield
 
 
 @pytest.fixture
 def three_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a CPU compute in three TF32 passes, as arithmetic."""
+    """Allows tf32x3 on a CPU."""
     kind = FORMATS["tf32x3"]
     of = Precision.of
     monkeypatch.setattr(
@@ -143,7 +141,7 @@ def three_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("three_passes", "one_core")
-def test_close_decisions_of_three_tf32_passes_are_made_in_float32(images: np.ndarray) -> None:
+def test_close_decisions_in_tf32x3_are_repeated_in_float32(images: np.ndarray) -> None:
     exact, three = tiny_tokenizer(), tiny_tokenizer(dtype="tf32x3")
     sizes = spy(three)
     three.tolerance = 1e9
@@ -155,7 +153,7 @@ def test_close_decisions_of_three_tf32_passes_are_made_in_float32(images: np.nda
 
 
 @pytest.mark.usefixtures("three_passes")
-def test_both_ways_of_an_image_alone_are_recorded(images: np.ndarray) -> None:
+def test_both_variants_of_a_single_image_are_recorded(images: np.ndarray) -> None:
     exact, three, recorder = tiny_tokenizer(), tiny_tokenizer(dtype="tf32x3"), CallingRecorder()
     three.encoder.record([1, 2], recorder)
     three.tolerance = 1e9
@@ -165,7 +163,7 @@ def test_both_ways_of_an_image_alone_are_recorded(images: np.ndarray) -> None:
 
 
 @pytest.mark.usefixtures("three_passes")
-def test_a_generator_in_three_passes_makes_close_decisions_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tf32x3_generator_repeats_close_decisions_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.generation._TOLERANCE", 1e9)
     exact, three = tiny_generator(), tiny_generator(dtype="tf32x3")
     three.stepper.record([1, 2], CallingRecorder())

@@ -1,4 +1,4 @@
-"""Batches to a device and results from it, as far as a machine without a GPU can tell."""
+"""Copies between host and device, as far as they can be tested without a GPU."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.runtime.transfers import HostTransfers, _Arrival, memory_of, pin, transfers_for
+from models.runtime.transfers import HostTransfers, _PendingCopy, base_array, pin, transfers_for
 
 CPU = torch.device("cpu")
 
 
-def test_on_a_cpu_results_are_those_of_the_function_in_new_memory_or_where_they_are_wanted() -> None:
+def test_on_a_cpu_results_are_new_tensors_or_written_into_the_given_one() -> None:
     transfers = transfers_for(CPU)
     assert isinstance(transfers, HostTransfers)
     host, place = torch.arange(6).view(3, 2), torch.zeros(3, 2, dtype=torch.int64)
@@ -25,15 +25,15 @@ def test_on_a_cpu_results_are_those_of_the_function_in_new_memory_or_where_they_
     assert torch.equal(place, host * 3)
 
 
-def test_a_cpu_needs_no_memory_pinned() -> None:
+def test_pinning_does_nothing_for_a_cpu() -> None:
     pin(np.zeros((4, 4))[:, ::2], CPU)()
 
 
-def test_memory_is_that_of_the_array_which_every_part_keeps_alive() -> None:
+def test_the_base_array_lives_as_long_as_its_views() -> None:
     whole = np.frombuffer(mmap.mmap(-1, 4096), np.uint8)
     rows = whole.reshape(4, 32, 32)
     for part in (whole, rows, rows[1:3], rows[1][2:]):
-        assert memory_of(part) is whole
+        assert base_array(part) is whole
     gone: list[bool] = []
     weakref.finalize(whole, gone.append, True)
     part = rows[1:3]
@@ -52,9 +52,9 @@ class Event:
 
 
 @pytest.mark.parametrize("awaited", [True, False])
-def test_memory_is_held_until_the_last_copy_is_done_even_if_nobody_waits(*, awaited: bool) -> None:
+def test_memory_is_held_until_the_last_copy_is_done(*, awaited: bool) -> None:
     event, result = Event(), torch.ones(2)
-    arrival = _Arrival(event, (torch.zeros(2),), (result,))  # type: ignore[arg-type]
+    arrival = _PendingCopy(event, (torch.zeros(2),), (result,))  # type: ignore[arg-type]
     if awaited:
         assert arrival()[0] is result
         assert arrival._held == ()

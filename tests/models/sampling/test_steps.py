@@ -1,4 +1,4 @@
-"""Sampling belongs to the row: its seed, its schedule, and nobody else's."""
+"""Sampling steps: seeds, schedules, guidance, and independence of the other rows in a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import torch
 
 from models.generation import Generator
 from models.sampling.settings import MAX_STEPS, SamplingSettings
-from models.sampling.steps import SamplingRow, StepNoise, StepParameters, guide, pack, sample_step, unpack
+from models.sampling.steps import (
+    SamplingRow,
+    StepNoise,
+    StepParameters,
+    apply_guidance,
+    pack_rows,
+    sample_step,
+    unpack_rows,
+)
 from tests.tiny_models import tiny_generator
 
 DEMO = SamplingSettings(steps=6, guidance_scale=3.0, guidance_decay="linear", temperature=4.0)
@@ -28,10 +36,10 @@ def finish(generator: Generator, rows: list[SamplingRow]) -> torch.Tensor:
 
 
 def parameters(*rows: SamplingRow) -> StepParameters:
-    return unpack(pack(rows))[1]
+    return unpack_rows(pack_rows(rows))[1]
 
 
-def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(generator: Generator) -> None:
+def test_tokens_are_determined_by_the_seed(generator: Generator) -> None:
     first, again, other = (generator.generate([2], seeds=[seed], preset="demo") for seed in (7, 7, 8))
     assert (first == again).all()
     assert (first != other).any()
@@ -40,24 +48,24 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(generator: 
     assert (as_arrays == first).all()
 
 
-def test_a_row_is_not_changed_by_rows_at_other_steps_with_other_settings(generator: Generator) -> None:
+def test_a_row_does_not_depend_on_rows_with_other_steps_and_settings(generator: Generator) -> None:
     others = [
         SamplingSettings(steps=3, guidance_scale=0.0, temperature=1.0),
         SamplingSettings(steps=9, guidance_scale=5.0, guidance_decay="power-cosine", temperature=2.0),
         SamplingSettings(steps=2, guidance_scale=1.0, temperature=0.0, softmax_annealing=True),
     ]
-    alone = finish(generator, [generator.row(3, 42, DEMO)])
+    expected = finish(generator, [generator.row(3, 42, DEMO)])
     row = generator.row(3, 42, DEMO)
-    company = [
+    other_rows = [
         generator.row(label, seed, settings)
         for seed, (label, settings) in enumerate(zip([None, 1, 4], others, strict=True))
     ]
-    generator.step(company)  # they are a step ahead when the row joins
-    generator.step([*company[:2], row])
-    assert (finish(generator, [row, *company])[0] == alone[0]).all()
+    generator.step(other_rows)  # they are a step ahead when the row joins
+    generator.step([*other_rows[:2], row])
+    assert (finish(generator, [row, *other_rows])[0] == expected[0]).all()
 
 
-def test_advancing_is_a_function_of_the_rows_that_changes_none_of_them(generator: Generator) -> None:
+def test_advance_is_a_pure_function_of_the_rows(generator: Generator) -> None:
     rows = [generator.row(label, seed, DEMO) for seed, label in enumerate([None, 2, 4, None, 1])]
     before = [(row.step, row.tokens.clone()) for row in rows]
     first, again = generator.advance(rows), generator.advance(rows)
@@ -65,12 +73,12 @@ def test_advancing_is_a_function_of_the_rows_that_changes_none_of_them(generator
     assert all(
         row.step == step and torch.equal(row.tokens, tokens) for row, (step, tokens) in zip(rows, before, strict=True)
     )
-    # Guided rows are computed first, and the answers come in the order asked.
+    # Guided rows are computed first; the results are in the order of the rows.
     for row, tokens in zip(rows, first.tokens, strict=True):
         assert torch.equal(generator.advance([row]).tokens[0], tokens)
 
 
-def test_a_row_can_be_taken_up_at_any_step(generator: Generator) -> None:
+def test_a_row_can_be_resumed_at_any_step(generator: Generator) -> None:
     tokens, step, finished = None, 0, False
     while not finished:
         advance = generator.advance([generator.row(2, 7, DEMO, step=step, tokens=tokens)])
@@ -83,24 +91,24 @@ def test_a_row_can_be_taken_up_at_any_step(generator: Generator) -> None:
     assert torch.equal(tokens, generator.generate([2], seeds=[7], **vars(DEMO))[0])
 
 
-def test_a_close_decision_is_made_by_the_row_alone(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_close_decision_is_repeated_unbatched(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [generator.row(label, seed, DEMO) for seed, label in enumerate([1, 2, None])]
-    alone = [generator.advance([row]) for row in rows]
+    unbatched = [generator.advance([row]) for row in rows]
     step = generator.stepper
 
-    def swayed(table: torch.Tensor, *static: int) -> tuple[torch.Tensor, ...]:
+    def batch_dependent(table: torch.Tensor, *static: int) -> tuple[torch.Tensor, ...]:
         tokens, sampled, margins = step(table, *static)
         return (tokens + 1, sampled + 1, torch.zeros_like(margins)) if len(table) > 1 else (tokens, sampled, margins)
 
-    swayed.sizes = ()  # type: ignore[attr-defined]
-    monkeypatch.setattr(generator, "stepper", swayed)
+    batch_dependent.sizes = ()  # type: ignore[attr-defined]
+    monkeypatch.setattr(generator, "stepper", batch_dependent)
     together = generator.advance(rows)
-    for place, expected in enumerate(alone):
+    for place, expected in enumerate(unbatched):
         assert torch.equal(together.tokens[place], expected.tokens[0])
         assert torch.equal(together.sampled[place], expected.sampled[0])
 
 
-def test_rows_that_are_no_states_of_the_generator_are_refused(generator: Generator) -> None:
+def test_invalid_row_states_are_rejected(generator: Generator) -> None:
     tokens = torch.zeros(16, dtype=torch.int64)
     for wrong in ({"label": 5}, {"label": -2}, {"step": 6}, {"step": -1}):
         with pytest.raises(ValueError, match="out of range"):
@@ -112,17 +120,17 @@ def test_rows_that_are_no_states_of_the_generator_are_refused(generator: Generat
         generator.row(0, 0, vars(DEMO))  # type: ignore[arg-type]
 
 
-def test_no_class_is_the_null_class_by_none_and_by_minus_one(generator: Generator) -> None:
+def test_none_and_minus_one_are_the_null_class(generator: Generator) -> None:
     none, minus_one = (generator.generate([label], seeds=[5], preset="demo") for label in (None, -1))
     assert (none == minus_one).all()
 
 
-def test_guidance_of_zero_is_the_conditional_network_alone(generator: Generator) -> None:
+def test_guidance_of_zero_uses_conditional_logits_only(generator: Generator) -> None:
     settings = SamplingSettings(steps=4, guidance_scale=0.0)
     row = generator.row(1, 0, settings)
     assert not row.needs_unconditional
     conditional = torch.randn(1, 16, 64)
-    assert torch.equal(guide(parameters(row), conditional, torch.full_like(conditional, 99.0)), conditional)
+    assert torch.equal(apply_guidance(parameters(row), conditional, torch.full_like(conditional, 99.0)), conditional)
 
 
 @pytest.mark.parametrize("decay", ["constant", "linear", "power-cosine"])
@@ -133,7 +141,7 @@ def test_guidance_follows_the_published_formula_of_its_decay(decay: str) -> None
     weight = settings.guidance_weight(5)
     base = unconditional if decay == "power-cosine" else conditional
     expected = base + weight * (conditional - unconditional)
-    assert torch.allclose(guide(parameters(row), conditional, unconditional), expected)
+    assert torch.allclose(apply_guidance(parameters(row), conditional, unconditional), expected)
 
 
 def test_schedules_have_the_published_end_points() -> None:
@@ -152,7 +160,7 @@ def test_schedules_have_the_published_end_points() -> None:
 
 
 @pytest.mark.parametrize(("steps", "num_tokens"), [(1, 8), (8, 32), (64, 8), (MAX_STEPS, 4), (3, 1)])
-def test_known_tokens_stay_and_every_row_ends_with_all_tokens_known(steps: int, num_tokens: int) -> None:
+def test_known_tokens_are_kept_and_all_tokens_are_known_at_the_end(steps: int, num_tokens: int) -> None:
     settings = SamplingSettings(steps=steps, guidance_scale=0.0, temperature=3.0)
     row = SamplingRow(0, 1, settings, torch.full((num_tokens,), 16))
     torch.manual_seed(1)
@@ -188,7 +196,7 @@ def test_noise_is_uniform_and_differs_by_seed_step_and_stream() -> None:
 
 
 def test_noise_never_changes_between_releases() -> None:
-    """The same seed, the same image, after an upgrade too."""
+    """The same seed gives the same image after an upgrade."""
     noise = StepNoise.of(parameters(SamplingRow(0, 7, DEMO, torch.full((2,), 3), 2)), 2, 3)
     expected = torch.tensor(NOISE_OF_SEED_7_STEP_2)
     assert torch.equal(noise.token[0], expected)
@@ -211,12 +219,12 @@ NOISE_OF_SEED_7_STEP_2 = [
         ("guidance_power", 0.0),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(member: str, value: float) -> None:
+def test_settings_out_of_range_are_rejected_by_name(member: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{member} .* is out of range"):
         SamplingSettings(**{"steps": 8, "guidance_scale": 1.0, member: value})  # type: ignore[arg-type]
 
 
-def test_a_class_outside_the_table_is_refused(generator: Generator) -> None:
+def test_a_class_out_of_range_is_rejected(generator: Generator) -> None:
     for label in (5, -2, 1000):
         with pytest.raises(ValueError, match=r"out of range 0\.\.4"):
             generator.generate([label], seeds=[0])
@@ -229,3 +237,27 @@ def test_presets_and_settings_are_checked_by_name(generator: Generator) -> None:
         generator.generate([0], seeds=[0], magic=1)
     with pytest.raises(ValueError, match="2 labels need as many seeds"):
         generator.generate([0, 1], seeds=[0])
+
+
+def test_logits_accept_arrays_and_tensors(generator: Generator) -> None:
+    tokens, labels = np.full((2, 16), 64), np.array([3, -1])
+    tokens[:, :5] = np.arange(5)
+    expected = generator.logits(torch.from_numpy(tokens), [3, None])
+    assert (expected.dtype, tuple(expected.shape)) == (torch.float32, (2, 16, 64))
+    read_only = tokens.copy()
+    read_only.flags.writeable = False
+    for same in (tokens, read_only, tokens.astype(np.uint16), torch.from_numpy(tokens).int()):
+        for classes in (labels, torch.from_numpy(labels), labels.tolist()):
+            assert torch.equal(generator.logits(same, classes), expected)
+
+
+def test_logits_reject_other_shapes_dtypes_and_ids(generator: Generator) -> None:
+    tokens = np.zeros((2, 16), np.int64)
+    for wrong, labels in ((tokens[:, :15], [0, 0]), (tokens[0], [0]), (tokens, [0]), (tokens.astype(float), [0, 0])):
+        with pytest.raises(ValueError, match=r"expected integer tokens \[B, 16\] and B labels"):
+            generator.logits(wrong, labels)
+    for wrong in (tokens - 1, tokens + 65):
+        with pytest.raises(ValueError, match=r"token ids are 0\.\.63, or 64"):
+            generator.logits(wrong, [0, 0])
+    with pytest.raises(ValueError, match=r"class 5 is out of range 0\.\.4"):
+        generator.logits(tokens, np.array([0, 5]))
