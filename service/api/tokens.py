@@ -1,4 +1,4 @@
-"""Token ids of a request, from JSON or from packed bits, checked before anything else sees them."""
+"""Token ids of a request, from JSON or from packed bits, validated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Ids = npt.NDArray[np.int64]
 
 
 def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> Ids:
-    """Ids int64 [B, K] of a request's one member that holds any."""
+    """Ids int64 [B, K] from ``tokens``, ``code`` or ``codes``. Raises ``InvalidRequest``, as all functions here do."""
     given = [name for name in ("tokens", "code", "codes") if getattr(body, name) is not None]
     if len(given) != 1:
         raise InvalidRequest(
@@ -75,7 +75,7 @@ def _row(row: Any, code_format: CodeFormat, pointer: str) -> Ids:
         )
     allowed = f"0..{code_format.codebook_size - 1}"
     for position, value in enumerate(row):
-        # True is an int to Python, and no token id to anybody.
+        # bool is a subclass of int
         if not isinstance(value, int) or isinstance(value, bool):
             raise invalid_value(f"{pointer}/{position}", "a token id is a whole number", value, allowed)
         if not 0 <= value < code_format.codebook_size:

@@ -1,6 +1,4 @@
-"""Media types: which one an answer has, by what ``Accept`` wants (RFC 9110, section 12.5.1) among what a route can give,
-which ones a request may come in, and whether a caller has the answer already.
-"""
+"""Content negotiation (RFC 9110): ``Accept``, ``Content-Type`` and ``If-None-Match``."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ def media_type_of(content_type: str | None) -> str:
 def unsupported_content_type(
     media_type: str, *, detail: str, advice: str, expected: Sequence[str]
 ) -> UnsupportedMediaType:
-    """The refusal of a body's media type (empty: none was named); ``advice`` says how to send the body instead."""
+    """The error for a body's media type (empty: no Content-Type); ``advice`` says how to send the body instead."""
     return UnsupportedMediaType(
         f"Content-Type is {media_type[:80] or 'absent'}. {advice}",
         errors=[
@@ -35,7 +33,7 @@ def unsupported_content_type(
 
 
 def require_json(content_type: str | None) -> None:
-    """Refuses a body whose ``Content-Type`` header says anything but JSON. Raises ``UnsupportedMediaType``."""
+    """Raises ``UnsupportedMediaType`` for a ``Content-Type`` header other than JSON."""
     media_type = media_type_of(content_type)
     if media_type != "application/json":
         raise unsupported_content_type(
@@ -44,12 +42,12 @@ def require_json(content_type: str | None) -> None:
 
 
 def holds_etag(if_none_match: str | None, etag: str) -> bool:
-    """Whether an ``If-None-Match`` header names the entity tag, so that its sender need not be sent the content again."""
+    """Whether an ``If-None-Match`` header names the entity tag, so that 304 is the answer."""
     return etag in (tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(","))
 
 
 def choose_media_type(accept: str | None, offers: Sequence[str]) -> str:
-    """The offer that ``Accept`` likes best; among equals the first. Raises ``NotAcceptable`` if it allows none."""
+    """The offer with the highest quality in ``Accept``, the first of equals (section 12.5.1). Raises ``NotAcceptable``."""
     if not accept or accept == "*/*":
         return offers[0]
     ranges = _parse(accept)
@@ -60,7 +58,7 @@ def choose_media_type(accept: str | None, offers: Sequence[str]) -> str:
             best, best_quality = offer, quality
     if best is None:
         raise NotAcceptable(
-            f"Accept is {accept!r}; this answer comes as {', '.join(offers)}.",
+            f"Accept is {accept!r}; the response is available as {', '.join(offers)}.",
             errors=[
                 ErrorDetail(
                     pointer="header/Accept", detail="allows no offered type", value=accept, expected=", ".join(offers)
@@ -88,7 +86,7 @@ def _parse(accept: str) -> list[tuple[str, float]]:
 
 
 def _quality(offer: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """The quality of the most specific range that covers the offer; 0 if none does."""
+    """The quality of the most specific range that matches the offer; 0 if none does."""
     for pattern in (offer, offer.partition("/")[0] + "/*", "*/*"):
         for name, quality in ranges:
             if name == pattern:

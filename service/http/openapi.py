@@ -43,16 +43,16 @@ _PROBLEM_SCHEMA = {
 _WHEN = {
     400: "An image cannot be decoded, or the body is malformed.",
     401: "No API key, or an unknown one.",
-    403: "The API key does not have the role that the route asks for.",
+    403: "The API key does not have the role that the route requires.",
     404: "An unknown model, class or address.",
-    406: "`Accept` allows no answer that this route can give.",
+    406: "`Accept` allows no media type of the response.",
     408: "The body did not arrive in time.",
     409: "Tokens of another revision of the tokenizer.",
-    410: "The address names a revision that is not served any more.",
+    410: "The URL names a revision that is no longer served.",
     413: "Too many bytes, pixels or images.",
-    415: "A Content-Type, or an image format, that is not taken.",
+    415: "A Content-Type, or an image format, that is not supported.",
     422: "A value is missing, of the wrong type, or out of range.",
-    429: "The queue or the memory for bodies is full, or the key's rate is used up; `Retry-After` says when to come back.",
+    429: "A queue or the memory for bodies is full, or the rate limit is reached. Retry after `Retry-After`.",
     503: "Starting, draining, or no ready worker.",
     504: "The deadline has passed.",
 }
@@ -60,7 +60,7 @@ _WHEN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Events:
-    """A stream of server-sent events: its media type, the JSON Schema of each event's data by its name, and an example."""
+    """A stream of server-sent events: its media type, the JSON Schema of the data of each event by name, and an example."""
 
     media_type: str
     data: Mapping[str, Mapping[str, Any]]
@@ -102,7 +102,7 @@ def answers(
 
 
 def _event_schemas(events: Events) -> list[dict[str, Any]]:
-    """Schemas of the items of the stream, as OpenAPI 3.2 describes them; ``error`` may end any stream."""
+    """Schemas of a stream's items (OpenAPI 3.2); ``error`` may end any stream."""
     return [
         {
             "type": "object",
