@@ -1,4 +1,4 @@
-"""The dashboards as code: ``python deploy/grafana/dashboards.py`` writes the JSON that Grafana is provisioned with."""
+"""Generates the JSON of the Grafana dashboards: ``python deploy/grafana/dashboards.py``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROMETHEUS = DataSourceRef(type_val="prometheus", uid="prometheus")
 
 @dataclass(frozen=True, kw_only=True)
 class _Panel:
-    """A question and the queries, by legend, that answer it. ``alert`` names the one to read about in the runbook."""
+    """A panel with its queries by legend. ``alert`` names the runbook section that it links to."""
 
     title: str
     unit: str
@@ -63,21 +63,21 @@ _OVERVIEW = (
     _Panel(
         title="Errors and goodput",
         unit="percentunit",
-        description="Requests answered 5xx, and requests that were served: not failed, refused or given up.",
+        description="Share of requests answered with 5xx, and of successful requests (not failed, rejected or cancelled).",
         queries={"5xx": "titok:http_errors:ratio_rate5m", "goodput": "titok:goodput:ratio_rate5m"},
         alert="TiTokErrorBudgetBurnsFast",
     ),
     _Panel(
         title="Error budget burn",
         unit="none",
-        description="1: the budget of a month lasts a month.",
+        description="1: the monthly error budget lasts exactly one month.",
         queries={window: f"titok:slo_burn:rate{window}" for window in ("5m", "30m", "1h", "6h")},
         alert="TiTokErrorBudgetBurnsSlowly",
     ),
     _Panel(
         title="Latency",
         unit="s",
-        description="Requests by how long they took.",
+        description="Distribution of request durations.",
         is_heatmap=True,
         queries={"{{le}}": "sum by (le) (increase(titok_http_request_duration_seconds_bucket[$__rate_interval]))"},
         alert="TiTokSlow",
@@ -85,25 +85,25 @@ _OVERVIEW = (
     _Panel(
         title="Saturation",
         unit="percentunit",
-        description="Part of the time in which the devices work.",
+        description="Share of time in which the devices compute.",
         queries={"{{instance}}": "instance:titok_device_busy:ratio_rate5m"},
         alert="TiTokSaturated",
     ),
     _Panel(
         title="Workers",
         unit="short",
-        description="Devices that can run a batch, and processes that were replaced.",
+        description="Devices that can run batches, and restarted processes.",
         queries={"{{device}}": "titok_worker_up", "restarts {{instance}}": "instance:titok_restarts:increase15m"},
         alert="TiTokWorkerDown",
     ),
     _Panel(
         title="Cache hit ratio",
         unit="percentunit",
-        description="Images whose code was known.",
+        description="Share of images whose code was in the cache.",
         queries={"hits": "titok:cache_hits:ratio_rate5m"},
     ),
     _Panel(
-        title="Circuit breaker of Redis",
+        title="Redis circuit breaker",
         unit="short",
         description="0 closed, 1 half-open, 2 open.",
         queries={"{{instance}}": "titok_cache_breaker"},
@@ -112,14 +112,14 @@ _OVERVIEW = (
     _Panel(
         title="Batch size",
         unit="short",
-        description="Device batches by how many images they have.",
+        description="Distribution of the number of images per batch.",
         is_heatmap=True,
         queries={"{{le}}": "sum by (le) (increase(titok_batch_images_bucket[$__rate_interval]))"},
     ),
     _Panel(
-        title="Queue wait against device time",
+        title="Queue wait and device time",
         unit="s",
-        description="Of an image, and of a batch; on average.",
+        description="Average queue wait of an image, and average device time of a batch.",
         queries={
             f"{name} {{{{op}}}}": f"sum by (op) (rate({metric}_sum{only}[$__rate_interval])) / "
             f"sum by (op) (rate({metric}_count{only}[$__rate_interval]))"
@@ -133,34 +133,34 @@ _OVERVIEW = (
     _Panel(
         title="Preprocessing",
         unit="s",
-        description="Decoding, resizing and cropping one image.",
+        description="Time to decode, resize and crop one image.",
         queries=_quantiles("titok_preprocess_duration_seconds"),
     ),
     _Panel(
-        title="Encoding answers",
+        title="Response encoding",
         unit="s",
-        description="Scaling one image of an answer and making a file of it.",
+        description="Time to scale and encode one image of a response.",
         queries=_quantiles("titok_render_duration_seconds"),
         alert="TiTokSlow",
     ),
     _Panel(
         title="GPU memory",
         unit="bytes",
-        description="By device and kind; a CPU has none.",
+        description="By device and kind; none for a CPU.",
         queries={"{{device}} {{kind}}": "titok_gpu_memory_bytes"},
         alert="TiTokGpuOutOfMemory",
     ),
     _Panel(
         title="GPU utilisation",
         unit="percentunit",
-        description="Part of the time in which the GPU computed, for whomever; a CPU has none.",
+        description="Share of time in which the GPU computes, for any process; none for a CPU.",
         queries={"{{device}}": "titok_gpu_utilization_ratio"},
         alert="TiTokSaturated",
     ),
     _Panel(
         title="GPU temperature",
         unit="celsius",
-        description="A GPU that is too hot slows down; a CPU has none.",
+        description="A hot GPU throttles; none for a CPU.",
         queries={"{{device}}": "titok_gpu_temperature_celsius"},
         alert="TiTokSlow",
     ),
@@ -171,7 +171,7 @@ def _lane(op: str) -> tuple[_Panel, ...]:
     only = f'{{op="{op}"}}'
     return (
         _Panel(
-            title="Waiting",
+            title="Queue length",
             unit="short",
             description="Images in the queue.",
             queries={"images": f"sum(titok_queue_images{only})"},
@@ -180,21 +180,21 @@ def _lane(op: str) -> tuple[_Panel, ...]:
         _Panel(
             title="Queue wait",
             unit="s",
-            description="From admission to the device.",
+            description="Time from admission to the start of the batch.",
             queries=_quantiles("titok_queue_wait_seconds", only),
             alert="TiTokQueueWaitLong",
         ),
         _Panel(
             title="Device time",
             unit="s",
-            description="Of a batch; of generate: of a sampling step.",
+            description="Duration of a batch; for generate, of a sampling step.",
             queries=_quantiles("titok_batch_duration_seconds", f'{{op="{op}",stage="device"}}'),
             alert="TiTokSlow",
         ),
         _Panel(
-            title="Around the device",
+            title="Batch overhead",
             unit="s",
-            description="Of a batch, on average: handing it to the worker, copying its results to their requests.",
+            description="Average time per batch to hand it to the worker, and to copy its results to the requests.",
             queries={
                 stage: f'sum(rate(titok_batch_duration_seconds_sum{{op="{op}",stage="{stage}"}}[$__rate_interval])) / '
                 f'sum(rate(titok_batch_duration_seconds_count{{op="{op}",stage="{stage}"}}[$__rate_interval]))'
@@ -204,33 +204,33 @@ def _lane(op: str) -> tuple[_Panel, ...]:
         _Panel(
             title="Padding",
             unit="percentunit",
-            description="Part of the rows that ran only to fill a batch up to a recorded size, since the worker's start; "
-            "a CPU pads nothing.",
+            description="Share of padding rows, added to reach the size of a recorded CUDA graph, since the worker's start; "
+            "a CPU adds none.",
             queries={"{{device}}": f"titok_batch_padding_ratio{only}"},
         ),
         _Panel(
             title="Batch size",
             unit="short",
-            description="Images of a batch, on average.",
+            description="Average number of images per batch.",
             queries={
                 "images": f"sum(rate(titok_batch_images_sum{only}[$__rate_interval])) / "
                 f"sum(rate(titok_batch_images_count{only}[$__rate_interval]))"
             },
         ),
         _Panel(
-            title="Refused and dropped",
+            title="Rejected and dropped",
             unit="ops",
-            description="Refused at admission; dropped unfinished.",
+            description="Images rejected at admission, and images dropped before they were finished.",
             queries={
                 name: f"sum(rate({metric}{only}[$__rate_interval])) or vector(0)"
-                for name, metric in (("refused", "titok_rejected_total"), ("dropped", "titok_abandoned_total"))
+                for name, metric in (("rejected", "titok_rejected_total"), ("dropped", "titok_abandoned_total"))
             },
             alert="TiTokRejects",
         ),
         _Panel(
-            title="Under way",
+            title="In progress",
             unit="short",
-            description="Requests that are being answered.",
+            description="Requests in progress.",
             queries={"requests": f"sum(titok_requests_in_progress{only})"},
         ),
     )
@@ -244,7 +244,7 @@ def _dashboard(name: str, title: str, panels: tuple[_Panel, ...]) -> str:
 
 
 def documents() -> Iterator[tuple[Path, str]]:
-    """Each file, and what it should hold."""
+    """Path and content of each dashboard."""
     yield FOLDER / "overview.json", _dashboard("overview", "TiTok overview", _OVERVIEW)
     for op in LANES:
         yield FOLDER / f"{op}.json", _dashboard(op, f"TiTok {op}", _lane(op))

@@ -1,6 +1,4 @@
-"""The PrometheusRule as code: ``python deploy/kubernetes/prometheus_rule.py`` writes it from the rules of
-``deploy/prometheus``, which stand there once.
-"""
+"""Generates the PrometheusRule from ``deploy/prometheus``: ``python deploy/kubernetes/prometheus_rule.py``."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ _RULES = Path(__file__).parents[1] / "prometheus"
 
 
 def document() -> str:
-    """What the file should hold."""
+    """The manifest in YAML."""
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
@@ -28,7 +26,7 @@ def document() -> str:
             ]
         },
     }
-    return "# Made from deploy/prometheus by `make docs`.\n" + yaml.safe_dump(rule, sort_keys=False, width=120)
+    return "# Generated from deploy/prometheus by `make docs`.\n" + yaml.safe_dump(rule, sort_keys=False, width=120)
 
 
 if __name__ == "__main__":
