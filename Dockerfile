@@ -6,8 +6,8 @@ FROM python:${PYTHON} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 RUN python -m venv /opt/titok
-COPY requirements/run.lock requirements/run.lock
-RUN /opt/titok/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" -r requirements/run.lock
+COPY requirements/image.lock requirements/image.lock
+RUN /opt/titok/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" -r requirements/image.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY models models
 COPY service service

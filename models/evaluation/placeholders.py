@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.errors import missing_package
 from models.evaluation.features import as_tensor, batches
 from models.evaluation.progress import Track, no_progress
 
@@ -262,6 +263,4 @@ def _unwebp(file: bytes, size: int) -> Pixels:
 
 
 def _missing(error: ImportError) -> PlaceholdersMissing:
-    return PlaceholdersMissing(
-        f"the extra 'evaluate' has the package {error.name}: pip install 'titok-service[evaluate]'"
-    )
+    return PlaceholdersMissing(missing_package(error, "evaluate"))

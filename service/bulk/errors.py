@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BrokenImage", "BulkError", "parquet_needs"]
+__all__ = ["BrokenImage", "BulkError"]
 
 
 class BulkError(ValueError):
@@ -17,8 +17,3 @@ class BulkError(ValueError):
 
 class BrokenImage(ValueError):
     """An image that cannot be used; the message says why."""
-
-
-def parquet_needs(package: str | None) -> BulkError:
-    """The error of a machine that lacks a package for Parquet."""
-    return BulkError(f"Parquet needs the package {package}: pip install 'titok-service[bulk]'")

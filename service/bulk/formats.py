@@ -23,8 +23,9 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from models.errors import missing_package
 from service.bulk.entries import LabelType
-from service.bulk.errors import parquet_needs
+from service.bulk.errors import BulkError
 from service.bulk.shards import Shard, ShardFiles
 
 __all__ = ["FORMATS", "Layout", "check_format", "files_of"]
@@ -53,7 +54,7 @@ def check_format(format_name: str) -> None:
         try:
             import pyarrow.parquet  # noqa: F401
         except ModuleNotFoundError as error:
-            raise parquet_needs(error.name) from None
+            raise BulkError(missing_package(error, "bulk")) from None
 
 
 def _json_lines(shard: Shard, layout: Layout) -> dict[str, bytes]:  # noqa: ARG001

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models.errors import missing_package
 from service.bulk.destination import Destination, Gap, Settings
 from service.bulk.entries import Part, Position
 from service.bulk.errors import BulkError
@@ -45,7 +46,7 @@ try:
     import ray
     import ray.data
 except ModuleNotFoundError as missing:
-    raise BulkError(f"--ray needs the package {missing.name}: pip install 'titok-service[ray]'") from None
+    raise BulkError(missing_package(missing, "ray")) from None
 
 __all__ = ["Tokenizing", "run_on_ray"]
 

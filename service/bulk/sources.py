@@ -17,8 +17,9 @@ from collections.abc import Sequence
 import fsspec
 from fsspec import AbstractFileSystem
 
+from models.errors import missing_package
 from service.bulk.entries import LabelType, Part, Source
-from service.bulk.errors import BulkError, parquet_needs
+from service.bulk.errors import BulkError
 from service.bulk.image_folders import ImageFolder
 from service.bulk.tar_archives import TarArchive
 from service.imaging.formats import ACCEPTED_SUFFIXES
@@ -119,7 +120,7 @@ def _parquet(
 
         from service.bulk.parquet_files import ParquetFile, columns_of
     except ModuleNotFoundError as error:
-        raise parquet_needs(error.name) from None
+        raise BulkError(missing_package(error, "bulk")) from None
     splits = {match[1] for table in tables if (match := _SPLIT.fullmatch(table.removesuffix(".parquet")))}
     if len(splits) > 1:
         shown = ", ".join(f"'{split}-*.parquet'" for split in sorted(splits))

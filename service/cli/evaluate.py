@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from models.errors import missing_package
 from service.settings import Settings
 
 __all__ = ["EvaluationError", "evaluate"]
@@ -62,9 +63,7 @@ def evaluate(
         from models.evaluation.run import EvaluationSettings
         from models.evaluation.run import evaluate as measure
     except ModuleNotFoundError as error:
-        raise EvaluationError(
-            f"the extra 'evaluate' has the package {error.name}: pip install 'titok-service[evaluate]'"
-        ) from error
+        raise EvaluationError(missing_package(error, "evaluate")) from error
     settings = EvaluationSettings(
         data=data,
         cache=_folder(cache),

@@ -8,13 +8,15 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from models.errors import missing_package
 
 if TYPE_CHECKING:
     import torch
@@ -55,9 +57,7 @@ def tokenizer(
     resume: Resume = False,
 ) -> None:
     """Train a tokenizer: stage-1, stage-2 or one-stage, as its config says."""
-    from models.training.run import train_tokenizer
-
-    _run(train_tokenizer, config, data, output, cache, max_minutes, threads, device, resume=resume)
+    _run(_training().train_tokenizer, config, data, output, cache, max_minutes, threads, device, resume=resume)
 
 
 @train.command()
@@ -72,9 +72,16 @@ def generator(
     resume: Resume = False,
 ) -> None:
     """Train a class-conditional generator on the tokens of a trained tokenizer."""
-    from models.training.run import train_generator
+    _run(_training().train_generator, config, data, output, cache, max_minutes, threads, device, resume=resume)
 
-    _run(train_generator, config, data, output, cache, max_minutes, threads, device, resume=resume)
+
+def _training() -> ModuleType:
+    """``models.training.run``, which imports torch and the packages of the extra "train"."""
+    try:
+        from models.training import run
+    except ModuleNotFoundError as error:
+        raise ValueError(missing_package(error, "train")) from error
+    return run
 
 
 def _run(

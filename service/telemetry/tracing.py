@@ -46,7 +46,9 @@ def open_tracer() -> Tracer | None:
         from service.telemetry.spans import SpanTracer
     except ImportError as error:
         log.warning(
-            "no traces: an OTLP endpoint is set, but %s is missing (pip install 'titok-service[otel]')", error.name
+            "no traces: an OTLP endpoint is set, but the package %s is not installed (extra 'otel'); "
+            "in a checkout of the repository, run: make install",
+            error.name,
         )
         return None
     return SpanTracer()

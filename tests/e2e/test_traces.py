@@ -219,4 +219,4 @@ def test_a_missing_extra_is_told_and_the_service_goes_on() -> None:
         "from service.telemetry.tracing import open_tracer\n"
         "assert open_tracer() is None\n"
     )
-    assert "titok-service[otel]" in told
+    assert "is not installed (extra 'otel'); in a checkout of the repository, run: make install" in told

@@ -54,7 +54,7 @@ def test_it_asks_for_the_published_figures_on_the_given_weights(
 
 def test_a_missing_package_is_named_with_its_extra(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(InceptionMissing, match=r"torch_fidelity.*pip install 'titok-service\[published\]'"):
+    with pytest.raises(InceptionMissing, match=r"torch_fidelity.*pip install -e '\.\[published\]'"):
         check_inception(weights)
 
 
