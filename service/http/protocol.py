@@ -1,17 +1,22 @@
-"""One HTTP connection, with bounds where uvicorn has none: what is refused before there is a request to speak of.
+"""uvicorn's HTTP/1.1 protocol with limits on connections, headers and ignored bodies.
 
 ::
 
-    first byte of a request ── header_timeout ──> 408      a connection that has sent nothing is closed
-    line and headers, trailers, chunk extensions ── max_header_bytes ──> 431
-    a connection too many ──> an idle one gives way; 503 if none is idle
-    no HTTP ──> 400
-    a body that nobody reads any more ── IGNORED_BYTES ──> closed
+    no complete header within header_seconds ──> 408; a connection that has sent nothing is closed
+    request line and headers, trailers or chunk extensions over header_bytes ──> 431
+    more than ``connections`` connections ──> the one that has been idle for longest is closed; 503 if none is idle
+    bytes that are not HTTP ──> 400
+    body bytes after the response, over IGNORED_BYTES ──> closed
 
-Answers are problem documents. Where one is due while an earlier answer of the same connection is still on its way, the
-connection is closed instead. After an answer to a request that has not arrived as a whole, the connection lingers for a
-second, and what still comes is dropped: closed at once, with bytes that have not been read, the system would reset it, and
-the client might never see the answer.
+These responses are problem documents. If an earlier response on the connection is still in progress, the connection is
+closed instead. After a response to a request that has not arrived as a whole, the connection stays half-closed for a
+second and drops what it receives: the system resets a connection that is closed with unread bytes, and the client might
+never see the response.
+
+uvicorn has no public interface for this. The class overrides or uses these internals, which is why pyproject.toml has an
+upper bound for uvicorn: the parser callbacks (``on_*``), ``send_400_response``, ``url``, ``headers``, ``connections``,
+``flow`` and ``server_state`` of ``HttpToolsProtocol``; ``transport``, ``response_complete`` and ``more_body`` of
+``RequestResponseCycle``.
 """
 
 from __future__ import annotations
@@ -22,7 +27,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.http.problems import (
@@ -32,14 +36,12 @@ from service.http.problems import (
     Problem,
     RequestTimeout,
     Unavailable,
-    problem_response,
 )
 
 __all__ = ["ConnectionLimits", "LimitedProtocol"]
 
 IGNORED_BYTES = 1024 * 1024
-LINGER_SECONDS = 1.0
-_CLOSE = {"Connection": "close"}
+HALF_CLOSED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,97 +54,91 @@ class ConnectionLimits:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Uvicorn's, bounded."""
+    """One connection. ``idle_since``: when the last response ended, on ``time.monotonic``."""
 
     def __init__(self, *, limits: ConnectionLimits, **options: Any) -> None:
         super().__init__(**options)
+        self.idle_since = time.monotonic()
         self._limits = limits
         self._header_timer: asyncio.TimerHandle | None = None
-        self._unused_bytes = 0
+        self._open_requests = 0  # begun to arrive and not yet answered
+        self._unparsed_bytes = 0
         self._ignored_bytes = 0
         self._has_progressed = False
-        self._is_lingering = False
-        self._quiet_since = time.monotonic()
+        self._is_half_closed = False
 
     @property
-    def is_quiet(self) -> bool:
-        """Whether no request is being answered, nor being received: the scope is made with a request's first byte, the
-        cycle with the last of its header.
-        """
-        if self._is_lingering or self.transport.is_closing():
-            return False
-        cycle = self.cycle
-        return bool(self.scope is None if cycle is None else cycle.response_complete and cycle.scope is self.scope)
+    def is_idle(self) -> bool:
+        """Whether the connection is open and no request is being received or answered."""
+        return not (self._open_requests or self._is_half_closed or self.transport.is_closing())
 
-    # --- the connection ----------------------------------------------------------------------------------------------
+    # --- callbacks of the event loop ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """From the event loop."""
+        """Refuses a connection over the limit."""
         super().connection_made(transport)
-        if self._are_too_many() and not self._close_an_idle_one():
+        if self._is_over_limit() and not self._close_longest_idle():
             self._refuse(Unavailable("Too many connections are open.", retry_after=1.0))
             return
-        self._expect_headers()
+        self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """From the event loop."""
-        self._forget_timer()
+        """Stops the timer."""
+        self._stop_header_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """From the event loop."""
-        if self._is_lingering or self.transport.is_closing():
+        """Parses data."""
+        if self._is_half_closed or self.transport.is_closing():
             return
         self._has_progressed = False
         super().data_received(data)
-        # The parser keeps a header, a trailer or a chunk's extension until it is whole, however long it is.
-        self._unused_bytes = 0 if self._has_progressed else self._unused_bytes + len(data)
-        if self._unused_bytes > self._limits.header_bytes:
-            self._refuse(self._too_long())
+        # The parser buffers a header, a trailer or a chunk extension until it is complete, without a limit.
+        self._unparsed_bytes = 0 if self._has_progressed else self._unparsed_bytes + len(data)
+        if self._unparsed_bytes > self._limits.header_bytes:
+            self._refuse(self._headers_too_large())
 
-    def _are_too_many(self) -> bool:
-        """Those that linger have been answered, and take nobody's place."""
+    def _is_over_limit(self) -> bool:
+        """Half-closed connections have been answered and do not count."""
         allowed = self._limits.connections
-        return len(self.connections) > allowed and sum(not other._is_lingering for other in self._others()) >= allowed
+        return len(self.connections) > allowed and sum(not other._is_half_closed for other in self._others()) >= allowed
 
     def _others(self) -> Iterator[LimitedProtocol]:
-        return (
-            connection
-            for connection in self.connections
-            if isinstance(connection, LimitedProtocol) and connection is not self
-        )
+        return (other for other in self.connections if isinstance(other, LimitedProtocol) and other is not self)
 
-    def _close_an_idle_one(self) -> bool:
-        idle = [connection for connection in self._others() if connection.is_quiet]
+    def _close_longest_idle(self) -> bool:
+        idle = [other for other in self._others() if other.is_idle]
         if not idle:
             return False
-        min(idle, key=lambda connection: connection._quiet_since).transport.close()
+        min(idle, key=lambda other: other.idle_since).transport.close()
         return True
 
-    # --- what the parser says ----------------------------------------------------------------------------------------
+    # --- callbacks of the parser -------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """A request's first byte."""
+        """The first byte of a request."""
         super().on_message_begin()
-        self._expect_headers()
+        self._open_requests += 1
+        self._start_header_timer()
 
     def on_headers_complete(self) -> None:
-        """A request's last header."""
-        self._forget_timer()
+        """The end of a request's headers."""
+        self._stop_header_timer()
         self._has_progressed = True
-        length = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        app = self.app
-        if length > self._limits.header_bytes:
-            self.app = _refusal(self._too_long())
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self._limits.header_bytes:
+            self._refuse(self._headers_too_large())
+        if self._drops_input():
+            return
         before = self.cycle
         super().on_headers_complete()
-        self.app = app
         if self.cycle is not before:
-            self.cycle.transport = _AnswersTransport(self.transport, self, self.cycle)  # type: ignore[assignment]
+            self.cycle.transport = _ResponseTransport(self.transport, self, self.cycle)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
-        """A piece of it."""
+        """A piece of a request's body."""
         self._has_progressed = True
+        if self._drops_input():
+            return
         if self.cycle.response_complete:
             self._ignored_bytes += len(body)
             if self._ignored_bytes > IGNORED_BYTES:
@@ -151,50 +147,53 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request's last byte."""
+        """The last byte of a request."""
         self._has_progressed = True
         self._ignored_bytes = 0
-        super().on_message_complete()
+        if not self._drops_input():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """An answer's last byte."""
-        self._quiet_since = time.monotonic()
-        if self._is_lingering:
+        """The last byte of a response."""
+        self._open_requests -= 1
+        self.idle_since = time.monotonic()
+        if self._is_half_closed:
             self.server_state.total_requests += 1
             self.flow.resume_reading()
         else:
             super().on_response_complete()
 
+    def _drops_input(self) -> bool:
+        """Whether a request was refused while the parser is still working on the data that held it."""
+        return self._is_half_closed or self.transport.is_closing()
+
     # --- refusals ----------------------------------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
-        """Replaces uvicorn's, which is plain text."""
-        self._refuse(MalformedRequest(f"{msg} The bytes are not HTTP/1.1.", headers=_CLOSE))
+        """Sends a problem document where uvicorn would send plain text."""
+        self._refuse(MalformedRequest(f"{msg} The bytes are not HTTP/1.1."))
 
-    def _too_long(self) -> HeadersTooLarge:
-        return HeadersTooLarge(
-            f"The request's line and headers have more than {self._limits.header_bytes} bytes.", headers=_CLOSE
-        )
+    def _headers_too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(f"The request's line and headers have more than {self._limits.header_bytes} bytes.")
 
-    def _expect_headers(self) -> None:
-        self._forget_timer()
-        self._header_timer = self.loop.call_later(self._limits.header_seconds, self._headers_are_late)
+    def _start_header_timer(self) -> None:
+        self._stop_header_timer()
+        self._header_timer = self.loop.call_later(self._limits.header_seconds, self._on_header_timeout)
 
-    def _forget_timer(self) -> None:
+    def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _headers_are_late(self) -> None:
-        if self.is_quiet:
+    def _on_header_timeout(self) -> None:
+        if self.is_idle:
             self.transport.close()
         else:
-            seconds = self._limits.header_seconds
-            self._refuse(RequestTimeout(f"The headers did not arrive within {seconds:g} seconds.", headers=_CLOSE))
+            self._refuse(RequestTimeout(f"The headers did not arrive within {self._limits.header_seconds:g} seconds."))
 
     def _refuse(self, problem: Problem) -> None:
-        """Answers, if an answer can be told from what was sent before, and closes."""
-        if self._is_lingering or self.transport.is_closing():
+        """Sends a problem and half-closes; closes without a response if an earlier response is still in progress."""
+        if self._drops_input():
             return
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.close()
@@ -205,27 +204,27 @@ class LimitedProtocol(HttpToolsProtocol):
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
             **problem.headers,
-            **_CLOSE,
+            "Connection": "close",
         }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(STATUS_LINE[problem.status] + lines.encode() + b"\r\n" + body)
-        self.linger()
+        self.half_close()
 
-    def linger(self) -> None:
-        """Ends the connection from this side, and closes it when the other has had time to read what it was told."""
-        if self._is_lingering:
+    def half_close(self) -> None:
+        """Ends the connection from this side, and closes it when the client has had time to read the response."""
+        if self._is_half_closed:
             return
-        self._is_lingering = True
-        self._forget_timer()
+        self._is_half_closed = True
+        self._stop_header_timer()
         self.transport.write_eof()
         if len(self.connections) > 2 * self._limits.connections:
             self.transport.close()
         else:
-            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+            self.loop.call_later(HALF_CLOSED_SECONDS, self.transport.close)
 
 
-class _AnswersTransport:
-    """The connection as a request's answer sees it, which ends it where it says that it ends."""
+class _ResponseTransport:
+    """The transport of one response. ``close`` half-closes the connection if the request has not arrived as a whole."""
 
     def __init__(self, transport: asyncio.Transport, protocol: LimitedProtocol, cycle: RequestResponseCycle) -> None:
         self._transport = transport
@@ -237,13 +236,6 @@ class _AnswersTransport:
 
     def close(self) -> None:
         if self._cycle.response_complete and self._cycle.more_body and not self._transport.is_closing():
-            self._protocol.linger()
+            self._protocol.half_close()
         else:
             self._transport.close()
-
-
-def _refusal(problem: Problem) -> ASGIApp:
-    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        await problem_response(problem, instance=None)(scope, receive, send)
-
-    return refuse

@@ -1,14 +1,17 @@
-"""Uvicorn, run by its owner, and closed so that no request is lost.
+"""uvicorn's server on an open socket, with a shutdown that loses no request.
 
 ::
 
-    start_draining()   every answer now ends its connection; connections are still taken
-    stop_accepting()   the backlog is taken over, the listener closed; then
-                         a connection that works   is waited for, drain_seconds at most
-                         a connection that idles   is closed once it was quiet for quiet_seconds
+    start_draining()   the application answers with ``Connection: close``; connections are still accepted
+    stop_accepting()   the backlog is accepted and the listener closed; then
+                         a connection with a request   is waited for, at most drain_seconds
+                         an idle connection            is closed when it has been idle for idle_seconds
 
-A client that reuses its connection learns from an answer that it ends; closing one on which a request may just be on its
-way would lose that request. Hence the quiet time, counted from the beginning of the drain.
+A client that reuses its connection learns from a response that the connection ends. Closing a connection while a request is
+on its way would lose the request; hence ``idle_seconds``, which count from the start of the drain.
+
+``HttpServer`` overrides ``capture_signals`` and ``shutdown`` of ``uvicorn.Server`` and uses ``servers``, ``lifespan``,
+``server_state`` and ``config.http_protocol_class``. The upper bound for uvicorn in pyproject.toml is for these, too.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import socket
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -34,11 +37,11 @@ __all__ = ["HttpServer"]
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 30
-GIVE_UP_SECONDS = 1.0  # for telling the requests that the drain did not finish
+CANCEL_SECONDS = 1.0  # for the responses of requests that are cancelled at the end of the drain
 
 
 class HttpServer(uvicorn.Server):
-    """Serves ``app`` on ``listener`` until told to stop. It leaves signals to its owner."""
+    """Serves ``app`` on ``listener`` until ``stop_accepting``. It does not handle signals."""
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class HttpServer(uvicorn.Server):
         *,
         lifespan: Literal["on", "off"],
         drain_seconds: float,
-        quiet_seconds: float,
+        idle_seconds: float,
         limits: ConnectionLimits,
     ) -> None:
         super().__init__(
@@ -63,61 +66,56 @@ class HttpServer(uvicorn.Server):
         )
         self._listener = listener
         self._drain_seconds = drain_seconds
-        self._quiet_seconds = quiet_seconds
-        self._draining = False
-        self._shared = False
-        self._quiet_since: dict[Any, tuple[Any, float]] = {}  # connection -> its last request, and when it was over
+        self._idle_seconds = idle_seconds
+        self._drain_started: float | None = None
+        self._is_shared = False
 
     async def run_until_stopped(self) -> None:
         """Serves; returns when every connection has ended."""
         await self.serve([self._listener])
 
     def start_draining(self) -> None:
-        """Begins to watch which connections are quiet. Answering with ``Connection: close`` is the application's."""
-        self._draining = True
+        """Starts to count ``idle_seconds``. The application sends ``Connection: close``."""
+        if self._drain_started is None:
+            self._drain_started = time.monotonic()
 
     def stop_accepting(self, *, shared: bool) -> None:
-        """Ends ``run_until_stopped`` in good order. ``shared``: others still accept on the same socket, and the backlog
-        is theirs.
+        """Makes ``run_until_stopped`` finish open requests and return. ``shared``: other processes still accept on the same
+        socket, and the backlog is left to them.
         """
-        self._draining, self._shared = True, shared
+        self.start_draining()
+        self._is_shared = shared
         self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leaves them alone."""
+        """Installs no signal handlers."""
         yield
 
-    async def on_tick(self, counter: int) -> bool:
-        """Uvicorn's pulse, every tenth of a second."""
-        if self._draining:
-            self._watch_quiet_connections()
-        return await super().on_tick(counter)
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-        """Replaces uvicorn's, which resets the backlog and closes connections on which a request may be coming."""
-        if not self._shared:
+        """Replaces uvicorn's, which resets the backlog and closes connections on which a request may be arriving."""
+        if not self._is_shared:
             refuse_handshakes(self._listener)
-            await self._take_backlog()
+            await self._accept_backlog()
         for server in self.servers:
             server.close()
         self._listener.close()
-        await self._connections_end(self._drain_seconds)
+        await self._wait_for_connections(self._drain_seconds)
         if late := list(self.server_state.tasks):
-            log.warning("%d requests were given up: the time to drain is over", len(late))
+            log.warning("cancelling %d requests: the time to drain is over", len(late))
             for task in late:
                 task.cancel()
-            await self._connections_end(GIVE_UP_SECONDS)
+            await self._wait_for_connections(CANCEL_SECONDS)
         await self.lifespan.shutdown()
 
-    async def _take_backlog(self) -> None:
+    async def _accept_backlog(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
                 connection, _ = self._listener.accept()
             except ConnectionAbortedError:
                 continue
-            except OSError:  # none is left, or there is no descriptor for it
+            except OSError:  # the backlog is empty, or no file descriptor is left
                 return
             connection.setblocking(False)
             await loop.connect_accepted_socket(self._protocol, connection)
@@ -128,32 +126,22 @@ class HttpServer(uvicorn.Server):
         )
         return protocol
 
-    async def _connections_end(self, seconds: float) -> None:
+    async def _wait_for_connections(self, seconds: float) -> None:
+        """Returns when every connection has ended or the time is over. Closes connections that have been idle for long."""
         deadline = time.monotonic() + seconds
         while self.server_state.connections and time.monotonic() < deadline:
-            for connection in self._watch_quiet_connections():
-                connection.shutdown()
+            for connection in cast(set[LimitedProtocol], self.server_state.connections).copy():
+                if connection.is_idle and self._has_idled(connection) and not _has_input(connection.transport):
+                    connection.transport.close()
             await asyncio.sleep(0.02)
 
-    def _watch_quiet_connections(self) -> list[Any]:
-        """Those that have been without a request for long enough."""
-        now = time.monotonic()
-        before, self._quiet_since = self._quiet_since, {}
-        connections: set[Any] = self.server_state.connections
-        for connection in connections:
-            if connection.is_quiet:
-                cycle = connection.cycle
-                last, since = before.get(connection, (cycle, now))
-                self._quiet_since[connection] = (cycle, since if last is cycle else now)
-        return [
-            connection
-            for connection, (_, since) in self._quiet_since.items()
-            if now - since >= self._quiet_seconds and not _has_arrived(connection.transport)
-        ]
+    def _has_idled(self, connection: LimitedProtocol) -> bool:
+        since = max(connection.idle_since, self._drain_started or 0.0)
+        return time.monotonic() - since >= self._idle_seconds
 
 
-def _has_arrived(transport: asyncio.Transport) -> bool:
-    """Whether there is something to read that the event loop has not seen yet."""
+def _has_input(transport: asyncio.Transport) -> bool:
+    """Whether the socket has data that the event loop has not read yet."""
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
     return bool(poll.poll(0))

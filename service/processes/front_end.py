@@ -24,10 +24,10 @@ from service.api.health import application_health
 from service.api.state import ApiState
 from service.engine import Engine, EngineObserver, LaneLimits
 from service.engine.remote import RemoteEngine
-from service.http.server import HttpServer
 from service.inference.model_info import ModelInfo
 from service.processes.control import ControlChannel, FrontEndStart, beat_seconds, unpack_settings
-from service.processes.process import SWITCH_SECONDS, begin_process, connection_limits, event_loop, release_signals
+from service.processes.http_servers import public_server
+from service.processes.process import SWITCH_SECONDS, begin_process, event_loop, release_signals
 from service.settings import Settings
 from service.telemetry.metrics import enable_multiprocess_mode
 
@@ -55,14 +55,7 @@ class _FrontEnd:
         self._channel = channel
         self._app = create_app(settings, remote_engine(start.workers))
         self._state: ApiState = self._app.state.api
-        self._server = HttpServer(
-            self._app,
-            socket.socket(fileno=start.listener),
-            lifespan="on",
-            drain_seconds=settings.drain_seconds,
-            quiet_seconds=settings.shutdown_delay,
-            limits=connection_limits(settings),
-        )
+        self._server = public_server(self._app, socket.socket(fileno=start.listener), settings)
         self._closing = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
 

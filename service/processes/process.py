@@ -8,19 +8,10 @@ import signal
 
 import setproctitle
 
-from service.http.protocol import ConnectionLimits
-from service.settings import LogFormat, Settings
+from service.settings import LogFormat
 from service.telemetry.log_lines import configure_log
 
-__all__ = [
-    "SWITCH_SECONDS",
-    "begin_process",
-    "connection_limits",
-    "event_loop",
-    "hold_signals",
-    "limit_spinning",
-    "release_signals",
-]
+__all__ = ["SWITCH_SECONDS", "begin_process", "event_loop", "hold_signals", "limit_spinning", "release_signals"]
 
 # For ``sys.setswitchinterval``: keeps an event loop responsive beside the threads that decode and encode images.
 SWITCH_SECONDS = 0.0005
@@ -62,12 +53,3 @@ def event_loop() -> asyncio.Runner:
     except ImportError:  # Windows
         return asyncio.Runner()
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
-
-
-def connection_limits(settings: Settings) -> ConnectionLimits:
-    """The limits of an HTTP server."""
-    return ConnectionLimits(
-        connections=settings.max_connections,
-        header_bytes=settings.max_header_bytes,
-        header_seconds=settings.header_timeout,
-    )

@@ -18,10 +18,10 @@ from service.api.app import EngineFactory, create_app
 from service.api.health import application_health
 from service.api.state import ApiState
 from service.engine import Engine, EngineObserver, InlineEngine, LaneLimits
-from service.http.server import HttpServer
 from service.inference.device import ServedDevice, open_device
 from service.inference.model_info import ModelInfo
-from service.processes.process import SWITCH_SECONDS, connection_limits, event_loop, release_signals
+from service.processes.http_servers import admin_server, public_server
+from service.processes.process import SWITCH_SECONDS, event_loop, release_signals
 from service.processes.state_metrics import ProcessesCollector, ServiceCollector, WorkersCollector
 from service.settings import Settings
 
@@ -54,23 +54,8 @@ async def _serve(settings: Settings, public: socket.socket, admin: socket.socket
     app = create_app(settings, inline_engine(settings))
     state: ApiState = app.state.api
     exposition = _exposition(state)
-    limits = connection_limits(settings)
-    api = HttpServer(
-        app,
-        public,
-        lifespan="on",
-        drain_seconds=settings.drain_seconds,
-        quiet_seconds=settings.shutdown_delay,
-        limits=limits,
-    )
-    operations = HttpServer(
-        create_admin_app(app.state.health, exposition),
-        admin,
-        lifespan="off",
-        drain_seconds=1.0,
-        quiet_seconds=0.0,
-        limits=limits,
-    )
+    api = public_server(app, public, settings)
+    operations = admin_server(create_admin_app(app.state.health, exposition), admin, settings)
     leaving = asyncio.Event()
 
     def stop() -> None:

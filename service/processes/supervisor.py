@@ -32,13 +32,13 @@ from typing import Any, Literal
 from prometheus_client.exposition import generate_latest
 
 from service.api.admin import create_admin_app
-from service.http.server import HttpServer
 from service.http.sockets import refuse_handshakes
 from service.processes.child import Child
 from service.processes.control import FrontEndStart, WorkerStart, pack_settings
 from service.processes.device_names import device_names
 from service.processes.health import service_health
-from service.processes.process import connection_limits, release_signals
+from service.processes.http_servers import admin_server
+from service.processes.process import release_signals
 from service.processes.state_metrics import (
     GpusCollector,
     PaddingCollector,
@@ -80,14 +80,7 @@ class _Supervisor:
     def __init__(self, settings: Settings, public: socket.socket, admin: socket.socket, folder: Path) -> None:
         self._settings = settings
         self._public = public
-        self._admin = HttpServer(
-            create_admin_app(self._health, self._exposition),
-            admin,
-            lifespan="off",
-            drain_seconds=1,
-            quiet_seconds=0,
-            limits=connection_limits(settings),
-        )
+        self._admin = admin_server(create_admin_app(self._health, self._exposition), admin, settings)
         self._folder = folder
         self._metrics_folder = folder / "metrics"
         self._metrics_folder.mkdir()

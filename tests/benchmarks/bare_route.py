@@ -13,8 +13,8 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from service.http.server import HttpServer
-from service.processes.process import SWITCH_SECONDS, connection_limits, event_loop
+from service.processes.http_servers import public_server
+from service.processes.process import SWITCH_SECONDS, event_loop
 from service.settings import Settings
 
 
@@ -37,8 +37,7 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     listener.setblocking(False)
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    limits = connection_limits(Settings())
-    server = HttpServer(app, listener, lifespan="off", drain_seconds=1.0, quiet_seconds=0.0, limits=limits)
+    server = public_server(app, listener, Settings())
     with event_loop() as runner:
         runner.run(server.run_until_stopped())
 

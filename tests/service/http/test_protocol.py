@@ -1,4 +1,4 @@
-"""What a connection may cost before there is a request to speak of: sockets by hand, a real server."""
+"""Limits on connections and headers, tested with raw sockets on a real server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Service:
-    """A server whose answers wait for ``answer``, and what it was asked."""
+    """A server whose responses wait for ``answer``; it counts requests in ``asked``."""
 
     def __init__(self, **limits: Any) -> None:
         self.answer = asyncio.Event()
@@ -42,7 +42,7 @@ class Service:
             listener,
             lifespan="off",
             drain_seconds=PATIENCE,
-            quiet_seconds=0.0,
+            idle_seconds=0.0,
             limits=ConnectionLimits(**{"connections": 100, "header_bytes": 4096, "header_seconds": PATIENCE, **limits}),
         )
 
@@ -81,7 +81,7 @@ async def serving(**limits: Any) -> AsyncIterator[Service]:
 
 
 async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of the next answer."""
+    """Status, headers and body of the next response."""
     async with asyncio.timeout(PATIENCE):
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
@@ -89,7 +89,7 @@ async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], 
 
 
 async def check_refusal(connection: Connection, status: int, slug: str) -> dict[str, str]:
-    """That a problem comes, and then the end."""
+    """Checks that a problem document arrives, and then the end of the connection."""
     reader, writer = connection
     got, headers, body = await answer_of(reader)
     assert (got, headers["content-type"]) == (status, "application/problem+json")
@@ -112,7 +112,7 @@ async def check_refusal(connection: Connection, status: int, slug: str) -> dict[
         pytest.param(b"GET /" + b"x" * LARGE + b" HTTP/1.1\r\nHost: x\r\n\r\n", id="a long address"),
     ],
 )
-async def test_headers_that_are_too_long_are_refused_whether_they_end_or_not(sent: bytes) -> None:
+async def test_headers_over_the_limit_are_refused_complete_or_not(sent: bytes) -> None:
     async with serving() as service:
         reader, writer = await service.connect()
         writer.write(sent)
@@ -128,7 +128,7 @@ async def test_headers_that_are_too_long_are_refused_whether_they_end_or_not(sen
         pytest.param(b"1;" + b"x" * LARGE, id="a chunk's extension"),
     ],
 )
-async def test_what_a_parser_keeps_of_a_body_is_bounded_as_headers_are(endless: bytes) -> None:
+async def test_trailers_and_chunk_extensions_are_limited_like_headers(endless: bytes) -> None:
     async with serving() as service:
         service.answer.clear()
         reader, writer = await service.connect()
@@ -141,7 +141,7 @@ async def test_what_a_parser_keeps_of_a_body_is_bounded_as_headers_are(endless: 
         writer.close()
 
 
-async def test_headers_of_the_allowed_length_and_a_long_body_after_them_are_taken() -> None:
+async def test_headers_within_the_limit_and_a_long_body_are_accepted() -> None:
     async with serving() as service:
         reader, writer = await service.connect()
         body = b"x" * 100_000
@@ -164,7 +164,7 @@ async def test_headers_that_take_too_long_are_refused(before: bytes) -> None:
         await check_refusal((reader, writer), 408, "request-timeout")
 
 
-async def test_a_connection_that_says_nothing_is_closed() -> None:
+async def test_a_connection_that_sends_nothing_is_closed() -> None:
     async with serving(header_seconds=0.05) as service:
         reader, writer = await service.connect()
         async with asyncio.timeout(PATIENCE):
@@ -187,14 +187,14 @@ async def test_the_time_for_headers_does_not_count_while_a_request_is_answered()
         writer.close()
 
 
-async def test_what_is_no_http_is_refused_with_a_problem() -> None:
+async def test_bytes_that_are_not_http_are_refused_with_a_problem() -> None:
     async with serving() as service:
         reader, writer = await service.connect()
         writer.write(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
         await check_refusal((reader, writer), 400, "malformed-request")
 
 
-async def test_the_connection_that_has_been_idle_for_longest_gives_way_to_a_new_one() -> None:
+async def test_a_new_connection_over_the_limit_closes_the_longest_idle_one() -> None:
     async with serving(connections=2) as service:
         oldest, oldest_writer = await service.connect()
         await service.until(1)
@@ -210,7 +210,7 @@ async def test_the_connection_that_has_been_idle_for_longest_gives_way_to_a_new_
             writer.close()
 
 
-async def test_when_every_connection_works_one_more_is_told_to_come_back() -> None:
+async def test_a_connection_over_the_limit_is_refused_when_none_is_idle() -> None:
     async with serving(connections=2) as service:
         service.answer.clear()
         working = [await service.connect() for _ in range(2)]
@@ -225,7 +225,7 @@ async def test_when_every_connection_works_one_more_is_told_to_come_back() -> No
             writer.close()
 
 
-async def test_a_body_that_goes_on_after_its_answer_is_cut_off() -> None:
+async def test_a_body_that_continues_after_the_response_is_cut_off() -> None:
     async with serving() as service:
         reader, writer = await service.connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -243,10 +243,10 @@ async def test_a_body_that_goes_on_after_its_answer_is_cut_off() -> None:
         writer.transport.abort()
 
 
-async def test_an_answer_that_ends_its_connection_is_read_by_a_client_that_is_still_sending(
+async def test_a_client_that_is_still_sending_can_read_the_response_that_closes_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.http.protocol.LINGER_SECONDS", PATIENCE)
+    monkeypatch.setattr("service.http.protocol.HALF_CLOSED_SECONDS", PATIENCE)
     async with serving() as service:
         loop = asyncio.get_running_loop()
         with socket.create_connection(service.address) as client:

@@ -1,4 +1,4 @@
-"""The HTTP server's leave: what it waits for, what it closes, what it gives up."""
+"""Shutdown of the HTTP server: what it waits for, closes and cancels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
 from service.http.sockets import listen
-from service.processes.process import connection_limits
-from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -31,7 +30,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 @asynccontextmanager
 async def serving(
-    *, quiet_seconds: float, drain_seconds: float = 60.0, answer: asyncio.Event | None = None
+    *, idle_seconds: float, drain_seconds: float = 60.0, answer: asyncio.Event | None = None
 ) -> AsyncIterator[tuple[HttpServer, socket.socket, asyncio.Task[None]]]:
     async def endpoint(_: Request) -> PlainTextResponse:
         if answer is not None:
@@ -45,8 +44,8 @@ async def serving(
             listener,
             lifespan="off",
             drain_seconds=drain_seconds,
-            quiet_seconds=quiet_seconds,
-            limits=connection_limits(Settings()),
+            idle_seconds=idle_seconds,
+            limits=ConnectionLimits(connections=100, header_bytes=4096, header_seconds=60.0),
         )
         running = asyncio.create_task(server.run_until_stopped())
         await until(lambda: server.started)
@@ -68,17 +67,17 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> byt
     return await reader.readexactly(5)
 
 
-async def test_a_connection_that_was_just_used_may_be_used_once_more() -> None:
-    async with serving(quiet_seconds=60.0) as (server, listener, running), connected(listener) as connection:
+async def test_a_connection_that_was_just_used_accepts_one_more_request() -> None:
+    async with serving(idle_seconds=60.0) as (server, listener, running), connected(listener) as connection:
         assert await ask(*connection) == b"hello"
         server.stop_accepting(shared=False)
         await asyncio.wait((running,), timeout=0.5)
         assert await ask(*connection) == b"hello"
 
 
-async def test_a_connection_that_is_quiet_is_closed() -> None:
+async def test_an_idle_connection_is_closed() -> None:
     async with (
-        serving(quiet_seconds=0.1) as (server, listener, _),
+        serving(idle_seconds=0.1) as (server, listener, _),
         connected(listener) as used,
         connected(listener) as unused,
     ):
@@ -88,32 +87,32 @@ async def test_a_connection_that_is_quiet_is_closed() -> None:
             assert await reader.read() == b""
 
 
-async def test_a_request_that_is_only_half_there_is_waited_for() -> None:
-    async with serving(quiet_seconds=0.1) as (server, listener, running), connected(listener) as (reader, writer):
+async def test_a_partially_received_request_is_waited_for() -> None:
+    async with serving(idle_seconds=0.1) as (server, listener, running), connected(listener) as (reader, writer):
         assert await ask(reader, writer) == b"hello"
         (connection,) = server.server_state.connections
         writer.write(REQUEST[:20])
-        await until(lambda: connection.scope is not connection.cycle.scope)
+        await until(lambda: not connection.is_idle)
         server.stop_accepting(shared=False)
         await asyncio.wait((running,), timeout=0.5)
         writer.write(REQUEST[20:])
         assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
 
 
-async def test_what_waits_in_the_backlog_is_served() -> None:
-    async with serving(quiet_seconds=0.1) as (server, listener, _), connected(listener):
+async def test_connections_in_the_backlog_are_served() -> None:
+    async with serving(idle_seconds=0.1) as (server, listener, _), connected(listener):
         await until(lambda: server.server_state.connections)
-        asyncio.get_running_loop().remove_reader(listener)  # as if the event loop had not come round to it yet
+        asyncio.get_running_loop().remove_reader(listener)  # as if the event loop had not accepted it yet
         async with connected(listener) as (late_reader, late_writer):
             late_writer.write(REQUEST)
             server.stop_accepting(shared=False)
             assert (await late_reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_request_that_outlives_the_drain_is_given_up() -> None:
+async def test_a_request_that_outlives_the_drain_is_cancelled() -> None:
     never = asyncio.Event()
     async with (
-        serving(quiet_seconds=0.1, drain_seconds=0.2, answer=never) as (server, listener, _),
+        serving(idle_seconds=0.1, drain_seconds=0.2, answer=never) as (server, listener, _),
         connected(listener) as (reader, writer),
     ):
         writer.write(REQUEST)
@@ -123,7 +122,7 @@ async def test_a_request_that_outlives_the_drain_is_given_up() -> None:
 
 
 async def test_a_server_that_shares_its_listener_leaves_the_backlog_to_others() -> None:
-    async with serving(quiet_seconds=0.1) as (server, listener, running):
+    async with serving(idle_seconds=0.1) as (server, listener, running):
         with listener.dup() as other:
             server.stop_accepting(shared=True)
             await asyncio.wait_for(running, 60)

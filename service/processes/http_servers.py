@@ -1,0 +1,38 @@
+"""The HTTP servers of a process, as the settings configure them."""
+
+from __future__ import annotations
+
+import socket
+
+from starlette.types import ASGIApp
+
+from service.http.protocol import ConnectionLimits
+from service.http.server import HttpServer
+from service.settings import Settings
+
+__all__ = ["admin_server", "public_server"]
+
+
+def public_server(app: ASGIApp, listener: socket.socket, settings: Settings) -> HttpServer:
+    """The server of the public API; it starts and stops the application (lifespan)."""
+    return HttpServer(
+        app,
+        listener,
+        lifespan="on",
+        drain_seconds=settings.drain_seconds,
+        idle_seconds=settings.shutdown_delay,
+        limits=_limits(settings),
+    )
+
+
+def admin_server(app: ASGIApp, listener: socket.socket, settings: Settings) -> HttpServer:
+    """The server of the admin port; it stops at once."""
+    return HttpServer(app, listener, lifespan="off", drain_seconds=1.0, idle_seconds=0.0, limits=_limits(settings))
+
+
+def _limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        connections=settings.max_connections,
+        header_bytes=settings.max_header_bytes,
+        header_seconds=settings.header_timeout,
+    )
