@@ -1,15 +1,15 @@
-"""How large a batch is worth having: tried out at start-up, on the machine that will run it.
+"""Finds the largest useful batch size by measurement, at start-up, on the machine that will run it.
 
 ::
 
-    images/s  │          ·──x──x     two sizes in a row that gain nothing: no larger one is tried
-              │       ·              a batch longer than the budget, or out of memory: the size before is the largest
+    images/s  │          ·──x──x     two sizes in a row without a gain: no larger one is tried
+              │       ·              longer than the budget, or out of memory: the size before is the largest
               │    ·
               │ ·
               └────────────────────  1  2  4  8  16  32
 
-Of the sizes tried, the largest that is as fast as the fastest counts: on a machine that does other things at start-up
-measurements scatter, and too large a batch costs some latency, within the budget, too small a one throughput for good.
+The result is the largest size within 3 % of the highest rate. Measurements scatter on a machine that is busy at start-up;
+a batch that is too large costs some latency, within the budget, but one that is too small costs throughput permanently.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GAIN = 1.03
 _FLAT_SIZES = 2
 _REPEAT_SECONDS = 0.2
 _RUNS = 3
-_BELIEVED = 32
+_LARGEST_ESTIMATE = 32
 
 
 def batch_sizes(largest: int) -> Iterator[int]:
@@ -50,16 +50,15 @@ def find_batch_limit(
     measure: Callable[[Run], float],
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """The batch size, at most ``largest``, that does most images a second within the budget of ``seconds`` a batch.
+    """The batch size, at most ``largest``, with most images per second among those that take at most ``seconds``.
 
-    ``run(size)`` runs one batch, ``measure`` says how many seconds that took. A single image may take longer than the
-    budget: then the limit is 1. A size that would not be done within ``trial_seconds`` after the first one is not tried,
-    and what the fastest size promises is believed. Raises what ``run(1)`` raises, and of larger batches anything but
-    being out of memory.
+    ``run(size)`` runs one batch, ``measure`` returns its duration. If a single image takes longer than the budget, the limit
+    is 1. A size that would not finish within ``trial_seconds`` after the first one is not tried; the limit is then estimated
+    from the highest rate, up to 32. Raises what ``run(1)`` raises, and errors of larger batches except out of memory.
     """
     rates: dict[int, float] = {}
-    flat, promised = 0, 1
-    begun: float | None = None  # what happens once on a device happens to the first size, and is not counted
+    flat, estimate = 0, 1
+    started: float | None = None  # after the first size, whose run includes the one-time costs of a device
     for size in batch_sizes(largest):
         try:
             elapsed = _fastest(partial(run, size), seconds if rates else 2 * seconds, measure)
@@ -73,20 +72,20 @@ def find_batch_limit(
         rates[size] = size / elapsed
         if flat == _FLAT_SIZES:
             break
-        begun = clock() if begun is None else begun
-        if clock() - begun + 2 * elapsed > trial_seconds:  # twice as large, twice as long
-            within_budget = min(largest, _BELIEVED, int(seconds * max(rates.values())))
-            promised = 1 << (max(within_budget, 1).bit_length() - 1)
+        started = clock() if started is None else started
+        if clock() - started + 2 * elapsed > trial_seconds:  # twice as large, twice as long
+            within_budget = min(largest, _LARGEST_ESTIMATE, int(seconds * max(rates.values())))
+            estimate = 1 << (max(within_budget, 1).bit_length() - 1)
             break
     best = max(rates.values(), default=0.0)
-    return max(promised, *(size for size, rate in rates.items() if rate * _GAIN >= best), 1)
+    return max(estimate, *(size for size, rate in rates.items() if rate * _GAIN >= best), 1)
 
 
-def _fastest(run: Run, patience: float, measure: Callable[[Run], float]) -> float:
-    """Seconds of the fastest of a few runs, or of the first one that takes more than ``patience``."""
+def _fastest(run: Run, limit: float, measure: Callable[[Run], float]) -> float:
+    """Seconds of the fastest of a few runs; stops after one that takes more than ``limit``."""
     fastest = spent = measure(run)
     for repeat in range(1, _RUNS):
-        if fastest > patience or (repeat > 1 and spent > _REPEAT_SECONDS):
+        if fastest > limit or (repeat > 1 and spent > _REPEAT_SECONDS):
             break
         elapsed = measure(run)
         fastest, spent = min(fastest, elapsed), spent + elapsed

@@ -1,6 +1,7 @@
-"""How close the choice of a code must be for an image to be encoded alone: measured before a tokenizer has much to do.
+"""Measures the margin below which batch rounding can change a token id, so that such images are re-encoded unbatched.
 
-Until it is, caution encodes one in eight images twice, of the shipped checkpoint as of S-128, instead of one in a hundred.
+Without the measurement a conservative margin re-encodes one image in eight instead of one in a hundred (bundled checkpoint
+and S-128).
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ _SECONDS = 1.5
 
 
 def calibrate(tokenizer: Tokenizer, largest_batch: int, *, threads: int | None = None) -> None:
-    """For batches up to the largest, or as many sizes as a second and a half is enough for. ``threads``: of PyTorch, that
-    batches will be computed with; None: as many as now.
+    """Calibrates for batch sizes up to the largest, or as many as fit into 1.5 seconds. ``threads``: the PyTorch threads
+    that batches will use; None: the current number.
     """
     sizes = sorted({*batch_sizes(largest_batch), 3, largest_batch - 1} & set(range(2, largest_batch + 1)))
     side, random = tokenizer.image_size, np.random.default_rng(0)
-    # What takes a CPU longest has most tokens: as many of them tell as much.
+    # On a CPU, tokenizers with many tokens are the slowest, and need fewer images for the same number of decisions.
     on_cpu = tokenizer.device.type == "cpu"
     probes = max(_LEAST_PROBES, _CPU_DECISIONS // tokenizer.num_tokens) if on_cpu else _CUDA_PROBES
     coarse = random.integers(0, 256, (probes, side // 8, side // 8, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""The models on one device, as the engine calls them: arrays in, arrays out, from the one thread that owns them."""
+"""The models on one device: runs batches of arrays, in the thread that owns the device."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models import Generator, Tokenizer, load_generator, load_tokenizer
+from models.arrays import Ids, Pixels
 from models.checkpoints.registry import GENERATORS
 from models.errors import CheckpointError
 from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction, Recorder
@@ -27,36 +28,34 @@ from service.inference.calibration import calibrate
 from service.inference.gpu_sensors import open_sensors
 from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.inference.stopwatch import cpu_seconds, wall_seconds
+from service.settings import Settings
 
 __all__ = ["ModelDevice", "ServedDevice", "open_device"]
-
-if TYPE_CHECKING:
-    from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 _PARTS_IN_FLIGHT = 2
-# A CPU's cores share a batch image by image: no size is slower than a smaller one, and one image tells how many the budget
-# has room for. Measured size by size, a machine that does other things at start-up would seem to gain nothing from 4 on.
+# On a CPU the cores share a batch image by image, so no size is slower than a smaller one, and the time of one image gives
+# the limit. Measuring every size on a machine that is busy at start-up would wrongly show no gain from 4 images on.
 _CPU_TRIAL_SECONDS, _CUDA_TRIAL_SECONDS = 0.0, 1.5
 
 
 class ServedDevice(Device, Protocol):
-    """A device that says what it serves."""
+    """A device that describes its models."""
 
     @property
     def info(self) -> ModelInfo:
-        """The models on it."""
+        """Its models."""
 
 
 class ModelDevice:
-    """A tokenizer, and its generator if there is one.
+    """A tokenizer and, optionally, its generator.
 
-    ``batch_limits`` says by lane how many images run at once; a larger batch runs in parts. They are found by
-    ``warm_up``, at most ``max_batch_size`` (0: no bound) and such that a batch takes ``batch_seconds`` at most. Where a
-    batch does not fit into memory, its lane's limit becomes half of it for good, and the batch is run again in halves.
+    ``batch_limits`` are the images by lane that run at once; a larger batch runs in parts. ``warm_up`` finds them: at most
+    ``max_batch_size`` (0: no bound), and such that a batch takes at most ``batch_seconds``. When a batch does not fit into
+    memory, its lane's limit is permanently halved and the batch is repeated in smaller parts.
     """
 
     def __init__(
@@ -81,69 +80,47 @@ class ModelDevice:
         self._padding: Counter[LaneName] = Counter()
         self._sensors = open_sensors(tokenizer.device)
         self.batch_limits: dict[LaneName, int] = dict.fromkeys(self._functions, self._largest)
-        self._info = ModelInfo(
-            name=tokenizer.name,
-            revision=tokenizer.revision,
-            image_size=tokenizer.image_size,
-            code_format=tokenizer.code_format,
-            device=str(tokenizer.device),
-            precision={
-                "encoder": tokenizer.precision.encoder.name,
-                "decoder": tokenizer.precision.decoder.name,
-                "generator": tokenizer.precision.generator.name,
-            },
-            source=tokenizer.source,
-            generator=None
-            if generator is None
-            else GeneratorInfo(
-                revision=generator.revision, class_names=generator.class_names, presets=dict(generator.presets)
-            ),
-            batch_limits={},
-            codebook=tokenizer.codebook.numpy(),
-        )
+        self._info = _model_info(tokenizer, generator)
 
     @property
     def info(self) -> ModelInfo:
-        """The models on it."""
-        return replace(self._info, batch_limits=self._limits())
-
-    def _limits(self) -> dict[str, int]:
-        return {str(lane): limit for lane, limit in self.batch_limits.items()}
+        """The models, and the batch limits as they are now."""
+        return replace(self._info, batch_limits=dict(self.batch_limits))
 
     def status(self) -> dict[str, object]:
-        """``batch_limits`` as they are now; ``out_of_memory``, how many batches did not fit; ``graphs``, the batch sizes
-        recorded in each lane; ``padding``, which part of the rows that ran in each were there only to fill up to one of
-        those; ``memory``, on a CUDA device its bytes by kind (see ``models.runtime.device_memory``), else None; ``sensors``,
-        what a GPU's driver tells of it (see ``service.inference.gpu_sensors``), else None. May be called from any thread.
+        """Current state; may be called from any thread.
+
+        ``batch_limits``; ``out_of_memory``, how many batches did not fit; by lane, ``graphs``, the recorded batch sizes, and
+        ``padding``, the fraction of all rows that only filled a batch up to a recorded size; ``memory``, on a CUDA device
+        its bytes by kind (``models.runtime.device_memory``), else None; ``sensors``, the readings of a GPU's driver
+        (``service.inference.gpu_sensors``), else None.
         """
         return {
-            "batch_limits": self._limits(),
+            "batch_limits": dict(self.batch_limits),
             "out_of_memory": self._out_of_memory,
-            "graphs": {str(lane): function.sizes for lane, function in self._functions.items()},
+            "graphs": {lane: function.sizes for lane, function in self._functions.items()},
             "padding": {
-                str(lane): self._padding[lane] / rows if (rows := self._rows[lane]) else 0.0 for lane in self._functions
+                lane: self._padding[lane] / rows if (rows := self._rows[lane]) else 0.0 for lane in self._functions
             },
             "memory": memory_bytes(self._tokenizer.device),
             "sensors": None if self._sensors is None else self._sensors.read(),
         }
 
-    def pin(self, array: npt.NDArray[Any]) -> None:
-        """Page-locks memory that batches will be handed in or taken from, for as long as it lives; where that cannot be,
-        copies are slower. May be called from any thread. Does nothing for a CPU.
+    def pin(self, array: NDArray[Any]) -> None:
+        """Page-locks memory that holds batches or results, for its lifetime; if that fails, copies are slower. May be called
+        from any thread. Does nothing on a CPU.
         """
         try:
             pin(array, self._tokenizer.device)
         except RuntimeError as error:
-            log.warning("batches are copied from memory that is not pinned, which is slower: %s", error)
+            log.warning("copying batches from memory that is not pinned, which is slower: %s", error)
 
-    def encode(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        """Images uint8 [b, S, S, 3] -> ids int64 [b, K]."""
+    def encode(self, images: Pixels) -> Ids:
+        """Encodes images uint8 [b, S, S, 3] to ids int64 [b, K]."""
         return _joined(self._in_parts("encode", len(images), lambda part: self._tokenizer.submit_encode(images[part])))
 
-    def decode(
-        self, tokens: npt.NDArray[np.int64], *, out: npt.NDArray[np.uint8] | None = None
-    ) -> npt.NDArray[np.uint8]:
-        """Ids int64 [b, K] -> images uint8 [b, S, S, 3], in ``out`` if it is given."""
+    def decode(self, tokens: Ids, *, out: Pixels | None = None) -> Pixels:
+        """Decodes ids int64 [b, K] to images uint8 [b, S, S, 3], into ``out`` if given."""
 
         def submit(part: slice) -> Callable[[], Tensor]:
             into = None if out is None else torch.from_numpy(out[part])
@@ -153,9 +130,9 @@ class ModelDevice:
         return _joined(parts) if out is None else out
 
     def step(self, rows: Sequence[RowState]) -> Stepped:
-        """One sampling step of unfinished rows, in one forward pass: a pure function of their states.
+        """Runs one sampling step of unfinished rows in one forward pass: a pure function of their states.
 
-        Raises ``ValueError`` or ``TypeError`` where a row is no state of this generator, and then moves none.
+        Raises ``ValueError`` or ``TypeError`` if a row is not a state of this generator; then no row is changed.
         """
         generator = self._need_generator()
         states = [
@@ -173,9 +150,9 @@ class ModelDevice:
         return Stepped(tokens=tokens, sampled=sampled, finished=finished)
 
     def _in_parts(self, lane: LaneName, count: int, submit: Callable[[slice], Callable[[], Result]]) -> list[Result]:
-        """Runs parts of at most the lane's limit; where one does not fit into memory, smaller ones from there on.
+        """Runs parts of at most the lane's limit, and smaller ones after a part did not fit into memory.
 
-        A part is submitted while the one before it runs, so that its copy to the device costs no time.
+        A part is submitted while the one before runs, which hides its copy to the device.
         """
         if count == 0:
             return [submit(slice(0, 0))()]
@@ -203,7 +180,7 @@ class ModelDevice:
             else:
                 done += size
                 continue
-            # Only now: while the error was handled, its traceback held the tensors of the part that failed.
+            # After the except block: within it the traceback holds the tensors of the part that failed.
             running.clear()
             self._halve(lane, size)
         return results
@@ -212,7 +189,7 @@ class ModelDevice:
         self.batch_limits[lane] = size // 2
         self._functions[lane].discard(above=size // 2)
         release_memory(self._tokenizer.device)
-        log.warning("a %s batch of %d does not fit into memory; from now on %d at once", lane, size, size // 2)
+        log.warning("a %s batch of %d images does not fit into memory; the limit is now %d", lane, size, size // 2)
 
     def _need_generator(self) -> Generator:
         if self._generator is None:
@@ -220,8 +197,8 @@ class ModelDevice:
         return self._generator
 
     def warm_up(self, known_limits: Mapping[str, int] | None = None) -> None:
-        """Finds the limits by trying, or takes those found by a worker before, and records the functions up to them. What
-        happens once on a device happens here, and not to the first request. Called by the thread that will run batches.
+        """Measures the batch limits, or takes ``known_limits`` of an earlier worker, and records CUDA graphs up to them.
+        One-time costs of a device are paid here, not by the first request. Called by the thread that will run batches.
         """
         if known_limits is not None and known_limits.keys() == self.batch_limits.keys():
             for lane in self.batch_limits:
@@ -232,7 +209,7 @@ class ModelDevice:
         if self._recorder is not None:
             self._record(self._recorder)
         calibrate(self._tokenizer, self.batch_limits["encode"])
-        log.info("images of a batch, at most: %s", self.batch_limits)
+        log.info("batch limits: %s", self.batch_limits)
 
     def _find_limits(self) -> None:
         on_cpu = self._tokenizer.device.type == "cpu"
@@ -252,7 +229,7 @@ class ModelDevice:
             try:
                 self._record_lane(lane, recorder)
             except RuntimeError as error:
-                log.warning("no CUDA graphs (%s): batches are launched kernel by kernel, which is slower", error)
+                log.warning("no CUDA graphs (%s): kernels are launched one by one, which is slower", error)
                 for function in self._functions.values():
                     function.discard()
                 return
@@ -272,7 +249,7 @@ class ModelDevice:
             self._halve(lane, limit)
 
     def _trial(self, lane: LaneName) -> Callable[[int], object]:
-        """Runs a batch of a size, whatever the limit is."""
+        """A function that runs a batch of a given size, regardless of the limit."""
         noise, tokenizer = np.random.default_rng(0), self._tokenizer
         size, num_tokens, codes = tokenizer.image_size, tokenizer.num_tokens, tokenizer.codebook_size
         if lane == "encode":
@@ -287,15 +264,35 @@ class ModelDevice:
         return lambda count: generator.advance(rows(count))
 
 
-def _joined(parts: Sequence[Tensor]) -> npt.NDArray[Any]:
-    """Tensors one after another as one array; of a single one, the same memory."""
+def _model_info(tokenizer: Tokenizer, generator: Generator | None) -> ModelInfo:
+    precision = tokenizer.precision
+    return ModelInfo(
+        name=tokenizer.name,
+        revision=tokenizer.revision,
+        image_size=tokenizer.image_size,
+        code_format=tokenizer.code_format,
+        device=str(tokenizer.device),
+        precision={part: getattr(precision, part).name for part in ("encoder", "decoder", "generator")},
+        source=tokenizer.source,
+        generator=None
+        if generator is None
+        else GeneratorInfo(
+            revision=generator.revision, class_names=generator.class_names, presets=dict(generator.presets)
+        ),
+        batch_limits={},
+        codebook=tokenizer.codebook.numpy(),
+    )
+
+
+def _joined(parts: Sequence[Tensor]) -> NDArray[Any]:
+    """Concatenates tensors to one array; a single tensor is not copied."""
     arrays = [part.numpy() for part in parts]
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = None) -> ModelDevice:
-    """Loads the models that the settings name, and warms them up. Called in the thread that will own them.
-    ``known_limits`` are the ``batch_limits`` of a device opened before with the same settings, which saves finding them.
+    """Loads the models that the settings name and warms them up. Called in the thread that will own the device.
+    ``known_limits``: the ``batch_limits`` of an earlier device with the same settings, which need not be measured again.
 
     Raises ``ValueError``, ``LookupError`` or ``CheckpointError`` with a message for the operator.
     """
@@ -310,7 +307,7 @@ def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = 
         settings.tokenizer, weights=settings.tokenizer_weights, device=str(device), dtype=settings.dtype
     )
     if not tokenizer.is_discrete:
-        raise ValueError(f"{tokenizer.name} is a VAE: it has no token ids to serve; choose another tokenizer")
+        raise ValueError(f"{tokenizer.name} is a VAE, which has no token ids to serve; choose another tokenizer")
     models = ModelDevice(
         tokenizer,
         _open_generator(settings, tokenizer, str(device)),
@@ -327,7 +324,7 @@ def _choose_device(name: str) -> torch.device:
     device = torch.device(("cuda" if available else "cpu") if name == "auto" else name)
     if device.type == "cuda" and not available:
         raise ValueError(f"PyTorch {torch.__version__} finds no CUDA device here for TITOK_DEVICES={name}")
-    # Streams and graphs belong to a device by its number.
+    # Streams and graphs need a device with an index.
     return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
@@ -336,10 +333,10 @@ def _open_generator(settings: Settings, tokenizer: Tokenizer, device: str) -> Ge
         return None
     automatic = settings.generator in (None, "auto")
     name = tokenizer.name if automatic else str(settings.generator)
-    # Weights that are not the variant's own make ids that the published generator was not trained on.
-    strange = name not in GENERATORS or settings.tokenizer_weights is not None
-    if automatic and strange and settings.generator_weights is None:
-        log.warning("no generator: none is known for these tokenizer weights (TITOK_GENERATOR_WEIGHTS names one)")
+    # Other tokenizer weights make ids that the published generator was not trained on.
+    unsupported = name not in GENERATORS or settings.tokenizer_weights is not None
+    if automatic and unsupported and settings.generator_weights is None:
+        log.warning("no generator is known for these tokenizer weights; TITOK_GENERATOR_WEIGHTS sets one")
         return None
     generator = load_generator(name, weights=settings.generator_weights, device=device, dtype=settings.dtype)
     if (generator.num_tokens, generator.codebook_size) != (tokenizer.num_tokens, tokenizer.codebook_size):

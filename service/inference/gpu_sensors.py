@@ -1,4 +1,4 @@
-"""What the driver tells of a GPU (NVML): how busy it is, by whomever, and how hot."""
+"""Utilization and temperature of a GPU, read from its driver (NVML)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ log = logging.getLogger(__name__)
 
 
 class GpuSensors:
-    """Of the GPU with a UUID: ordinals differ where ``CUDA_VISIBLE_DEVICES`` hides some. Raises ``pynvml.NVMLError``, and
-    ``ImportError`` where nvidia-ml-py is not installed.
+    """The sensors of the GPU with a UUID (indices differ if ``CUDA_VISIBLE_DEVICES`` hides GPUs). Raises
+    ``pynvml.NVMLError``, and ``ImportError`` if nvidia-ml-py is not installed.
     """
 
     def __init__(self, uuid: str) -> None:
@@ -24,8 +24,8 @@ class GpuSensors:
         self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
 
     def read(self) -> dict[str, float] | None:
-        """``utilization``, the part of the last moments in which it computed, 0 to 1, and ``temperature`` in degrees
-        Celsius; None where the driver does not tell.
+        """``utilization``, the fraction of the last sample period in which it computed (by any process), 0 to 1, and
+        ``temperature`` in degrees Celsius; None if the driver does not report them.
         """
         try:
             busy = self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu
@@ -36,11 +36,11 @@ class GpuSensors:
 
 
 def open_sensors(device: torch.device) -> GpuSensors | None:
-    """Those of a CUDA device; None for a CPU, and where there is no way to the driver, which is logged."""
+    """The sensors of a CUDA device; None for a CPU, and, with a log line, if the driver cannot be reached."""
     if device.type != "cuda":
         return None
     try:
         return GpuSensors(str(torch.cuda.get_device_properties(device).uuid))
     except Exception as error:
-        log.warning("no utilisation and temperature of %s: %s", device, error)
+        log.warning("utilization and temperature of %s are not available: %s", device, error)
         return None

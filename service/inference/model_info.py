@@ -1,4 +1,4 @@
-"""What is served, as plain values: they come from the process that runs the models to those that answer requests."""
+"""Information on the served models, as plain values that a worker sends to the front ends."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from models.codes.code_format import CodeFormat
 from models.sampling.settings import SamplingSettings
+from service.engine.protocol import LaneName
 
 __all__ = ["GeneratorInfo", "ModelInfo"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorInfo:
-    """What routes need to know of a generator."""
+    """Information on a generator."""
 
     revision: str
     class_names: tuple[str, ...]
@@ -25,9 +26,8 @@ class GeneratorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What routes and the engine need to know of the models. ``batch_limits`` says, by lane (``encode``, ``decode``,
-    ``generate``), how many images one batch of the device is worth having. ``codebook`` holds the codes that ids stand
-    for, float32 [V, C]; empty where codes cannot be mixed.
+    """Information on the tokenizer, its device and its generator. ``batch_limits`` are the largest useful batches of the
+    device by lane. ``codebook``: code vectors by id, float32 [V, C]; empty where codes cannot be mixed.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ModelInfo:
     precision: Mapping[str, str]
     source: str
     generator: GeneratorInfo | None
-    batch_limits: Mapping[str, int]
+    batch_limits: Mapping[LaneName, int]
     codebook: npt.NDArray[np.float32] = field(
         default_factory=lambda: np.empty((0, 0), np.float32), repr=False, compare=False
     )

@@ -1,4 +1,4 @@
-"""How long a batch takes its device, on a machine that may be doing other things as well."""
+"""Measures the duration of a batch, also on a machine that is busy with other processes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Run = Callable[[], object]
 
 
 def wall_seconds(run: Run) -> float:
-    """Seconds by the clock."""
+    """Elapsed wall-clock seconds of a run."""
     begun = time.perf_counter()
     run()
     return time.perf_counter() - begun
 
 
 def cpu_seconds(run: Run) -> float:
-    """Seconds that a run would take on its CPU threads if nothing else wanted the cores.
+    """Seconds that a run would take on its CPU threads if no other process used the cores.
 
-    Those by the clock, unless the kernel gave a core to others meanwhile. Then threads wait for each other at every
-    parallel region, up to a hundred times as long as they work, so the run is done again by one thread, and its processor
-    time is shared among them.
+    This is the elapsed time, unless the kernel preempted this process. A preempted thread makes all others wait at every
+    parallel region, up to a hundred times longer than they work; then the run is repeated by one thread, and its CPU time is
+    divided by the number of threads.
     """
     before = _preemptions()
     elapsed = wall_seconds(run)

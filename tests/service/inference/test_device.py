@@ -309,7 +309,7 @@ def test_a_device_without_a_generator_has_no_lane_for_it() -> None:
     assert set(ModelDevice(tiny_tokenizer(), None).info.batch_limits) == {"encode", "decode"}
 
 
-def test_the_codebook_of_the_facts_is_what_latents_are_compared_with() -> None:
+def test_the_codebook_of_the_model_info_is_what_latents_are_compared_with() -> None:
     tokenizer = tiny_tokenizer()
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     info = pickle.loads(pickle.dumps(ModelDevice(tokenizer, None).info))  # noqa: S301  as to another process
