@@ -1,12 +1,12 @@
-"""A whole data set made into tokens.
+"""Tokenizes datasets (``titok tokenize``).
 
 ::
 
-    sources.py     what there is: entries (key, label, bytes) of a folder, of tars or of Parquet files, from any place on
-    pipeline.py    read ahead ── decode in threads (views.py) ── batches on the device ── shards
-    formats.py     a shard as files: WebDataset, Parquet, .npy, .bin, JSON lines
-    destination.py the folder they go to, file by file, so that a killed run goes on where it was
-    run.py         all of it on this machine; on_ray.py: on many, shard by shard
+    sources.py     entries (key, label, bytes) of a folder, of tar archives or of Parquet files, from any position on
+    pipeline.py    read ahead ── decode in threads (crops.py) ── batches on the device (batches.py) ── shards
+    formats.py     files of a shard: WebDataset, Parquet, .npy, .bin, JSON lines
+    destination.py the output folder and its journal, from which a killed run resumes
+    run.py         a run on this machine; on_ray.py: on a Ray cluster, shard by shard
 
-What a shard holds depends on the source, the settings and the number of the shard, and on nothing else.
+The bytes of a shard depend on the source, the settings and the number of the shard alone.
 """

@@ -1,14 +1,14 @@
-"""The folder that shards go to: whatever moment a run is killed at, the next one makes the shards that are not whole.
+"""The output folder of a run. A run may be killed at any moment; the next one makes the missing shards.
 
 ::
 
-    DEST/tokens-000000.parquet   written under another name, synced, renamed
-    DEST/journal.jsonl           first line: the settings; then a line a shard that is whole. Gone when all is done
-    DEST/errors.jsonl            a line a broken image: key, reason           } written at the end
+    DEST/tokens-000000.parquet   written under a temporary name, synced, renamed
+    DEST/journal.jsonl           first line: the settings; then one line per complete shard. Removed at the end
+    DEST/errors.jsonl            one line per broken image: key, reason       } written at the end
     DEST/manifest.json           settings, counts, digests of all files       }
 
-A shard counts when its line is in the journal, and the line is written when the shard's files are. A line that was cut off
-is taken away, and its shard is made again: the same bytes, under the same names. Shards may come in any order.
+A shard is complete when its line is in the journal, which is written after the shard's files. A truncated line is removed,
+and its shard is made again: the same bytes, under the same names. Shards may be added in any order.
 """
 
 from __future__ import annotations
@@ -26,18 +26,16 @@ from service.bulk.entries import Position
 from service.bulk.errors import BulkError
 from service.bulk.shards import ShardFiles
 
-__all__ = ["Destination", "Gap", "Settings"]
+__all__ = ["Destination", "MissingShards", "RunSettings"]
 
-Settings = Mapping[str, Any]
-"""Everything that decides which bytes come out, as JSON."""
+RunSettings = Mapping[str, Any]
+"""Everything that determines the bytes of the output, as JSON."""
 
 _JOURNAL, _ERRORS, _MANIFEST = "journal.jsonl", "errors.jsonl", "manifest.json"
 
 
-class Gap(NamedTuple):
-    """Shards that are not whole: ``shards`` of them from number ``first`` on, which begins at ``start``; None: all that
-    follow.
-    """
+class MissingShards(NamedTuple):
+    """Shards to be made: ``shards`` of them (None: all that follow) from number ``first``, which begins at ``start``."""
 
     first: int
     start: Position
@@ -45,14 +43,13 @@ class Gap(NamedTuple):
 
 
 class Destination:
-    """A folder being written to by this process alone, as a context.
+    """An output folder, locked for this process; a context manager. ``done``: whether the output is complete.
 
-    ``done`` says whether all was written, by an earlier run or this one.
-
-    Raises ``BulkError``: another process writes there, the folder holds other things, or it was begun with other settings.
+    Raises ``BulkError`` if another process writes there, the folder contains other files, or was started with other
+    settings.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: RunSettings) -> None:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
         self._records: dict[int, dict[str, Any]] = {}
@@ -80,33 +77,33 @@ class Destination:
 
     @property
     def shards(self) -> int:
-        """How many shards are whole."""
+        """Number of complete shards."""
         return len(self._records)
 
     @property
-    def gaps(self) -> list[Gap]:
-        """What is left to do, in order; the last one has no end, and there may be nothing in it."""
-        found, first, start = list[Gap](), 0, Position(0, 0)
+    def missing(self) -> list[MissingShards]:
+        """The shards to be made, in order; the last range is open-ended and may turn out to be empty."""
+        found, first, start = list[MissingShards](), 0, Position(0, 0)
         for number, record in sorted(self._records.items()):
             if number > first:
-                found.append(Gap(first, start, number - first))
+                found.append(MissingShards(first, start, number - first))
             first, start = number + 1, Position(*record["end"])
-        return [*found, Gap(first, start, None)]
+        return [*found, MissingShards(first, start, None)]
 
     @property
     def images(self) -> int:
-        """How many images have their tokens."""
+        """Number of images with tokens."""
         return sum(record["images"] for record in self._records.values())
 
     @property
     def broken(self) -> int:
-        """How many images were left out."""
+        """Number of images that were left out."""
         return sum(len(record["broken"]) for record in self._records.values())
 
     def add(self, shard: ShardFiles) -> None:
-        """Writes the files of a shard; when this returns they outlast a loss of power."""
+        """Writes the files of a shard. When this returns, they survive a power failure."""
         if shard.number in self._records:
-            raise ValueError(f"shard {shard.number} is whole already")
+            raise ValueError(f"shard {shard.number} is complete already")
         for name, content in shard.contents.items():
             self._write(name, content)
         os.fsync(self._lock)
@@ -123,14 +120,14 @@ class Destination:
             os.fsync(journal.fileno())
         self._records[shard.number] = record
 
-    def finish(self, manifest: Callable[[Settings, list[dict[str, Any]], dict[str, Any]], dict[str, Any]]) -> None:
-        """Writes the errors and the manifest, which ``manifest`` makes of the settings, the shards and the errors' file."""
+    def finish(self, manifest: Callable[[RunSettings, list[dict[str, Any]], dict[str, Any]], dict[str, Any]]) -> None:
+        """Writes the errors, and the manifest that ``manifest`` makes from settings, shards and the file of errors."""
         records = [record for _, record in sorted(self._records.items())]
         broken = [(key, reason) for record in records for key, reason in record["broken"]]
         errors = b"".join(_line({"key": key, "reason": reason}) for key, reason in broken)
         self._write(_ERRORS, errors)
-        whole = manifest(self._settings, records, _described(_ERRORS, errors))
-        self._write(_MANIFEST, (json.dumps(whole, indent=2) + "\n").encode())
+        document = manifest(self._settings, records, _described(_ERRORS, errors))
+        self._write(_MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
         os.fsync(self._lock)
         (self.folder / _JOURNAL).unlink()
         os.fsync(self._lock)
@@ -141,21 +138,21 @@ class Destination:
         for partial in self.folder.glob(f"*{PARTIAL_SUFFIX}"):
             partial.unlink()
         if manifest.exists():
-            whole = json.loads(manifest.read_text(encoding="utf-8"))
-            self._compare({name: whole.get(name) for name in self._settings})
-            shards = enumerate(whole["shards"])
+            document = json.loads(manifest.read_text(encoding="utf-8"))
+            self._compare({name: document.get(name) for name in self._settings})
+            shards = enumerate(document["shards"])
             self._records = {number: shard | {"broken": [None] * shard["broken"]} for number, shard in shards}
-            journal.unlink(missing_ok=True)  # the last step of a run that was killed
+            journal.unlink(missing_ok=True)  # the last step, if a run was killed before it
             self.done = True
         elif journal.exists():
-            self._go_on(journal)
+            self._resume(journal)
         elif any(self.folder.iterdir()):
-            raise BulkError(f"{self.folder} is not empty, and nothing in it is of such a run: name another folder")
+            raise BulkError(f"{self.folder} is not empty and is not the output of such a run: choose another folder")
         else:
             self._write(_JOURNAL, _line(self._settings))
             os.fsync(self._lock)
 
-    def _go_on(self, journal: Path) -> None:
+    def _resume(self, journal: Path) -> None:
         written = journal.read_bytes()
         whole = written[: written.rfind(b"\n") + 1]
         settings, *records = map(json.loads, whole.splitlines())
@@ -168,12 +165,12 @@ class Destination:
         for file in (file for record in records for file in record["files"]):
             path = self.folder / file["name"]
             if not path.is_file() or path.stat().st_size != file["bytes"]:
-                raise BulkError(f"{path} is not as it was written: remove {self.folder} and begin anew")
+                raise BulkError(f"{path} is not as it was written: remove {self.folder} and start again")
 
-    def _compare(self, begun: Settings) -> None:
-        for name, before, now in _differences(begun, self._settings):
+    def _compare(self, started: RunSettings) -> None:
+        for name, before, now in _differences(started, self._settings):
             raise BulkError(
-                f"{self.folder} was begun with {name} {before}, not {now}: give what was given then, or another folder"
+                f"{self.folder} was started with {name} {before}, not {now}: use the same options, or another folder"
             )
 
     def _write(self, name: str, content: bytes) -> None:
@@ -181,7 +178,7 @@ class Destination:
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, str, str]]:
-    """What differs, by its name: the innermost places first."""
+    """(path, before, now) of every value that differs in nested dictionaries."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = list(dict.fromkeys([*before, *now]))
         return [one for key in names for one in _differences(before.get(key), now.get(key), f"{name} {key}".strip())]
@@ -192,5 +189,5 @@ def _described(name: str, content: bytes) -> dict[str, Any]:
     return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _line(value: Settings) -> bytes:
+def _line(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value) + "\n").encode()

@@ -1,4 +1,4 @@
-"""One image of a data set, and where in the data set it is."""
+"""A dataset as a source of entries: images with keys and labels, at positions from which reading can resume."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["Entry", "Label", "LabelType", "Part", "Position", "Source"]
 
 Label = int | str | None
 LabelType = Literal["integer", "text"] | None
-"""What the labels of a source are; None: it has none."""
+"""The type of a source's labels; None: it has no labels."""
 
 
 class Position(NamedTuple):
-    """So many entries of the part with this number come before."""
+    """A place in a source: ``offset`` entries of part number ``part`` precede it."""
 
     part: int
     offset: int
@@ -22,9 +22,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """An image's ``key``, its ``label``, and how its file is read: ``read`` raises ``BrokenImage`` if that cannot be, and
-    is called from another thread.
-    """
+    """An image. ``read`` returns the bytes of its file or raises ``BrokenImage``; it is called from another thread."""
 
     key: str
     label: Label
@@ -32,31 +30,31 @@ class Entry:
 
 
 class Part(Protocol):
-    """Entries in an order that is always the same, such as those of one tar file."""
+    """A sequence of entries in a fixed order, such as one tar file."""
 
     @property
     def name(self) -> str:
         """The part's file or folder."""
 
     def count(self) -> int:
-        """How many entries there are."""
+        """Number of entries."""
 
     def entries(self, start: int) -> Iterator[Entry]:
-        """Those from number ``start`` on. Raises ``OSError`` where a part itself cannot be read."""
+        """The entries from number ``start`` on. Raises ``OSError`` if the part itself cannot be read."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set.
+    """A dataset.
 
     Attributes:
         name: its folder, file or URL, absolute.
         kind: folder, webdataset or parquet.
-        parts: one after the other.
+        parts: its files, in order.
         classes: names of integer labels, if the source has them.
-        labels: what its labels are.
-        total: how many entries there are, if that is known without reading all of them.
-        digest: another one whenever a file was added, taken away or changed.
+        labels: the type of its labels.
+        total: number of entries, if known without reading all of them.
+        digest: changes whenever a file is added, removed or changed.
     """
 
     name: str
@@ -68,7 +66,7 @@ class Source:
     digest: str
 
     def entries(self, start: Position) -> Iterator[tuple[Position, Entry]]:
-        """All from a position on, each with the position behind it."""
+        """The entries from a position on, each with the position after it."""
         for number in range(start.part, len(self.parts)):
             first = start.offset if number == start.part else 0
             for offset, entry in enumerate(self.parts[number].entries(first), first + 1):

@@ -1,9 +1,9 @@
-"""What can go wrong with a data set as a whole, and with one image of it.
+"""Errors of a tokenization run, and of single images of a dataset.
 
 ::
 
-    ValueError ── BulkError       the run cannot begin or go on; the message says what to do
-               └─ BrokenImage     one image that is recorded and left out
+    ValueError ── BulkError       the run cannot start or continue; the message says what to do
+               └─ BrokenImage     one image, which is recorded and left out
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ __all__ = ["BrokenImage", "BulkError"]
 
 
 class BulkError(ValueError):
-    """The source, the destination or the options do not allow a run; the message says what to do."""
+    """The run cannot start or continue with this source, destination or options; the message says what to do."""
 
 
 class BrokenImage(ValueError):
-    """An image that cannot be used; the message says why."""
+    """An image cannot be used; the message says why."""

@@ -1,12 +1,12 @@
-"""A shard as files, the same bytes for the same tokens.
+"""Writes shards in file formats; the same tokens give the same bytes.
 
 ==========  ============================  =============================================================================
-format      files of shard 0              what is in them
+format      files of shard 0              content
 ==========  ============================  =============================================================================
-jsonl       tokens-000000.jsonl           a line a view: key, view, class_id (the label), tokens
-webdataset  tokens-000000.tar             a sample an image: KEY.npy uint16 [K] or [views, K], KEY.cls with the label
-parquet     tokens-000000.parquet         a row a view: key, view, label, tokens as list<uint16>
-npy         tokens-000000.npy, .keys.jsonl  uint16 [images, K] or [images, views, K]; a line an image: key, label
+jsonl       tokens-000000.jsonl           a line per crop: key, view, class_id (the label), tokens
+webdataset  tokens-000000.tar             a sample per image: KEY.npy uint16 [K] or [crops, K], KEY.cls with the label
+parquet     tokens-000000.parquet         a row per crop: key, view, label, tokens as list<uint16>
+npy         tokens-000000.npy, .keys.jsonl  uint16 [images, K] or [images, crops, K]; a line per image: key, label
 bin         tokens-000000.bin, .keys.jsonl  the same numbers, little-endian, without a header
 ==========  ============================  =============================================================================
 """
@@ -33,15 +33,15 @@ __all__ = ["FORMATS", "Layout", "check_format", "files_of"]
 
 @dataclass(frozen=True)
 class Layout:
-    """``views`` of an image, ``num_tokens`` (K) of a view, and what the source's ``labels`` are."""
+    """``crops`` per image, ``num_tokens`` (K) per crop, and the type of the source's ``labels``."""
 
-    views: int
+    crops: int
     num_tokens: int
     labels: LabelType
 
 
 def files_of(shard: Shard, format_name: str, layout: Layout) -> ShardFiles:
-    """A shard as files."""
+    """The files of a shard."""
     contents = {
         f"tokens-{shard.number:06d}{suffix}": content for suffix, content in FORMATS[format_name](shard, layout).items()
     }
@@ -49,7 +49,7 @@ def files_of(shard: Shard, format_name: str, layout: Layout) -> ShardFiles:
 
 
 def check_format(format_name: str) -> None:
-    """Raises ``BulkError`` where the format needs a package that is not installed."""
+    """Raises ``BulkError`` if the format needs a package that is not installed."""
     if format_name == "parquet":
         try:
             import pyarrow.parquet  # noqa: F401
@@ -71,7 +71,7 @@ def _webdataset(shard: Shard, layout: Layout) -> dict[str, bytes]:
     with tarfile.open(fileobj=written, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for row in shard.rows:
             key = _archive_key(row.key)
-            members = {"npy": _npy(row.tokens[0] if layout.views == 1 else row.tokens)}
+            members = {"npy": _npy(row.tokens[0] if layout.crops == 1 else row.tokens)}
             if row.label is not None:
                 members["cls"] = str(row.label).encode()
             for suffix, content in members.items():
@@ -82,7 +82,7 @@ def _webdataset(shard: Shard, layout: Layout) -> dict[str, bytes]:
 
 
 def _archive_key(key: str) -> str:
-    """A key with the dots of its last part escaped as in URLs: readers of WebDataset end a key at the first of them."""
+    """A key with the dots of its last part URL-escaped: WebDataset readers end a key at the first dot of a file name."""
     folder, slash, name = key.lstrip("/").rpartition("/")
     return f"{folder}{slash}" + name.replace("%", "%25").replace(".", "%2E")
 
@@ -95,9 +95,9 @@ def _parquet(shard: Shard, layout: Layout) -> dict[str, bytes]:
     flat = pa.array(_stacked(shard, layout).reshape(-1))
     offsets = pa.array(np.arange(0, len(flat) + 1, layout.num_tokens, dtype=np.int32))
     columns = {
-        "key": pa.array([row.key for row in shard.rows for _ in range(layout.views)], pa.string()),
-        "view": pa.array(np.tile(np.arange(layout.views, dtype=np.uint8), len(shard.rows))),
-        "label": pa.array([row.label for row in shard.rows for _ in range(layout.views)], kind),
+        "key": pa.array([row.key for row in shard.rows for _ in range(layout.crops)], pa.string()),
+        "view": pa.array(np.tile(np.arange(layout.crops, dtype=np.uint8), len(shard.rows))),
+        "label": pa.array([row.label for row in shard.rows for _ in range(layout.crops)], kind),
         "tokens": pa.ListArray.from_arrays(offsets, flat),
     }
     if layout.labels is None:
@@ -109,7 +109,7 @@ def _parquet(shard: Shard, layout: Layout) -> dict[str, bytes]:
 
 def _npy_files(shard: Shard, layout: Layout) -> dict[str, bytes]:
     tokens = _stacked(shard, layout)
-    return {".npy": _npy(tokens[:, 0] if layout.views == 1 else tokens), ".keys.jsonl": _keys(shard)}
+    return {".npy": _npy(tokens[:, 0] if layout.crops == 1 else tokens), ".keys.jsonl": _keys(shard)}
 
 
 def _bin_files(shard: Shard, layout: Layout) -> dict[str, bytes]:
@@ -117,8 +117,8 @@ def _bin_files(shard: Shard, layout: Layout) -> dict[str, bytes]:
 
 
 def _stacked(shard: Shard, layout: Layout) -> npt.NDArray[np.uint16]:
-    """Uint16 [images, views, K]."""
-    empty = np.empty((0, layout.views, layout.num_tokens), np.uint16)
+    """Uint16 [images, crops, K]."""
+    empty = np.empty((0, layout.crops, layout.num_tokens), np.uint16)
     return np.concatenate([empty, *(row.tokens[None] for row in shard.rows)])
 
 
@@ -139,4 +139,4 @@ def _lines(values: list[dict[str, object]]) -> bytes:
 FORMATS: Mapping[str, Callable[[Shard, Layout], dict[str, bytes]]] = MappingProxyType(
     {"jsonl": _json_lines, "webdataset": _webdataset, "parquet": _parquet, "npy": _npy_files, "bin": _bin_files}
 )
-"""What a shard may be written as: by suffix, the bytes of its files."""
+"""Formats by name. Each function returns the contents of a shard's files by suffix."""

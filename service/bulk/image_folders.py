@@ -1,4 +1,4 @@
-"""Images as files below a folder; the folders they are in are their classes."""
+"""A folder of image files; subfolders are classes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["ImageFolder"]
 
 @dataclass(frozen=True)
 class _File:
-    path: str  # below the folder
+    path: str  # relative to the folder
     key: str
     label: int | None
 
 
 class ImageFolder:
-    """The images of one folder and below, by path. ``paths`` are relative to ``name``, with slashes.
+    """The images of a folder and its subfolders, sorted by path. ``paths`` are relative to ``name``, with slashes.
 
-    A key is the path without its suffix, or with it where two files differ in nothing else. A label is the number of the
-    topmost folder that has images right in it, by name; an image outside of such folders has none.
+    A key is the path without its suffix, or with it if two files differ in the suffix alone. A label is the index, by
+    name, of the topmost folder that contains images directly; an image outside of such folders has no label.
     """
 
     def __init__(self, files: AbstractFileSystem, name: str, paths: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ class ImageFolder:
             self._files.append(_File(path, _text(key), None if folder is None else numbers[folder]))
 
     def count(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self._files)
 
     def entries(self, start: int) -> Iterator[Entry]:
@@ -63,5 +63,5 @@ class ImageFolder:
 
 
 def _text(key: str) -> str:
-    """A name whose bytes are no UTF-8, which no file of tokens can hold, with these bytes written out."""
+    """A key in valid UTF-8: other bytes of a file name are written as escapes."""
     return key.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -1,14 +1,14 @@
-"""What a folder of tokens says of itself: ``manifest.json``."""
+"""The manifest of an output folder: ``manifest.json``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from models.preprocess import PREPROCESSING_VERSION
-from service.bulk.destination import Settings
+from service.bulk.batches import PipelineOptions
+from service.bulk.destination import RunSettings
 from service.bulk.entries import Source
 from service.bulk.errors import BulkError
-from service.bulk.work import Work
 
 if TYPE_CHECKING:
     from models.tokenizer import Tokenizer
@@ -19,8 +19,8 @@ VERSION = 1
 LARGEST_CODEBOOK = 1 << 16
 
 
-def settings_of(source: Source, tokenizer: Tokenizer, work: Work, format_name: str) -> Settings:
-    """Everything that decides which bytes come out. Raises ``BulkError`` for a tokenizer whose tokens are no uint16."""
+def settings_of(source: Source, tokenizer: Tokenizer, options: PipelineOptions, format_name: str) -> RunSettings:
+    """Everything that determines the bytes of the output. Raises ``BulkError`` if the token ids do not fit uint16."""
     if not tokenizer.is_discrete:
         raise BulkError(f"{tokenizer.name} is a VAE: its tokens are vectors, not ids")
     if tokenizer.codebook_size > LARGEST_CODEBOOK:
@@ -45,22 +45,22 @@ def settings_of(source: Source, tokenizer: Tokenizer, work: Work, format_name: s
         },
         "preprocessing": {
             "version": PREPROCESSING_VERSION,
-            "crops": work.views.crops,
-            "flip": work.views.flip,
-            "views": work.views.count,
-            "max_pixels": work.max_pixels,
+            "crops": options.crops.mode,
+            "flip": options.crops.flip,
+            "views": options.crops.count,
+            "max_pixels": options.max_pixels,
         },
         "computed_in": {
             "dtype": encoder.name,
-            # Below float32 an image's company may decide a token.
-            "batch_size": None if encoder.is_batch_invariant else work.batch_images * work.views.count,
+            # Below float32 the other images of a batch may change a token.
+            "batch_size": None if encoder.is_batch_invariant else options.batch_images * options.crops.count,
         },
-        "output": {"format": format_name, "dtype": "uint16", "shard_images": work.shard_images},
+        "output": {"format": format_name, "dtype": "uint16", "shard_images": options.shard_images},
     }
 
 
-def manifest_of(settings: Settings, records: list[dict[str, Any]], errors: dict[str, Any]) -> dict[str, Any]:
-    """The settings, what came of them, and the digests of all files."""
+def manifest_of(settings: RunSettings, records: list[dict[str, Any]], errors: dict[str, Any]) -> dict[str, Any]:
+    """The settings, counts, and the digests of all files."""
     images = sum(record["images"] for record in records)
     broken = sum(len(record["broken"]) for record in records)
     views, tokens = settings["preprocessing"]["views"], settings["tokenizer"]["num_tokens"]

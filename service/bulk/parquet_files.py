@@ -1,4 +1,4 @@
-"""Images in a column of Parquet files, as Hugging Face data sets keep them."""
+"""Parquet files with a column of images, as in Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from service.bulk.errors import BrokenImage, BulkError
 
 __all__ = ["Columns", "ParquetFile", "columns_of"]
 
-_ROWS_AT_ONCE = 64
+_ROWS_PER_READ = 64
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what: an image is its bytes, or a struct of ``bytes`` and ``path``. ``classes`` are the names of
-    the labels where the file's Hugging Face features have them.
+    """The columns to read. An image is its bytes, or a struct of ``bytes`` and ``path``. ``classes`` are the names of the
+    labels, if the file's Hugging Face features have them.
     """
 
     image: str
@@ -37,8 +37,8 @@ class Columns:
 def columns_of(
     files: AbstractFileSystem, name: str, *, image: str | None, label: str | None, key: str | None
 ) -> Columns:
-    """The columns of a file: those that are named, or ``image``, else the only one that can be; ``label``; ``__key__`` or
-    ``key``. Raises ``BulkError`` where there is no such column, or not of a type that can be used.
+    """The columns of a file: those named, or by default ``image``, else the only column of images; ``label``; ``__key__``
+    or ``key``. Raises ``BulkError`` if a column is missing or has an unsupported type.
     """
     with files.open(name, "rb") as stream:
         schema = pq.ParquetFile(stream).schema_arrow
@@ -49,8 +49,8 @@ def columns_of(
     if image is None:
         image = "image" if "image" in able else able[0] if len(able) == 1 else None
     if image is None or image not in able:
-        found = f"those that could hold them are {', '.join(able)}" if able else "none could hold them"
-        raise BulkError(f"which column of {name} holds the images is not clear ({found}): name it with --image-column")
+        found = f"candidates: {', '.join(able)}" if able else "no column has a suitable type"
+        raise BulkError(f"cannot choose the column of images of {name} ({found}): name it with --image-column")
     label = "label" if label is None and "label" in schema.names else label
     key = key or next((column for column in ("__key__", "key") if column in schema.names), None)
     return Columns(image, label, key, _label_type(schema, label, name), _class_names(schema, label))
@@ -74,7 +74,7 @@ def _label_type(schema: pa.Schema, label: str | None, name: str) -> LabelType:
         return "integer"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return "text"
-    raise BulkError(f"column {label!r} of {name} holds {kind}: labels are whole numbers or text")
+    raise BulkError(f"column {label!r} of {name} has type {kind}: labels are integers or text")
 
 
 def _class_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
@@ -86,7 +86,7 @@ def _class_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None
 
 
 class ParquetFile:
-    """The rows of one file. A key is that of its column, else the image's path, else the file's name and the row."""
+    """The rows of one file. A key is that of the key column, else the image's path, else the file's name and the row."""
 
     def __init__(self, files: AbstractFileSystem, name: str, columns: Columns) -> None:
         self.name = name
@@ -94,13 +94,13 @@ class ParquetFile:
         self._columns = columns
 
     def count(self) -> int:
-        """How many rows there are, as the file's footer says."""
+        """Number of rows, from the file's footer."""
         with self._system.open(self.name, "rb") as stream:
             rows: int = pq.ParquetFile(stream).metadata.num_rows
         return rows
 
     def entries(self, start: int) -> Iterator[Entry]:
-        """See ``Part``. Row groups before ``start`` are not read."""
+        """See ``Part``. Skips row groups before ``start``."""
         names = [name for name in (self._columns.image, self._columns.label, self._columns.key) if name is not None]
         with self._system.open(self.name, "rb") as stream:
             file = pq.ParquetFile(stream)
@@ -111,7 +111,7 @@ class ParquetFile:
             if not groups:
                 return
             row = before
-            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=names, use_threads=False):
+            for batch in file.iter_batches(_ROWS_PER_READ, row_groups=groups, columns=names, use_threads=False):
                 skipped = min(max(start - row, 0), batch.num_rows)
                 for place, values in enumerate(batch.slice(skipped).to_pylist(), row + skipped):
                     yield self._entry(place, values)

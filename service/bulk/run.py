@@ -1,4 +1,4 @@
-"""One run from a source to a destination, and how it is done on this machine."""
+"""Runs a tokenization job from a source to a destination, and on this machine."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import torch
 
 from models.runtime.cuda_graphs import CudaRecorder
 from models.tokenizer import Tokenizer, load_tokenizer
-from service.bulk.destination import Destination, Settings
+from service.bulk.batches import PipelineOptions, Progress
+from service.bulk.crops import Crops
+from service.bulk.destination import Destination, RunSettings
 from service.bulk.entries import Source
 from service.bulk.errors import BulkError
 from service.bulk.formats import Layout, check_format, files_of
 from service.bulk.manifest import manifest_of, settings_of
 from service.bulk.pipeline import tokenize_entries
 from service.bulk.shards import Shard
-from service.bulk.views import Views
-from service.bulk.work import Progress, Work
 from service.cpu_quota import usable_cores
 from service.inference.calibration import calibrate
 
-__all__ = ["Job", "Result", "fill", "open_device", "run_job", "tokenize_source", "told_to_go_on"]
+__all__ = ["Job", "Result", "complete", "load_tokenizer_of", "run_job", "tokenize_source", "with_resume_hint"]
 
-_CPU_BATCH, _DEVICE_BATCH = 16, 128
+_CPU_BATCH, _GPU_BATCH = 16, 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What ``titok tokenize`` was asked for; 0 as ``batch_size`` is what suits the device, as ``threads`` one a core."""
+    """The options of ``titok tokenize``. ``batch_size`` 0: depends on the device; ``threads`` 0: one per core."""
 
     source: Source
     destination: Path
@@ -41,18 +41,18 @@ class Job:
     device: str
     dtype: str
     format: str
-    views: Views
+    crops: Crops
     shard_images: int
     batch_size: int
     threads: int
     max_pixels: int
 
-    def work(self, device: torch.device) -> Work:
-        """The same, as the pipeline needs it."""
-        return Work(
-            views=self.views,
+    def options(self, device: torch.device) -> PipelineOptions:
+        """The options of the pipeline on a device."""
+        return PipelineOptions(
+            crops=self.crops,
             shard_images=self.shard_images,
-            batch_size=self.batch_size or (_CPU_BATCH if device.type == "cpu" else _DEVICE_BATCH),
+            batch_size=self.batch_size or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH),
             threads=self.threads or usable_cores(),
             max_pixels=self.max_pixels,
         )
@@ -60,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What is in the destination now."""
+    """Counts of everything in the destination, whichever run wrote it."""
 
     images: int
     broken: int
@@ -68,72 +68,77 @@ class Result:
 
 
 def run_job(job: Job, *, progress: Progress | None = None) -> Result:
-    """Does what is left to do. Raises ``BulkError``, and what loading the tokenizer raises."""
+    """Makes the missing shards. Raises ``BulkError``, and what loading the tokenizer raises."""
     check_format(job.format)
-    tokenizer, work = open_device(job)
-    with told_to_go_on(job):
-        return tokenize_source(job, tokenizer, work, progress=progress)
+    tokenizer, options = load_tokenizer_of(job)
+    with with_resume_hint(job):
+        return tokenize_source(job, tokenizer, options, progress=progress)
 
 
 @contextmanager
-def told_to_go_on(job: Job) -> Iterator[None]:
-    """What a file system refuses ends a run with a message that says how to go on."""
+def with_resume_hint(job: Job) -> Iterator[None]:
+    """Turns an error of a file system into a ``BulkError`` that says how to resume."""
     try:
         yield
     except OSError as error:
         place = error.filename or f"{job.source.name} or {job.destination}"
         raise BulkError(
-            f"{place}: {error.strerror or error}; what is written is whole, and the same command goes on"
+            f"{place}: {error.strerror or error}; written shards are complete, run the same command again to resume"
         ) from error
 
 
-def open_device(job: Job) -> tuple[Tokenizer, Work]:
-    """The tokenizer on its device, ready for batches of the job's size."""
+def load_tokenizer_of(job: Job) -> tuple[Tokenizer, PipelineOptions]:
+    """Loads the tokenizer on its device, prepared for batches of the job's size."""
     name = job.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise BulkError(f"{name!r} is no device: auto, cpu, cuda or cuda:N") from None
-    work = job.work(device)
+        raise BulkError(f"{name!r} is not a device: use auto, cpu, cuda or cuda:N") from None
+    options = job.options(device)
+    batch = options.batch_images * options.crops.count
     tokenizer = load_tokenizer(job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        tokenizer.encoder.record({1, work.batch_images * work.views.count}, CudaRecorder(device))
+        tokenizer.encoder.record({1, batch}, CudaRecorder(device))
     # On a CPU each core encodes batches of its own.
-    calibrate(tokenizer, work.batch_images * work.views.count, threads=1 if device.type == "cpu" else None)
-    return tokenizer, work
+    calibrate(tokenizer, batch, threads=1 if device.type == "cpu" else None)
+    return tokenizer, options
 
 
-def tokenize_source(job: Job, tokenizer: Tokenizer, work: Work, *, progress: Progress | None = None) -> Result:
-    """Does what is left to do, with a tokenizer that is there."""
-    layout = Layout(work.views.count, tokenizer.num_tokens, job.source.labels)
+def tokenize_source(
+    job: Job, tokenizer: Tokenizer, options: PipelineOptions, *, progress: Progress | None = None
+) -> Result:
+    """Makes the missing shards with a loaded tokenizer."""
+    layout = Layout(options.crops.count, tokenizer.num_tokens, job.source.labels)
 
     def make(destination: Destination) -> None:
         def write(shard: Shard) -> None:
             destination.add(files_of(shard, job.format, layout))
 
-        with ThreadPoolExecutor(1, "write") as writer:  # the device need not wait for the disk
+        with ThreadPoolExecutor(1, "write") as writer:  # so that the device does not wait for the disk
             writing: Future[None] | None = None
-            for gap in destination.gaps:
-                entries = job.source.entries(gap.start)
-                if gap.shards is not None:
-                    entries = islice(entries, gap.shards * work.shard_images)
-                for shard in tokenize_entries(entries, tokenizer, work, first_shard=gap.first, progress=progress):
+            for missing in destination.missing:
+                entries = job.source.entries(missing.start)
+                if missing.shards is not None:
+                    entries = islice(entries, missing.shards * options.shard_images)
+                for shard in tokenize_entries(
+                    entries, tokenizer, options, first_shard=missing.first, progress=progress
+                ):
                     if writing is not None:
                         writing.result()
                     writing = writer.submit(write, shard)
             if writing is not None:
                 writing.result()
 
-    return fill(job, settings_of(job.source, tokenizer, work, job.format), make, progress=progress)
+    return complete(job, settings_of(job.source, tokenizer, options, job.format), make, progress=progress)
 
 
-def fill(
-    job: Job, settings: Settings, make: Callable[[Destination], None], *, progress: Progress | None = None
+def complete(
+    job: Job, settings: RunSettings, make: Callable[[Destination], None], *, progress: Progress | None = None
 ) -> Result:
-    """Opens the destination, has ``make`` add all shards that are not whole, and finishes it."""
+    """Opens the destination, has ``make`` add all missing shards, and writes the manifest."""
     with Destination(job.destination, settings) as destination:
         if progress is not None and destination.shards:
             progress(destination.images + destination.broken, destination.broken)

@@ -1,8 +1,8 @@
-"""What becomes of a stretch of the source: one shard of the output, first as tokens, then as files."""
+"""Shards of the output: where they begin in the source, their tokens, their files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from service.bulk.entries import Label, Position
 
-__all__ = ["Broken", "Row", "Shard", "ShardFiles"]
+__all__ = ["BrokenEntry", "Row", "Shard", "ShardFiles", "shard_starts"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image: ``tokens`` uint16 [views, K]."""
+    """One image: ``tokens`` uint16 [crops, K]."""
 
     key: str
     label: Label
@@ -23,7 +23,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Broken:
+class BrokenEntry:
     """An image that was left out, and why."""
 
     key: str
@@ -32,20 +32,32 @@ class Broken:
 
 @dataclass
 class Shard:
-    """Shard ``number`` of the output, in the order of the source; ``end`` is the position behind its last entry."""
+    """Shard ``number`` of the output, in the order of the source; ``end`` is the position after its last entry."""
 
     number: int
     end: Position
     rows: list[Row] = field(default_factory=list)
-    broken: list[Broken] = field(default_factory=list)
+    broken: list[BrokenEntry] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """A shard as it is to be written: how many ``images`` have tokens in it, and its files by their names."""
+    """A shard to be written: the number of ``images`` with tokens, and the contents of its files by name."""
 
     number: int
     end: Position
     images: int
-    broken: tuple[Broken, ...]
+    broken: tuple[BrokenEntry, ...]
     contents: Mapping[str, bytes]
+
+
+def shard_starts(counts: Sequence[int], start: Position, shard_images: int) -> Iterator[Position]:
+    """Where shards of ``shard_images`` entries begin, the first at ``start``. ``counts`` are the entries of each part from
+    ``start.part`` on, as ``Part.count`` returns them. With these shards can be made in any order.
+    """
+    offset = start.offset
+    for part, count in enumerate(counts, start.part):
+        while offset < count:
+            yield Position(part, offset)
+            offset += shard_images
+        offset -= count

@@ -1,11 +1,11 @@
-"""What a source is, by its name: a folder of images, WebDataset archives or Parquet files, here or at a URL of fsspec's.
+"""Opens a source by name: a folder of images, WebDataset archives or Parquet files, local or at an fsspec URL.
 
 ::
 
-    photos/                      images below it; folders are classes
-    data/train-{0000..0099}.tar  archives; also with * and ?, also .tar.gz and .tgz
+    photos/                      a folder of images; subfolders are classes
+    data/train-{0000..0099}.tar  archives; also with * and ?; also .tar.gz and .tgz
     s3://bucket/set/             a folder of archives, of Parquet files or of images
-    dataset/data/train-*.parquet a Hugging Face data set; its folder will do where it has one split
+    dataset/data/train-*.parquet a Hugging Face dataset; or its folder, if it has one split
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ __all__ = ["open_source"]
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _PARQUET = (".parquet",)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_SPLIT = re.compile(r"(.+?)-\d+-of-\d+")  # as Hugging Face names the files of a split
+_SPLIT = re.compile(r"(.+?)-\d+-of-\d+")  # Hugging Face's file names of a split
 
 
 def open_source(
     name: str, *, image_column: str | None = None, label_column: str | None = None, key_column: str | None = None
 ) -> Source:
-    """Looks at what ``name`` stands for; the columns are those of Parquet files (see ``columns_of``).
+    """Opens the source ``name``; the columns are those of Parquet files (see ``columns_of``).
 
     Raises:
-        BulkError: there is nothing, or not one kind of thing.
+        BulkError: nothing is found, or files of several kinds.
     """
     try:
         files, path = fsspec.core.url_to_fs(name)
@@ -53,14 +53,12 @@ def open_source(
         raise BulkError(f"there is nothing at {name}")
     archives, tables = _ending(described, _ARCHIVES), _ending(described, _PARQUET)
     if archives and tables:
-        raise BulkError(
-            f"{name} holds both archives and Parquet files: name one kind, such as {name.rstrip('/')}/*.tar"
-        )
+        raise BulkError(f"{name} contains archives and Parquet files: name one kind, such as {name.rstrip('/')}/*.tar")
     named = files.unstrip_protocol(path).removeprefix("file://")
     if tables:
         return _parquet(files, named, tables, found, image_column, label_column, key_column)
     if image_column or label_column or key_column:
-        raise BulkError(f"{name} is no Parquet: it has no columns")
+        raise BulkError(f"{name} is not Parquet: it has no columns")
     if archives:
         parts = [TarArchive(files, path) for path in archives]
         return _source(named, "webdataset", parts, found, archives, labels="integer")
@@ -69,7 +67,7 @@ def open_source(
         raise BulkError(f"there are no images, no .tar and no .parquet files at {name}")
     root = path.rstrip("/")
     if any(not image.startswith(f"{root}/") for image in images):
-        raise BulkError(f"{name} is no folder: titok encode takes single images")
+        raise BulkError(f"{name} is not a folder: use titok encode for single images")
     folder = ImageFolder(files, root, [image.removeprefix(f"{root}/") for image in images])
     labels: LabelType = "integer" if folder.classes else None
     classes = folder.classes or None
@@ -77,13 +75,13 @@ def open_source(
 
 
 def _find(files: AbstractFileSystem, path: str) -> dict[str, str]:
-    """What is at a path, a pattern or a range, and below it: each file with what would change if it did."""
+    """The files at and below a path, pattern or range. Values change whenever the file changes."""
     paths = _expanded(path)
     if any(character in path for character in "*?["):
         paths = [match for one in paths for match in files.glob(one)]
     found: dict[str, str] = {}
     for one in paths:
-        # A file by its own name is taken as it is: servers of HTTP list nothing.
+        # HTTP servers cannot list a folder, so a file that is named itself is not searched for.
         single = one.lower().endswith((*_ARCHIVES, *_PARQUET))
         details = {one: files.info(one)} if single else files.find(one, detail=True)
         for file, detail in details.items():
@@ -94,7 +92,7 @@ def _find(files: AbstractFileSystem, path: str) -> dict[str, str]:
 
 
 def _expanded(path: str) -> list[str]:
-    """``a-{08..10}.tar`` is a-08.tar, a-09.tar, a-10.tar."""
+    """Expands ranges: ``a-{08..10}.tar`` -> a-08.tar, a-09.tar, a-10.tar."""
     if not (match := _RANGE.search(path)):
         return [path]
     first, last = match.groups()

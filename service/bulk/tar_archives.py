@@ -1,4 +1,4 @@
-"""Images in a WebDataset archive: files with one key are one sample, ``000017.jpg`` and ``000017.cls``."""
+"""WebDataset archives: files with the same key are one sample, such as ``000017.jpg`` and ``000017.cls``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _CLASS = "cls"
 class TarArchive:
     """The samples of one archive, compressed or not, in its order.
 
-    A key is that of WebDataset: the path up to the first dot of the file's name. A label is the whole number in ``cls``;
-    a sample may do without. What stands in an archive after damage is lost; that is recorded under the archive's name.
+    A key is that of WebDataset: the path up to the first dot of the file's name. A label is the integer in ``cls``, which
+    is optional. Samples after damage in an archive are lost; this is recorded under the archive's name.
     """
 
     def __init__(self, files: AbstractFileSystem, name: str) -> None:
@@ -32,11 +32,11 @@ class TarArchive:
         self._system = files
 
     def count(self) -> int:
-        """How many samples there are; reads the whole archive."""
+        """Number of samples; reads the whole archive."""
         return sum(1 for _ in self.entries(0))
 
     def entries(self, start: int) -> Iterator[Entry]:
-        """See ``Part``. A sample is one image, or it is recorded as broken."""
+        """See ``Part``. A sample without exactly one image is recorded as broken."""
         with self._system.open(self.name, "rb", block_size=1 << 20) as stream:
             for number, entry in enumerate(self._samples(stream)):
                 if number >= start:

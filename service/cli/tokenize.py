@@ -79,9 +79,9 @@ def tokenize(
 
     Broken images are left out and listed in DEST/errors.jsonl: exit code 3 says that there are some.
     """
+    from service.bulk.crops import Crops
     from service.bulk.run import Job, run_job  # torch is slow to import
     from service.bulk.sources import open_source
-    from service.bulk.views import Views
 
     settings = Settings()
     job = Job(
@@ -92,7 +92,7 @@ def tokenize(
         device=device,
         dtype=dtype,
         format=output.value,
-        views=Views(crops.value, flip),
+        crops=Crops(crops.value, flip),
         shard_images=shard_images,
         batch_size=batch_size,
         threads=decode_threads,

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from service.bulk.run import Job, open_device, tokenize_source
+from service.bulk.crops import Crops
+from service.bulk.run import Job, load_tokenizer_of, tokenize_source
 from service.bulk.sources import open_source
-from service.bulk.views import Views
 from service.cpu_quota import usable_cores
 from service.imaging.decoding import decode_image
 from service.imaging.limits import MediaLimits
@@ -45,39 +45,39 @@ def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
         device=device,
         dtype="float32",
         format="webdataset",
-        views=Views(),
+        crops=Crops(),
         shard_images=10_000,
         batch_size=batch_size,
         threads=usable_cores(),
         max_pixels=40_000_000,
     )
-    tokenizer, work = open_device(asked)
+    tokenizer, options = load_tokenizer_of(asked)
     _shard(source, count, tokenizer.image_size)
     asked = dataclasses.replace(asked, source=open_source(str(source)))
     files = [entry.read() for part in asked.source.parts for entry in part.entries(0)]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files])
-    batches = range(0, count, work.batch_size)
+    batches = range(0, count, options.batch_size)
 
     def bare() -> None:
         for first in batches:
-            tokenizer.encode(pixels[first : first + work.batch_size])
+            tokenizer.encode(pixels[first : first + options.batch_size])
 
     def bare_with_decoding() -> None:
         for first in batches:
-            chosen = [decode_image(data, limits=MediaLimits()) for data in files[first : first + work.batch_size]]
+            chosen = [decode_image(data, limits=MediaLimits()) for data in files[first : first + options.batch_size]]
             tokenizer.encode(np.stack([np.asarray(image.image) for image in chosen]))
 
     runs = iter(range(100))
 
     def command() -> None:
-        tokenize_source(dataclasses.replace(asked, destination=folder / f"tokens-{next(runs)}"), tokenizer, work)
+        tokenize_source(dataclasses.replace(asked, destination=folder / f"tokens-{next(runs)}"), tokenizer, options)
 
     ways: dict[str, Callable[[], None]] = {
         "bare model": bare,
         "bare model, decoding first": bare_with_decoding,
         "titok tokenize": command,
     }
-    tokenizer.encode(pixels[: work.batch_size])
+    tokenizer.encode(pixels[: options.batch_size])
     rates: dict[str, list[float]] = {name: [] for name in ways}
     least = dict.fromkeys(ways, math.inf)
     for _ in range(RUNS):

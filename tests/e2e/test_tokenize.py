@@ -68,7 +68,7 @@ def test_a_command_that_was_ended_midway_goes_on_to_the_same_bytes(
     [
         (["/nowhere", "tokens"], "there is nothing at /nowhere"),
         ([".", "tokens", "--crops", "ten", "--flip"], "leave out --flip"),
-        ([".", "tokens", "--device", "abacus"], "'abacus' is no device"),
+        ([".", "tokens", "--device", "abacus"], "'abacus' is not a device"),
         ([".", "tokens", "--tokenizer", "titok-vae"], "no tokenizer is called 'titok-vae'"),
         ([".", "tokens", "--image-column", "image"], "it has no columns"),
     ],

@@ -16,13 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from service.bulk.batches import Progress
+from service.bulk.crops import Crops
 from service.bulk.destination import Destination
 from service.bulk.entries import Source
 from service.bulk.run import Job, Result, tokenize_source
 from service.bulk.shards import ShardFiles
 from service.bulk.sources import open_source
-from service.bulk.views import Views
-from service.bulk.work import Progress
 from tests.tiny_models import tiny_tokenizer
 
 __all__ = [
@@ -119,7 +119,7 @@ def parquet_of(folder: Path, files: list[bytes | None], *, each: int = 9, split:
 
 
 def job(source: Source | Path | str, destination: Path, **changes: Any) -> Job:
-    """Shards of five images in batches of two squares, unless ``changes`` say otherwise."""
+    """Shards of five images in batches of two crops, unless ``changes`` say otherwise."""
     plain = Job(
         source=source if isinstance(source, Source) else open_source(str(source)),
         destination=destination,
@@ -128,7 +128,7 @@ def job(source: Source | Path | str, destination: Path, **changes: Any) -> Job:
         device="cpu",
         dtype="float32",
         format="jsonl",
-        views=Views(),
+        crops=Crops(),
         shard_images=5,
         batch_size=2,
         threads=2,
@@ -138,7 +138,7 @@ def job(source: Source | Path | str, destination: Path, **changes: Any) -> Job:
 
 
 def run(asked: Job, *, progress: Progress | None = None, **tokenizer: Any) -> Result:
-    return tokenize_source(asked, tiny_tokenizer(**tokenizer), asked.work(torch.device("cpu")), progress=progress)
+    return tokenize_source(asked, tiny_tokenizer(**tokenizer), asked.options(torch.device("cpu")), progress=progress)
 
 
 class Killed(BaseException):

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.bulk.views import Views
+from service.bulk.crops import Crops
 from tests.service.bulk.data_sets import folder_of, images, job, rows_of, run, tars_of
 
 K, BROKEN = 16, 7
 
 
 @pytest.fixture(scope="module", params=["centre", "ten"])
-def views(request: pytest.FixtureRequest) -> Views:
-    return Views(request.param)
+def crops(request: pytest.FixtureRequest) -> Crops:
+    return Crops(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(views: Views, source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def expected(crops: Crops, source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("lines") / "tokens"
-    run(job(source, folder, views=views))
+    run(job(source, folder, crops=crops))
     return rows_of(folder)
 
 
-def from_webdataset(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
+def from_webdataset(folder: Path, crops: Crops) -> Iterator[dict[str, Any]]:
     tariterators = pytest.importorskip("webdataset.tariterators")
     for path in sorted(folder.glob("tokens-*.tar")):
         with path.open("rb") as stream:
@@ -46,11 +46,11 @@ def from_webdataset(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
             for sample in tariterators.group_by_keys(members):
                 tokens = np.lib.format.read_array(io.BytesIO(sample["npy"]))
                 assert tokens.dtype == np.uint16
-                assert tokens.shape == ((K,) if views.count == 1 else (views.count, K))
-                yield from _rows(sample["__key__"], int(sample["cls"]), tokens.reshape(views.count, K))
+                assert tokens.shape == ((K,) if crops.count == 1 else (crops.count, K))
+                yield from _rows(sample["__key__"], int(sample["cls"]), tokens.reshape(crops.count, K))
 
 
-def from_parquet(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
+def from_parquet(folder: Path, crops: Crops) -> Iterator[dict[str, Any]]:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("tokens-*.parquet"))])
     assert table.schema.field("tokens").type == pa.list_(pa.uint16())
@@ -59,16 +59,16 @@ def from_parquet(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
         yield {"key": row["key"], "view": row["view"], "class_id": row["label"], "tokens": row["tokens"]}
 
 
-def from_npy(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
+def from_npy(folder: Path, crops: Crops) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob("tokens-*.npy")):
         tokens = np.load(path)
         assert tokens.dtype == np.uint16
-        yield from _beside(path, tokens.reshape(-1, views.count, K))
+        yield from _beside(path, tokens.reshape(-1, crops.count, K))
 
 
-def from_bin(folder: Path, views: Views) -> Iterator[dict[str, Any]]:
+def from_bin(folder: Path, crops: Crops) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob("tokens-*.bin")):
-        yield from _beside(path, np.memmap(path, "<u2", "r").reshape(-1, views.count, K))
+        yield from _beside(path, np.memmap(path, "<u2", "r").reshape(-1, crops.count, K))
 
 
 def _beside(path: Path, tokens: Any) -> Iterator[dict[str, Any]]:
@@ -82,7 +82,7 @@ def _rows(key: str, label: int, tokens: Any) -> Iterator[dict[str, Any]]:
         yield {"key": key, "view": view, "class_id": label, "tokens": ids}
 
 
-READERS: dict[str, Callable[[Path, Views], Iterator[dict[str, Any]]]] = {
+READERS: dict[str, Callable[[Path, Crops], Iterator[dict[str, Any]]]] = {
     "webdataset": from_webdataset,
     "parquet": from_parquet,
     "npy": from_npy,
@@ -92,10 +92,10 @@ READERS: dict[str, Callable[[Path, Views], Iterator[dict[str, Any]]]] = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_format_says_what_the_json_lines_say(
-    name: str, views: Views, source: Path, expected: list[dict[str, Any]], tmp_path: Path
+    name: str, crops: Crops, source: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    run(job(source, tmp_path / "tokens", format=name, views=views))
-    assert list(READERS[name](tmp_path / "tokens", views)) == expected
+    run(job(source, tmp_path / "tokens", format=name, crops=crops))
+    assert list(READERS[name](tmp_path / "tokens", crops)) == expected
 
 
 @pytest.mark.parametrize("name", ["jsonl", *READERS])
@@ -123,7 +123,7 @@ def test_a_shard_of_nothing_but_broken_images_is_empty_and_can_be_read(name: str
     folder_of(tmp_path / "source", [b""] * 6)
     assert run(job(tmp_path / "source", tmp_path / "tokens", format=name)).broken == 6
     if name not in ("jsonl", "bin"):  # nothing can be mapped in a file of no bytes
-        assert list(READERS[name](tmp_path / "tokens", Views())) == []
+        assert list(READERS[name](tmp_path / "tokens", Crops())) == []
 
 
 def test_keys_with_dots_stay_whole_for_readers_of_webdataset(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from service.bulk.errors import BulkError
 from service.bulk.formats import FORMATS
 from service.bulk.image_folders import ImageFolder
 from service.bulk.manifest import settings_of
-from service.bulk.run import Job, open_device, run_job
+from service.bulk.run import Job, load_tokenizer_of, run_job
 from service.bulk.sources import open_source
 from tests.ray_cluster import two_nodes
 from tests.service.bulk.data_sets import CLASSES, broken_images, digests, folder_of, job, leave_only, tars_of
@@ -113,32 +113,32 @@ def node_of(process: int, cluster: Any) -> Any:
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_an_actor_makes_the_files_of_one_machine_in_every_format(format_name: str, tmp_path: Path) -> None:
-    from service.bulk.on_ray import Tokenizing
+    from service.bulk.on_ray import ShardActor
 
     asked = asked_for(tars_of(tmp_path / "source", broken_images()), tmp_path / "here", format_name)
     run_job(asked)
-    tokenizer, work = open_device(asked)
-    actor = Tokenizing(asked, settings_of(asked.source, tokenizer, work, format_name), 1)
+    tokenizer, options = load_tokenizer_of(asked)
+    actor = ShardActor(asked, settings_of(asked.source, tokenizer, options, format_name), 1)
     for number, (part, offset) in enumerate([(0, 0), (0, 5), (1, 1), (1, 6), (2, 2)]):
-        stretch = {"number": np.array([number]), "part": np.array([part]), "offset": np.array([offset])}
-        shard = pickle.loads(actor(stretch)["result"][0])  # noqa: S301
+        row = {"number": np.array([number]), "part": np.array([part]), "offset": np.array([offset])}
+        shard = pickle.loads(actor(row)["result"][0])  # noqa: S301
         assert shard.contents == {name: (tmp_path / "here" / name).read_bytes() for name in shard.contents}
 
 
 def test_an_actor_whose_weights_are_others_refuses_to_begin(tmp_path: Path) -> None:
-    from service.bulk.on_ray import Tokenizing
+    from service.bulk.on_ray import ShardActor
 
     asked = asked_for(tars_of(tmp_path / "source", broken_images()), tmp_path / "tokens", "jsonl")
-    with pytest.raises(BulkError, match="titok-mini-32 is not the same on all nodes"):
-        Tokenizing(asked, {"tokenizer": {"weights": "0" * 64}}, 1)
+    with pytest.raises(BulkError, match="titok-mini-32 differs between nodes"):
+        ShardActor(asked, {"tokenizer": {"weights": "0" * 64}}, 1)
 
 
 def test_a_source_that_an_actor_cannot_read_is_told_as_on_one_machine(tmp_path: Path) -> None:
-    from service.bulk.on_ray import Tokenizing
+    from service.bulk.on_ray import ShardActor
 
     asked = asked_for(tars_of(tmp_path / "source", broken_images()), tmp_path / "tokens", "jsonl")
-    tokenizer, work = open_device(asked)
-    actor = Tokenizing(asked, settings_of(asked.source, tokenizer, work, "jsonl"), 1)
+    tokenizer, options = load_tokenizer_of(asked)
+    actor = ShardActor(asked, settings_of(asked.source, tokenizer, options, "jsonl"), 1)
     (tmp_path / "source" / "set-000.tar").unlink()
     made = actor({name: np.array([0]) for name in ("number", "part", "offset")})
     assert isinstance(pickle.loads(made["result"][0]), FileNotFoundError)  # noqa: S301

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import service.bulk.destination
+from service.bulk.crops import Crops
 from service.bulk.destination import Destination
 from service.bulk.errors import BulkError
-from service.bulk.views import Views
 from tests.service.bulk import killable
 from tests.service.bulk.data_sets import (
     COUNT,
@@ -152,8 +152,8 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     [
         ({"format": "npy"}, 'output format "jsonl", not "npy"'),
         ({"shard_images": 6}, "output shard_images 5, not 6"),
-        ({"views": Views("ten")}, 'preprocessing crops "centre", not "ten"'),
-        ({"views": Views(flip=True)}, "preprocessing flip false, not true"),
+        ({"crops": Crops("ten")}, 'preprocessing crops "centre", not "ten"'),
+        ({"crops": Crops(flip=True)}, "preprocessing flip false, not true"),
         ({"max_pixels": 7}, "preprocessing max_pixels 1000000, not 7"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -167,7 +167,7 @@ def test_other_settings_for_a_folder_that_was_begun_are_refused(
     else:
         stopped_after(2, source, tmp_path / "tokens")
     before = digests(tmp_path / "tokens")
-    with pytest.raises(BulkError, match=f"{message}: give what was given then, or another folder"):
+    with pytest.raises(BulkError, match=f"{message}: use the same options, or another folder"):
         run(job(source, tmp_path / "tokens", **changes))
     assert digests(tmp_path / "tokens") == before
 
@@ -176,7 +176,7 @@ def test_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", images())
     stopped_after(2, source, tmp_path / "tokens")
     (source / "ant" / "0000.jpg").write_bytes(images()[1])
-    with pytest.raises(BulkError, match="was begun with source digest"):
+    with pytest.raises(BulkError, match="was started with source digest"):
         run(job(source, tmp_path / "tokens"))
 
 
@@ -188,7 +188,7 @@ def test_another_batch_size_goes_on_in_float32_to_the_same_bytes(tmp_path: Path)
     assert digests(tmp_path / "tokens") == digests(tmp_path / "whole")
 
 
-def test_another_batch_size_is_refused_below_float32_where_company_may_decide_a_token(tmp_path: Path) -> None:
+def test_another_batch_size_is_refused_below_float32_where_other_images_may_change_a_token(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", images(6))
     run(job(source, tmp_path / "tokens"), dtype="bfloat16")
     with pytest.raises(BulkError, match="computed_in batch_size 2, not 4"):

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from models.preprocess import adm_crop, eval_crop
+from service.bulk.crops import Crops
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
 from service.bulk.sources import open_source
-from service.bulk.views import Views
 from service.imaging.decoding import decode_image
 from service.imaging.limits import MediaLimits
 from tests.service.bulk.data_sets import (
@@ -179,30 +179,30 @@ def test_a_damaged_archive_gives_what_comes_before_the_damage_and_is_recorded(da
 def test_the_ten_crops_of_the_published_protocol_come_in_its_order(tmp_path: Path) -> None:
     files = images(4)
     folder_of(tmp_path / "source", files)
-    for name, views, count in (("ten", {"crops": "ten"}, 10), ("flip", {"flip": True}, 2)):
-        run(job(tmp_path / "source", tmp_path / name, views=Views(**views), batch_size=25))  # type: ignore[arg-type]
+    for name, crops, count in (("ten", {"mode": "ten"}, 10), ("flip", {"flip": True}, 2)):
+        run(job(tmp_path / "source", tmp_path / name, crops=Crops(**crops), batch_size=25))  # type: ignore[arg-type]
         rows = rows_of(tmp_path / name)
         assert [row["view"] for row in rows] == list(range(count)) * 4
     tokenizer, size = tiny_tokenizer(), 32
     for number, data in enumerate(files):
         picture = decode_image(data, limits=MediaLimits()).image
         ten = [row["tokens"] for row in rows_of(tmp_path / "ten")[number * 10 : number * 10 + 10]]
-        assert ten == [tokenizer.encode(square[None])[0].tolist() for square in _published(picture, size)]
+        assert ten == [tokenizer.encode(crop[None])[0].tolist() for crop in _published(picture, size)]
         centre = eval_crop(picture, size)
         two = [row["tokens"] for row in rows_of(tmp_path / "flip")[number * 2 : number * 2 + 2]]
         mirrored = np.ascontiguousarray(centre[:, ::-1])
-        assert two == [tokenizer.encode(square[None])[0].tolist() for square in (centre, mirrored)]
+        assert two == [tokenizer.encode(crop[None])[0].tolist() for crop in (centre, mirrored)]
 
 
 def _published(picture: Any, size: int) -> list[np.ndarray]:
     """Section by section as the protocol says it, with Pillow's own crop and mirror."""
     large = Image.fromarray(adm_crop(picture, int(size * 1.1)))
     far, middle = large.width - size, round((large.width - size) / 2)
-    squares = []
+    crops = []
     for view in (large, ImageOps.mirror(large)):
         for left, top in ((0, 0), (far, 0), (0, far), (far, far), (middle, middle)):
-            squares.append(np.array(view.crop((left, top, left + size, top + size))))
-    return squares
+            crops.append(np.array(view.crop((left, top, left + size, top + size))))
+    return crops
 
 
 @pytest.mark.parametrize(

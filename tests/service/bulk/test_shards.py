@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.bulk.entries import Position
-from service.bulk.shard_plan import shard_starts
+from service.bulk.shards import shard_starts
 
 
 @given(counts=st.lists(st.integers(0, 12), max_size=8), shard_images=st.integers(1, 9), data=st.data())
