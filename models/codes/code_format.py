@@ -1,11 +1,11 @@
-"""Token ids <-> packed bits <-> text.
+"""Format of token ids as packed bits and as text.
 
 ::
 
     ids [B, K]  <->  K x ceil(log2 V) bits, big-endian, zero-padded to whole bytes  <->  text, URL-safe base64 unpadded
 
-32 ids of a 4,096-entry codebook are 48 bytes or exactly 64 characters. Ids have one packed form and one text form: what
-is not exactly that form is refused, so that equal codes always mean equal tokens.
+32 ids of a 4,096-entry codebook are 48 bytes or exactly 64 characters. Both forms are unique, and anything else is
+rejected: codes are equal if and only if their tokens are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike, NDArray
+
+from models.arrays import Ids
 
 __all__ = ["CodeError", "CodeFormat"]
 
@@ -26,7 +28,7 @@ _ALPHABET = re.compile(r"[A-Za-z0-9_-]*")
 
 
 class CodeError(ValueError):
-    """Bytes, text or ids that are no code of this tokenizer; ``position`` is the index of the offending id, if any."""
+    """Bytes, text or ids that are not valid for this tokenizer; ``position`` is the index of the wrong id, if any."""
 
     def __init__(self, message: str, *, position: int | None = None) -> None:
         super().__init__(message)
@@ -35,7 +37,7 @@ class CodeError(ValueError):
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """The code of a tokenizer with ``num_tokens`` ids (K) in 0..``codebook_size``-1 (V)."""
+    """The code of an image: ``num_tokens`` ids (K) in 0..``codebook_size``-1 (V)."""
 
     num_tokens: int
     codebook_size: int
@@ -48,25 +50,25 @@ class CodeFormat:
 
     @property
     def bits(self) -> int:
-        """Bits an id: ceil(log2 V)."""
+        """Bits per id: ceil(log2 V)."""
         return (self.codebook_size - 1).bit_length()
 
     @cached_property
     def num_bytes(self) -> int:
-        """Length of the packed form."""
+        """Length of the packed form in bytes."""
         return (self.num_tokens * self.bits + 7) // 8
 
     @property
     def num_characters(self) -> int:
-        """Length of the text form."""
+        """Length of the text form in characters."""
         return (self.num_bytes * 8 + 5) // 6
 
     @cached_property
-    def _weights(self) -> npt.NDArray[np.int64]:
-        """What each bit of an id counts, the highest first: int64 [bits]."""
+    def _bit_values(self) -> Ids:
+        """The value of each bit of an id, the highest first: int64 [bits]."""
         return 1 << np.arange(self.bits - 1, -1, -1, dtype=np.int64)
 
-    def check(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def check(self, ids: ArrayLike) -> Ids:
         """Ids [..., K] as int64. Raises ``CodeError`` for a wrong count, a non-integer, or an id out of range."""
         array = np.asarray(ids)
         if array.dtype.kind not in "iu":
@@ -74,46 +76,35 @@ class CodeFormat:
         if array.ndim == 0 or array.shape[-1] != self.num_tokens:
             count = array.shape[-1] if array.ndim else 0
             raise CodeError(f"an image has {self.num_tokens} token ids, not {count}")
-        outside = (array < 0) | (array >= self.codebook_size)
-        if outside.any():
-            position = int(np.argwhere(outside)[0][-1])
-            value = array[tuple(np.argwhere(outside)[0])]
-            raise CodeError(
-                f"token id {value} at position {position} is out of range 0..{self.codebook_size - 1}",
-                position=position,
-            )
+        outside = np.argwhere((array < 0) | (array >= self.codebook_size))
+        if len(outside):
+            value, position = array[tuple(outside[0])], int(outside[0][-1])
+            limit = self.codebook_size - 1
+            raise CodeError(f"token id {value} at position {position} is out of range 0..{limit}", position=position)
         return array.astype(np.int64)
 
-    def pack(self, ids: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    def pack(self, ids: ArrayLike) -> NDArray[np.uint8]:
         """Ids [B, K] -> bytes uint8 [B, num_bytes]."""
         array = self.check(ids)
-        bits = (array[..., None] & self._weights) != 0  # [B, K, bits], the highest first
+        bits = (array[..., None] & self._bit_values) != 0  # [B, K, bits], the highest first
         return np.packbits(bits.reshape(*array.shape[:-1], -1), axis=-1)
 
-    def unpack(self, packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    def unpack(self, packed: NDArray[np.uint8]) -> Ids:
         """Bytes uint8 [B, num_bytes] -> ids int64 [B, K]. Raises ``CodeError`` for padding bits or ids out of range."""
         if packed.shape[-1] != self.num_bytes:
             raise CodeError(f"a packed code has {self.num_bytes} bytes, not {packed.shape[-1]}")
         bits = np.unpackbits(packed, axis=-1)
         used = self.num_tokens * self.bits
         if used < bits.shape[-1] and bits[..., used:].any():
-            raise CodeError(f"the last {self.num_bytes * 8 - used} padding bits of a packed code are zero")
-        ids: npt.NDArray[np.int64] = (
-            bits[..., :used].reshape(*packed.shape[:-1], self.num_tokens, self.bits) @ self._weights
-        )
-        # Where the codebook has an entry for every id of so many bits, none can be out of range.
-        return ids if self.codebook_size == 1 << self.bits else self.check(ids)
+            raise CodeError(f"the last {self.num_bytes * 8 - used} padding bits of a packed code must be zero")
+        return self.check(bits[..., :used].reshape(*packed.shape[:-1], self.num_tokens, self.bits) @ self._bit_values)
 
-    def to_text(self, ids: npt.ArrayLike) -> list[str]:
+    def to_text(self, ids: ArrayLike) -> list[str]:
         """Ids [B, K] -> B texts of ``num_characters`` characters."""
         return [self.text_of(row.tobytes()) for row in self.pack(ids)]
 
     def is_code(self, packed: bytes) -> bool:
-        """Whether these bytes are the packed form of one image's ids."""
-        if len(packed) != self.num_bytes:
-            return False
-        if self._every_pattern_is_a_code:
-            return True
+        """Whether these bytes are the packed form of an image's ids."""
         try:
             self.ids_of(packed)
         except CodeError:
@@ -121,35 +112,17 @@ class CodeFormat:
         return True
 
     def ids_of(self, packed: bytes) -> list[int]:
-        """The K ids of one packed code; ``unpack``, without arrays, is several times as fast for one as with them.
-
-        Raises ``CodeError`` for what is no code.
-        """
-        if len(packed) != self.num_bytes:
-            raise CodeError(f"a packed code has {self.num_bytes} bytes, not {len(packed)}")
-        if not self._every_pattern_is_a_code:
-            ids: list[int] = self.from_bytes(packed)[0].tolist()
-            return ids
-        number, mask = int.from_bytes(packed, "big"), self.codebook_size - 1
-        return [(number >> shift) & mask for shift in self._shifts]
-
-    @cached_property
-    def _every_pattern_is_a_code(self) -> bool:
-        """Neither are there padding bits, nor patterns of an id's bits that the codebook has no entry for."""
-        return self.num_bytes * 8 == self.num_tokens * self.bits and self.codebook_size == 1 << self.bits
-
-    @cached_property
-    def _shifts(self) -> tuple[int, ...]:
-        """How far each id of an unpadded code is from its last bit."""
-        return tuple(range((self.num_tokens - 1) * self.bits, -1, -self.bits))
+        """The K ids of one packed code. Raises ``CodeError`` for an invalid one."""
+        ids: list[int] = self.unpack(np.frombuffer(packed, np.uint8)).tolist()
+        return ids
 
     @staticmethod
     def text_of(packed: bytes) -> str:
         """The text form of one packed code."""
         return base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
-    def from_text(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """B texts -> ids int64 [B, K]. Raises ``CodeError`` where a text is not exactly what ``to_text`` writes."""
+    def from_text(self, texts: Sequence[str]) -> Ids:
+        """B texts -> ids int64 [B, K]. Raises ``CodeError`` for a text that ``to_text`` does not write."""
         packed = np.empty((len(texts), self.num_bytes), np.uint8)
         for row, text in zip(packed, texts, strict=True):
             row[:] = np.frombuffer(self._decode(text), np.uint8)
@@ -164,13 +137,13 @@ class CodeFormat:
             decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
         except binascii.Error as error:
             raise CodeError(f"not URL-safe base64: {error}") from None
-        # Unused bits of the last character could hold anything and still decode to the same bytes.
+        # The decoder ignores the unused bits of the last character.
         if base64.urlsafe_b64encode(decoded).decode().rstrip("=") != text:
-            raise CodeError("the unused bits of a code's last character are zero")
+            raise CodeError("the unused bits of a code's last character must be zero")
         return decoded
 
-    def from_bytes(self, data: bytes) -> npt.NDArray[np.int64]:
-        """Concatenated packed codes -> ids int64 [B, K]. Raises ``CodeError`` unless the length is a multiple."""
+    def from_bytes(self, data: bytes) -> Ids:
+        """Concatenated packed codes -> ids int64 [B, K]. Raises ``CodeError``."""
         if not data or len(data) % self.num_bytes:
             raise CodeError(f"packed codes come in whole groups of {self.num_bytes} bytes, not {len(data)} bytes")
         return self.unpack(np.frombuffer(data, np.uint8).reshape(-1, self.num_bytes))

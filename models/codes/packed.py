@@ -1,12 +1,12 @@
-"""Many codes as one file that says whose they are: a header, then the packed codes one after the other.
+"""File format of packed codes: a header with tokenizer and revision, then the packed codes.
 
 ::
 
-    offset  size  member (numbers are unsigned and big-endian)
-    0       8     89 54 54 4B 0D 0A 1A 0A: no text, and broken by whatever "corrects" line ends (as PNG's signature)
+    offset  size  field (numbers are unsigned and big-endian)
+    0       8     89 54 54 4B 0D 0A 1A 0A: not text, and damaged by line-end conversion (like PNG's signature)
     8       1     version of this layout, 1
-    9       1     bits an id
-    10      2     K, ids an image
+    9       1     bits per id
+    10      2     K, ids per image
     12      4     V, codes in the codebook
     16      4     B, images
     20      1+n   length of the tokenizer's name, and the name in UTF-8
@@ -19,9 +19,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from models.arrays import Ids
 from models.codes.code_format import CodeError, CodeFormat
 
 __all__ = ["MEDIA_TYPE", "SIGNATURE", "PackedCodes"]
@@ -34,37 +32,30 @@ _HEAD = struct.Struct(">8sBBHII")
 
 @dataclass(frozen=True)
 class PackedCodes:
-    """Ids int64 [B, K] of one ``revision`` of one ``tokenizer``."""
+    """``tokens`` int64 [B, K] of one ``revision`` of one ``tokenizer``."""
 
     tokenizer: str
     revision: str
     code_format: CodeFormat
-    tokens: npt.NDArray[np.int64]
+    tokens: Ids
 
     def to_bytes(self) -> bytes:
         """The file. Raises ``CodeError`` for ids that do not fit the format, ``ValueError`` for names over 255 bytes."""
         names = b"".join(_prefixed(name) for name in (self.tokenizer, self.revision))
-        code_format = self.code_format
-        head = _HEAD.pack(
-            SIGNATURE,
-            _VERSION,
-            code_format.bits,
-            code_format.num_tokens,
-            code_format.codebook_size,
-            len(self.tokens),
-        )
-        return head + names + code_format.pack(self.tokens).tobytes()
+        form = self.code_format
+        head = _HEAD.pack(SIGNATURE, _VERSION, form.bits, form.num_tokens, form.codebook_size, len(self.tokens))
+        return head + names + form.pack(self.tokens).tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PackedCodes:
         """Reads a file. Raises ``CodeError`` for anything that ``to_bytes`` does not write."""
         if not data.startswith(SIGNATURE):
-            raise CodeError("this is no file of packed codes: it does not begin with their signature")
+            raise CodeError("this is not a file of packed codes: the signature is missing")
         if len(data) < _HEAD.size:
             raise CodeError(f"the header of packed codes has at least {_HEAD.size} bytes, not {len(data)}")
         _, version, bits, num_tokens, codebook_size, count = _HEAD.unpack_from(data)
         if version != _VERSION:
-            raise CodeError(f"packed codes of layout version {version} are not known; this is version {_VERSION}")
+            raise CodeError(f"packed codes of layout version {version} are unknown; version {_VERSION} is expected")
         try:
             code_format = CodeFormat(num_tokens, codebook_size)
         except ValueError as error:
@@ -76,7 +67,7 @@ class PackedCodes:
         expected = count * code_format.num_bytes
         if not count or len(data) - offset != expected:
             raise CodeError(
-                f"the header announces {count} images, {expected} bytes; {len(data) - offset} bytes follow it"
+                f"the header declares {count} images, {expected} bytes; {len(data) - offset} bytes follow it"
             )
         return cls(tokenizer, revision, code_format, code_format.from_bytes(data[offset:]))
 

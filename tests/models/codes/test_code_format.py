@@ -1,4 +1,4 @@
-"""Ids <-> packed bits <-> text: one form each, nothing else accepted."""
+"""Packed and text form of ids: round trip, uniqueness, and rejection of anything else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_ids_are_packed_big_endian_at_twelve_bits_each() -> None:
 
 
 @given(formats, st.data())
-def test_every_row_of_ids_survives_bytes_and_text(code_format: CodeFormat, data: st.DataObject) -> None:
+def test_ids_survive_a_round_trip_through_bytes_and_text(code_format: CodeFormat, data: st.DataObject) -> None:
     row = st.lists(
         st.integers(0, code_format.codebook_size - 1), min_size=code_format.num_tokens, max_size=code_format.num_tokens
     )
@@ -43,7 +43,7 @@ def test_every_48_bytes_are_a_code_of_the_default_tokenizer(packed: bytes) -> No
 
 
 @given(formats, st.binary(max_size=120))
-def test_bytes_are_read_to_what_writes_the_same_bytes_or_refused(code_format: CodeFormat, packed: bytes) -> None:
+def test_bytes_are_rejected_or_written_back_unchanged(code_format: CodeFormat, packed: bytes) -> None:
     try:
         ids = code_format.from_bytes(packed)
     except CodeError:
@@ -52,7 +52,7 @@ def test_bytes_are_read_to_what_writes_the_same_bytes_or_refused(code_format: Co
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=0x250), min_size=62, max_size=66))
-def test_text_is_read_to_what_writes_the_same_text_or_refused(text: str) -> None:
+def test_text_is_rejected_or_written_back_unchanged(text: str) -> None:
     try:
         ids = MINI.from_text([text])
     except CodeError:
@@ -60,14 +60,14 @@ def test_text_is_read_to_what_writes_the_same_text_or_refused(text: str) -> None
     assert MINI.to_text(ids) == [text]
 
 
-def test_padding_bits_that_are_not_zero_are_refused() -> None:
+def test_padding_bits_that_are_not_zero_are_rejected() -> None:
     code_format = CodeFormat(1, 2)
     assert code_format.from_bytes(b"\x80").tolist() == [[1]]
     with pytest.raises(CodeError, match="7 padding bits"):
         code_format.from_bytes(b"\x81")
 
 
-def test_unused_bits_of_the_last_character_are_refused() -> None:
+def test_unused_bits_of_the_last_character_are_rejected() -> None:
     code_format = CodeFormat(1, 256)
     text = base64.urlsafe_b64encode(b"\x07").decode().rstrip("=")
     assert code_format.from_text([text]).tolist() == [[7]]
@@ -85,19 +85,19 @@ def test_unused_bits_of_the_last_character_are_refused() -> None:
         ("é" * 64, "letters"),
     ],
 )
-def test_text_of_another_length_or_alphabet_is_refused(text: str, message: str) -> None:
+def test_text_of_another_length_or_alphabet_is_rejected(text: str, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         MINI.from_text([text])
 
 
-def test_an_id_out_of_range_is_named_with_its_position() -> None:
+def test_an_id_out_of_range_is_reported_with_its_position() -> None:
     with pytest.raises(CodeError, match=r"4096 at position 3 is out of range 0\.\.4095") as refused:
         MINI.pack([[0, 1, 2, 4096, *range(28)]])
     assert refused.value.position == 3
 
 
 @pytest.mark.parametrize("ids", [[[0.5] * 32], [[0] * 31], [], [[True] * 32], [[-1] + [0] * 31]])
-def test_ids_of_another_kind_or_count_are_refused(ids: object) -> None:
+def test_ids_of_another_kind_or_count_are_rejected(ids: object) -> None:
     with pytest.raises(CodeError):
         MINI.pack(ids)  # type: ignore[arg-type]
 
@@ -117,9 +117,7 @@ def test_different_bytes_have_different_text(packed: list[bytes]) -> None:
     st.builds(CodeFormat, st.integers(min_value=1, max_value=40), st.sampled_from([2, 3, 16, 1000, 4096])),
     st.data(),
 )
-def test_the_ids_of_one_code_are_those_of_many_and_what_is_none_is_refused_alike(
-    code_format: CodeFormat, data: st.DataObject
-) -> None:
+def test_a_single_code_is_read_and_rejected_like_many(code_format: CodeFormat, data: st.DataObject) -> None:
     length = st.sampled_from([code_format.num_bytes, code_format.num_bytes + 1])
     packed = data.draw(length.flatmap(lambda size: st.binary(min_size=size, max_size=size)))
     try:

@@ -1,4 +1,4 @@
-"""A file of packed codes comes back as it was, and anything that is not exactly such a file is refused."""
+"""Files of packed codes: round trip, layout, and rejection of anything else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def example() -> PackedCodes:
 
 @given(files())
 @settings(deadline=None)
-def test_what_is_written_comes_back(written: PackedCodes) -> None:
+def test_a_written_file_is_read_back(written: PackedCodes) -> None:
     read = PackedCodes.from_bytes(written.to_bytes())
     assert (read.tokenizer, read.revision, read.code_format) == (
         written.tokenizer,
@@ -41,7 +41,7 @@ def test_what_is_written_comes_back(written: PackedCodes) -> None:
 
 @given(files(), st.data())
 @settings(deadline=None)
-def test_a_changed_file_is_refused_or_is_another_file_exactly(written: PackedCodes, data: st.DataObject) -> None:
+def test_a_changed_file_is_rejected_or_reads_back_to_the_same_bytes(written: PackedCodes, data: st.DataObject) -> None:
     original = written.to_bytes()
     position = data.draw(st.integers(0, len(original) - 1))
     changed = bytearray(original)
@@ -68,18 +68,18 @@ def test_the_layout_is_the_documented_one() -> None:
         (8, 2, "version 2"),
         (9, 11, "12 bits, not 11"),
         (11, 0, "at least one token"),
-        (19, 3, "announces 3 images"),
+        (19, 3, "declares 3 images"),
         (20, 255, "ends within the tokenizer"),
         (21, 0xFF, "not UTF-8"),
     ],
 )
-def test_a_refusal_says_what_is_wrong(position: int, value: int, why: str) -> None:
+def test_errors_say_what_is_wrong(position: int, value: int, why: str) -> None:
     data = bytearray(example().to_bytes())
     data[position] = value
     with pytest.raises(CodeError, match=why):
         PackedCodes.from_bytes(bytes(data))
 
 
-def test_a_name_that_has_no_room_is_refused() -> None:
+def test_a_name_that_is_too_long_is_rejected() -> None:
     with pytest.raises(ValueError, match="at most 255"):
         PackedCodes("é" * 128, "", CodeFormat(32, 4096), example().tokens).to_bytes()
