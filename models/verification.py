@@ -1,11 +1,11 @@
-"""Proves that weights are the published ones: by the tokens that were published for known images, or by a checksum.
+"""Verification that weights are the published ones, by published token ids of known images or by checksum.
 
 ::
 
-    proven                        every published id comes out, or the file has the checksum that was asked for
-    proven up to rounding         the ids that differ are ties: the published code is as near as ours but for rounding
-    loads; not proven             the right shape, and nothing to compare with
-    NOT the published checkpoint  another checksum, shape or token; values that are not numbers; half a file
+    proven                        all published ids are reproduced, or the file has the given checksum
+    proven up to rounding         the ids that differ are ties: both codes are equally near up to rounding
+    loads; not proven             the shapes are right, and there is nothing to compare with
+    NOT the published checkpoint  another checksum, shape or id; values that are not finite; a truncated file
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ __all__ = ["KNOWN_TOKENS", "Comparison", "Difference", "KnownTokens", "Verdict",
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 TIE = 1e-2
-"""Squared distance on the unit sphere. A GPU's convolutions round inputs to 10 bits; other weights differ by far more."""
+"""Squared distance on the unit sphere. TF32 convolutions round inputs to 10 bits; other weights differ by far more."""
 
 MAX_TIES = 1 / 16
-"""Of the ids that are compared. More of them are no accident."""
+"""Fraction of the compared ids. More ties are not explained by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownTokens:
-    """The ``ids`` published for an ``image`` of S x S pixels, a file whose SHA-256 begins with ``sha256``."""
+    """Published ``ids`` of an ``image`` file of S x S pixels, whose SHA-256 begins with ``sha256``."""
 
     image: str
     sha256: str
@@ -72,7 +72,7 @@ KNOWN_TOKENS: dict[str, tuple[KnownTokens, ...]] = {
 
 
 class Verdict(StrEnum):
-    """See the module."""
+    """Result of a verification; see the module's docstring."""
 
     PROVEN = "proven"
     UP_TO_ROUNDING = "proven up to rounding"
@@ -82,7 +82,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """An id that is not the published one; the published code is ``margin`` farther away, in squared distance."""
+    """An id that differs from the published one, whose code is farther away by ``margin`` in squared distance."""
 
     position: int
     published: int
@@ -92,7 +92,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One image with known tokens. ``problem`` says why nothing was compared, in which case ``equal`` is 0."""
+    """Comparison for one image. ``problem`` says why nothing was compared; ``equal`` is 0 then."""
 
     image: str
     tokens: int
@@ -103,9 +103,9 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was found. ``sha256`` is the file's; ``digest`` is that of names, shapes, dtypes and values.
+    """Verdict and findings. ``sha256`` is that of the file; ``digest`` covers names, shapes, dtypes and values.
 
-    ``round_trip``: of K tokens that are decoded and encoded again, how many come back; None for a VAE.
+    ``round_trip``: how many of K ids are unchanged after decoding and encoding; None for a VAE.
     """
 
     name: str
@@ -130,29 +130,28 @@ def verify_tokenizer(
     sha256: str | None = None,
     known: Mapping[str, tuple[KnownTokens, ...]] = KNOWN_TOKENS,
 ) -> Verification:
-    """Loads a tokenizer strictly and compares it with what was published.
+    """Loads a tokenizer strictly and compares it with the published one.
 
-    ``weights`` as for ``load_tokenizer``; ``images`` is a folder with the images of ``known``; ``sha256`` is what the
-    file's should be, 64 hexadecimal digits.
+    ``weights`` as for ``load_tokenizer``; ``images`` is a folder with the images of ``known``; ``sha256`` is the expected
+    checksum of the file, 64 hexadecimal digits.
 
-    Raises ``UnknownVariantError``, ``ValueError`` for another kind of checksum, and ``CheckpointError`` for weights that
-    are not there. Weights that are there and of no use are a verdict.
+    Raises ``UnknownVariantError``, ``ValueError`` for a malformed checksum, and ``CheckpointError`` for missing weights.
+    Weights that cannot be read or do not fit are a verdict, not an error.
     """
     variant = TOKENIZERS.get(name)
-    if variant is None and (weights is None or name not in known):
-        raise UnknownVariantError(f"no tokenizer is called {name!r}; there are {', '.join(TOKENIZERS)}")
-    if sha256 is not None and not _SHA256.fullmatch(sha256):
-        raise ValueError(f"a SHA-256 is 64 hexadecimal digits, which {sha256!r} is not")
     if weights is None and variant is not None:
         weights = variant.weights
-    assert weights is not None  # noqa: S101 - one of the two was there
+    if weights is None or (variant is None and name not in known):
+        raise UnknownVariantError(f"no tokenizer is called {name!r}; choose one of {', '.join(TOKENIZERS)}")
+    if sha256 is not None and not _SHA256.fullmatch(sha256):
+        raise ValueError(f"a SHA-256 has 64 hexadecimal digits, unlike {sha256!r}")
     try:
         checkpoint = open_checkpoint(weights)
     except UnreadableCheckpoint as error:
-        found = _file_facts(Verification(name=name, source=str(error.file)), error.file)
+        found = _with_file(Verification(name=name, source=str(error.file)), error.file)
         return replace(found, reasons=(str(error), *_checksum_complaints(found, sha256)))
     if variant is not None and variant.config is not None:
-        checkpoint = replace(checkpoint, config=None)  # the published shape, whatever config.json lies beside it
+        checkpoint = replace(checkpoint, config=None)  # the published shape, whatever config.json is beside it
     not_finite = _not_finite(checkpoint)
     found = replace(_describe(name, checkpoint), finite=not not_finite)
     complaints = [*_checksum_complaints(found, sha256), *not_finite]
@@ -161,7 +160,7 @@ def verify_tokenizer(
     except (CheckpointError, ConfigError) as error:
         return replace(found, reasons=(*complaints, str(error)))
     if found.finite:
-        round_trip, complaint = _try_out(tokenizer)
+        round_trip, complaint = _round_trip(tokenizer)
         complaints += [complaint] if complaint else []
         compared = tuple(_compare(tokenizer, one, images) for one in known.get(name, ())) if images else ()
         found = replace(found, round_trip=round_trip, comparisons=compared)
@@ -171,7 +170,7 @@ def verify_tokenizer(
 # --- the file and its weights ----------------------------------------------------------------------------------------
 
 
-def _file_facts(found: Verification, file: Path) -> Verification:
+def _with_file(found: Verification, file: Path) -> Verification:
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return replace(found, file_bytes=file.stat().st_size, sha256=digest)
@@ -185,7 +184,7 @@ def _describe(name: str, checkpoint: Checkpoint) -> Verification:
         tensors=len(checkpoint.tensors),
         parameters=sum(tensor.numel() for tensor in checkpoint.tensors.values()),
     )
-    return found if checkpoint.file is None else _file_facts(found, checkpoint.file)
+    return found if checkpoint.file is None else _with_file(found, checkpoint.file)
 
 
 def _checksum_complaints(found: Verification, sha256: str | None) -> list[str]:
@@ -201,11 +200,11 @@ def _not_finite(checkpoint: Checkpoint) -> list[str]:
     return [f"{len(bad)} of {len(checkpoint.tensors)} tensors hold values that are not finite; first: {bad[0]}"]
 
 
-# --- what comes out --------------------------------------------------------------------------------------------------
+# --- encoding and decoding -------------------------------------------------------------------------------------------
 
 
-def _try_out(tokenizer: Tokenizer) -> tuple[int | None, str | None]:
-    """Decodes codes from all over the codebook, encodes the image; how many come back, and what is wrong."""
+def _round_trip(tokenizer: Tokenizer) -> tuple[int | None, str | None]:
+    """Decodes ids spread over the codebook and encodes the image: the number of unchanged ids, and what is wrong."""
     shape = (1, tokenizer.num_tokens)
     if tokenizer.is_discrete:
         tokens = torch.linspace(0, tokenizer.codebook_size - 1, tokenizer.num_tokens).long()[None]
@@ -213,20 +212,22 @@ def _try_out(tokenizer: Tokenizer) -> tuple[int | None, str | None]:
         tokens = torch.linspace(-1, 1, tokenizer.num_tokens)[None, :, None].expand(*shape, tokenizer.token_size)
     image = tokenizer.decode(tokens)
     if image.min() == image.max():
-        return None, "it decodes to a single colour"
+        return None, "decoding gives a single colour"
     if not bool(tokenizer.latents(image).isfinite().all()):
-        return None, "it encodes to values that are not finite"
+        return None, "encoding gives values that are not finite"
     return int((tokenizer.encode(image) == tokens).sum()) if tokenizer.is_discrete else None, None
 
 
 def _compare(tokenizer: Tokenizer, known: KnownTokens, folder: Path) -> Comparison:
-    nothing = Comparison(image=known.image, tokens=len(known.ids))
+    comparison = Comparison(image=known.image, tokens=len(known.ids))
     try:
         content = (folder / known.image).read_bytes()
     except OSError as error:
-        return replace(nothing, problem=f"cannot be read: {error.strerror}")
+        return replace(comparison, problem=f"cannot be read: {error.strerror}")
     if not (digest := hashlib.sha256(content).hexdigest()).startswith(known.sha256):
-        return replace(nothing, problem=f"is another file: its SHA-256 begins {digest[:16]}, not {known.sha256}")
+        return replace(
+            comparison, problem=f"is another file: its SHA-256 begins with {digest[:16]}, not {known.sha256}"
+        )
     with Image.open(BytesIO(content)) as image:
         pixels = np.asarray(to_rgb(image))[None]
     distances = tokenizer.distances(pixels)[0]  # [K, V]
@@ -242,7 +243,7 @@ def _compare(tokenizer: Tokenizer, known: KnownTokens, folder: Path) -> Comparis
         for position, (published, own) in enumerate(zip(known.ids, ids, strict=True))
         if published != own
     )
-    return replace(nothing, equal=len(ids) - len(differences), differences=differences)
+    return replace(comparison, equal=len(ids) - len(differences), differences=differences)
 
 
 # --- the verdict -----------------------------------------------------------------------------------------------------
@@ -258,21 +259,21 @@ def _judge(
     if far:
         image, first = far[0]
         complaints.append(
-            f"{len(far)} of {total} ids are others; first: position {first.position} of {image} is {first.found}, "
+            f"{len(far)} of {total} ids differ; first: position {first.position} of {image} is {first.found}, "
             f"published {first.published}, which is {first.margin:.3g} farther"
         )
     elif len(differences) > MAX_TIES * total:
-        complaints.append(f"{len(differences)} of {total} ids are others, if only just: too many for rounding")
+        complaints.append(f"{len(differences)} of {total} ids differ, all by ties: too many for rounding")
     if complaints:
         return replace(found, verdict=Verdict.REFUTED, reasons=tuple(complaints))
     if known and len(compared) == len(known):
         verdict = Verdict.UP_TO_ROUNDING if differences else Verdict.PROVEN
         return replace(
-            found, verdict=verdict, reasons=(f"{total - len(differences)} of {total} ids are the published ones",)
+            found, verdict=verdict, reasons=(f"{total - len(differences)} of {total} ids equal the published ones",)
         )
     if sha256 is not None:
-        return replace(found, verdict=Verdict.PROVEN, reasons=("the file has the SHA-256 that was given",))
+        return replace(found, verdict=Verdict.PROVEN, reasons=("the file has the given SHA-256",))
     missing = [f"{one.image} {one.problem}" for one in found.comparisons if one.problem is not None]
     names = " and ".join(one.image for one in known)
-    wanted = f"give --images, a folder with {names}" if known else "no tokens are known for it: give --sha256"
+    wanted = f"pass --images, a folder with {names}" if known else "no published ids for this variant: pass --sha256"
     return replace(found, verdict=Verdict.NOT_PROVEN, reasons=tuple(missing or [wanted]))

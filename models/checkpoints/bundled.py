@@ -1,4 +1,4 @@
-"""The checkpoint that ships with the project: its name, and where its files are."""
+"""The checkpoint bundled with the project: variant name and folder."""
 
 from __future__ import annotations
 

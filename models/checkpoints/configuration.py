@@ -1,8 +1,8 @@
-"""``config.json`` of a checkpoint folder <-> the dataclasses that shape the networks.
+"""Parser of a checkpoint's ``config.json`` into network configurations.
 
-Published folders hold the whole training configuration, with interpolations such as ``${model.vq_model.codebook_size}``
-possibly unresolved. The oldest lack switches that came later; what their absence means follows the published code
-(1d-tokenizer, commit 942a96f): ``quantize_mode`` vq, ``finetune_decoder`` and ``is_legacy`` true.
+Published files contain the whole training configuration, sometimes with unresolved interpolations such as
+``${model.vq_model.codebook_size}``. Defaults for keys that old files lack follow the published code (1d-tokenizer, commit
+942a96f): ``quantize_mode`` vq, ``finetune_decoder`` and ``is_legacy`` true.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
 def _lookup(root: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, interpolations resolved; None where it is absent."""
+    """The value at a dotted path, interpolations resolved; None if absent."""
     value: Any = root
-    for _ in range(8):  # longer chains of interpolations are circles
+    for _ in range(8):  # longer chains of interpolations are circular
         for part in path.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         match = _INTERPOLATION.fullmatch(value) if isinstance(value, str) else None
@@ -56,7 +56,7 @@ def _size(root: Mapping[str, Any], path: str) -> TransformerSize:
 
 
 def tokenizer_config(root: Mapping[str, Any]) -> TiTokConfig:
-    """The network of a tokenizer's ``config.json``. Raises ``ConfigError``."""
+    """Network configuration from a tokenizer's ``config.json``. Raises ``ConfigError``."""
     model = "model.vq_model"
 
     def switch(name: str, default: Any) -> Any:
@@ -93,7 +93,7 @@ def tokenizer_config(root: Mapping[str, Any]) -> TiTokConfig:
 
 
 def generator_config(root: Mapping[str, Any], *, model_type: Literal["ViT", "UViT"] | None = None) -> GeneratorConfig:
-    """The network of a generator's ``config.json``; ``model_type`` counts where the file names none."""
+    """Network configuration from a generator's ``config.json``; ``model_type`` is the default. Raises ``ConfigError``."""
     model = "model.generator"
     kind = _lookup(root, f"{model}.model_type") or model_type
     if kind not in ("ViT", "UViT"):
@@ -116,12 +116,15 @@ def generator_config(root: Mapping[str, Any], *, model_type: Literal["ViT", "UVi
 
 
 def class_names(root: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names of a generator's classes, by id, where its ``config.json`` holds them."""
-    names = _lookup(root, "model.generator.classes")
-    return tuple(str(name) for name in names) if isinstance(names, list) else None
+    """The class names of a generator, by id; None if ``config.json`` has none."""
+    return _names(root, "model.generator.classes")
 
 
 def class_sources(root: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """What the training data calls each class of a generator, by id, where its ``config.json`` says so."""
-    names = _lookup(root, "model.generator.sources")
-    return tuple(str(name) for name in names) if isinstance(names, list) else None
+    """The class names of a generator's training data, by id; None if ``config.json`` has none."""
+    return _names(root, "model.generator.sources")
+
+
+def _names(root: Mapping[str, Any], path: str) -> tuple[str, ...] | None:
+    names = _lookup(root, path)
+    return tuple(map(str, names)) if isinstance(names, list) else None

@@ -1,4 +1,4 @@
-"""Weights from a local file, a folder, or a hub repository; loaded strictly, or not at all.
+"""Loading of checkpoints from a file, a folder or a hub repository, with strict checks of all tensors.
 
 ::
 
@@ -8,11 +8,12 @@
                 └─ org/repo[@revision][:file] ──────┘
                      through huggingface_hub
 
-Nothing here unpickles code: ``.bin`` files are read with ``weights_only``.
+No code is unpickled: ``.bin`` files are read with ``weights_only``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -36,7 +37,7 @@ __all__ = ["Checkpoint", "HubFile", "load_strictly", "open_checkpoint"]
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIG_FILE = "config.json"
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
-# Saved by transformers before 4.31: a constant, not a weight.
+# A constant saved by transformers before 4.31, not a weight.
 _IGNORED = re.compile(r"(^|\.)position_ids$")
 
 
@@ -50,9 +51,9 @@ class HubFile:
 
     @classmethod
     def parse(cls, text: str) -> HubFile | None:
-        """``org/repo``, ``org/repo@revision`` or ``org/repo@revision:file``; None if it is none of these."""
+        """``org/repo``, ``org/repo@revision`` or ``org/repo@revision:file``; None for anything else."""
         match = _HUB_ID.fullmatch(text)
-        if match is None or match["repo"].endswith((".safetensors", ".bin")):  # a file that is not there
+        if match is None or match["repo"].endswith((".safetensors", ".bin")):  # a missing file
             return None
         return cls(repo=match["repo"], revision=match["revision"] or "main", filename=match["file"] or WEIGHT_FILES[0])
 
@@ -62,7 +63,7 @@ class HubFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Tensors by published name, the ``config.json`` beside them if there is one, and where they came from."""
+    """Tensors by published name, the contents of ``config.json`` if there is one, and the source."""
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any] | None
@@ -70,7 +71,7 @@ class Checkpoint:
     file: Path | None = None
 
     def digest(self) -> str:
-        """SHA-256, hexadecimal, of names, shapes, dtypes and values: the same weights in any file have the same one."""
+        """SHA-256, hexadecimal, of names, shapes, dtypes and values, independent of the file format."""
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             tensor = self.tensors[name].contiguous()
@@ -134,30 +135,27 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
 
 
 def _download(hub: HubFile) -> Checkpoint:
-    """Downloads through huggingface_hub (its cache, progress bar, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE hold)."""
+    """Downloads with huggingface_hub (its cache, progress bar, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE apply)."""
     try:
         path = Path(hf_hub_download(hub.repo, hub.filename, revision=hub.revision))
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
         raise CheckpointError(
             f"{hub} is not in the local cache and cannot be downloaded ({type(error).__name__}). With a network, unset "
-            f"HF_HUB_OFFLINE and try again. Without one, fetch the file {hub.filename} of the repository {hub.repo} "
-            f"elsewhere, put it into a folder of its own together with the repository's {CONFIG_FILE}, and name that "
-            f"folder as the weights."
+            f"HF_HUB_OFFLINE and try again. Without one, download {hub.filename} and {CONFIG_FILE} of the repository "
+            f"{hub.repo} elsewhere, put both files into a folder, and pass that folder as the weights."
         ) from error
-    config = None
+    config = None  # the variant's own configuration applies
     if hub.filename in WEIGHT_FILES:
-        try:
+        with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
             config = _read_config(Path(hf_hub_download(hub.repo, CONFIG_FILE, revision=hub.revision)).parent)
-        except (EntryNotFoundError, LocalEntryNotFoundError):
-            config = None  # the variant's own configuration holds
-    # The cache folder is named after the commit, whatever branch or tag was asked for.
+    # The cache folder is named after the commit, also for a branch or tag.
     return Checkpoint(tensors=_read_tensors(path), config=config, source=f"{hub.repo}@{path.parent.name}", file=path)
 
 
 def load_strictly(network: nn.Module, checkpoint: Checkpoint) -> None:
-    """Puts a checkpoint's tensors, as float32, into a network built on the meta device.
+    """Assigns a checkpoint's tensors, as float32, to a network built with ``skip_init``.
 
-    Raises ``CheckpointError`` naming every missing, extra or misshapen tensor.
+    Raises ``CheckpointError`` that names missing, unexpected and misshapen tensors.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}

@@ -1,4 +1,4 @@
-"""The variants by name: the shape of their networks, where their weights are, and what was published about them.
+"""Registry of variants: network configuration, weights, sampling presets and published metrics.
 
 Figures and settings: 1d-tokenizer's README_TiTok.md and sampling scripts (commit 942a96f); rFID on the ImageNet
 validation set, gFID on 50,000 samples by the ADM evaluator.
@@ -21,14 +21,14 @@ __all__ = ["GENERATORS", "TOKENIZERS", "GeneratorVariant", "TokenizerVariant"]
 
 PRESETS = ("published", "demo", "fast")
 
-# Commits of the published repositories, where they are known; the others follow their only branch. Whichever it is, the
-# commit that was downloaded is part of a tokenizer's ``source``, and its ``revision`` is a digest of the weights.
+# Known commits of the published repositories; the others follow main. A tokenizer's ``source`` names the downloaded
+# commit, and its ``revision`` is a digest of the weights.
 _COMMITS = {"tokenizer_titok_l32_imagenet": "1c9a2084c59112fd415b7ed97d4c200e864a95de"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerVariant:
-    """A tokenizer: ``config`` None means that the folder of its weights describes it."""
+    """A tokenizer. ``config`` None: the ``config.json`` beside the weights applies."""
 
     name: str
     config: TiTokConfig | MaskGITVQGANConfig | None
@@ -38,7 +38,7 @@ class TokenizerVariant:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorVariant:
-    """A generator, named as its tokenizer is, with its named sampling settings."""
+    """A generator, named after its tokenizer, with its sampling ``presets``."""
 
     name: str
     config: GeneratorConfig | None
@@ -103,7 +103,7 @@ TOKENIZERS: Mapping[str, TokenizerVariant] = {
     )
 }
 
-# The quick start's settings: few decisions by chance, pretty and less varied pictures.
+# Settings of the quick start: low temperature, better looking and less varied images.
 _DEMO = SamplingSettings(steps=8, guidance_scale=4.5, guidance_decay="constant", temperature=1.0)
 
 
@@ -121,8 +121,8 @@ GENERATORS: Mapping[str, GeneratorVariant] = {
             config=None,
             weights=BUNDLED_WEIGHTS / f"{DEFAULT_VARIANT}-generator",
             presets=_presets(
-                # Of five settings tried, the one that is recognised more often than guidance 4.5 at hardly less variety,
-                # and the one that is recognised most often.
+                # Of five settings tried, ``published`` is classified correctly more often than guidance 4.5 with almost
+                # the same variety, and ``demo`` most often.
                 SamplingSettings(steps=8, guidance_scale=8.0, guidance_decay="linear", temperature=4.0),
                 demo=SamplingSettings(steps=12, guidance_scale=8.0, guidance_decay="linear", temperature=3.0),
                 fast_steps=4,

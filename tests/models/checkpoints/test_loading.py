@@ -79,7 +79,7 @@ def test_a_generator_has_every_published_tensor_and_no_other(variant: str, golde
     assert preset.guidance_power == sampling["guidance_scale_pow"]
 
 
-def test_512_pixel_shapes_follow_from_their_configuration() -> None:
+def test_512_pixel_shapes_follow_from_the_configuration() -> None:
     vq = {
         "codebook_size": 4096,
         "token_size": 12,
@@ -97,7 +97,7 @@ def test_512_pixel_shapes_follow_from_their_configuration() -> None:
     assert images.shape == (1, 3, 512, 512)
 
 
-def test_old_configs_without_switches_and_with_interpolations_are_understood() -> None:
+def test_old_configs_with_missing_keys_and_interpolations_are_parsed() -> None:
     root = {
         "model": {
             "vq_model": {
@@ -125,7 +125,7 @@ def test_old_configs_without_switches_and_with_interpolations_are_understood() -
         ("vit_enc_patch_size", 15, "not a multiple of encoder_patch_size"),
     ],
 )
-def test_a_config_that_describes_no_network_names_the_key(key: str, value: object, message: str) -> None:
+def test_an_invalid_config_is_an_error_that_names_the_key(key: str, value: object, message: str) -> None:
     root = json.loads((MINI / "config.json").read_text())
     root["model"]["vq_model"][key] = value
     with pytest.raises(ConfigError, match=message):
@@ -143,7 +143,7 @@ def test_a_file_a_folder_and_a_bin_give_the_same_tokenizer(tmp_path: Path) -> No
         assert (loaded.encode(images) == shipped.encode(images)).all()
 
 
-def test_a_missing_an_extra_and_a_misshapen_tensor_are_each_named(tmp_path: Path) -> None:
+def test_missing_extra_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
     tensors = load_file(MINI / "model.safetensors")
     del tensors["latent_tokens"]
     tensors["surprise"] = torch.zeros(2)
@@ -164,7 +164,7 @@ def test_position_ids_of_old_files_are_ignored(tmp_path: Path) -> None:
     assert load_generator("titok-mini-32", weights=tmp_path).revision == load_generator("titok-mini-32").revision
 
 
-def test_a_generators_network_is_known_by_its_tensors_where_its_config_is_silent(tmp_path: Path) -> None:
+def test_a_generator_without_model_type_is_identified_by_its_tensors(tmp_path: Path) -> None:
     folder = BUNDLED_WEIGHTS / "titok-mini-32-generator"
     config = json.loads((folder / "config.json").read_text())
     del config["model"]["generator"]["model_type"]
@@ -178,7 +178,7 @@ class Attack:
         return print, ("executed",)
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickle_with_code_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"latent_tokens": Attack()}, tmp_path / "evil.bin")
     with pytest.raises(CheckpointError, match=r"evil\.bin cannot be read as weights"):
         open_checkpoint(tmp_path / "evil.bin")
@@ -187,19 +187,19 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"\xff" * 64])
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_an_error(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name):
         open_checkpoint(tmp_path)
 
 
-def test_a_wrapped_state_dict_is_refused_with_what_is_expected(tmp_path: Path) -> None:
+def test_a_wrapped_state_dict_is_rejected(tmp_path: Path) -> None:
     torch.save({"state_dict": {"latent_tokens": torch.zeros(1)}}, tmp_path / "wrapped.bin")
     with pytest.raises(CheckpointError, match="bare state dict"):
         open_checkpoint(tmp_path / "wrapped.bin")
 
 
-def test_without_a_network_the_message_says_which_file_to_put_where(
+def test_without_a_network_the_error_says_which_files_to_download(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -210,7 +210,7 @@ def test_without_a_network_the_message_says_which_file_to_put_where(
         assert part in str(refused.value)
 
 
-def test_a_file_in_the_hubs_cache_is_used_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_in_the_hub_cache_is_used_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     repo = tmp_path / "models--someone--their-titok"
     (repo / "refs").mkdir(parents=True)
@@ -228,13 +228,13 @@ def test_a_file_in_the_hubs_cache_is_used_offline(monkeypatch: pytest.MonkeyPatc
         assert tokenizer.revision == load_tokenizer("titok-mini-32").revision
 
 
-def test_what_is_no_file_folder_or_hub_id_is_refused() -> None:
+def test_anything_but_a_file_folder_or_hub_id_is_rejected() -> None:
     for weights in ("nowhere/at/all", "folder/nowhere.safetensors", "/nowhere"):
         with pytest.raises(CheckpointError, match="a folder, or a hub id"):
             open_checkpoint(weights)
 
 
-def test_a_name_of_no_variant_is_answered_with_those_there_are() -> None:
+def test_an_unknown_variant_is_an_error_that_lists_the_known_ones() -> None:
     for load in (load_tokenizer, load_generator):
         with pytest.raises(UnknownVariantError, match="titok-l-32"):
             load("titok-xl")

@@ -22,8 +22,8 @@ def run(*arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "code", "verdict"),
     [
-        ([], 3, "loads; not proven: no tokens are known for it: give --sha256"),
-        (["--sha256", SHA256], 0, "proven: the file has the SHA-256 that was given"),
+        ([], 3, "loads; not proven: no published ids for this variant: pass --sha256"),
+        (["--sha256", SHA256], 0, "proven: the file has the given SHA-256"),
         (["--sha256", "0" * 64], 1, "NOT the published checkpoint: the file's SHA-256 is"),
     ],
 )
