@@ -184,6 +184,29 @@ def _lane(op: str) -> tuple[_Panel, ...]:
             queries=_quantiles("titok_queue_wait_seconds", only),
             alert="TiTokQueueWaitLong",
         ),
+        *_batches(op),
+        _Panel(
+            title="Rejected and dropped",
+            unit="ops",
+            description="Images rejected at admission, and images dropped before they were finished.",
+            queries={
+                name: f"sum(rate({metric}{only}[$__rate_interval])) or vector(0)"
+                for name, metric in (("rejected", "titok_rejected_total"), ("dropped", "titok_abandoned_total"))
+            },
+            alert="TiTokRejects",
+        ),
+        _Panel(
+            title="In progress",
+            unit="short",
+            description="Requests in progress.",
+            queries={"requests": f"sum(titok_requests_in_progress{only})"},
+        ),
+    )
+
+
+def _batches(op: str) -> tuple[_Panel, ...]:
+    only = f'{{op="{op}"}}'
+    return (
         _Panel(
             title="Device time",
             unit="s",
@@ -216,22 +239,6 @@ def _lane(op: str) -> tuple[_Panel, ...]:
                 "images": f"sum(rate(titok_batch_images_sum{only}[$__rate_interval])) / "
                 f"sum(rate(titok_batch_images_count{only}[$__rate_interval]))"
             },
-        ),
-        _Panel(
-            title="Rejected and dropped",
-            unit="ops",
-            description="Images rejected at admission, and images dropped before they were finished.",
-            queries={
-                name: f"sum(rate({metric}{only}[$__rate_interval])) or vector(0)"
-                for name, metric in (("rejected", "titok_rejected_total"), ("dropped", "titok_abandoned_total"))
-            },
-            alert="TiTokRejects",
-        ),
-        _Panel(
-            title="In progress",
-            unit="short",
-            description="Requests in progress.",
-            queries={"requests": f"sum(titok_requests_in_progress{only})"},
         ),
     )
 

@@ -1,7 +1,7 @@
-"""How long a request's body may be, and the memory that all bodies may take together, as pure ASGI middleware.
+"""Limits on the length of a request body and on the memory of all bodies in flight, as plain ASGI middleware.
 
-A promise takes no room, bytes that have arrived do: a client that announces a long body and sends nothing keeps nobody out.
-Nothing ever waits for room, so that no two requests can wait for each other's.
+Only bytes that have arrived use up memory: a client that announces a long body and sends nothing does not block others.
+A body that does not fit is refused at once; waiting for memory could deadlock.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _RETRY_SECONDS = 1.0
 
 
 class BodyLimits:
-    """Refuses a body longer than ``max_bytes``, and one for which there is no room among ``max_bytes_in_flight``: by its
-    Content-Length, or as soon as that much has arrived. A body counts until its request has been answered.
+    """Refuses a body over ``max_bytes`` with 413, and one that would exceed ``max_bytes_in_flight`` with 429: by its
+    Content-Length, or as soon as that many bytes have arrived. A body counts until its request has been answered.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, max_bytes_in_flight: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
-        self._room = max_bytes_in_flight
+        self._free_bytes = max_bytes_in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -38,30 +38,30 @@ class BodyLimits:
         except Problem as problem:
             await problem_response(problem, instance=scope.get("state", {}).get("request_id"))(scope, receive, send)
             return
-        received = held = 0
+        received = counted = 0
 
         async def limited_receive() -> Message:
-            nonlocal received, held
+            nonlocal received, counted
             message = await receive()
             if message["type"] == "http.request":
                 length = len(message.get("body", b""))
                 received += length
                 self._check(received, length)
-                held += length
-                self._room -= length
+                counted += length
+                self._free_bytes -= length
             return message
 
         try:
             await self._app(scope, limited_receive, send)
         finally:
-            self._room += held
+            self._free_bytes += counted
 
     def _check(self, length: int, more: int) -> None:
-        """Raises the problem of a body of so many bytes, ``more`` of which are to be held from now on."""
-        # Not by way of a variable: its frame, and with it the body, would live as long as the exception, in a circle.
+        """Raises the problem of a body of ``length`` bytes so far, of which ``more`` are new."""
+        # No local variable for the problem: a cycle of exception, traceback and frame would keep the body in memory.
         if length > self._max_bytes:
             raise _too_long(length, self._max_bytes)
-        if more > self._room:
+        if more > self._free_bytes:
             raise _full()
 
 
@@ -82,6 +82,6 @@ def _full() -> TooManyRequests:
 
 
 def _announced_length(scope: Scope) -> int:
-    """Bytes of the body by its Content-Length; 0 where there is none that can be read."""
+    """The Content-Length; 0 if it is missing or not a number."""
     given = Headers(scope=scope).get("content-length", "")
     return int(given) if given.isascii() and given.isdigit() else 0

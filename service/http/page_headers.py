@@ -1,4 +1,4 @@
-"""What a browser is told of a page: where it may load from, who may frame it, what it tells others."""
+"""Security headers of HTML pages: content security policy, framing, permissions, referrer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 __all__ = ["page_headers"]
 
-# Nothing of the device, and nothing that tells a person, is ever asked for.
+# No page uses sensors, devices or anything that identifies a person.
 _PERMISSIONS = ", ".join(
     f"{feature}=()"
     for feature in (
@@ -27,8 +27,8 @@ _POLICY = {
 
 
 def page_headers(policy: Mapping[str, str]) -> dict[str, str]:
-    """Headers of a page and of its files; ``policy`` has the directives of its Content-Security-Policy that are not those of
-    every page.
+    """Headers of a page and of its files. ``policy``: directives of its Content-Security-Policy that replace or extend those
+    of every page.
     """
     directives = {**_POLICY, **policy}
     return {

@@ -1,4 +1,4 @@
-"""The sockets that clients connect to: opened before anything is loaded, closed without losing a connection."""
+"""Listening sockets: opening them, showing their addresses, closing them without losing a connection."""
 
 from __future__ import annotations
 
@@ -26,10 +26,7 @@ _DROP_SYN = b"".join(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that already listens, so that whoever reads the printed address can connect at once.
-
-    Raises ``OSError`` with the address in its message.
-    """
+    """A listening socket: clients can connect from now on. Raises ``OSError`` with the address in its message."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -43,18 +40,18 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url(listener: socket.socket, host: str) -> str:
-    """The address as a person would type it."""
+    """The URL of a listener on ``host``."""
     return url_of(host, listener.getsockname()[1])
 
 
 def url_of(host: str, port: int) -> str:
-    """The same of whatever listens there."""
+    """The URL of an address, with a host that can be opened in a browser."""
     shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"http://{shown}:{port}"
 
 
 def allow_descriptors(count: int) -> None:
-    """Raises the number of files and sockets that this process, and those it starts, may have open, as far as it may."""
+    """Raises the limit of open files of this process and its children to ``count``, or as far as permitted."""
     if resource is not None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
@@ -63,15 +60,15 @@ def allow_descriptors(count: int) -> None:
 
 
 def refuse_handshakes(listener: socket.socket) -> None:
-    """Begins no new connection and lets those that have begun arrive, whoever else holds the socket.
+    """Drops TCP handshakes (SYN) for all processes that share the socket; connections in the backlog stay.
 
-    Closing a listener resets what waits in its backlog, and between the last ``accept`` and ``close`` there is always
-    room for one more. Once handshakes are refused, an empty backlog stays empty. A refused client's system tries again
-    after a second and finds the port closed, or the service's successor. Elsewhere than on Linux this does nothing.
+    Closing a listener resets connections in its backlog, and one may arrive between the last ``accept`` and ``close``. Once
+    handshakes are dropped, an empty backlog stays empty. The client's system retries after a second and finds the port
+    closed, or a new process. Linux only; does nothing elsewhere.
     """
     if sys.platform != "linux":
         return
     program = ctypes.create_string_buffer(_DROP_SYN)
     described = struct.pack("HP", len(_DROP_SYN) // 8, ctypes.addressof(program))
-    with contextlib.suppress(OSError):  # a sandbox may lack the option; what is left is a chance of microseconds
+    with contextlib.suppress(OSError):  # a sandbox may lack the option; the race is then microseconds long
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)

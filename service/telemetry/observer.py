@@ -1,4 +1,4 @@
-"""What the engine and the cache tell of their work, turned into metrics."""
+"""Observers that turn events of the engine and of the cache into metrics."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["CacheMetrics", "MetricsObserver"]
 
 
 class MetricsObserver:
-    """See ``service.engine.EngineObserver``."""
+    """See ``service.engine.protocol.EngineObserver``."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def caller(self) -> object | None:
-        """Nobody in particular."""
+        """None: metrics are not kept by request."""
         return None
 
     def batch(self, report: BatchReport) -> None:
-        """The device has run a batch (of generate: one step)."""
+        """Records a batch (of generate: one step)."""
         lane, device = report.lane, report.device
         self._metrics.batch_images.labels(lane, device).observe(report.images)
         for stage, seconds in (
@@ -31,32 +31,32 @@ class MetricsObserver:
             self._metrics.batch_duration.labels(lane, device, stage).observe(seconds)
 
     def queue_wait(self, lane: str, seconds: float) -> None:
-        """An image was taken by the device."""
+        """Records the wait of an image that the device has started."""
         self._metrics.queue_wait.labels(lane).observe(seconds)
 
     def rejected(self, lane: str, reason: str) -> None:
-        """A request was refused at admission."""
+        """Counts a request that was refused at admission."""
         self._metrics.rejections.labels(lane, reason).inc()
 
     def abandoned(self, lane: str, stage: str) -> None:
-        """An image was dropped before the device."""
+        """Counts an image that was dropped before the device."""
         self._metrics.abandonments.labels(lane, stage).inc()
 
 
 class CacheMetrics(CacheObserver):
-    """See ``service.cache.CacheObserver``."""
+    """See ``service.cache.protocol.CacheObserver``."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def finished(self, op: str, seconds: float) -> None:
-        """A round trip to Redis succeeded."""
+        """Records a round trip to Redis that succeeded."""
         self._metrics.cache_duration.labels(op).observe(seconds)
 
     def failed(self, op: str, reason: str) -> None:
-        """A round trip, or a value, came to nothing."""
+        """Counts a failed round trip or an unusable value."""
         self._metrics.cache_failures.labels(op, reason).inc()
 
     def breaker(self, state: BreakerState) -> None:
-        """The circuit breaker has changed."""
+        """Sets the state of the circuit breaker."""
         self._metrics.cache_breaker.set(("closed", "half-open", "open").index(state))

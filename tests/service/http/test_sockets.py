@@ -1,4 +1,4 @@
-"""The sockets that clients connect to."""
+"""Listening sockets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from service.http.sockets import listen, refuse_handshakes, url
 
 
-def test_an_address_is_shown_as_it_can_be_typed() -> None:
+def test_the_url_of_a_listener_can_be_opened() -> None:
     for host, shown in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "localhost"), ("::1", "[::1]")):  # noqa: S104
         try:
             listener = listen(host, 0)
@@ -20,7 +20,7 @@ def test_an_address_is_shown_as_it_can_be_typed() -> None:
             assert url(listener, host) == f"http://{shown}:{listener.getsockname()[1]}"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is filtered")
+@pytest.mark.skipif(sys.platform != "linux", reason="handshakes are dropped on Linux only")
 def test_a_listener_that_refuses_handshakes_keeps_the_connections_it_has() -> None:
     with listen("127.0.0.1", 0) as listener:
         address = listener.getsockname()
