@@ -47,14 +47,16 @@ __all__ = ["EngineFactory", "create_app"]
 
 log = logging.getLogger(__name__)
 
-_DESCRIPTION = """Turns an image into a few discrete tokens and back, and makes new images from a class (TiTok).
+_DESCRIPTION = """Encodes images as discrete tokens, decodes tokens to images, and generates images of a class (TiTok).
 
-Errors are problem documents (RFC 9457): `application/problem+json` with what was wrong, what was expected, and where.
+**Errors** are problem documents (RFC 9457), `application/problem+json`: what was wrong, what was expected, and where.
 
-Any request may carry `X-Request-Timeout-Ms`, the milliseconds from 1 that its sender waits: what is late is not computed,
-and answered with 504. It may carry `X-Request-ID`, which the answer, the logs and a problem's `instance` repeat. Images and
-packed codes come with whose they are, in `X-Titok-Model` and `X-Titok-Revision`; sent back with packed codes, both are
-checked.
+**Request headers**: `X-Request-Timeout-Ms` sets the deadline of the request in milliseconds (at least 1, at most the
+limit of the service), after which it is answered 504. `X-Request-ID` sets the id of the request, which is repeated in the
+response, in logs and in the `instance` of a problem document.
+
+**Revisions**: tokens are valid for one tokenizer and revision only. Images and packed codes are returned with the headers
+`X-Titok-Model` and `X-Titok-Revision`; if they are sent with packed codes, the service checks them.
 """
 
 # Headers that pages of other origins may send and read. Cookies are never used.

@@ -19,9 +19,9 @@ from service.settings import Settings
 
 __all__ = ["AccessControl", "authorize", "consume_quota"]
 
-_bearer = HTTPBearer(auto_error=False, description="An API key, where the service asks for one.")
+_bearer = HTTPBearer(auto_error=False, description="API key, if keys are configured.")
 _header = APIKeyHeader(
-    name="X-API-Key", auto_error=False, description="The same, for clients that cannot send the other."
+    name="X-API-Key", auto_error=False, description="API key, for clients that cannot send `Authorization`."
 )
 
 

@@ -1,4 +1,4 @@
-"""``/v1/codes``: the codes of images that were seen before, asked for by digest instead of by upload."""
+"""``/v1/codes``: looks up cached codes by the digest of an image file, without uploading it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _KNOWN = {
 
 @router.post(
     "/v1/codes:lookup",
-    summary="Which images are known, by their digests",
+    summary="Look up codes by image digest",
     response_model=LookupResponse,
     responses=answers(
         *(400, 404, 408, 413, 415, 422, 503),
@@ -44,10 +44,10 @@ _KNOWN = {
     openapi_extra=request_body(LookupRequest, {"sha256": [_SAMPLE]}),
 )
 async def lookup(request: Request) -> Response:
-    """Up to 1,000 SHA-256 digests of image files. Only what is in `missing` needs to be sent to `/v1/encode`.
+    """Returns the cached codes of up to 1,000 SHA-256 digests of image files.
 
-    A digest that is known tells that somebody has sent that file. `TITOK_CACHE_SCOPE=key` keeps what each API key has
-    sent to itself, `TITOK_LOOKUP=false` turns this route off.
+    Only the images in `missing` need to be uploaded to `/v1/encode`. A hit reveals that the image was sent before:
+    `TITOK_CACHE_SCOPE=key` limits look-ups to images sent with the same API key, `TITOK_LOOKUP=false` disables this route.
     """
     state = _state_of(request)
     with request.state.timings.measure("read"):
@@ -68,7 +68,7 @@ async def lookup(request: Request) -> Response:
 
 @router.get(
     "/v1/codes/{sha256}",
-    summary="The code of an image that is known, by its digest",
+    summary="Get the code of an image by its digest",
     response_model=KnownCode,
     responses=answers(404, 422, 503, example=_KNOWN),
 )
@@ -77,11 +77,13 @@ async def known_code(
     sha256: Annotated[
         str,
         PathParameter(
-            description="Of the image's file.", examples=[_SAMPLE], json_schema_extra={"pattern": SHA256_PATTERN}
+            description="SHA-256 digest of the image file.",
+            examples=[_SAMPLE],
+            json_schema_extra={"pattern": SHA256_PATTERN},
         ),
     ],
 ) -> Response:
-    """404 if the image has not been seen, or has been forgotten."""
+    """Returns the cached code of an image; 404 if it is not in the cache."""
     state = _state_of(request)
     digest = _digest(sha256, "path/sha256")
     [image] = await _look_up(request, [digest])

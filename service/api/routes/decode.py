@@ -44,7 +44,7 @@ _EXAMPLE = {
 
 @router.post(
     "/v1/decode",
-    summary="Turn token ids into images",
+    summary="Decode tokens to images",
     response_model=DecodeResponse,
     responses=answers(
         *(400, 404, 406, 408, 409, 413, 415, 422, 429, 503, 504),
@@ -54,11 +54,13 @@ _EXAMPLE = {
     openapi_extra=_BODY,
 )
 async def decode(request: Request) -> Response:
-    """One image comes as the body in the type that `Accept` prefers: JPEG unless it says PNG, WebP, raw or .npy.
+    """Decodes the tokens of one or several images.
 
-    Several come as JSON with base64 items, or as `multipart/mixed`. The request is JSON with `tokens`, `code` or
-    `codes`; a file of packed codes, `application/vnd.titok.codes`, whose header says whose they are; or the packed codes
-    alone, one after the other, as `application/octet-stream`.
+    The request is JSON with `tokens`, `code` or `codes`; a file of packed codes with a header
+    (`application/vnd.titok.codes`); or packed codes without one (`application/octet-stream`).
+
+    One image is returned as the body, in the type that `Accept` prefers: JPEG (default), PNG, WebP, raw pixels or `.npy`.
+    Several images are returned as JSON with base64, or as `multipart/mixed`.
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)

@@ -1,4 +1,4 @@
-"""``GET /docs``: the reference, made from the OpenAPI document by Swagger UI, whose files come with the package."""
+"""``GET /docs``: Swagger UI, served from files of the package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 def create_router(app: FastAPI) -> APIRouter:
-    """The page of an application that serves Swagger UI's files."""
+    """The page of an application that serves the files of Swagger UI."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/docs")
@@ -28,7 +28,7 @@ def create_router(app: FastAPI) -> APIRouter:
         root = request.scope.get("root_path", "")
         page = get_swagger_ui_html(
             openapi_url=f"{root}{app.openapi_url}",
-            title=f"{app.title}: the API",
+            title=f"{app.title}: API",
             swagger_js_url=f"{root}{_FILES}/swagger-ui-bundle.js",
             swagger_css_url=f"{root}{_FILES}/swagger-ui.css",
             swagger_favicon_url=f"{root}{_FILES}/favicon.png",
@@ -40,7 +40,7 @@ def create_router(app: FastAPI) -> APIRouter:
 
 
 def _policy(page: bytes) -> dict[str, str]:
-    """Lets the page's own script run, by its digest, and no other; Swagger UI styles elements as it draws them."""
+    """Allows only the inline script of the page, by its digest; Swagger UI needs inline styles."""
     digests = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _INLINE_SCRIPT.findall(page)]
     return {
         "script-src": " ".join(["'self'", *(f"'sha256-{digest}'" for digest in digests)]),

@@ -34,7 +34,7 @@ IMAGE_BODY = request_body(
     {"image": f"data:image/png;base64,{_PICTURE}"},
     binary=list(ACCEPTED_FORMATS.values()),
     others={"multipart/form-data": _FILES},
-    description="One image as the body itself, files of a form, or base64 in JSON.",
+    description="One image as the body, a multipart form of files, or JSON with base64.",
 )
 
 _EXAMPLE = {
@@ -56,17 +56,17 @@ _EXAMPLE = {
 
 @router.post(
     "/v1/encode",
-    summary="Turn images into token ids",
+    summary="Encode images to tokens",
     response_model=EncodeResponse,
     responses=answers(400, 406, 408, 413, 415, 422, 429, 503, 504, example=_EXAMPLE, binary=[OCTETS, PACKED_CODES]),
     openapi_extra=IMAGE_BODY,
 )
 async def encode(request: Request) -> Response:
-    """Tokens of one or many images, in order.
+    """Returns the tokens and codes of one or several images, in order.
 
-    `Accept: application/vnd.titok.codes` answers with a file of packed codes, whose header says whose they are;
-    `application/octet-stream` with the packed codes alone, one after the other (48 bytes each with the default
-    tokenizer), and then the headers `X-Titok-Model`, `X-Titok-Revision` and `X-Titok-Images` say whose and how many.
+    `Accept: application/vnd.titok.codes` returns a file of packed codes with a header that names the tokenizer.
+    `Accept: application/octet-stream` returns packed codes without a header (48 bytes each with the default tokenizer),
+    with tokenizer, revision and number of images in `X-Titok-Model`, `X-Titok-Revision` and `X-Titok-Images`.
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)

@@ -1,4 +1,4 @@
-"""``POST /v1/generate``: new images from a class."""
+"""``POST /v1/generate``: images of a class."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _EXAMPLE_EVENTS = b"".join(
 
 @router.post(
     "/v1/generate",
-    summary="Make new images of a class",
+    summary="Generate images of a class",
     response_model=GenerateResponse,
     responses=answers(
         *(400, 404, 406, 408, 413, 415, 422, 429, 503, 504),
@@ -77,15 +77,14 @@ _EXAMPLE_EVENTS = b"".join(
     openapi_extra=_BODY,
 )
 async def generate(request: Request) -> Response:
-    """Images with their tokens, codes and seeds as JSON; or one image itself, with `Accept: image/*`.
+    """Returns images with their tokens, codes and seeds as JSON, or a single image with `Accept: image/*`.
 
-    The same class, settings and seed give the same image, whatever else the service is doing. Image i of a request has
-    the seed `seed + i`.
+    The same class, settings and seed always give the same image. Image i of a request has the seed `seed + i`.
 
-    With `Accept: text/event-stream`: an event `step` for every sampling step of each image, with the tokens known so
-    far and, with `"preview": true`, often a picture; an event `image` for each image, as in the JSON answer's `data`;
-    and `done` with the rest of that answer. An `error` with a problem document may end them early; what goes wrong
-    before the first event is answered as ever, with its own status.
+    `Accept: text/event-stream` streams server-sent events: `step` after every sampling step of each image, with the
+    tokens known so far and, with `"preview": true`, often a preview image; `image` for each finished image, as an item of
+    `data` in the JSON response; `done` with the other members of that response. An `error` event with a problem document
+    may end the stream. Errors before the first event are ordinary error responses.
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)

@@ -1,4 +1,4 @@
-"""``GET /v1/images/...``: an image whose address is its code."""
+"""``GET /v1/images/...``: the image of a code, by URL."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _DAY = 24 * 60 * 60
 
 _PATH = "/v1/images/{tokenizer}/{code}.{extension}"
 _DOCUMENTED: dict[str, Any] = {
-    "summary": "The image whose address is its code",
+    "summary": "Get the image of a code",
     "response_class": Response,
     "responses": {
         **answers(404, 410, 422, 429, 503, 504, binary=list(OUTPUT_EXTENSIONS), description="The image."),
-        304: {"description": "`If-None-Match` names the image's `ETag`: the caller has it."},
+        304: {"description": "Not modified: `If-None-Match` contains the `ETag` of the image."},
     },
 }
 
@@ -49,15 +49,16 @@ async def image(
     code: Annotated[str, PathParameter(examples=[EXAMPLE_CODE], json_schema_extra={"pattern": CODE_PATTERN})],
     extension: Annotated[str, PathParameter(examples=["jpg"], json_schema_extra={"enum": list(_EXTENSIONS)})],
     size: Annotated[
-        int | None, Query(ge=SIDES[0], le=SIDES[-1], description="Pixels of a side; the model's own if absent.")
+        int | None,
+        Query(ge=SIDES[0], le=SIDES[-1], description="Side length in pixels. Default: the image size of the model."),
     ] = None,
-    quality: Annotated[int | None, Query(ge=1, le=100, description="Of JPEG and WebP.")] = None,
+    quality: Annotated[int | None, Query(ge=1, le=100, description="Quality of JPEG and WebP.")] = None,
 ) -> Response:
-    """For an `<img src>`: `/v1/images/titok-mini-32/{code}.jpg?size=64`.
+    """Decodes a code, for use in `<img src>`: `/v1/images/titok-mini-32/{code}.jpg?size=64`.
 
-    `{tokenizer}` is a name, or `name@revision`. With the revision the address never shows another picture, and any
-    cache may keep it for ever; once that revision is not served any more it answers 410, with what is. A bare name may
-    get new weights one day, so caches ask again after a day.
+    `{tokenizer}` is `name@revision` or `name`. With a revision the image never changes, and caches may keep it for ever;
+    if another revision is served, the response is 410 with the current one in `served`. Without a revision the image may
+    change with the weights, and caches may keep it for one day.
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)

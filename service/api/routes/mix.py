@@ -1,4 +1,4 @@
-"""``POST /v1/mix``: a new image from the tokens of several."""
+"""``POST /v1/mix``: an image from the tokens of several images."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ _EXAMPLE = {
     openapi_extra=_BODY,
 )
 async def mix(request: Request) -> Response:
-    """Interpolates, splices, or both.
+    """Interpolates between images, combines tokens of several images, or both.
 
-    Each token becomes the one whose code is nearest to the mean of the images' codes, weighted with `weights` (equal
-    ones if absent). `positions` has an entry for each token: the index of the image whose token is taken as it is, or
-    null for the mean.
+    Each token becomes the codebook entry nearest to the mean of the images' codebook vectors, weighted by `weights`
+    (default: equal). `positions` has an entry for each token: the index of the image to copy the token from, or null for
+    the weighted mean.
 
-    JSON with the tokens and the image; the image itself with `Accept: image/*`; or the packed code alone, which needs
-    no decoding, with `Accept: application/octet-stream`.
+    Returns JSON with the tokens and the image; the image with `Accept: image/*`; or the packed code, without decoding it,
+    with `Accept: application/octet-stream`.
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
@@ -94,7 +94,7 @@ async def mix(request: Request) -> Response:
 
 
 def _check(body: MixRequest, tokens: npt.NDArray[np.int64]) -> None:
-    """Refuses weights and positions that do not fit the images."""
+    """Raises ``InvalidRequest`` for weights or positions that do not match the images."""
     images, length = tokens.shape
     if body.weights is not None:
         if len(body.weights) != images:

@@ -1,4 +1,4 @@
-"""``GET /v1/models``: what is served, its facts and its limits."""
+"""``GET /v1/models``: the models served, their properties and limits."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ def _entry(state: ApiState) -> ModelEntry:
     )
 
 
-@router.get("/v1/models", summary="What is served", responses=answers(503, example={"data": [_EXAMPLE]}))
+@router.get("/v1/models", summary="List models", responses=answers(503, example={"data": [_EXAMPLE]}))
 async def list_models(request: Request) -> ModelList:
-    """The tokenizer served, with its generator if it has one."""
+    """Returns the tokenizer served, with its generator if there is one."""
     return ModelList(data=[_entry(ApiState.of(request))])
 
 
-@router.get("/v1/models/{model}", summary="One model", responses=answers(404, 503, example=_EXAMPLE))
+@router.get("/v1/models/{model}", summary="Get a model", responses=answers(404, 503, example=_EXAMPLE))
 async def show_model(request: Request, model: str) -> ModelEntry:
-    """Facts, revision and limits."""
+    """Returns revision, sizes, presets and limits of a model."""
     state = ApiState.of(request)
     state.operations.models.check(model)
     return _entry(state)
@@ -84,15 +84,15 @@ async def show_model(request: Request, model: str) -> ModelEntry:
 
 @router.get(
     "/v1/models/{model}/classes",
-    summary="The classes a generator knows",
+    summary="List or search classes",
     responses=answers(404, 422, 503, example=_CLASSES),
 )
 async def list_classes(
     request: Request,
     model: str,
-    q: Annotated[str | None, Query(max_length=80, description="Only classes whose names look like this.")] = None,
+    q: Annotated[str | None, Query(max_length=80, description="Search text: only classes with similar names.")] = None,
 ) -> ClassList:
-    """Ids and names; any of the names, in any case, may be used to generate."""
+    """Returns the classes of the generator. Every name is accepted by `/v1/generate`, in upper or lower case."""
     state = ApiState.of(request)
     state.operations.models.check(model)
     classes = state.operations.models.classes

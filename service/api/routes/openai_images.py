@@ -1,4 +1,4 @@
-"""``POST /v1/images/generations``: generate, in the shape of OpenAI's Images API, for clients that speak it already."""
+"""``POST /v1/images/generations``: generate, compatible with OpenAI's Images API."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _EXAMPLE = {
 
 
 class OpenAIRoute(APIRoute):
-    """Problem documents get a member ``error`` of the form that OpenAI's clients read; nothing else of them changes."""
+    """Adds a member ``error`` in OpenAI's form to problem documents."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route with its dependencies."""
@@ -77,17 +77,17 @@ router = APIRouter(tags=["images"], route_class=OpenAIRoute)
 
 @router.post(
     "/v1/images/generations",
-    summary="Make new images, as OpenAI's clients ask for them",
+    summary="Generate images (OpenAI-compatible)",
     response_model=ImagesResponse,
     responses=answers(*(400, 404, 408, 413, 415, 422, 429, 503, 504), example=_EXAMPLE),
     openapi_extra=_BODY,
 )
 async def create_images(request: Request) -> Response:
-    """The prompt is the name of a class; `a photo of a cat` is a cat, other words are not understood.
+    """Generates images for clients of OpenAI's Images API.
 
-    Images come as base64, by their address, or, where `response_format` is absent, both. A `size` that is not the
-    model's own is scaled to. Members of OpenAI's API that mean nothing here are ignored. Problems
-    have the usual statuses and an `error` of OpenAI's form besides.
+    `prompt` is the name of a class, optionally as `a photo of a cat`; other text is rejected. Images are returned as
+    base64 or as URLs, or as both if `response_format` is absent, and scaled to `size`. Other members of OpenAI's API
+    are ignored. Problem documents also have a member `error` in OpenAI's form.
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)

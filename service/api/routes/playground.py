@@ -1,4 +1,4 @@
-"""``GET /``: a page to try the service on, from files of the package, which ask nothing of another host."""
+"""``GET /``: the playground, a web page served from files of the package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MEDIA_TYPES = {
 _PAGE = "index.html"
 _HEADERS = {
     **page_headers({"img-src": "'self' blob:"}),
-    # The files have the same addresses in every version, so that a browser asks each time; mostly it is told 304.
+    # URLs are the same in every version, so browsers revalidate each time, mostly with 304.
     "Cache-Control": "no-cache",
     "Vary": "Accept",
 }
@@ -49,13 +49,13 @@ class _File:
 
 
 def create_router() -> APIRouter:
-    """The page at ``/`` and its files at ``/playground/``, which are read now and kept: less than half a megabyte."""
+    """The page at ``/`` and its files at ``/playground/``, read once and kept in memory (less than half a megabyte)."""
     router = APIRouter(include_in_schema=False)
     served = dict(_read(files("service.api") / "playground"))
 
     @router.api_route("/", methods=["GET", "HEAD"])
     async def page(request: Request) -> Response:
-        """The page; for a caller that prefers JSON, where things are."""
+        """The page, or an index of the API for clients that prefer JSON."""
         if choose_media_type(request.headers.get("accept"), ["text/html", "application/json"]) == "text/html":
             return _answer(request, served[_PAGE])
         return JSONResponse(_INDEX, headers={"Vary": "Accept"})
@@ -71,7 +71,7 @@ def create_router() -> APIRouter:
 
 
 def _read(folder: Traversable, prefix: str = "") -> list[tuple[str, _File]]:
-    """Files of types that a browser is given, by their path in the folder."""
+    """Files with a known media type, by their path in the folder."""
     found: list[tuple[str, _File]] = []
     for entry in folder.iterdir():
         if entry.is_dir():

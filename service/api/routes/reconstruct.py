@@ -1,4 +1,4 @@
-"""``POST /v1/reconstruct``: an image after its tokens, beside how close it came."""
+"""``POST /v1/reconstruct``: encodes and decodes an image, and measures the quality."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ _EXAMPLE = {
 
 @router.post(
     "/v1/reconstruct",
-    summary="See what an image's tokens keep of it",
+    summary="Encode, decode and measure quality",
     response_model=ReconstructResponse,
     responses=answers(*(400, 406, 408, 413, 415, 422, 429, 503, 504), example=_EXAMPLE, binary=list(OUTPUT_EXTENSIONS)),
     openapi_extra=IMAGE_BODY,
 )
 async def reconstruct(request: Request) -> Response:
-    """One image encoded and decoded again.
+    """Encodes one image and decodes its tokens.
 
-    JSON with the tokens, the reconstruction and its quality; or the reconstruction itself with `Accept: image/*`,
-    the figures in headers. Quality is measured against the image as the tokenizer sees it, resized and cropped.
+    Returns JSON with the tokens, the reconstruction and its quality; or the reconstruction with `Accept: image/*`, with
+    the quality in headers. The reference is the preprocessed image, resized and cropped.
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)

@@ -30,15 +30,15 @@ EXAMPLE_TOKENS = [0, 258, 48, 1029, 96, 1800, 144, 2571, 192, 3342, 241, 17, 289
 EXAMPLE_TOKENS += [385, 2330, 433, 3101, 481, 3872, 530, 547, 578, 1318, 626, 2089, 674, 2860, 722, 3631]
 
 CODE_PATTERN = "^[A-Za-z0-9_-]+$"
-"""What a code consists of; how long it is depends on the tokenizer."""
+"""Pattern of a code; its length depends on the tokenizer."""
 
 SHA256_PATTERN = "^[0-9a-fA-F]{64}$"
 MAX_DIGESTS = 1000
-"""Of one look-up."""
+"""Maximum of one look-up."""
 
 
 def exactly_one(**types: str) -> dict[str, Any]:
-    """The JSON Schema of an object with exactly one of some members, each of a type; null counts as absent."""
+    """JSON Schema of an object with exactly one of these members, given with their types; null counts as absent."""
     return {
         "oneOf": [
             {
@@ -54,18 +54,18 @@ def exactly_one(**types: str) -> dict[str, Any]:
 
 
 def or_null(schema: dict[str, Any]) -> WithJsonSchema:
-    """What the OpenAPI document says of a member that the service checks by itself."""
+    """OpenAPI schema of an optional member that the service validates itself."""
     return WithJsonSchema({"anyOf": [schema, {"type": "null"}]})
 
 
 class StrictRequest(BaseModel):
-    """Strict: no member is converted silently, none is ignored."""
+    """A request body. Types are not converted, and unknown members are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Size(BaseModel):
-    """Pixels of an image as a viewer shows it."""
+    """Width and height in pixels, after applying the EXIF orientation."""
 
     width: int
     height: int

@@ -22,49 +22,51 @@ __all__ = [
 
 
 class GenerateRequest(StrictRequest):
-    """What to make. Members that are absent come from the preset."""
+    """Settings of a generation. Absent settings are taken from the preset."""
 
     class_: Annotated[int, Field(strict=True)] | str | None = Field(
         None,
         alias="class",
-        description="Class by id or by name; null for an image of no class.",
+        description="Class id or name; null for no class.",
         examples=["golden retriever"],
     )
-    n: int = Field(1, ge=1, description="How many images; GET /v1/models tells the limit.")
+    n: int = Field(1, ge=1, description="Number of images. The limit is in `/v1/models`.")
     seed: int | None = Field(
         None,
         ge=0,
         le=2**63 - 1,
-        description="The same seed gives the same image. Image i takes seed + i. Random if absent.",
+        description="Random seed. Image i has the seed `seed + i`. Random if absent.",
     )
-    preset: Literal["published", "demo", "fast"] = Field("demo", description="Named settings.")
-    steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="Sampling steps.")
-    guidance_scale: float | None = Field(None, ge=0, le=50, description="How strongly the class is followed.")
+    preset: Literal["published", "demo", "fast"] = Field("demo", description="Named sampling settings.")
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="Number of sampling steps.")
+    guidance_scale: float | None = Field(None, ge=0, le=50, description="Strength of classifier-free guidance.")
     guidance_decay: Literal["constant", "linear", "power-cosine"] | None = Field(
-        None, description="How guidance changes over the steps."
+        None, description="Schedule of the guidance scale over the steps."
     )
-    temperature: float | None = Field(None, ge=0, le=100, description="How much chance there is in the choices.")
-    model: str | None = Field(None, description="The generator; another one's name is refused.")
-    format: ImageFormat | None = Field(None, description="Image format, where the answer is JSON.")
-    quality: Annotated[int, Field(ge=1, le=100)] | None = Field(None, description="Of JPEG and WebP; 90 if absent.")
-    preview: bool = Field(
-        False, description="Whether steps carry a picture of what they guess; with Accept: text/event-stream only."
+    temperature: float | None = Field(
+        None, ge=0, le=100, description="Scale of the noise on the choice of the tokens that are kept in a step."
     )
+    model: str | None = Field(None, description="Name of the generator. Must be the one served.")
+    format: ImageFormat | None = Field(None, description="Image format in JSON responses.")
+    quality: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        None, description="Quality of JPEG and WebP. Default: 90."
+    )
+    preview: bool = Field(False, description="Include previews in step events. Requires `Accept: text/event-stream`.")
 
 
 class GeneratedItem(BaseModel):
-    """A new image."""
+    """A generated image."""
 
     index: int
     tokens: list[int]
     code: str
     seed: int
-    image: str = Field(description="The image file in base64.")
+    image: str = Field(description="Image file in base64.")
     content_type: str
 
 
 class GenerationFacts(BaseModel):
-    """What makes images again, beside their seeds: model, revisions, class and settings."""
+    """Everything but the seeds that is needed to reproduce images."""
 
     model: str
     revision: str
@@ -75,56 +77,54 @@ class GenerationFacts(BaseModel):
 
 
 class GenerateResponse(GenerationFacts):
-    """New images, with what makes them again."""
+    """Generated images, and what is needed to reproduce them."""
 
     data: list[GeneratedItem]
 
 
 class StepEvent(BaseModel):
-    """An image after a sampling step; ``image`` and ``content_type`` are there where a preview is."""
+    """State of an image after a sampling step. `image` and `content_type` are present if there is a preview."""
 
     index: int
-    step: int = Field(description="Steps done, from 1.")
-    steps: int = Field(description="Steps in all.")
-    tokens: list[int | None] = Field(description="Token ids; null where not known yet.")
-    known: int = Field(description="How many are known.")
-    image: str | None = Field(None, description="A picture of the guess of every token: JPEG in base64.")
+    step: int = Field(description="Number of this step, from 1.")
+    steps: int = Field(description="Total number of steps.")
+    tokens: list[int | None] = Field(description="Token ids; null if not yet known.")
+    known: int = Field(description="Number of known tokens.")
+    image: str | None = Field(None, description="Preview of the current prediction of all tokens: JPEG in base64.")
     content_type: str | None = None
 
 
 class ImagesRequest(StrictRequest):
-    """What OpenAI's Images API is asked for; members that mean nothing here are ignored, as clients send them unasked."""
+    """A request of OpenAI's Images API. Members that are not listed are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
-    prompt: str = Field(max_length=4000, description="The name of a class.", examples=["golden retriever"])
-    n: int | None = Field(None, ge=1, description="How many images; 1 if absent.")
+    prompt: str = Field(max_length=4000, description="Name of a class.", examples=["golden retriever"])
+    n: int | None = Field(None, ge=1, description="Number of images. Default: 1.")
     size: Annotated[str | None, or_null({"type": "string", "pattern": "^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$"})] = (
         Field(None, description="'auto', or a square such as '512x512'.", examples=["auto"])
     )
-    response_format: Literal["b64_json", "url"] | None = Field(None, description="Both if absent.")
-    output_format: ImageFormat | None = Field(None, description="PNG if absent.")
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="Default: both.")
+    output_format: ImageFormat | None = Field(None, description="Default: PNG.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP.")
-    model: str | None = Field(None, description="The generator; another one's name is refused.")
-    stream: Annotated[bool | None, or_null({"const": False})] = Field(None, description="Not offered.")
+    model: str | None = Field(None, description="Name of the generator. Must be the one served.")
+    stream: Annotated[bool | None, or_null({"const": False})] = Field(None, description="Not supported.")
 
 
 class ImageObject(BaseModel):
-    """An image as OpenAI's clients read it, with its code and seed."""
+    """An image in OpenAI's form, with its code and seed."""
 
-    b64_json: str | None = Field(
-        None, description="The image file in base64; absent if only its address was asked for."
-    )
-    url: str | None = Field(None, description="Its address; absent if only base64 was asked for.")
+    b64_json: str | None = Field(None, description="Image file in base64; absent if `response_format` is `url`.")
+    url: str | None = Field(None, description="URL of the image; absent if `response_format` is `b64_json`.")
     revised_prompt: str
     code: str
     seed: int
 
 
 class ImagesResponse(BaseModel):
-    """Images as OpenAI's clients read them."""
+    """Images in OpenAI's form."""
 
-    created: int = Field(description="Seconds since 1970.")
+    created: int = Field(description="Unix time in seconds.")
     output_format: str
     size: str
     data: list[ImageObject]

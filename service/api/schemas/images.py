@@ -33,7 +33,7 @@ _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems":
 
 
 class DecodeRequest(StrictRequest):
-    """Tokens or codes of one image or of several; exactly one of `tokens`, `code` and `codes`."""
+    """Tokens or codes of one or several images: exactly one of `tokens`, `code` and `codes`."""
 
     model_config = ConfigDict(json_schema_extra=exactly_one(tokens="array", code="string", codes="array"))
 
@@ -44,22 +44,24 @@ class DecodeRequest(StrictRequest):
     codes: Annotated[Any, or_null({"type": "array", "items": _CODE, "minItems": 1})] = Field(
         None, description="Several codes."
     )
-    model: str | None = Field(None, description="The tokenizer that made them; another one's are refused.")
-    revision: str | None = Field(None, description="Its revision; another one's are refused.")
-    format: ImageFormat | None = Field(None, description="Image format, where the answer is JSON or multipart.")
-    quality: Annotated[int, Field(ge=1, le=100)] | None = Field(None, description="Of JPEG and WebP; 90 if absent.")
+    model: str | None = Field(None, description="Tokenizer of the tokens. Must be the one served.")
+    revision: str | None = Field(None, description="Revision of the tokenizer. Must be the one served.")
+    format: ImageFormat | None = Field(None, description="Image format in JSON and multipart responses.")
+    quality: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        None, description="Quality of JPEG and WebP. Default: 90."
+    )
 
 
 class MixRequest(DecodeRequest):
-    """Tokens or codes of several images, and how they are mixed."""
+    """Tokens or codes of several images, and how to mix them."""
 
     weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
         None,
-        description="How much each image counts; equal if absent. Only their ratios matter.",
+        description="Weight of each image; only the ratios matter. Default: equal.",
         examples=[[0.7, 0.3]],
     )
     positions: list[int | None] | None = Field(
-        None, description="For each token the index of the image whose token it takes; null for the weighted mean."
+        None, description="For each token the index of the image to copy it from; null for the weighted mean."
     )
 
 
@@ -70,20 +72,20 @@ class MixResponse(BaseModel):
     revision: str
     tokens: list[int]
     code: str
-    image: str = Field(description="The image file in base64.")
+    image: str = Field(description="Image file in base64.")
     content_type: str
 
 
 class DecodedItem(BaseModel):
-    """One image in a JSON answer."""
+    """An image in a JSON response."""
 
     index: int
-    b64: str = Field(description="The image file in base64.")
+    b64: str = Field(description="Image file in base64.")
     content_type: str = Field(examples=["image/jpeg"])
 
 
 class DecodeResponse(BaseModel):
-    """Images in a JSON answer."""
+    """Images in a JSON response."""
 
     model: str
     revision: str
@@ -91,14 +93,14 @@ class DecodeResponse(BaseModel):
 
 
 class Quality(BaseModel):
-    """How close a reconstruction is to the (resized and cropped) original."""
+    """Similarity of a reconstruction to the resized and cropped original."""
 
-    psnr: float | None = Field(description="Peak signal-to-noise ratio, dB; null for an exact copy.")
+    psnr: float | None = Field(description="Peak signal-to-noise ratio in dB; null if the images are equal.")
     ssim: float = Field(description="Structural similarity, at most 1.")
 
 
 class ReconstructResponse(BaseModel):
-    """An image after its tokens."""
+    """Tokens, reconstruction and quality of an image."""
 
     model: str
     revision: str
@@ -107,5 +109,5 @@ class ReconstructResponse(BaseModel):
     code_bytes: int
     original_size: Size
     quality: Quality
-    image: str = Field(description="The reconstruction in base64.")
+    image: str = Field(description="Image file of the reconstruction in base64.")
     content_type: str

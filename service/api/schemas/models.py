@@ -29,7 +29,7 @@ class SamplingValues(BaseModel):
 
 
 class GeneratorEntry(BaseModel):
-    """The generator served."""
+    """A generator."""
 
     revision: str
     num_classes: int
@@ -37,7 +37,7 @@ class GeneratorEntry(BaseModel):
 
 
 class Limits(BaseModel):
-    """What one request may ask for."""
+    """Limits of one request."""
 
     max_body_bytes: int
     max_pixels: int
@@ -46,7 +46,7 @@ class Limits(BaseModel):
 
 
 class ModelEntry(BaseModel):
-    """A tokenizer that is served, and its generator."""
+    """A tokenizer and its generator."""
 
     id: str
     revision: str
@@ -62,17 +62,17 @@ class ModelEntry(BaseModel):
 
 
 class ModelList(BaseModel):
-    """What is served."""
+    """The models served."""
 
     data: list[ModelEntry]
 
 
 class ClassEntry(BaseModel):
-    """A class the generator knows."""
+    """A class of the generator."""
 
     id: int
     name: str
-    names: list[str] = Field(description="Every name it answers to.")
+    names: list[str] = Field(description="All accepted names.")
 
 
 class ClassList(BaseModel):

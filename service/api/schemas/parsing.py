@@ -1,4 +1,4 @@
-"""JSON bodies to their schemas, with a problem document for what does not fit."""
+"""Validates JSON bodies against their schemas."""
 
 from __future__ import annotations
 

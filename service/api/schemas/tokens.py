@@ -28,38 +28,38 @@ __all__ = [
 
 
 class Base64Images(StrictRequest):
-    """Images in a JSON body, as one of the two members. Raw bytes, or a form of files, are faster."""
+    """Images in JSON: exactly one of `image` and `images`. An image as the body, or a form of files, is faster."""
 
     model_config = ConfigDict(json_schema_extra=exactly_one(image="string", images="array"))
 
-    image: str | None = Field(None, description="One image: base64, or a data URI.")
+    image: str | None = Field(None, description="One image as base64 or data URI.")
     images: Annotated[list[str] | None, or_null({"type": "array", "items": {"type": "string"}, "minItems": 1})] = Field(
-        None, description="Several images: base64, or data URIs."
+        None, description="Several images as base64 or data URIs."
     )
 
 
 class EncodedItem(BaseModel):
-    """An image's tokens."""
+    """Tokens of an image."""
 
     index: int = Field(description="Position of the image in the request.")
     tokens: list[int] = Field(description="Token ids.", examples=[EXAMPLE_TOKENS])
-    code: str = Field(description="The ids packed, in URL-safe base64.", examples=[EXAMPLE_CODE])
+    code: str = Field(description="Packed token ids in URL-safe base64.", examples=[EXAMPLE_CODE])
     original_size: Size
-    cached: bool = Field(description="Whether the code was known already.")
+    cached: bool = Field(description="Whether the code was in the cache.")
 
 
 class EncodeResponse(BaseModel):
-    """Tokens of images, with the tokenizer that gives them their meaning."""
+    """Tokens of images, and the tokenizer that made them."""
 
     model: str = Field(examples=["titok-mini-32"])
-    revision: str = Field(description="Changes whenever the same image may get other tokens.")
+    revision: str = Field(description="Revision of the tokenizer. It changes when the same image may get other tokens.")
     num_tokens: int
     codebook_size: int
     data: list[EncodedItem]
 
 
 class LookupRequest(StrictRequest):
-    """Images by the SHA-256 of their files."""
+    """SHA-256 digests of image files."""
 
     sha256: list[Annotated[str, WithJsonSchema({"type": "string", "pattern": SHA256_PATTERN})]] = Field(
         min_length=1, description="Digests in hexadecimal.", json_schema_extra={"maxItems": MAX_DIGESTS}
@@ -67,18 +67,18 @@ class LookupRequest(StrictRequest):
 
 
 class KnownCode(BaseModel):
-    """The tokens of an image that was seen before."""
+    """Tokens of an image in the cache."""
 
     sha256: str
     tokens: list[int] = Field(description="Token ids.", examples=[EXAMPLE_TOKENS])
-    code: str = Field(description="The ids packed, in URL-safe base64.", examples=[EXAMPLE_CODE])
+    code: str = Field(description="Packed token ids in URL-safe base64.", examples=[EXAMPLE_CODE])
     original_size: Size
 
 
 class LookupResponse(BaseModel):
-    """What is known of the images asked for; the others have to be sent."""
+    """Cached codes, and the digests that are not in the cache."""
 
     model: str = Field(examples=["titok-mini-32"])
-    revision: str = Field(description="Changes whenever the same image may get other tokens.")
+    revision: str = Field(description="Revision of the tokenizer. It changes when the same image may get other tokens.")
     data: list[KnownCode]
-    missing: list[str] = Field(description="Digests that are not known.")
+    missing: list[str] = Field(description="Digests that are not in the cache.")
