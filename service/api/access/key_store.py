@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service.api.access.keys import KeyRing, parse_keys_file
+from service.api.access.keys import KeySet, parse_keys_file
 from service.settings import Settings
 
 __all__ = ["ReloadingKeyStore", "load_keys"]
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_READS = 1.0
 
 
-def load_keys(settings: Settings) -> KeyRing:
+def load_keys(settings: Settings) -> KeySet:
     """Reads the keys of the environment and of the file. Raises ``ValueError`` or ``OSError``."""
     content = settings.api_keys_file.read_bytes() if settings.api_keys_file is not None else b""
     return _combine(settings, content)
 
 
-def _combine(settings: Settings, content: bytes) -> KeyRing:
-    environment = KeyRing.from_entries(key.get_secret_value() for key in settings.api_keys)
-    return KeyRing([*environment.keys, *parse_keys_file(content)])
+def _combine(settings: Settings, content: bytes) -> KeySet:
+    environment = KeySet.from_entries(key.get_secret_value() for key in settings.api_keys)
+    return KeySet([*environment.keys, *parse_keys_file(content)])
 
 
 class ReloadingKeyStore:
@@ -47,7 +47,7 @@ class ReloadingKeyStore:
         """Whether a caller needs a key: always with a file, even an empty one."""
         return bool(self._settings.api_keys) or self._path is not None
 
-    def current(self) -> KeyRing | None:
+    def current(self) -> KeySet | None:
         """The keys in force; None while the file has never been readable, so that nobody can be authorized."""
         if self._path is not None and self._clock() >= self._next_read:
             self._next_read = self._clock() + _SECONDS_BETWEEN_READS

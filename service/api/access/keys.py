@@ -1,4 +1,4 @@
-"""API keys: their names, roles and rates, and how they are written down.
+"""API keys: names, roles, rates, and the formats they are stored in.
 
 ::
 
@@ -6,8 +6,8 @@
     hashed     NAME:ROLE+ROLE:sha256:HEX[:RATE]                     TITOK_API_KEYS, comma-separated
     in a file  [[keys]]  name, roles, sha256, rate                  TITOK_API_KEYS_FILE, TOML
 
-What is kept of a key is its SHA-256. A slow hash protects passwords, which can be guessed; of a key that is 32 random bytes
-there is nothing to guess, and a slow hash would only cost every request its time.
+Only the SHA-256 of a key is stored. A slow hash protects passwords, which can be guessed; 32 random bytes cannot, so a slow
+hash would only slow down every request.
 """
 
 from __future__ import annotations
@@ -17,53 +17,49 @@ import hmac
 import re
 import secrets
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from service.api.access.roles import ROLES, Role
 from service.settings import check_rate
 
-__all__ = ["ApiKey", "KeyRing", "new_key", "parse_keys_file"]
+__all__ = ["ApiKey", "KeySet", "new_key", "parse_keys_file"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_PREFIX = "titok_"  # lets scanners of source code recognise a key that was left in it
+_PREFIX = "titok_"  # so that secret scanners find keys in source code
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _DIGEST = r"^[0-9a-f]{64}$"
-# Also a slip in writing one: it must not become a plain key with every role.
+# Matches malformed hashed entries too: a typo must not make one a plain key with every role.
 _HASHED = re.compile(r":sha256:|:[0-9a-f]{64}", re.IGNORECASE)
 
 
 class ApiKey(BaseModel):
-    """One key. ``sha256`` is the digest of the key in hexadecimal digits; no ``rate``: that of ``TITOK_RATE_LIMIT``."""
+    """One key. ``sha256`` is its digest in hexadecimal digits; ``rate`` None: that of ``TITOK_RATE_LIMIT``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, StringConstraints(pattern=_NAME)]
     roles: frozenset[Role] = Field(min_length=1)
     sha256: Annotated[str, StringConstraints(to_lower=True, pattern=_DIGEST)] = Field(repr=False)
-    rate: str | None = None
-
-    @field_validator("rate")
-    @classmethod
-    def _check_rate(cls, value: str | None) -> str | None:
-        return None if value is None else check_rate(value)
+    rate: Annotated[str, AfterValidator(check_rate)] | None = None
 
     @classmethod
     def plain(cls, key: str, *, name: str, roles: Iterable[Role] = ("admin",), rate: str | None = None) -> Self:
-        """Of a key in clear. Raises ``ValueError``."""
+        """From a key in clear text. Raises ``ValueError``."""
         digest = hashlib.sha256(key.encode()).hexdigest()
         return _checked(cls, {"name": name, "roles": list(roles), "sha256": digest, "rate": rate})
 
     @classmethod
     def from_entry(cls, entry: str) -> Self:
-        """Of ``NAME:ROLE+ROLE:sha256:HEX[:RATE]``. Raises ``ValueError``, which does not show the digest."""
+        """From ``NAME:ROLE+ROLE:sha256:HEX[:RATE]``. Raises ``ValueError``, whose message does not contain the digest."""
         parts = entry.split(":", 4)
         if len(parts) < 4 or parts[2] != "sha256":
-            raise ValueError("a hashed key is written NAME:ROLE+ROLE:sha256:HEX, or NAME:ROLE+ROLE:sha256:HEX:RATE")
+            raise ValueError("a hashed key has the form NAME:ROLE+ROLE:sha256:HEX, or NAME:ROLE+ROLE:sha256:HEX:RATE")
         name, roles, _, digest, *rate = parts
         return _checked(
             cls, {"name": name, "roles": roles.split("+"), "sha256": digest, "rate": rate[0] if rate else None}
@@ -86,7 +82,7 @@ class ApiKey(BaseModel):
         return "\n".join(lines) + "\n"
 
     def allows(self, required: frozenset[Role]) -> bool:
-        """Whether its roles are enough."""
+        """Whether the key has all required roles."""
         return "admin" in self.roles or required <= self.roles
 
     def _sorted_roles(self) -> list[Role]:
@@ -94,23 +90,21 @@ class ApiKey(BaseModel):
 
 
 @dataclass(frozen=True)
-class KeyRing:
-    """Keys by which callers are known."""
+class KeySet:
+    """Keys with distinct names and digests."""
 
     keys: Sequence[ApiKey]
 
     def __post_init__(self) -> None:
-        for what, values in (
-            ("name", [key.name for key in self.keys]),
-            ("sha256", [key.sha256 for key in self.keys]),
-        ):
-            if len(set(values)) < len(values):
-                twice = next(key.name for key, value in zip(self.keys, values, strict=True) if values.count(value) > 1)
-                raise ValueError(f"two keys have the same {what}, one of them {twice!r}")
+        for field in ("name", "sha256"):
+            counts = Counter(getattr(key, field) for key in self.keys)
+            for key in self.keys:
+                if counts[getattr(key, field)] > 1:
+                    raise ValueError(f"two keys have the same {field}, one of them {key.name!r}")
 
     @classmethod
     def from_entries(cls, entries: Iterable[str]) -> Self:
-        """Of the entries of ``TITOK_API_KEYS``; plain ones are named by their place. Raises ``ValueError``."""
+        """From the entries of ``TITOK_API_KEYS``; plain keys are named by their position. Raises ``ValueError``."""
         return cls(
             [
                 ApiKey.from_entry(entry) if _HASHED.search(entry) else ApiKey.plain(entry, name=f"key-{place}")
@@ -119,7 +113,7 @@ class KeyRing:
         )
 
     def find(self, given: str) -> ApiKey | None:
-        """The key that a caller has sent. All are compared, each in constant time, so that the time tells nothing."""
+        """The key that equals ``given``. Compares all in constant time, so that timing reveals nothing."""
         digest = hashlib.sha256(given.encode()).hexdigest()
         matches = [key for key in self.keys if hmac.compare_digest(digest, key.sha256)]
         return matches[0] if matches else None
@@ -132,7 +126,7 @@ class _KeysFile(BaseModel):
 
 
 def parse_keys_file(content: bytes) -> list[ApiKey]:
-    """The keys of a file. Raises ``ValueError`` with a line that names the place and shows no digest."""
+    """The keys of a file. Raises ``ValueError`` with one line that names the place and does not contain a digest."""
     try:
         document = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -141,7 +135,7 @@ def parse_keys_file(content: bytes) -> list[ApiKey]:
 
 
 def new_key() -> str:
-    """A key of 32 random bytes."""
+    """A new key of 32 random bytes."""
     return _PREFIX + secrets.token_urlsafe(32)
 
 

@@ -1,4 +1,4 @@
-"""What a route asks of a key. A route that is not named here cannot be served."""
+"""Roles that each route requires of a key. A route that is not listed here cannot be served."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
-if TYPE_CHECKING:  # settings name roles too, and the command line is not to wait for the web framework
+if TYPE_CHECKING:  # keeps the command line from importing the web framework
     from fastapi import APIRouter
     from starlette.routing import BaseRoute
 
@@ -23,7 +23,7 @@ _ANY_KEY = frozenset[Role]()
 REQUIRED_ROLES: Mapping[str, frozenset[Role]] = MappingProxyType(
     {
         "/v1/encode": _ENCODE,
-        # A look-up answers what encode would.
+        # A look-up returns what encode would.
         "/v1/codes:lookup": _ENCODE,
         "/v1/codes/{sha256}": _ENCODE,
         "/v1/decode": _DECODE,
@@ -37,7 +37,7 @@ REQUIRED_ROLES: Mapping[str, frozenset[Role]] = MappingProxyType(
         "/v1/models/{model}/classes": _ANY_KEY,
     }
 )
-"""Path of a route -> the roles that a key needs, all of them; none: any key will do."""
+"""Path of a route -> the roles that a key needs, all of them; empty: any key."""
 
 OPEN_PATHS: frozenset[str] = frozenset(
     {
@@ -51,18 +51,18 @@ OPEN_PATHS: frozenset[str] = frozenset(
         "/healthz",
     }
 )
-"""Paths that ask for no key: pages and documents that are the same for everybody, and health."""
+"""Paths that need no key: pages and documents that are the same for everybody, and health."""
 
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:
     """Raises ``LookupError`` for a route of the public application whose path is in neither table."""
     for path in paths_of(routes):
         if path not in REQUIRED_ROLES and path not in OPEN_PATHS:
-            raise LookupError(f"service/api/access/roles.py does not say who may call {path!r}")
+            raise LookupError(f"service/api/access/roles.py does not list {path!r}")
 
 
 def paths_of(routes: Iterable[BaseRoute]) -> Iterator[str | None]:
-    """Paths of routes, and of those of routers among them."""
+    """Paths of routes, including those of nested routers."""
     for route in routes:
         router: APIRouter | None = getattr(route, "original_router", None)
         if router is not None:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.api.access.key_store import ReloadingKeyStore, load_keys
-from service.api.access.keys import ApiKey, KeyRing, new_key, parse_keys_file
+from service.api.access.keys import ApiKey, KeySet, new_key, parse_keys_file
 from service.api.access.roles import ROLES
 from service.cli.main import app
 from service.settings import Settings, check_rate
@@ -23,14 +23,14 @@ def table(name: str, key: str, *roles: str) -> str:
 
 
 def test_a_key_is_known_by_its_digest_alone() -> None:
-    ring = KeyRing.from_entries([f"ann:encode+decode:sha256:{DIGEST}:100/second", "plain"])
-    ann = ring.find("ann's key")
+    known_keys = KeySet.from_entries([f"ann:encode+decode:sha256:{DIGEST}:100/second", "plain"])
+    ann = known_keys.find("ann's key")
     assert ann is not None
     assert (ann.name, ann.roles, ann.rate) == ("ann", {"encode", "decode"}, "100/second")
-    assert ring.find(DIGEST) is None
-    assert ring.find("ann's ke") is None
-    assert ring.find("") is None
-    plain = ring.find("plain")
+    assert known_keys.find(DIGEST) is None
+    assert known_keys.find("ann's ke") is None
+    assert known_keys.find("") is None
+    plain = known_keys.find("plain")
     assert plain is not None
     assert (plain.name, plain.roles) == ("key-2", {"admin"})
 
@@ -59,14 +59,14 @@ def test_admin_has_every_role_and_another_key_its_own() -> None:
 )
 def test_a_slip_in_a_hashed_entry_is_an_error_not_a_key_with_every_role(entry: str) -> None:
     with pytest.raises(ValueError) as raised:  # noqa: PT011  the message is checked below
-        KeyRing.from_entries([entry])
+        KeySet.from_entries([entry])
     assert DIGEST[:-1] not in str(raised.value)
 
 
 @pytest.mark.parametrize("entries", [["one", "one"], [f"a:encode:sha256:{DIGEST}", f"b:decode:sha256:{DIGEST}"]])
 def test_two_keys_are_never_the_same(entries: list[str]) -> None:
     with pytest.raises(ValueError, match="two keys have the same"):
-        KeyRing.from_entries(entries)
+        KeySet.from_entries(entries)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_command_shows_a_key_once_and_lines_that_are_read_back() -> None:
     from_file = parse_keys_file("\n".join(lines[start : start + 5]).encode())
     from_entry = ApiKey.from_entry(lines[-1])
     assert from_file == [from_entry]
-    assert KeyRing(from_file).find(key) == from_entry
+    assert KeySet(from_file).find(key) == from_entry
     assert (from_entry.name, from_entry.roles, from_entry.rate) == ("ann", {"encode", "decode"}, "9/minute")
     assert ended.output.count(key) == 1
 
@@ -135,9 +135,9 @@ def test_a_changed_file_is_in_force_within_a_second_and_a_broken_one_changes_not
 
     def known(key: str) -> bool:
         clock.now += 1.0
-        ring = store.current()
-        assert ring is not None
-        return ring.find(key) is not None
+        known_keys = store.current()
+        assert known_keys is not None
+        return known_keys.find(key) is not None
 
     assert known("one")
     assert known("plain")
@@ -165,9 +165,9 @@ def test_the_file_is_read_once_a_second_at_most(tmp_path: Path) -> None:
     store.current()
     path.write_text(table("ann", "two"))
     clock.now += 0.9
-    ring = store.current()
-    assert ring is not None
-    assert ring.find("one") is not None
+    known_keys = store.current()
+    assert known_keys is not None
+    assert known_keys.find("one") is not None
 
 
 def test_with_a_file_that_was_never_readable_nobody_is_let_in(tmp_path: Path) -> None:
@@ -183,4 +183,4 @@ def test_an_empty_file_asks_for_a_key_that_nobody_has(tmp_path: Path) -> None:
     path.touch()
     store = ReloadingKeyStore(Settings(api_keys_file=path))
     assert store.are_required
-    assert store.current() == KeyRing([])
+    assert store.current() == KeySet([])
