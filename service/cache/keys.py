@@ -22,7 +22,7 @@ LAYOUT = "v1"
 LEASE = b":lease"
 """Suffix of the key that claims the computation of a code."""
 
-_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_CODE = re.compile(rb"([^:]*):([^:]*):([^:]*):(of-[^:]*:)?(pixels:)?[0-9a-f]{64}(%s)?" % LEASE)
 
 
 def namespace_prefix(namespace: str) -> bytes:
@@ -68,17 +68,10 @@ class KeyParts:
     def of(cls, key: bytes, namespace: str) -> KeyParts | None:
         """Parses a key made by a ``KeySpace`` of this namespace; None for any other."""
         prefix = namespace_prefix(namespace)
-        if not key.startswith(prefix):
+        match = _CODE.fullmatch(key.removeprefix(prefix)) if key.startswith(prefix) else None
+        if match is None:
             return None
-        is_lease = key.endswith(LEASE)
-        parts = key[len(prefix) :].removesuffix(LEASE).decode(errors="replace").split(":")
-        if len(parts) < 4:
-            return None
-        tokenizer, weights, preprocessing, *rest = parts
-        is_scoped = rest[0].startswith("of-")
-        rest = rest[is_scoped:]
-        if not rest or not _DIGEST.fullmatch(rest[-1]) or rest[:-1] not in ([], ["pixels"]):
-            return None
+        tokenizer, weights, preprocessing = (part.decode(errors="replace") for part in match.group(1, 2, 3))
+        scope, pixels, lease = match.group(4, 5, 6)
         revision = f"{weights}-{preprocessing}" if preprocessing else weights
-        kind: Literal["upload", "pixels", "lease"] = "lease" if is_lease else "pixels" if rest[:-1] else "upload"
-        return cls(tokenizer, revision, kind, is_scoped)
+        return cls(tokenizer, revision, "lease" if lease else "pixels" if pixels else "upload", scope is not None)
