@@ -1,9 +1,8 @@
-"""Batches of a source's entries: their crops, their tokens, and the shards that they fill, on any device."""
+"""Batches of a source's entries on any device: their crops, their tokens, and the shards that they belong to."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,23 +19,10 @@ from service.imaging.decoding import decode_image
 from service.imaging.errors import ImageError
 from service.imaging.limits import MediaLimits
 
-__all__ = [
-    "BatchResult",
-    "Entries",
-    "PipelineOptions",
-    "Pixels",
-    "Progress",
-    "crops_of",
-    "encode_batch",
-    "fill_shards",
-    "look_ahead",
-]
+__all__ = ["BatchResult", "PipelineOptions", "Pixels", "batches", "crops_of", "encode_batch"]
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
-Entries = Iterable[tuple[Position, Entry]]
-Progress = Callable[[int, int], object]
-"""Called with the number of entries done since the last call, and how many of them are broken."""
 
 
 @dataclass(frozen=True)
@@ -105,40 +91,7 @@ def encode_batch(
     return result
 
 
-def fill_shards(
-    items: Iterable[tuple[Position, T]],
-    start: Callable[[list[T]], Callable[[], BatchResult]],
-    options: PipelineOptions,
-    *,
-    first_shard: int,
-    batches_ahead: int,
-    progress: Progress | None,
-) -> Generator[Shard]:
-    """Yields shards as they become complete. ``start`` begins a batch and returns a function that waits for its result;
-    so many batches are started before the oldest is waited for.
-    """
-    started = ((shard, start(batch), is_last) for shard, batch, is_last in _batches(items, options, first_shard))
-    for shard, wait, is_last in look_ahead(started, batches_ahead):
-        result = wait()
-        shard.rows += result.rows
-        shard.broken += result.broken
-        if progress is not None:
-            progress(len(result.rows) + len(result.broken), len(result.broken))
-        if is_last:
-            yield shard
-
-
-def look_ahead(items: Iterable[T], count: int) -> Generator[T]:
-    """The same items; each is taken from ``items`` before the one ``count`` places earlier is yielded."""
-    waiting: deque[T] = deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > count:
-            yield waiting.popleft()
-    yield from waiting
-
-
-def _batches(
+def batches(
     items: Iterable[tuple[Position, T]], options: PipelineOptions, first_shard: int
 ) -> Iterator[tuple[Shard, list[T], bool]]:
     """The shard and the items of each batch, and whether the batch is the last of its shard.

@@ -29,13 +29,12 @@ import numpy.typing as npt
 import torch
 
 from models.errors import missing_package
-from service.bulk.batches import Progress
 from service.bulk.destination import Destination, MissingShards, RunSettings
 from service.bulk.entries import Part, Position
 from service.bulk.errors import BulkError
 from service.bulk.formats import Layout, check_format, files_of
 from service.bulk.manifest import settings_of
-from service.bulk.pipeline import tokenize_entries
+from service.bulk.pipeline import Progress, tokenize_entries
 from service.bulk.run import Job, Result, complete, load_tokenizer_of, with_resume_hint
 from service.bulk.shards import ShardFiles, shard_starts
 

@@ -13,31 +13,49 @@ On a GPU the host's cores prepare batches while the device computes::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from models.tokenizer import Tokenizer
-from service.bulk.batches import (
-    BatchResult,
-    Entries,
-    PipelineOptions,
-    Pixels,
-    Progress,
-    crops_of,
-    encode_batch,
-    fill_shards,
-    look_ahead,
-)
+from service.bulk.batches import BatchResult, PipelineOptions, Pixels, batches, crops_of, encode_batch
 from service.bulk.entries import Entry, Position
 from service.bulk.errors import BrokenImage
 from service.bulk.shards import Shard
 
-__all__ = ["tokenize_entries", "tokenize_on_cpu", "tokenize_on_gpu"]
+__all__ = ["Entries", "Progress", "cpu_pipeline", "gpu_pipeline", "tokenize_entries"]
+
+T = TypeVar("T")
+Entries = Iterable[tuple[Position, Entry]]
+Progress = Callable[[int, int], object]
+"""Called with the number of entries done since the last call, and how many of them are broken."""
+Decoding = tuple[Entry, Future[Pixels | BrokenImage]]
 
 _BATCHES_PER_CORE = 2  # the one being computed, and the next
+
+
+@dataclass(frozen=True)
+class Pipeline(Generic[T]):
+    """How a kind of device makes batches.
+
+    Attributes:
+        items: what a batch is made of, with the position after each.
+        start: starts a batch; the result waits for its tokens.
+        batches_ahead: batches that are started before the oldest is waited for.
+    """
+
+    items: Iterable[tuple[Position, T]]
+    start: Callable[[list[T]], Callable[[], BatchResult]]
+    batches_ahead: int
+
+
+OpenPipeline = Callable[[Entries, Tokenizer, PipelineOptions], AbstractContextManager[Pipeline[Any]]]
 
 
 def tokenize_entries(
@@ -47,24 +65,30 @@ def tokenize_entries(
     *,
     first_shard: int = 0,
     progress: Progress | None = None,
+    open_pipeline: OpenPipeline | None = None,
 ) -> Generator[Shard]:
-    """The shards of the entries, numbered from ``first_shard``; none if there are no entries.
+    """The shards of the entries, numbered from ``first_shard``, as they become complete; none if there are no entries. The
+    pipeline is that of the tokenizer's device unless ``open_pipeline`` names another.
 
     Raises what the source raises, but nothing for a broken image: that is in its shard's ``broken``.
     """
-    tokenize = tokenize_on_cpu if tokenizer.device.type == "cpu" else tokenize_on_gpu
-    return tokenize(entries, tokenizer, options, first_shard=first_shard, progress=progress)
+    open_pipeline = open_pipeline or (cpu_pipeline if tokenizer.device.type == "cpu" else gpu_pipeline)
+    with open_pipeline(entries, tokenizer, options) as pipeline:
+        split = batches(pipeline.items, options, first_shard)
+        started = ((shard, pipeline.start(batch), is_last) for shard, batch, is_last in split)
+        for shard, wait, is_last in _look_ahead(started, pipeline.batches_ahead):
+            result = wait()
+            shard.rows += result.rows
+            shard.broken += result.broken
+            if progress is not None:
+                progress(len(result.rows) + len(result.broken), len(result.broken))
+            if is_last:
+                yield shard
 
 
-def tokenize_on_cpu(
-    entries: Entries,
-    tokenizer: Tokenizer,
-    options: PipelineOptions,
-    *,
-    first_shard: int = 0,
-    progress: Progress | None = None,
-) -> Generator[Shard]:
-    """See ``tokenize_entries``."""
+@contextmanager
+def cpu_pipeline(entries: Entries, tokenizer: Tokenizer, options: PipelineOptions) -> Iterator[Pipeline[Entry]]:
+    """Each thread makes whole batches."""
 
     def compute(batch: list[Entry]) -> BatchResult:
         crops = (crops_of(entry, tokenizer.image_size, options) for entry in batch)
@@ -73,49 +97,29 @@ def tokenize_on_cpu(
     own_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(options.threads, "tokenize", initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield from fill_shards(
-            entries,
-            lambda batch: pool.submit(compute, batch).result,
-            options,
-            first_shard=first_shard,
-            batches_ahead=_BATCHES_PER_CORE * options.threads,
-            progress=progress,
-        )
+        yield Pipeline(entries, lambda batch: pool.submit(compute, batch).result, _BATCHES_PER_CORE * options.threads)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(own_threads)  # what a thread sets applies to threads that start later
 
 
-def tokenize_on_gpu(
-    entries: Entries,
-    tokenizer: Tokenizer,
-    options: PipelineOptions,
-    *,
-    first_shard: int = 0,
-    progress: Progress | None = None,
-) -> Generator[Shard]:
-    """See ``tokenize_entries``."""
+@contextmanager
+def gpu_pipeline(entries: Entries, tokenizer: Tokenizer, options: PipelineOptions) -> Iterator[Pipeline[Decoding]]:
+    """Threads read and decode ahead of the device."""
 
-    def decode(item: tuple[Position, Entry]) -> tuple[Position, tuple[Entry, Future[Pixels | BrokenImage]]]:
+    def decode(item: tuple[Position, Entry]) -> tuple[Position, Decoding]:
         position, entry = item
         return position, (entry, decoders.submit(crops_of, entry, tokenizer.image_size, options))
 
-    def start(batch: list[tuple[Entry, Future[Pixels | BrokenImage]]]) -> Callable[[], BatchResult]:
-        entries = [entry for entry, _ in batch]
-        return encode_batch(entries, (crops.result() for _, crops in batch), tokenizer, options)
+    def start(batch: list[Decoding]) -> Callable[[], BatchResult]:
+        crops = (crops.result() for _, crops in batch)
+        return encode_batch([entry for entry, _ in batch], crops, tokenizer, options)
 
     decoded_ahead = max(3 * options.batch_images, 2 * options.threads)
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(options.threads, "decode") as decoders:
         decoding = map(decode, _read_ahead(entries, reader, options.batch_images))
         try:
-            yield from fill_shards(
-                look_ahead(decoding, decoded_ahead),
-                start,
-                options,
-                first_shard=first_shard,
-                batches_ahead=1,
-                progress=progress,
-            )
+            yield Pipeline(_look_ahead(decoding, decoded_ahead), start, 1)
         finally:
             decoders.shutdown(cancel_futures=True)
 
@@ -127,3 +131,13 @@ def _read_ahead(entries: Entries, reader: Executor, count: int) -> Iterator[tupl
     while taken := chunk.result():
         chunk = reader.submit(list, islice(remaining, count))
         yield from taken
+
+
+def _look_ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """The same items; each is taken from ``items`` before the one ``count`` places earlier is yielded."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting

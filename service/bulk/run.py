@@ -13,14 +13,14 @@ import torch
 
 from models.runtime.cuda_graphs import CudaRecorder
 from models.tokenizer import Tokenizer, load_tokenizer
-from service.bulk.batches import PipelineOptions, Progress
+from service.bulk.batches import PipelineOptions
 from service.bulk.crops import Crops
 from service.bulk.destination import Destination, RunSettings
 from service.bulk.entries import Source
 from service.bulk.errors import BulkError
 from service.bulk.formats import Layout, check_format, files_of
 from service.bulk.manifest import manifest_of, settings_of
-from service.bulk.pipeline import tokenize_entries
+from service.bulk.pipeline import Progress, tokenize_entries
 from service.bulk.shards import Shard
 from service.cpu_quota import usable_cores
 from service.inference.calibration import calibrate

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from service.bulk.batches import Progress
 from service.bulk.crops import Crops
 from service.bulk.destination import Destination
 from service.bulk.entries import Source
+from service.bulk.pipeline import Progress
 from service.bulk.run import Job, Result, tokenize_source
 from service.bulk.shards import ShardFiles
 from service.bulk.sources import open_source

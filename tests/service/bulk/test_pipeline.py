@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +14,11 @@ from models.tokenizer import Tokenizer
 from service.bulk.batches import PipelineOptions
 from service.bulk.crops import Crops
 from service.bulk.entries import Entry, Position
-from service.bulk.pipeline import tokenize_entries, tokenize_on_cpu, tokenize_on_gpu
-from service.bulk.shards import Shard
+from service.bulk.pipeline import OpenPipeline, cpu_pipeline, gpu_pipeline, tokenize_entries
 from tests.service.bulk.data_sets import COUNT, broken_images, folder_of, images, job
 from tests.tiny_models import tiny_tokenizer
 
-Tokenize = Callable[..., Generator[Shard]]
-BOTH = pytest.mark.parametrize("tokenize", [tokenize_on_cpu, tokenize_on_gpu], ids=["cpu", "gpu"])
+BOTH = pytest.mark.parametrize("pipeline", [cpu_pipeline, gpu_pipeline], ids=["cpu", "gpu"])
 OPTIONS = PipelineOptions(crops=Crops(), shard_images=5, batch_size=2, threads=2, max_pixels=1_000_000)
 
 
@@ -44,9 +42,18 @@ def test_both_pipelines_make_the_same_shards(crops: Crops, tokenizer: Tokenizer,
         seen.append((done, broken))
 
     made = []
-    for tokenize in (tokenize_on_cpu, tokenize_on_gpu):
+    for pipeline in (cpu_pipeline, gpu_pipeline):
         seen.clear()
-        shards = list(tokenize(source.entries(Position(0, 0)), tokenizer, options, first_shard=7, progress=count))
+        shards = list(
+            tokenize_entries(
+                source.entries(Position(0, 0)),
+                tokenizer,
+                options,
+                first_shard=7,
+                progress=count,
+                open_pipeline=pipeline,
+            )
+        )
         assert [shard.number for shard in shards] == [7, 8, 9, 10, 11]
         assert tuple(map(sum, zip(*seen, strict=True))) == (COUNT, 2)
         assert [len(shard.broken) for shard in shards] == [1, 0, 1, 0, 0]
@@ -76,7 +83,7 @@ def test_a_cpu_computes_on_as_many_cores_as_there_are_threads(tokenizer: Tokeniz
 
 
 @BOTH
-def test_little_is_read_ahead_of_what_is_asked_for(tokenize: Tokenize, tokenizer: Tokenizer) -> None:
+def test_little_is_read_ahead_of_what_is_asked_for(pipeline: OpenPipeline, tokenizer: Tokenizer) -> None:
     read = 0
 
     def endless() -> Iterator[tuple[Position, Entry]]:
@@ -86,7 +93,7 @@ def test_little_is_read_ahead_of_what_is_asked_for(tokenize: Tokenize, tokenizer
             read += 1
             yield Position(0, read), Entry(str(read), None, partial(bytes, data))
 
-    shards = tokenize(endless(), tokenizer, OPTIONS)
+    shards = tokenize_entries(endless(), tokenizer, OPTIONS, open_pipeline=pipeline)
     next(shards)
     shards.close()
     assert read < 40
@@ -96,21 +103,25 @@ def test_little_is_read_ahead_of_what_is_asked_for(tokenize: Tokenize, tokenizer
 
 
 @BOTH
-def test_what_a_source_raises_ends_the_run(tokenize: Tokenize, tokenizer: Tokenizer) -> None:
+def test_what_a_source_raises_ends_the_run(pipeline: OpenPipeline, tokenizer: Tokenizer) -> None:
     def failing() -> Iterator[tuple[Position, Entry]]:
         yield from entries(images(15))
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(tokenize(failing(), tokenizer, OPTIONS))
+        list(tokenize_entries(failing(), tokenizer, OPTIONS, open_pipeline=pipeline))
     with pytest.raises(RuntimeError, match="no such file"):
-        list(tokenize(iter([(Position(0, 1), Entry("a", None, _fail))]), tokenizer, OPTIONS))
+        list(
+            tokenize_entries(
+                iter([(Position(0, 1), Entry("a", None, _fail))]), tokenizer, OPTIONS, open_pipeline=pipeline
+            )
+        )
 
 
 @BOTH
-def test_no_entries_make_no_shard_and_broken_ones_an_empty_one(tokenize: Tokenize, tokenizer: Tokenizer) -> None:
-    assert list(tokenize(iter([]), tokenizer, OPTIONS)) == []
-    (shard,) = tokenize(entries([b"", b"broken", b"\xff\xd8\xff"]), tokenizer, OPTIONS)
+def test_no_entries_make_no_shard_and_broken_ones_an_empty_one(pipeline: OpenPipeline, tokenizer: Tokenizer) -> None:
+    assert list(tokenize_entries(iter([]), tokenizer, OPTIONS, open_pipeline=pipeline)) == []
+    (shard,) = tokenize_entries(entries([b"", b"broken", b"\xff\xd8\xff"]), tokenizer, OPTIONS, open_pipeline=pipeline)
     assert (shard.rows, [broken.key for broken in shard.broken]) == ([], ["0000", "0001", "0002"])
 
 
