@@ -44,7 +44,7 @@ class GenerateRequest(StrictRequest):
         None, description="Schedule of the guidance scale over the steps."
     )
     temperature: float | None = Field(
-        None, ge=0, le=100, description="Scale of the noise on the choice of the tokens that are kept in a step."
+        None, ge=0, le=100, description="Scale of the noise on the choice of tokens and positions."
     )
     model: str | None = Field(None, description="Name of the generator. Must be the one served.")
     format: ImageFormat | None = Field(None, description="Image format in JSON responses.")
