@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
-import uuid
 from collections import Counter
 from collections.abc import Callable
 
@@ -63,7 +63,7 @@ class RequestContext:
         headers = Headers(scope=scope)
         request_id, traceparent = headers.get("x-request-id", ""), headers.get("traceparent", "")
         if not _REQUEST_ID.fullmatch(request_id):
-            request_id = uuid.uuid4().hex
+            request_id = f"{random.getrandbits(128):032x}"
         if not _TRACEPARENT.fullmatch(traceparent):
             traceparent = ""
         timings = RequestTimings()
@@ -111,13 +111,15 @@ class RequestContext:
             await response(record.scope, receive, send_counted)
 
     def _add_headers(self, start: Message, record: RequestRecord) -> None:
-        start["headers"] = list(start["headers"])  # a copy: the list belongs to a response that may be sent again
-        headers = MutableHeaders(scope=start)
-        headers["X-Request-ID"] = record.request_id
-        headers["Server-Timing"] = record.timings.header()
-        headers["X-Content-Type-Options"] = "nosniff"
+        added = {"x-request-id": record.request_id, "server-timing": record.timings.header()}
+        added["x-content-type-options"] = "nosniff"
         if record.traceparent:
-            headers["traceparent"] = record.traceparent
-        headers.update(record.scope["state"].get("rate_headers", {}))  # set by the access gate
+            added["traceparent"] = record.traceparent
+        added |= record.scope["state"].get("rate_headers", {})  # set by the access gate
+        # A new list: the other one belongs to a response that may be sent again.
+        start["headers"] = [
+            *start["headers"],
+            *((name.lower().encode(), value.encode()) for name, value in added.items()),
+        ]
         if self._is_draining():
-            headers["Connection"] = "close"
+            MutableHeaders(scope=start)["Connection"] = "close"

@@ -43,6 +43,7 @@ def configure_log(process: str, *, level: str, log_format: LogFormat) -> None:
         processors=[*fields, *_renderers(log_format)],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler()
     handler.setFormatter(

@@ -21,6 +21,7 @@ from starlette.responses import PlainTextResponse
 
 from service.http.middleware import RequestContext
 from service.settings import LogFormat
+from service.telemetry import access_log
 from service.telemetry.access_log import log_request
 from service.telemetry.log_lines import configure_log
 from service.telemetry.metrics import Metrics
@@ -104,6 +105,7 @@ def configured(error: io.StringIO, *, level: str = "info", form: LogFormat = "js
         for owner in (sys, threading):  # to be restored
             patch.setattr(owner, "excepthook", owner.excepthook)
         patch.setattr(root, "handlers", [])
+        patch.setattr(access_log, "log", structlog.get_logger())
         configure_log("front end 0", level=level, log_format=form)
         yield
     root.setLevel(level_before)
@@ -155,6 +157,7 @@ async def test_access_lines_can_be_turned_off(enabled: bool) -> None:
 
 def test_a_log_that_cannot_be_written_fails_no_request() -> None:
     probe = """
+from service.telemetry import access_log
 from service.telemetry.access_log import log_request
 from service.telemetry.log_lines import configure_log
 from tests.service.telemetry.test_log_lines import record
