@@ -1,4 +1,4 @@
-"""The one definition of "image -> S x S uint8 RGB": which pixels a tokenizer sees, and so which ids come out.
+"""Preprocessing of images to S x S uint8 RGB crops, as in the published evaluation and pre-tokenization.
 
 ::
 
@@ -7,9 +7,12 @@
                                       ├── adm_crop ───> [S, S, 3]         the ADM crop
                                       └── ten_crop ───> [10, S, S, 3]     pre-tokenization of a training set
 
-Pixels follow the published TiTok evaluation and pre-tokenization (https://github.com/bytedance/1d-tokenizer) and, for
-the ADM crop, https://github.com/openai/guided-diffusion. Resampling is Pillow's, which computes in fixed point, with
-the order of its two passes fixed here: the same pixels on every machine and with every release of Pillow.
+Pixels follow https://github.com/bytedance/1d-tokenizer and, for the ADM crop, https://github.com/openai/guided-diffusion.
+Resampling is Pillow's, which computes in fixed point; the order of its two passes is fixed here, so the pixels are the
+same on every machine and with every release of Pillow.
+
+All crops take an RGB image of any size and return uint8 RGB arrays. They raise ``ValueError`` for another mode, a size
+below 1, or another argument out of range.
 """
 
 from __future__ import annotations
@@ -17,15 +20,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
+
+from models.arrays import Pixels
 
 __all__ = ["PREPROCESSING_VERSION", "adm_crop", "crop_at", "eval_crop", "ten_crop", "to_rgb"]
 
 PREPROCESSING_VERSION: str = "1"
-"""Part of every cache key. Raise it with any change after which some image may give other pixels than before."""
-
-Pixels = npt.NDArray[np.uint8]
+"""Part of every cache key. Increase it with any change that may change the pixels of some image."""
 
 _WHITE = (255, 255, 255)
 
@@ -38,37 +41,29 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> the transposition that undoes it."""
+"""EXIF orientation -> the inverse transposition."""
 
 _SIXTEEN_BIT = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _CONVERTIBLE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 
 _MAX_RESIZED_PIXELS = 1 << 21
-"""Largest resized image that is held whole, 8 MiB; only an aspect ratio beyond 1 : 32 (at S = 256) goes over it."""
+"""Largest resized image in memory (8 MiB), exceeded only by aspect ratios beyond 1 : 32 (at S = 256)."""
 
 
 # --- any image -> RGB ------------------------------------------------------------------------------------------------
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it on a white page, in mode RGB.
+    """Converts any image to RGB, with EXIF orientation applied and transparency over white.
 
-    - EXIF orientation is applied; unreadable EXIF counts as none.
-    - Transparency of any kind (alpha channel, premultiplied or not, palette alpha, a transparent colour) is laid over
-      white.
+    - Unreadable EXIF counts as none.
+    - Transparency is an alpha channel, premultiplied or not, palette alpha, or a transparent colour.
     - 16-bit gray keeps its high byte. ``Image.convert`` would clip instead and turn most of such an image white.
     - Embedded colour profiles are not applied, as in the published evaluation.
 
-    Args:
-        image: an image of any mode but "F". It is loaded; its pixels and metadata stay as they are.
-
-    Returns:
-        A new RGB image without metadata, or ``image`` itself if there was nothing to do.
-
-    Raises:
-        ValueError: for mode "F" (its range is unknown), for mode "I" with values outside 0..65535, and for modes that
-            have no RGB form. The message names the mode.
-        OSError: the pixels cannot be loaded.
+    Loads ``image`` and returns it if nothing had to be done, or else a new image without metadata. Raises
+    ``ValueError`` that names the mode for "F" (its range is unknown), for "I" with values outside 0..65535, and for
+    modes without an RGB form; ``OSError`` if the pixels cannot be loaded.
     """
     image.load()
     method = _UPRIGHT.get(_orientation(image))
@@ -76,14 +71,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if method is not None:
         rgb = rgb.transpose(method)
     if rgb is not image:
-        rgb.info = {}  # an orientation that has been applied must not be found, and applied, again
+        rgb.info = {}  # so that the orientation is not applied again
     return rgb
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow's EXIF reader fails in many ways on damaged metadata; the picture is still good
+    except Exception:  # Pillow raises many types for damaged metadata; the pixels are still good
         return 1
     return orientation if isinstance(orientation, int) else 1
 
@@ -95,17 +90,17 @@ def _flatten(image: Image.Image) -> Image.Image:
         return _over_white(_with_alpha(image))
     if image.mode not in _CONVERTIBLE:
         raise ValueError(
-            f"an image of mode {image.mode!r} cannot be brought to 8-bit RGB; convert it before sending it"
+            f"an image of mode {image.mode!r} cannot be converted to 8-bit RGB; convert it before sending it"
         )
     return image.convert("RGB")
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    if image.mode == "La":  # premultiplied gray has no direct way to RGBA
+    if image.mode == "La":  # Pillow cannot convert premultiplied gray directly to RGBA
         image = image.convert("LA")
     if image.mode == "RGB":
         key = image.info["transparency"]
-        # A 16-bit PNG has been cut to 8 bits, but its transparent colour has not: nothing can be compared with it.
+        # Pillow reduced a 16-bit PNG to 8 bits, but not its transparent colour: they cannot be compared.
         if not isinstance(key, tuple) or max(key) > 255:
             return image
     return image.convert("RGBA")
@@ -114,16 +109,16 @@ def _with_alpha(image: Image.Image) -> Image.Image:
 def _over_white(image: Image.Image) -> Image.Image:
     if image.mode != "RGBA":
         return image.copy()
-    page = Image.new("RGB", image.size, _WHITE)
-    page.paste(image, mask=image.getchannel("A"))
-    return page
+    white = Image.new("RGB", image.size, _WHITE)
+    white.paste(image, mask=image.getchannel("A"))
+    return white
 
 
 def _flatten_sixteen_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image.convert("I"))
     if image.mode == "I" and values.size and (values.min() < 0 or values.max() > 0xFFFF):
         raise ValueError(
-            f"mode 'I' with values from {values.min()} to {values.max()}: only 16-bit gray, 0 to 65535, is taken"
+            f"mode 'I' with values from {values.min()} to {values.max()}: only 16-bit gray, 0 to 65535, is supported"
         )
     gray = (values >> 8).astype(np.uint8)
     key = image.info.get("transparency")
@@ -136,66 +131,32 @@ def _flatten_sixteen_bit(image: Image.Image) -> Image.Image:
 
 
 def eval_crop(image: Image.Image, size: int) -> Pixels:
-    """The published evaluation's view of an image: shorter side to ``size``, then the centre square.
+    """The published evaluation's crop: resize the shorter side to ``size``, then crop the centre: uint8 [S, S, 3].
 
-    Bicubic with antialiasing; the other side becomes ``int(size * long / short)``; the offset of the crop is
+    Bicubic with antialiasing; the longer side becomes ``int(size * long / short)``; the crop offset is
     ``(side - size) / 2`` rounded half to even.
-
-    Args:
-        image: mode RGB, any size from 1 x 1.
-        size: S, in pixels.
-
-    Returns:
-        uint8 ``[S, S, 3]``, 0..255.
-
-    Raises:
-        ValueError: ``image`` is not RGB, or ``size`` is not positive.
     """
-    _check(image, size)
-    width, height = image.size
-    short = min(width, height)
-    # Integer arithmetic: the truncation must not depend on how a quotient was rounded.
-    resized = (size * width // short, size * height // short)
+    resized = _shorter_side_to(image, size)
     return _resize_crop(image, resized, _centre_half_even(resized, size), size)
 
 
-def crop_at(image: Image.Image, size: int, place: tuple[float, float]) -> Pixels:
-    """The published training's view of an image: shorter side to ``size`` as in :func:`eval_crop`, then any square.
+def crop_at(image: Image.Image, size: int, position: tuple[float, float]) -> Pixels:
+    """The published training crop: resize as in :func:`eval_crop`, then crop at ``position``: uint8 [S, S, 3].
 
-    Args:
-        image: mode RGB, any size from 1 x 1.
-        size: S, in pixels.
-        place: where the square lies (x, y), each in [0, 1): equal parts of it stand for each offset there is.
-
-    Returns:
-        uint8 ``[S, S, 3]``, 0..255.
-
-    Raises:
-        ValueError: ``image`` is not RGB, ``size`` is not positive, or ``place`` is outside.
+    ``position`` (x, y), each in [0, 1), is mapped uniformly to the possible offsets.
     """
-    _check(image, size)
-    if not all(0.0 <= part < 1.0 for part in place):
-        raise ValueError(f"place is {place}; two numbers from 0 to below 1 are expected")
-    short = min(image.size)
-    resized = (size * image.width // short, size * image.height // short)
-    offset = (int(place[0] * (resized[0] - size + 1)), int(place[1] * (resized[1] - size + 1)))
+    resized = _shorter_side_to(image, size)
+    if not all(0.0 <= part < 1.0 for part in position):
+        raise ValueError(f"position is {position}; two numbers from 0 to below 1 are expected")
+    offset = (int(position[0] * (resized[0] - size + 1)), int(position[1] * (resized[1] - size + 1)))
     return _resize_crop(image, resized, offset, size)
 
 
 def adm_crop(image: Image.Image, size: int) -> Pixels:
-    """The ADM crop: halve with a box filter while the shorter side is at least ``2 * size``, then bicubic and centre.
+    """The ADM crop: halve while the shorter side is at least ``2 * size``, resize, crop the centre: uint8 [S, S, 3].
 
-    The other side is rounded, the offset is ``(side - size) // 2``. Differs from :func:`eval_crop` when shrinking.
-
-    Args:
-        image: mode RGB, any size from 1 x 1.
-        size: S, in pixels.
-
-    Returns:
-        uint8 ``[S, S, 3]``, 0..255.
-
-    Raises:
-        ValueError: ``image`` is not RGB, or ``size`` is not positive.
+    Halves with a box filter and resizes bicubically. The longer side is rounded, the offset is ``(side - size) // 2``.
+    Differs from :func:`eval_crop` when shrinking.
     """
     _check(image, size)
     while min(image.size) >= 2 * size:
@@ -206,21 +167,10 @@ def adm_crop(image: Image.Image, size: int) -> Pixels:
 
 
 def ten_crop(image: Image.Image, size: int = 256, *, pad_factor: float = 1.1) -> Pixels:
-    """The ten views a training set is pre-tokenized from.
+    """The ten crops for pre-tokenization of a training set: uint8 [10, S, S, 3].
 
-    The ADM crop at ``int(size * pad_factor)``, then its corners (top left, top right, bottom left, bottom right) and
-    centre, then the same five of the mirrored image.
-
-    Args:
-        image: mode RGB, any size from 1 x 1.
-        size: S, in pixels.
-        pad_factor: side of the square that the crops are taken from, in units of ``size``; at least 1.
-
-    Returns:
-        uint8 ``[10, S, S, 3]``, 0..255.
-
-    Raises:
-        ValueError: ``image`` is not RGB, ``size`` is not positive, or ``pad_factor`` is below 1.
+    Corners (top left, top right, bottom left, bottom right) and centre of the ADM crop at ``int(size * pad_factor)``
+    (at least 1), then the same five of the mirrored image.
     """
     if not 1 <= pad_factor < math.inf:
         raise ValueError(f"pad_factor is {pad_factor}; 1 or more is expected")
@@ -228,7 +178,7 @@ def ten_crop(image: Image.Image, size: int = 256, *, pad_factor: float = 1.1) ->
     far = padded.shape[0] - size
     left, top = _centre_half_even((padded.shape[1], padded.shape[0]), size)
     corners = ((0, 0), (0, far), (far, 0), (far, far), (top, left))
-    return np.stack([view[y : y + size, x : x + size] for view in (padded, padded[:, ::-1]) for y, x in corners])
+    return np.stack([source[y : y + size, x : x + size] for source in (padded, padded[:, ::-1]) for y, x in corners])
 
 
 def _check(image: Image.Image, size: int) -> None:
@@ -238,6 +188,13 @@ def _check(image: Image.Image, size: int) -> None:
         raise ValueError(f"size is {size}; 1 or more is expected")
 
 
+def _shorter_side_to(image: Image.Image, size: int) -> tuple[int, int]:
+    """Width and height after resizing; integer arithmetic, so that truncation does not depend on rounding."""
+    _check(image, size)
+    short = min(image.size)
+    return size * image.width // short, size * image.height // short
+
+
 def _centre_half_even(sides: tuple[int, int], size: int) -> tuple[int, int]:
     return round((sides[0] - size) / 2), round((sides[1] - size) / 2)
 
@@ -245,14 +202,14 @@ def _centre_half_even(sides: tuple[int, int], size: int) -> tuple[int, int]:
 def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     """``Image.resize`` with the horizontal pass first.
 
-    Each pass rounds to 8 bits, so their order shows. Pillow always began with the horizontal one; since version 13 it
-    begins with the vertical one for tall images, which changes up to a seventh of the values of a noisy image.
+    Each pass rounds to 8 bits, so the order matters. Since version 13 Pillow begins with the vertical pass for tall
+    images, which changes up to a seventh of the values of a noisy image.
     """
     return image.resize((size[0], image.height), resample).resize(size, resample)
 
 
 def _resize_crop(image: Image.Image, resized: tuple[int, int], offset: tuple[int, int], size: int) -> Pixels:
-    """Resize to ``resized`` (width, height; the shorter is ``size``), cut the square at ``offset`` (x, y)."""
+    """Resizes to ``resized`` (width, height; the shorter is ``size``) and crops at ``offset`` (x, y)."""
     if resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
         return _resize_crop_elongated(image, resized, offset, size)
     x, y = offset
@@ -261,10 +218,10 @@ def _resize_crop(image: Image.Image, resized: tuple[int, int], offset: tuple[int
 
 
 def _resize_crop_elongated(image: Image.Image, resized: tuple[int, int], offset: tuple[int, int], size: int) -> Pixels:
-    """What :func:`_resize_crop` gives, pixel for pixel, without the long resized image: 1 x 10000 would need 2.6 GB.
+    """The same pixels as :func:`_resize_crop` without the long resized image, which for 1 x 10000 would need 2.6 GB.
 
-    A pass looks at one axis only, so the one along the long axis can be done for the ``size`` wanted positions alone.
-    Pillow's own way to a part of the result, ``resize(box=...)``, takes the box in single precision: pixels change.
+    The pass along the long axis is computed for the ``size`` needed positions only. Pillow's ``resize(box=...)`` has a
+    single-precision box, which changes pixels.
     """
     if resized[0] > resized[1]:
         seen, taps = _bicubic_taps(image.width, resized[0], offset[0], size)
@@ -277,14 +234,13 @@ def _resize_crop_elongated(image: Image.Image, resized: tuple[int, int], offset:
 
 
 _COEFFICIENT_BITS = 22
-"""Pillow's fixed point for 8-bit channels: 32 bits less 8 of the sample less 2 of head-room for the sums."""
+"""Pillow's fixed point for 8-bit channels: 32 bits less 8 of the sample less 2 of headroom for the sums."""
 
 
-def _bicubic_taps(length: int, resized: int, first: int, count: int) -> tuple[range, npt.NDArray[np.int64]]:
+def _bicubic_taps(length: int, resized: int, first: int, count: int) -> tuple[range, NDArray[np.int64]]:
     """Pillow's bicubic coefficients for the outputs ``first .. first + count`` of ``resized``.
 
-    Returns:
-        The inputs (of ``length``) that those outputs see, n of them; their fixed-point weights, int64 ``[count, n]``.
+    Returns the range of n inputs (of ``length``) they depend on, and fixed-point weights int64 [count, n].
     """
     scale = length / resized
     stretch = max(scale, 1.0)
@@ -318,8 +274,8 @@ def _bicubic(x: float) -> float:
     return 0.0
 
 
-def _apply(taps: npt.NDArray[np.int64], lines: Pixels) -> Pixels:
-    """Weighted sums, rounded and clipped: taps ``[count, n]``, lines ``[n, m, 3]`` -> uint8 ``[count, m, 3]``."""
-    sums: npt.NDArray[np.int64] = np.tensordot(taps, lines.astype(np.int64), axes=1)
+def _apply(taps: NDArray[np.int64], lines: Pixels) -> Pixels:
+    """Weighted sums, rounded and clipped: taps [count, n], lines [n, m, 3] -> uint8 [count, m, 3]."""
+    sums: NDArray[np.int64] = np.tensordot(taps, lines.astype(np.int64), axes=1)
     rounded = (sums + (1 << (_COEFFICIENT_BITS - 1))) >> _COEFFICIENT_BITS
     return rounded.clip(0, 255).astype(np.uint8)

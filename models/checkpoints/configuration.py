@@ -86,8 +86,6 @@ def tokenizer_config(root: Mapping[str, Any]) -> TiTokConfig:
             pixel_head_blocks=_number(root, f"{model}.pixel_head_blocks", 1),
             pixel_head_noise=_number(root, f"{model}.pixel_head_noise", 0),
         )
-    except ConfigError:
-        raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -109,8 +107,6 @@ def generator_config(root: Mapping[str, Any], *, model_type: Literal["ViT", "UVi
             num_attention_heads=_number(root, f"{model}.num_attention_heads", 16),
             intermediate_size=_number(root, f"{model}.intermediate_size", 3072),
         )
-    except ConfigError:
-        raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -1,1 +1,1 @@
-"""The networks, named tensor by tensor as published."""
+"""Network definitions, with the tensor names of the published checkpoints."""

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention in the form that suits the work: a fused kernel, or written out (training on a CPU)."""
+"""Scaled dot-product attention: a fused kernel, or separate operators for training on a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["attend"]
 def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool) -> Tensor:
     """Queries [B, H, M, d] over keys and values [B, H, N, d] -> [B, H, M, d], no mask, scale 1/sqrt(d).
 
-    Not ``fused``, on a CPU, it is written out: there the fused kernel's backward pass takes half of a training step.
+    Without ``fused``, a CPU uses separate operators: the fused kernel's backward pass takes half of a training step.
     """
     if fused or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)

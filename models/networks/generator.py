@@ -1,13 +1,13 @@
-"""The networks that predict an image's tokens from the ones already known and a class: MaskGIT ViT and U-ViT.
+"""Generator networks MaskGIT ViT and U-ViT: predict masked tokens from known tokens and a class.
 
 ::
 
     [class, token_1 .. token_K]  ->  transformer  ->  drop the class position  ->  logits [B, K, V]
 
-One table embeds everything: image codes 0..V-1, the mask token V, classes V+1+c, and the null class V+1+C that stands
-for "no class". Sources: MaskGIT (arXiv 2202.04200), U-ViT (arXiv 2209.12152), TiTok (arXiv 2406.07550, section 4), with
-the layout of the published checkpoints (1d-tokenizer, commit 942a96f). Written out, without the transformers package:
-its recent releases tie this head to the embedding table, and then refuse the published weights.
+One embedding table holds image codes 0..V-1, the mask token V, classes V+1+c, and the null class V+1+C ("no class").
+Sources: MaskGIT (arXiv 2202.04200), U-ViT (arXiv 2209.12152), TiTok (arXiv 2406.07550, section 4), with
+the layout of the published checkpoints (1d-tokenizer, commit 942a96f). The transformers package is not used: its recent
+releases tie this head to the embedding table, and cannot load the published weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["GeneratorConfig", "MaskGITViT", "UViT", "build_generator"]
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    """Shape of a generator. ``model_type`` is ``ViT`` (L-32, B-64) or ``UViT`` (S-128)."""
+    """Network configuration. ``model_type`` is ``ViT`` (L-32, B-64) or ``UViT`` (S-128)."""
 
     model_type: Literal["ViT", "UViT"]
     image_seq_len: int
@@ -46,7 +46,7 @@ class GeneratorConfig:
 
     @property
     def mask_token(self) -> int:
-        """The id that stands for a token not known yet."""
+        """The id of a masked token."""
         return self.codebook_size
 
     @property
@@ -56,7 +56,7 @@ class GeneratorConfig:
 
 
 class _TokenInput(nn.Module):
-    """What both networks share: how tokens and labels become one sequence of ids."""
+    """Base class: joins labels and tokens to the input sequence."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _SelfAttention(nn.Module):
 
 
 class _ResidualOutput(nn.Module):
-    """A linear layer whose result is added to the residual and normalised."""
+    """A linear layer, residual connection and layer norm."""
 
     def __init__(self, in_features: int, config: GeneratorConfig) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class _BertEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
-        # Only token type 0 occurs, and the published weights count on it being added.
+        # Only token type 0 occurs; the published weights need its embedding to be added.
         x = self.word_embeddings(ids) + self.position_embeddings.weight + self.token_type_embeddings.weight[0]
         out: Tensor = self.dropout(self.LayerNorm(x))
         return out
@@ -173,7 +173,7 @@ class MaskGITViT(_TokenInput):
         return logits.float()
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        """Runs the matrices of the layers in ``dtype``; norms, residual stream, embeddings and head stay float32."""
+        """Sets the dtype of the layers' matrices; norms, residual stream, embeddings and head stay float32."""
         for layer in self._layers:
             layer.set_compute_dtype(dtype)  # type: ignore[operator]
 
@@ -232,7 +232,7 @@ class _UViTBlock(nn.Module):
 
 
 class UViT(_TokenInput):
-    """The generator of TiTok-S-128, and of the checkpoint that ships with this project."""
+    """The generator of TiTok-S-128 and of the bundled checkpoint."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__(config)
@@ -259,11 +259,11 @@ class UViT(_TokenInput):
         return logits.float()
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        """Runs the matrices of the blocks in ``dtype``; norms, residual stream, embeddings and head stay float32."""
+        """Sets the dtype of the blocks' matrices; norms, residual stream, embeddings and head stay float32."""
         for block in (*self.in_blocks, self.mid_block, *self.out_blocks):
             block.set_compute_dtype(dtype)
 
 
 def build_generator(config: GeneratorConfig) -> MaskGITViT | UViT:
-    """The network that ``config.model_type`` names, with random weights."""
+    """The network for ``config.model_type``, with random weights."""
     return MaskGITViT(config) if config.model_type == "ViT" else UViT(config)

@@ -1,11 +1,11 @@
-"""MaskGIT-VQGAN: the 2-D tokenizer (256 codes of 1,024 an image) that TiTok is compared with and trained on.
+"""MaskGIT-VQGAN: 2-D image tokenizer with 256 tokens of 1,024 codes, TiTok's baseline and training target.
 
 ::
 
     image [B, 3, 256, 256] -> Encoder -> [B, 256, 16, 16] -> codes [B, 256] -> Decoder -> image
 
 The decoder is also the *pixel decoder* of the published TiTok models. Source: MaskGIT (arXiv 2202.04200, section 3.1)
-as published with 1d-tokenizer (commit 942a96f); tensor names are that checkpoint's.
+as published with 1d-tokenizer (commit 942a96f), with the tensor names of that checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Decoder", "Encoder", "MaskGITVQGAN", "MaskGITVQGANConfig", "to_chann
 
 @dataclass(frozen=True, kw_only=True)
 class MaskGITVQGANConfig:
-    """Shape of the network; the defaults are the published one."""
+    """Network configuration; the defaults are the published ones."""
 
     image_size: int = 256
     hidden_channels: int = 128
@@ -34,12 +34,12 @@ class MaskGITVQGANConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels a side that one code covers."""
+        """Side of the square that one code covers, in pixels."""
         return 1 << (len(self.channel_multipliers) - 1)
 
     @property
     def grid_size(self) -> int:
-        """Codes a side."""
+        """Codes per side of the grid."""
         return self.image_size // self.downsampling
 
 
@@ -50,8 +50,8 @@ def _norm(channels: int) -> nn.GroupNorm:
 class ResidualBlock(nn.Module):
     """Two normalised 3x3 convolutions.
 
-    Where the number of channels changes, the published weights expect the 1x1 shortcut to see the *convolved* features,
-    so that the block's input is dropped. It looks like a slip, and it is what the weights were trained with.
+    If the number of channels changes, the 1x1 shortcut sees the *convolved* features, and the block's input is dropped.
+    This looks like a mistake, but the published weights were trained with it.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -74,7 +74,7 @@ class ResidualBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, and the convolution after upsampling where there is one."""
+    """The residual blocks of one resolution, optionally followed by upsampling and a convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, *, upsample: bool = False) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
         widths = [config.hidden_channels * m for m in (*config.channel_multipliers, config.channel_multipliers[-1])]
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
         self.mid = nn.ModuleList(ResidualBlock(widths[-1], widths[-1]) for _ in range(config.residual_blocks))
-        # Numbered by resolution, the finest first, as the encoder's levels are; they run from the last to the first.
+        # Numbered from the finest resolution, as in the encoder; they run from the last to the first.
         self.up = nn.ModuleList(
             Level(widths[i + 1], widths[i], config.residual_blocks, upsample=i > 0) for i in range(len(widths) - 1)
         )
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
 
 
 class MaskGITVQGAN(nn.Module):
-    """Encoder, codebook (plain squared distance) and decoder."""
+    """Encoder, codebook without normalisation, and decoder."""
 
     def __init__(self, config: MaskGITVQGANConfig) -> None:
         super().__init__()
@@ -171,11 +171,11 @@ class MaskGITVQGAN(nn.Module):
         return images
 
     def set_compute_dtype(self, *, encoder: torch.dtype, decoder: torch.dtype) -> None:
-        """Runs the convolutions of either half in the given dtype; the quantizer stays float32."""
+        """Sets the dtype of the convolutions; the quantizer stays float32."""
         to_channels_last(self.encoder.to(dtype=encoder))
         to_channels_last(self.decoder.to(dtype=decoder))
 
 
 def to_channels_last(module: nn.Module) -> None:
-    """Stores the convolutions' weights with channels innermost, the order that bf16 kernels want."""
+    """Stores convolution weights with channels innermost, the order that bf16 kernels prefer."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

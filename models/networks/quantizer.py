@@ -1,4 +1,4 @@
-"""Vector quantization: the nearest row of a codebook stands for a latent vector.
+"""Vector quantization: latent vectors are replaced by their nearest codebook entries.
 
 Source: TiTok (arXiv 2406.07550, section 3), whose quantizer follows VQ-VAE (arXiv 1711.00937) with the l2-normalised
 codes of ViT-VQGAN (arXiv 2110.04627). Tensor names are those of the published checkpoints.
@@ -16,8 +16,9 @@ __all__ = ["Assignment", "QuantizerLosses", "VectorQuantizer"]
 
 
 class Assignment(NamedTuple):
-    """Nearest codes: ``ids`` int64 [...], and ``margin`` float32 [...], how much farther (in squared distance) the
-    second nearest code is. A margin below the rounding error of the latents means that either code could have won.
+    """Nearest codes: ``ids`` int64 [...], and ``margin`` float32 [...], how much farther the second nearest code is.
+
+    Margins are squared distances. Below the latents' rounding error, rounding decides between the two codes.
     """
 
     ids: Tensor
@@ -25,7 +26,7 @@ class Assignment(NamedTuple):
 
 
 class QuantizerLosses(NamedTuple):
-    """Scalars: ``commitment`` (times beta already) pulls latents to codes, ``codebook`` pulls codes to latents."""
+    """Scalar losses: ``commitment`` (already scaled by beta) moves latents to codes, ``codebook`` moves codes to latents."""
 
     commitment: Tensor
     codebook: Tensor
@@ -34,8 +35,8 @@ class QuantizerLosses(NamedTuple):
 class VectorQuantizer(nn.Module):
     """A codebook of ``codebook_size`` vectors of ``token_size`` dimensions.
 
-    With ``use_l2_norm`` latents and codes are compared, and codes returned, on the unit sphere. Distances are always
-    computed in float32: in bfloat16 one to nine ids of a hundred come out different.
+    With ``use_l2_norm`` latents and codes are normalised to the unit sphere. Distances are always computed in float32:
+    in bfloat16 one to nine percent of the ids differ.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class VectorQuantizer(nn.Module):
 
     @property
     def codebook(self) -> Tensor:
-        """The codes as they are looked up, float32 [V, C]."""
+        """The codes that :meth:`lookup` returns, float32 [V, C]."""
         return self._normalised(self.embedding.weight.float())
 
     def _normalised(self, vectors: Tensor) -> Tensor:
-        # Divides by max(norm, 1e-12), so a zero vector stays zero.
+        # Divides by max(norm, 1e-12): a zero vector stays zero.
         return F.normalize(vectors, dim=-1) if self.use_l2_norm else vectors
 
     def distances(self, latents: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ class VectorQuantizer(nn.Module):
             return torch.addmm(squares, latents, codebook.T, alpha=-2.0)
 
     def assign(self, latents: Tensor) -> Assignment:
-        """The nearest codes of latents [..., C]; the first one where two are equally near."""
+        """The nearest codes of latents [..., C]; of equally near codes the first."""
         distances = self.distances(latents.reshape(-1, latents.shape[-1]))
         nearest, ids = distances.min(dim=1)
         second = distances.scatter_(1, ids[:, None], torch.inf).amin(dim=1)

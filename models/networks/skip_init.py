@@ -1,7 +1,7 @@
-"""Networks whose parameters wait for a checkpoint: shapes and dtypes, without memory and without initial values.
+"""Creation of networks without memory and initial values, to be filled from a checkpoint.
 
-PyTorch's ``meta`` device alone would do, were it not that drawing normal values there goes through PyTorch's Python
-decompositions, whose import takes as long as all else that a small model's loading needs.
+PyTorch's ``meta`` device alone would suffice, but normal initialization on it imports PyTorch's Python decompositions,
+which takes as long as the rest of loading a small model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["skip_init"]
 
 
-class _NothingDrawn(TorchFunctionMode):
+class _SkipNormal(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -28,6 +28,6 @@ class _NothingDrawn(TorchFunctionMode):
 
 @contextmanager
 def skip_init() -> Iterator[None]:
-    """Modules made in this context have their parameters on the ``meta`` device; see ``checkpoints.load_strictly``."""
-    with torch.device("meta"), _NothingDrawn():
+    """Context manager: new modules have parameters on the ``meta`` device; see ``checkpoints.load_strictly``."""
+    with torch.device("meta"), _SkipNormal():
         yield

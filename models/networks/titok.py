@@ -1,4 +1,4 @@
-"""TiTok: a Vision Transformer that turns an image into a short 1-D sequence of tokens, and one that turns it back.
+"""TiTok: Vision Transformers that encode an image to a 1-D sequence of tokens and decode it.
 
 ::
 
@@ -7,7 +7,7 @@
     K latent tokens ──┘             [B, K, C]    ids [B, K]
 
 Source: "An Image is Worth 32 Tokens for Reconstruction and Generation" (arXiv 2406.07550, section 3), with the layout
-of the published checkpoints (1d-tokenizer, commit 942a96f): their tensor names, and the quirks they were trained with.
+of the published checkpoints (1d-tokenizer, commit 942a96f): tensor names, and the quirks that the weights were trained with.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TiTokConfig:
-    """Everything that shapes the network.
+    """Network configuration.
 
-    ``is_legacy`` is the two-stage family (L-32, B-64, S-128): the encoder's reinterpreted output buffer and a head that
-    predicts MaskGIT-VQGAN codes. ``finetune_decoder`` says that a pixel decoder turns a soft mixture of those codes
-    into the image; without it a legacy model ends at the code logits (training stage 1). One-stage models end in a
-    ``pixel_head``: ``linear`` (published) or ``conv``, whose convolutions run across patch borders.
+    ``is_legacy`` is the two-stage family (L-32, B-64, S-128): the encoder reinterprets its output buffer, and the head
+    predicts MaskGIT-VQGAN codes. With ``finetune_decoder`` a pixel decoder converts a soft mixture of those codes to the
+    image; without it a legacy model outputs code logits (training stage 1). One-stage models end in a ``pixel_head``:
+    ``linear`` (published) or ``conv``, with convolutions across patch borders.
     """
 
     num_latent_tokens: int
@@ -84,7 +84,7 @@ class TiTokConfig:
         if self.finetune_decoder and not self.is_legacy:
             raise ValueError("finetune_decoder needs is_legacy: only the legacy head predicts MaskGIT-VQGAN codes")
         if self.is_legacy and self.decoder_patch_size != MaskGITVQGANConfig().downsampling:
-            raise ValueError("the legacy head needs decoder_patch_size 16: one MaskGIT-VQGAN code a patch")
+            raise ValueError("the legacy head needs decoder_patch_size 16: one MaskGIT-VQGAN code per patch")
         if not self.is_legacy and self.pixel_head == "conv" and self.decoder_patch_size % 4:
             raise ValueError(f"the conv pixel head needs a patch size divisible by 4, not {self.decoder_patch_size}")
 
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(size.width, size.width)
 
     def forward(self, x: Tensor, queries: slice) -> Tensor:
-        """[B, N, D] -> [B, M, D] for the M positions of ``queries``, each of which sees all N."""
+        """[B, N, D] -> [B, M, D] for the M positions of ``queries``, which attend to all N."""
         width = x.shape[-1]
         if queries == slice(None):
             q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
@@ -134,8 +134,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block.
 
-    The residual stream and the norms stay in float32 whatever dtype the matrices have: it costs little and is what
-    keeps lower precisions close to float32.
+    Residual stream and norms stay float32 for any dtype of the matrices: it costs little and keeps lower precisions
+    close to float32.
     """
 
     def __init__(self, size: TransformerSize) -> None:
@@ -153,13 +153,13 @@ class Block(nn.Module):
         return out
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        """Runs the matrices in ``dtype``."""
+        """Sets the dtype of the matrices."""
         self.attn.to(dtype=dtype)
         self.mlp.to(dtype=dtype)
 
 
 def _run_blocks(blocks: nn.ModuleList, x: Tensor, keep: slice) -> Tensor:
-    """Runs the blocks; after the last one only the positions of ``keep`` are needed, so only they are computed."""
+    """Runs the blocks; the last one computes only the positions of ``keep``."""
     for block in blocks[:-1]:
         x = block(x)
     return blocks[-1](x, keep)  # type: ignore[no-any-return]
@@ -195,18 +195,18 @@ class Encoder(nn.Module):
         x = _run_blocks(self.transformer, x, keep=slice(-self.config.num_latent_tokens, None))
         x = self.ln_post(x)  # [B, K, D]
         if self.config.is_legacy:
-            # The published two-stage models read the [K, D] buffer as if it were [D, K]: "token" k of the result mixes
-            # features of many positions. Their weights depend on it.
+            # The published two-stage models read the [K, D] buffer as [D, K]: each "token" mixes features of many
+            # positions. Their weights depend on it.
             x = x.reshape(batch, x.shape[2], x.shape[1]).transpose(1, 2)
         return F.linear(x, self.conv_out.weight.flatten(1), self.conv_out.bias).float()
 
 
 class ConvPixelHead(nn.Module):
-    """Patch vectors to pixels through 3x3 convolutions on a 4-pixel and a 2-pixel grid, which see across patch borders.
+    """Patch vectors to pixels by 3x3 convolutions on a 4-pixel and a 2-pixel grid, across patch borders.
 
-    A linear map from each patch to its pixels, the published one-stage head, leaves a visible grid on a small model.
-    ``pixel_head_noise`` fixed maps of noise, the same for every image, give it something to draw texture from that does
-    not repeat from patch to patch (after the noise inputs of StyleGAN, arXiv 1812.04948).
+    The published one-stage head, a linear map per patch, leaves a visible grid with a small model. ``pixel_head_noise``
+    fixed noise maps, the same for every image, allow texture that does not repeat from patch to patch (after the noise
+    inputs of StyleGAN, arXiv 1812.04948).
     """
 
     noise_coarse: Tensor
@@ -289,7 +289,7 @@ class Decoder(nn.Module):
         return self._head(self.ln_post(x)).float()
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        """Runs the matrices of the blocks, and the head where it is more than a few operations, in ``dtype``."""
+        """Sets the dtype of the blocks' matrices, and of the head if it is more than a few operations."""
         for block in self.transformer:
             block.set_compute_dtype(dtype)  # type: ignore[operator]
         if self.config.is_legacy:
@@ -300,7 +300,7 @@ class Decoder(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         if not self.config.is_legacy and self.config.pixel_head == "conv":
             return self.head(x.to(self.head.embed.weight.dtype), self.grid)  # type: ignore[no-any-return]
-        # 1x1 convolutions over the grid, written as linear layers over the patches.
+        # 1x1 convolutions over the grid, computed as linear layers over the patches.
         for layer in self.ffn:
             if isinstance(layer, nn.Conv2d):
                 x = F.linear(x.to(layer.weight.dtype), layer.weight.flatten(1), layer.bias)
@@ -315,7 +315,7 @@ class Decoder(nn.Module):
 
 
 class Posterior(NamedTuple):
-    """What a VAE encoder says of an image: float32 [B, K, C] each."""
+    """Gaussian posterior of a VAE encoder: float32 [B, K, C] each."""
 
     mean: Tensor
     logvar: Tensor
@@ -326,12 +326,12 @@ class Posterior(NamedTuple):
         return torch.exp(0.5 * self.logvar)
 
     def kl(self) -> Tensor:
-        """Divergence from the unit normal, summed over channels, in nats: float32 [B, K]."""
+        """KL divergence from the unit normal, summed over channels, in nats: float32 [B, K]."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).sum(dim=2)
 
 
 class TiTok(nn.Module):
-    """Encoder, quantizer and decoder. Images are RGB in [0, 1], [B, 3, S, S]."""
+    """Encoder, quantizer and decoder. Images are RGB in [0, 1], float32 [B, 3, S, S]."""
 
     def __init__(self, config: TiTokConfig) -> None:
         super().__init__()
@@ -341,11 +341,9 @@ class TiTok(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         if config.quantize_mode == "vq":
+            norm, cost = config.use_l2_norm, config.commitment_cost
             self.quantize = VectorQuantizer(
-                config.codebook_size,
-                config.token_size,
-                use_l2_norm=config.use_l2_norm,
-                commitment_cost=config.commitment_cost,
+                config.codebook_size, config.token_size, use_l2_norm=norm, commitment_cost=cost
             )
         if config.finetune_decoder:
             vqgan = MaskGITVQGANConfig(image_size=config.image_size)
@@ -353,7 +351,7 @@ class TiTok(nn.Module):
             self.pixel_decoder = PixelDecoder(vqgan)
 
     def latents(self, images: Tensor) -> Tensor:
-        """Images -> latents float32 [B, K, C] before quantization; of a VAE the posterior's mean (its mode)."""
+        """Images -> latents float32 [B, K, C] before quantization; for a VAE the posterior's mean."""
         return self.posterior(images).mean if self.config.quantize_mode == "vae" else self._encode(images)
 
     def posterior(self, images: Tensor) -> Posterior:
@@ -378,20 +376,17 @@ class TiTok(nn.Module):
         return self.mix(out) if self.config.is_legacy else out
 
     def mix(self, logits: Tensor) -> Tensor:
-        """Logits [B, G*G, 1024] -> images: the pixel decoder sees the *soft* mixture of codes, never the likeliest."""
+        """Logits [B, G*G, 1024] -> images: the pixel decoder sees the *soft* mixture of codes, not the likeliest code."""
         grid = self.decoder.grid
         weights = self.pixel_quantize.embedding.weight
         mixture = logits.softmax(dim=-1).to(weights.dtype) @ weights  # [B, G*G, 256]
         mixture = mixture.view(-1, grid, grid, mixture.shape[2]).permute(0, 3, 1, 2)  # channels last in memory
-        # On a CPU one image at a time: the activations of several fall out of its caches (1.4 times slower).
+        # On a CPU one image at a time: the activations of several exceed its caches (1.4 times slower).
         parts = torch.split(mixture, 1 if mixture.device.type == "cpu" else len(mixture))
         return torch.cat([self.pixel_decoder(part) for part in parts]).float()
 
     def set_compute_dtype(self, *, encoder: torch.dtype, decoder: torch.dtype) -> None:
-        """Runs the matrices and convolutions of either half in the given dtype.
-
-        Norms, the residual stream, the embeddings of patches and codes, and the quantizer stay float32.
-        """
+        """Sets the dtype of matrices and convolutions; norms, residual stream, embeddings and quantizer stay float32."""
         for block in self.encoder.transformer:
             block.set_compute_dtype(encoder)  # type: ignore[operator]
         self.decoder.set_compute_dtype(decoder)
