@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-import numpy as np
-import numpy.typing as npt
-
+from models.arrays import Ids
 from service.api.image_responses import as_base64
 from service.api.schemas.generation import GeneratedItem, GenerateRequest, GenerationFacts
 from service.api.state import check_image_count
@@ -48,7 +46,7 @@ def generation_facts(generation: Generation, models: ServedModels) -> Generation
 def generated_items(
     generation: Generation,
     models: ServedModels,
-    tokens: npt.NDArray[np.int64],
+    tokens: Ids,
     rendered: RenderedImages,
     media_type: str,
 ) -> list[GeneratedItem]:

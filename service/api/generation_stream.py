@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Ids
 from service.api.generation import generated_items, generation_facts
 from service.api.image_responses import as_base64, image_media_type
 from service.api.schemas.generation import GeneratedItem, StepEvent
@@ -28,8 +28,6 @@ from service.operations.generation import Generation
 from service.telemetry.timings import RequestTimings
 
 __all__ = ["MAX_WAITING_STEPS", "PREVIEW_SECONDS", "GenerationStream", "Step", "StepFeed"]
-
-Ids = npt.NDArray[np.int64]
 
 MAX_WAITING_STEPS = 256  # of a request whose client reads slowly
 PREVIEW_SECONDS = 5.0  # a step waits for its preview

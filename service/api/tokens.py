@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Ids
 from models.codes.code_format import CodeError, CodeFormat
 from models.codes.packed import PackedCodes
 from service.api.schemas.images import DecodeRequest
@@ -14,8 +14,6 @@ from service.errors import ErrorDetail
 from service.http.problems import InvalidRequest, invalid_value
 
 __all__ = ["packed_codes_from", "tokens_from_bytes", "tokens_from_code", "tokens_from_json"]
-
-Ids = npt.NDArray[np.int64]
 
 
 def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> Ids:

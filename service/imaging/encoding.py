@@ -15,8 +15,9 @@ from types import MappingProxyType
 from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
+
+from models.arrays import Pixels
 
 __all__ = ["DEFAULT_QUALITY", "OUTPUT_EXTENSIONS", "OUTPUT_MEDIA_TYPES", "encode_image"]
 
@@ -32,7 +33,7 @@ DEFAULT_QUALITY = 90
 """Of JPEG and WebP."""
 
 
-def encode_image(pixels: npt.NDArray[np.uint8], media_type: str, *, quality: int | None = None) -> bytes:
+def encode_image(pixels: Pixels, media_type: str, *, quality: int | None = None) -> bytes:
     """Encode one picture. The same pixels and arguments give the same bytes.
 
     Args:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Pixels
 from models.evaluation.similarity import psnr, ssim
 
 __all__ = ["measure_quality"]
 
 
-def measure_quality(image: npt.NDArray[np.uint8], original: npt.NDArray[np.uint8]) -> tuple[float | None, float]:
+def measure_quality(image: Pixels, original: Pixels) -> tuple[float | None, float]:
     """PSNR in dB (None: no difference) and SSIM of images uint8 [S, S, 3], rounded to two and four decimals."""
     outputs, images = ((pixels.astype(np.float32) / 255.0).transpose(2, 0, 1)[None] for pixels in (image, original))
     decibels = float(psnr(outputs, images)[0])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from models.arrays import Ids
 from models.sampling.settings import SamplingSettings
 from service.engine import Engine, GenerateItem, StepCallback
 from service.errors import ErrorDetail
@@ -29,7 +27,7 @@ class Generation:
 
     async def run(
         self, engine: Engine, *, deadline: float, timings: RequestTimings, on_step: StepCallback | None = None
-    ) -> npt.NDArray[np.int64]:
+    ) -> Ids:
         """Ids int64 [n, K]. Raises ``EngineError``."""
         items = [GenerateItem(label=self.label, seed=seed, settings=self.settings) for seed in self.seeds]
         timings.record_image_count(len(items))

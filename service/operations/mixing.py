@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["mix_tokens"]
+from models.arrays import Ids
 
-Ids = npt.NDArray[np.int64]
+__all__ = ["mix_tokens"]
 
 
 def mix_tokens(

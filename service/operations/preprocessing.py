@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from models.arrays import Pixels
 from models.preprocess import eval_crop
 from service.imaging.decoding import decode_image
 from service.imaging.limits import MediaLimits
@@ -17,8 +15,6 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.timings import RequestTimings
 
 __all__ = ["ImagePreprocessor", "Upload"]
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)

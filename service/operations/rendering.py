@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from models.arrays import Ids, Pixels
 from service.engine import Engine
 from service.imaging.encoding import OUTPUT_EXTENSIONS, encode_image
 from service.operations.image_threads import ImageThreads
@@ -24,7 +24,7 @@ SIDES = range(16, 2049)
 class RenderedImages:
     """Images uint8 [B, S, S, 3], and each as a file."""
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: Pixels
     files: list[bytes]
 
 
@@ -38,7 +38,7 @@ class Renderer:
 
     async def render(
         self,
-        tokens: npt.NDArray[np.int64],
+        tokens: Ids,
         media_type: str,
         quality: int | None,
         *,
@@ -51,7 +51,7 @@ class Renderer:
         decoded = await self._engine.decode(tokens, deadline=deadline)
         timings.add_engine(decoded.timing)
 
-        def encode(pixels: npt.NDArray[np.uint8]) -> bytes:
+        def encode(pixels: Pixels) -> bytes:
             watch = RequestTimings()
             file = encode_image(_scaled(pixels, side), media_type, quality=quality)
             self._metrics.render.labels(OUTPUT_EXTENSIONS.get(media_type, "raw")).observe(watch.total)
@@ -62,7 +62,7 @@ class Renderer:
         return RenderedImages(decoded.images, files)
 
 
-def _scaled(pixels: npt.NDArray[np.uint8], side: int | None) -> npt.NDArray[np.uint8]:
+def _scaled(pixels: Pixels, side: int | None) -> Pixels:
     if side is None or side == len(pixels):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))

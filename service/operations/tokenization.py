@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from models.arrays import Pixels
 from service.cache import CachedCode, CodeCache, KeySpace
 from service.engine import DeadlineExceeded, DeviceFailed, Encoded, EncodeTicket, Engine, WorkerCrashed
 from service.operations.preprocessing import ImagePreprocessor, Upload
@@ -30,7 +30,6 @@ from service.telemetry.timings import RequestTimings
 __all__ = ["CacheLookup", "ImageTokenizer", "TokenizedImage"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05  # seconds between two looks at another process's claim
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from models.arrays import Ids
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import SIGNATURE
 from service.api.access.authorization import consume_quota
@@ -64,30 +65,9 @@ async def decode(request: Request) -> Response:
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
-    models, body = state.operations.models, DecodeRequest()
-    content_type = media_type_of(request.headers.get("content-type"))
     with timings.measure("read"):
         data = await read_body(request, seconds=state.settings.body_timeout)
-    if content_type == PACKED_CODES or (content_type == OCTETS and data.startswith(SIGNATURE)):
-        packed = packed_codes_from(data)
-        models.check(packed.tokenizer, packed.revision)
-        if packed.code_format != info.code_format:
-            raise invalid_value("body", "K and V in the header are not those of this tokenizer", None)
-        tokens = packed.tokens
-    elif content_type == OCTETS:
-        models.check(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
-        tokens = tokens_from_bytes(data, info.code_format)
-    elif content_type == "application/json":
-        body = parse_body(DecodeRequest, data)
-        models.check(body.model, body.revision)
-        tokens = tokens_from_json(body, info.code_format)
-    else:
-        raise unsupported_content_type(
-            content_type,
-            detail="not a type that tokens come in",
-            advice=f"Send application/json, or packed codes as {PACKED_CODES} or {OCTETS}.",
-            expected=["application/json", PACKED_CODES, OCTETS],
-        )
+    body, tokens = _parse(request, data, state)
     check_image_count(len(tokens), state.settings.max_images, "body")
     await consume_quota(request, len(tokens))
     answer = choose_image_answer(request, many=len(tokens) > 1)
@@ -105,3 +85,28 @@ async def decode(request: Request) -> Response:
     ]
     document = DecodeResponse(model=info.name, revision=info.revision, data=items)
     return Response(document.model_dump_json(), media_type="application/json", headers=headers)
+
+
+def _parse(request: Request, data: bytes, state: ApiState) -> tuple[DecodeRequest, Ids]:
+    """The options and the ids int64 [B, K] of a body, whose model and revision are checked."""
+    models, code_format = state.operations.models, state.info.code_format
+    content_type = media_type_of(request.headers.get("content-type"))
+    if content_type == PACKED_CODES or (content_type == OCTETS and data.startswith(SIGNATURE)):
+        packed = packed_codes_from(data)
+        models.check(packed.tokenizer, packed.revision)
+        if packed.code_format != code_format:
+            raise invalid_value("body", "K and V in the header are not those of this tokenizer", None)
+        return DecodeRequest(), packed.tokens
+    if content_type == OCTETS:
+        models.check(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
+        return DecodeRequest(), tokens_from_bytes(data, code_format)
+    if content_type == "application/json":
+        body = parse_body(DecodeRequest, data)
+        models.check(body.model, body.revision)
+        return body, tokens_from_json(body, code_format)
+    raise unsupported_content_type(
+        content_type,
+        detail="not a media type for tokens",
+        advice=f"Send application/json, or packed codes as {PACKED_CODES} or {OCTETS}.",
+        expected=["application/json", PACKED_CODES, OCTETS],
+    )

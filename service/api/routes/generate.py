@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from models.arrays import Ids
 from service.api.access.authorization import consume_quota
 from service.api.error_table import to_problem
 from service.api.generation import generated_items, generation_facts, generation_from
@@ -113,7 +112,7 @@ async def generate(request: Request) -> Response:
         )
         return EventStream(stream.events(), to_problem=to_problem)
 
-    async def work() -> tuple[npt.NDArray[np.int64], RenderedImages]:
+    async def work() -> tuple[Ids, RenderedImages]:
         ids = await generation.run(operations.engine, deadline=deadline, timings=timings)
         return ids, await operations.renderer.render(ids, media_type, body.quality, deadline=deadline, timings=timings)
 

@@ -18,6 +18,7 @@ from service.http.negotiation import holds_etag
 from service.http.openapi import answers
 from service.http.problems import Gone, NotFound
 from service.imaging.encoding import OUTPUT_EXTENSIONS
+from service.inference.model_info import ModelInfo
 from service.operations.addresses import image_address
 from service.operations.errors import RevisionMismatch
 from service.operations.rendering import SIDES
@@ -62,12 +63,7 @@ async def image(
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
-    media_type = _EXTENSIONS.get(extension)
-    if media_type is None:
-        raise NotFound(
-            f"An image's address ends in {', '.join(f'.{known}' for known in _EXTENSIONS)}, not .{extension[:20]}.",
-            errors=[ErrorDetail(pointer="path/extension", detail="unknown format", value=extension[:20])],
-        )
+    media_type = _media_type_of(extension)
     name, _, revision = tokenizer.partition("@")
     try:
         state.operations.models.check(name, revision or None)
@@ -75,9 +71,7 @@ async def image(
         raise Gone(str(error), served=f"{info.name}@{info.revision}") from None
     tokens = tokens_from_code(code, info.code_format, pointer="path/code")
     address = image_address(info, code, extension, size=size, quality=quality)
-    # The decoder may run in another number format after a restart, which shows in the last bit of some pixels.
-    described = f"{address} {info.precision['decoder']}"
-    etag = f'"{hashlib.sha256(described.encode()).hexdigest()[:32]}"'
+    etag = _etag(address, info)
     headers = {
         "ETag": etag,
         "Cache-Control": "public, max-age=31536000, immutable" if revision else f"public, max-age={_DAY}",
@@ -95,3 +89,18 @@ async def image(
         [file] = (await run_while_connected(request, work)).files
         state.rendered_images.put(etag, file)
     return Response(file, media_type=media_type, headers=headers)
+
+
+def _media_type_of(extension: str) -> str:
+    if extension not in _EXTENSIONS:
+        raise NotFound(
+            f"The path of an image ends in {', '.join(f'.{known}' for known in _EXTENSIONS)}, not .{extension[:20]}.",
+            errors=[ErrorDetail(pointer="path/extension", detail="unknown format", value=extension[:20])],
+        )
+    return _EXTENSIONS[extension]
+
+
+def _etag(address: str, info: ModelInfo) -> str:
+    """Includes the decoder's number format, which may change at a restart and with it the last bit of some pixels."""
+    described = f"{address} {info.precision['decoder']}"
+    return f'"{hashlib.sha256(described.encode()).hexdigest()[:32]}"'

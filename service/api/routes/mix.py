@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from models.arrays import Ids
 from service.api.image_responses import OCTETS, as_base64, image_media_type, image_response, model_headers
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS
 from service.api.schemas.images import MixRequest, MixResponse
@@ -93,7 +92,7 @@ async def mix(request: Request) -> Response:
     return Response(document.model_dump_json(), media_type="application/json")
 
 
-def _check(body: MixRequest, tokens: npt.NDArray[np.int64]) -> None:
+def _check(body: MixRequest, tokens: Ids) -> None:
     """Raises ``InvalidRequest`` for weights or positions that do not match the images."""
     images, length = tokens.shape
     if body.weights is not None:

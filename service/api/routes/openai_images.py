@@ -25,6 +25,7 @@ from service.http.disconnects import run_while_connected
 from service.http.openapi import answers, request_body
 from service.http.problems import Problem, invalid_value
 from service.imaging.encoding import OUTPUT_EXTENSIONS
+from service.inference.model_info import ModelInfo
 from service.operations.addresses import image_address
 from service.operations.classes import ClassIndex
 from service.operations.errors import UnknownClass
@@ -95,9 +96,7 @@ async def create_images(request: Request) -> Response:
     with timings.measure("read"):
         body = await read_json(request, ImagesRequest, seconds=state.settings.body_timeout)
     if body.stream:
-        raise invalid_value(
-            "/stream", "events of this form are not given; POST /v1/generate has its own", True, "false"
-        )
+        raise invalid_value("/stream", "not supported; POST /v1/generate can stream events", True, "false")
     models.check(body.model)
     count = body.n or 1
     check_image_count(count, state.settings.max_generate, "/n")
@@ -130,12 +129,15 @@ async def create_images(request: Request) -> Response:
         for index, code in enumerate(codes)
     ]
     if body.response_format != "b64_json":
-        host = str(request.base_url).rstrip("/")
         for item in items:
-            address = image_address(info, item.code, OUTPUT_EXTENSIONS[media_type], size=side, quality=quality)
-            item.url = f"{host}{address}"
+            item.url = _url(request, info, item.code, media_type, side=side, quality=quality)
     document = ImagesResponse(created=int(time.time()), output_format=extension, size=f"{side}x{side}", data=items)
     return Response(document.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _url(request: Request, info: ModelInfo, code: str, media_type: str, *, side: int, quality: int | None) -> str:
+    address = image_address(info, code, OUTPUT_EXTENSIONS[media_type], size=side, quality=quality)
+    return str(request.base_url).rstrip("/") + address
 
 
 def _class_of(prompt: str, classes: ClassIndex) -> int:

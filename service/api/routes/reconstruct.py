@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from models.arrays import Pixels
 from service.api.image_responses import as_base64, image_media_type, image_response, model_headers
 from service.api.routes.encode import IMAGE_BODY
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Size
@@ -98,10 +97,10 @@ async def _reconstruct(
     space: KeySpace,
     deadline: float,
     timings: RequestTimings,
-) -> tuple[TokenizedImage, npt.NDArray[np.uint8], RenderedImages]:
+) -> tuple[TokenizedImage, Pixels, RenderedImages]:
     image = (await operations.tokenizer.tokenize([upload], space=space, deadline=deadline, timings=timings))[0]
     tokens = operations.models.info.code_format.from_bytes(image.packed)
-    originals: list[npt.NDArray[np.uint8]] = []
+    originals: list[Pixels] = []
     rendered, _ = await asyncio.gather(
         operations.renderer.render(tokens, media_type, None, deadline=deadline, timings=timings),
         operations.preprocessor.preprocess([upload], timings, use=lambda _, pixels: originals.append(pixels)),
