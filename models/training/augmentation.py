@@ -1,4 +1,4 @@
-"""What a photograph may look like and still be the same photograph."""
+"""Data augmentation: random flips and shifts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ def augment(
     batch_size: int | None = None,
     rows: slice = slice(None),
 ) -> Tensor:
-    """Mirrors half of the images [B, 3, S, S], and moves each by up to ``max_shift`` pixels, repeating the border.
+    """Flips half of the images [B, 3, S, S], and shifts each by up to ``max_shift`` pixels, repeating the border.
 
-    Where the images are the ``rows`` of a larger batch, ``batch_size`` is its size, and they get the views that they
-    would get in it.
+    If the images are the ``rows`` of a larger batch of ``batch_size``, they are augmented as in the whole batch.
     """
     count, device, size = batch_size or len(images), images.device, images.shape[-1]
-    mirrored = (torch.rand(count, generator=generator) < 0.5)[rows].to(device)
-    moves = torch.randint(-max_shift, max_shift + 1, (2, count, 1), generator=generator)[:, rows].to(device)
-    y, x = (torch.arange(size, device=device) + moves).clamp_(0, size - 1)  # [B, S] each
-    x = torch.where(mirrored[:, None], x.flip(1), x)
-    which = torch.arange(len(images), device=device)[:, None, None, None]
+    flipped = (torch.rand(count, generator=generator) < 0.5)[rows].to(device)
+    shifts = torch.randint(-max_shift, max_shift + 1, (2, count, 1), generator=generator)[:, rows].to(device)
+    y, x = (torch.arange(size, device=device) + shifts).clamp_(0, size - 1)  # [B, S] each
+    x = torch.where(flipped[:, None], x.flip(1), x)
+    image = torch.arange(len(images), device=device)[:, None, None, None]
     channels = torch.arange(3, device=device)[None, :, None, None]
-    return images[which, channels, y[:, None, :, None], x[:, None, None, :]]
+    return images[image, channels, y[:, None, :, None], x[:, None, None, :]]

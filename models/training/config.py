@@ -1,4 +1,4 @@
-"""What one training run does: frozen dataclasses, read from a TOML or YAML file that may hold nothing they don't know."""
+"""Configuration of a training run: frozen dataclasses, read from a TOML or YAML file; unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ __all__ = [
     "OptimizerConfig",
     "ScheduleConfig",
     "TokenizerRun",
+    "TrainingRun",
     "read_config",
 ]
 
-T = TypeVar("T")
+T = TypeVar("T", bound="TrainingRun")
 
 # YAML 1.1 reads 1e-4, without a point, as text.
 _EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 
 
 class ConfigError(ValueError):
-    """A key that does not exist, is missing, or has a value of the wrong kind; the message names it."""
+    """A key that is unknown, missing, or has a value of the wrong type; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How long, and how the learning rate goes: warm-up, then a cosine to ``final_lr`` times its height.
+    """Length of the run and learning-rate schedule: warm-up, then a cosine down to ``final_lr`` times the peak.
 
-    ``steps`` is the whole run; ``--max-minutes`` can only shorten it. ``batch_size`` counts all devices together.
+    ``--max-minutes`` can end a run before ``steps``. ``batch_size`` is that of all devices together.
     """
 
     steps: int
@@ -60,9 +61,9 @@ class ScheduleConfig:
 class OptimizerConfig:
     """Learning rates and number format; weights are always float32.
 
-    With a ``muon_lr`` the matrices of the blocks go to Muon and the rest, undecayed, to AdamW. Without one everything
-    goes to AdamW, and the tensors that the published recipe names are not decayed. Matrix products run in
-    ``precision``; ``auto`` is bfloat16 where the processor has instructions for it.
+    With ``muon_lr`` the matrices of the blocks are trained by Muon and the rest by AdamW without weight decay. Otherwise
+    AdamW trains everything, with weight decay on the same tensors as the published recipe. Matrix products run in
+    ``precision``; ``auto`` is bfloat16 if the processor has instructions for it.
     """
 
     adamw_lr: float
@@ -75,11 +76,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of what is minimised. ``adversarial_start`` and the discriminator's warm-up are steps.
+    """Weights of the losses. ``adversarial_start`` is a step.
 
     ``perceptual`` names the network whose features are compared: ``lite0`` (a package), ``convnext-small`` (logits, the
-    published second stage) or ``lpips+convnext-small`` (the published one-stage recipe). ``semantic_weight`` is of the
-    cosine distance between Lite0's pooled features: what is in the picture, wherever it is.
+    published second stage) or ``lpips+convnext-small`` (the published one-stage recipe). ``semantic_weight`` weighs the
+    cosine distance between Lite0's pooled features, which ignores positions.
     """
 
     l2_weight: float = 1.0
@@ -97,7 +98,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """``patch`` sees pixels, as published; ``features`` sees the features of the perceptual network Lite0."""
+    """``patch`` classifies pixels, as published; ``features`` classifies the features of Lite0."""
 
     kind: Literal["patch", "features"] = "patch"
     channels: int = 128
@@ -108,11 +109,11 @@ class DiscriminatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookConfig:
-    """The life of the codebook.
+    """Initialisation of codes.
 
-    The quantizer is left out for the first ``quantizer_start`` steps; then codes are seeded from latents (at 0 the
-    codebook begins as the network made it). A code that was not used for ``dead_after`` steps is seeded anew, until
-    ``revive_until`` of the run.
+    For the first ``quantizer_start`` steps latents are not quantized; then codes are initialised from latents (0 keeps
+    the network's initialisation). Until the share ``revive_until`` of the run, a code that was not used for
+    ``dead_after`` steps is initialised again.
     """
 
     quantizer_start: int = 150
@@ -122,7 +123,7 @@ class CodebookConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Views of the photographs: mirrored at random, moved by up to ``max_shift`` pixels."""
+    """Augmentation, random flips and shifts by up to ``max_shift`` pixels, and the number of validation images."""
 
     max_shift: int = 4
     validation_images: int = 512
@@ -130,11 +131,11 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InitialConfig:
-    """Weights to begin with: a variant's name, a file, a folder (relative to the working directory), or a hub id.
+    """Initial weights: a variant's name, a file, a folder (relative to the working directory), or a hub id.
 
-    ``weights`` says how a network without any begins (see ``models.training.initialisation``). ``checkpoint`` is a
-    tokenizer of the same shape, or narrower: what is new starts so that it changes nothing. ``vqgan`` is the
-    MaskGIT-VQGAN: in stage 1 its codes are the targets, in stage 2 its decoder is the pixel decoder.
+    ``weights`` initialises a network without a checkpoint (see ``models.training.initialisation``). ``checkpoint`` is a
+    tokenizer of the same shape, or a smaller one whose function is kept. ``vqgan`` is the MaskGIT-VQGAN: in stage 1 its
+    codes are the targets, in stage 2 its decoder is the pixel decoder.
     """
 
     weights: Literal["fan-in", "published"] = "fan-in"
@@ -146,8 +147,8 @@ class InitialConfig:
 class GeneratorTraining:
     """Classes, masking and loss. ``tokenizer`` is a checkpoint folder or a hub id.
 
-    ``classes`` maps names in the data to names of the generator's classes, whose order numbers them; without it the
-    data's classes are taken as they are. ``initial`` is a generator of the same shape to go on from.
+    ``classes`` maps class names of the data to the generator's, in the order of its labels; by default the data's
+    classes are used. ``initial`` is a generator of the same shape to continue from.
     """
 
     tokenizer: str
@@ -159,16 +160,22 @@ class GeneratorTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerRun:
-    """Everything ``titok train tokenizer`` reads from its file.
+class TrainingRun:
+    """What the configs of tokenizers and generators share."""
+
+    schedule: ScheduleConfig
+    optimizer: OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRun(TrainingRun):
+    """The config of ``titok train tokenizer``.
 
     ``one-stage`` trains all of the network on pixels; ``stage-1`` trains it to predict MaskGIT-VQGAN codes;
     ``stage-2`` trains the decoder on pixels, with encoder and codes frozen.
     """
 
     network: TiTokConfig
-    schedule: ScheduleConfig
-    optimizer: OptimizerConfig
     recipe: Literal["one-stage", "stage-1", "stage-2"] = "one-stage"
     losses: LossConfig = field(default_factory=LossConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -178,17 +185,15 @@ class TokenizerRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorRun:
-    """Everything ``titok train generator`` reads from its file."""
+class GeneratorRun(TrainingRun):
+    """The config of ``titok train generator``."""
 
     network: GeneratorConfig
-    schedule: ScheduleConfig
-    optimizer: OptimizerConfig
     training: GeneratorTraining
 
 
 def read_config(path: Path, kind: type[T]) -> T:
-    """Reads ``path`` as a ``kind``, one of the two runs; :class:`ConfigError` names the key that is wrong."""
+    """Reads a :class:`TokenizerRun` or :class:`GeneratorRun`. Raises :class:`ConfigError`, which names the wrong key."""
     try:
         text = path.read_text(encoding="utf-8")
         table = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else tomllib.loads(text)
@@ -206,13 +211,9 @@ def _build(kind: Any, table: dict[str, Any], where: str) -> Any:
     if unknown := sorted(set(table) - set(fields)):
         known = ", ".join(sorted(fields))
         raise ConfigError(f"unknown key {where}{unknown[0]}; known here: {known}")
-    needed = {
-        name
-        for name, item in fields.items()
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    }
-    if missing := sorted(needed - set(table)):
-        raise ConfigError(f"missing key {where}{missing[0]}")
+    for name, item in sorted(fields.items()):
+        if name not in table and item.default is item.default_factory:  # both are MISSING
+            raise ConfigError(f"missing key {where}{name}")
     values = {name: _value(hints[name], value, f"{where}{name}") for name, value in table.items()}
     try:
         return kind(**values)
@@ -233,12 +234,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {value!r}")
         return value
     if origin is tuple and isinstance(value, list) and len(value) == len(arguments):
-        return tuple(
-            _value(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(arguments, value, strict=True))
-        )
+        return tuple(_value(arguments[i], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is UnionType:  # every optional key is of one kind or not there
+    if origin is UnionType:  # optional keys are X | None, and TOML has no null
         return _value(arguments[0], value, where)
     if hint is float and (type(value) is int or (isinstance(value, str) and _EXPONENT.fullmatch(value))):
         return float(value)

@@ -1,8 +1,8 @@
-"""The networks that learn to tell reconstructions from photographs.
+"""Discriminators of the adversarial loss.
 
-``PatchDiscriminator`` sees pixels and is the published one. ``FeatureDiscriminator`` sees the features that the
-perceptual loss has computed anyway, through small heads of its own: far cheaper, and it has something to say from the
-first step on (Sauer et al., "Projected GANs Converge Faster", arXiv 2111.01007).
+``PatchDiscriminator`` classifies pixels and is the published one. ``FeatureDiscriminator`` classifies the features that
+the perceptual loss computes anyway: far cheaper, and useful from the first step on (Sauer et al., "Projected GANs
+Converge Faster", arXiv 2111.01007).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _POOLED = 16
 
 
 class _Blur(nn.Module):
-    """Halves the resolution behind a binomial filter, so that nothing aliases (arXiv 1904.11486)."""
+    """Halves the resolution after a binomial low-pass filter against aliasing (arXiv 1904.11486)."""
 
     kernel: Tensor
 
@@ -36,7 +36,7 @@ class _Blur(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Images [B, 3, S, S] in [0, 1] -> a list of one tensor of logits [B, 1, 16, 16].
+    """One tensor of images [B, 3, S, S] in [0, 1] -> one of logits [B, 1, 16, 16].
 
     Layout and names follow TiTok's second training stage (1d-tokenizer, commit 942a96f); ``channels`` is 128 there.
     """
@@ -58,8 +58,9 @@ class PatchDiscriminator(nn.Module):
             nn.Conv2d(widths[-1], widths[-1], 1), nn.LeakyReLU(_SLOPE), nn.Conv2d(widths[-1], 1, 5, padding=2)
         )
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """See the class."""
+        (images,) = inputs
         x = self.block_in(images)
         for block in self.blocks:
             x = block(x)
@@ -67,10 +68,10 @@ class PatchDiscriminator(nn.Module):
 
 
 class FeatureDiscriminator(nn.Module):
-    """Feature maps [B, C_i, H_i, W_i] of a frozen network, the finest first -> logits [B, 1, h_i, w_i] for each of them.
+    """Feature maps [B, C_i, H_i, W_i] of a frozen network, the finest first -> logits [B, 1, h_i, w_i] of each.
 
-    Every head is spectrally normalised (arXiv 1802.05957): what it says moves no faster than what it sees. The one of
-    the finest maps works at half their resolution, which is a third of the cost of them all otherwise.
+    Every head is spectrally normalised (arXiv 1802.05957). The head of the finest maps works at half their resolution:
+    at full resolution it would take a third of the time of all heads.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int = 64) -> None:

@@ -1,7 +1,7 @@
-"""One process a device: the same step everywhere, gradients averaged. ``torchrun`` starts the processes.
+"""Data-parallel training: one process per device, started by ``torchrun``, with averaged gradients.
 
-Every process draws the same random numbers for the whole batch and takes its own rows of it, so a run gives the same
-numbers, up to rounding, however many processes share it.
+Every process draws the same random numbers for the whole batch and uses its own rows, so the results do not depend on
+the number of processes, up to rounding.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor, distributed
 
 __all__ = ["all_rows", "average_gradients", "is_main", "mean_of", "own_rows", "process_group", "world_size"]
 
-_PATIENCE = timedelta(minutes=10)
+_TIMEOUT = timedelta(minutes=10)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that ``torchrun`` started, for as long as the context lasts; alone otherwise."""
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+    """Joins the process group that ``torchrun`` set up; does nothing in a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    distributed.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield
     finally:
@@ -34,7 +34,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Processes that share the run."""
+    """The number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
@@ -52,11 +52,9 @@ def own_rows(count: int) -> slice:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replaces every gradient by its mean over the processes, in one exchange."""
-    if not distributed.is_initialized():
-        return
+    """Replaces every gradient by its mean over the processes, with one all-reduce."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
+    if not distributed.is_initialized() or not gradients:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
@@ -77,7 +75,7 @@ def mean_of(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_rows(own: Tensor) -> Tensor:
-    """The rows [B, ...] of all processes, in the order of the whole batch; every process has as many."""
+    """Concatenates the rows [B, ...] of all processes, equally many each, in the order of the whole batch."""
     if not distributed.is_initialized():
         return own
     parts = [torch.empty_like(own) for _ in range(world_size())]

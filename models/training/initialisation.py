@@ -1,8 +1,8 @@
-"""Weights to start from.
+"""Weight initialisation.
 
-``published`` is how the published recipes begin. It takes a wide network: with its 0.02 for every matrix a narrow one
-stays at the mean image for a thousand steps. With ``fan-in`` each matrix keeps the variance of its input (normal,
-1/sqrt(fan-in)), and the last layer begins near its own constant answer.
+``published`` is that of the published recipes (standard deviation 0.02), for wide networks: a narrow one predicts the
+mean image for a thousand steps. With ``fan-in`` each matrix keeps the variance of its input (normal, 1/sqrt(fan-in)),
+and the last layer starts near a constant.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PUBLISHED_STD = 0.02
 
 @torch.no_grad()
 def initialise(network: nn.Module, *, last: nn.Linear | nn.Conv2d, last_std: float) -> None:
-    """Sets linear layers and convolutions; ``last`` gets ``last_std``. Embeddings keep what the network gave them."""
+    """Initialises linear layers and convolutions by fan-in, and ``last`` with ``last_std``; embeddings are unchanged."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.weight.normal_(0.0, module.weight[0].numel() ** -0.5)
@@ -36,10 +36,10 @@ def initialise(network: nn.Module, *, last: nn.Linear | nn.Conv2d, last_std: flo
 
 @torch.no_grad()
 def initialise_as_published(network: nn.Module) -> None:
-    """Linear layers, convolutions and embeddings: normal with 0.02, cut at two deviations; biases zero.
+    """Linear layers, convolutions and embeddings: normal with 0.02, truncated at two deviations; biases zero.
 
-    Single vectors and codebooks keep what the network gave them, which is the published choice already. Source:
-    1d-tokenizer, commit 942a96f.
+    Single vectors and codebooks are unchanged: their constructors initialise them as published. Source: 1d-tokenizer,
+    commit 942a96f.
     """
     for name, parameter in network.named_parameters():
         if name.endswith("bias") and parameter.ndim == 1:
@@ -50,7 +50,7 @@ def initialise_as_published(network: nn.Module) -> None:
 
 @torch.no_grad()
 def initialise_tokenizer(network: TiTok, scheme: Literal["fan-in", "published"]) -> None:
-    """Begins a tokenizer of either family."""
+    """Initialises a tokenizer of either family."""
     config = network.config
     if scheme == "published":
         initialise_as_published(network)
@@ -59,12 +59,11 @@ def initialise_tokenizer(network: TiTok, scheme: Literal["fan-in", "published"])
     conv_head = config.pixel_head == "conv" and not config.is_legacy
     last = cast(nn.Conv2d, decoder.head.out if conv_head else decoder.ffn[-1])
     initialise(network, last=last, last_std=0.01)
-    # Middle grey is where a picture begins, in and out. Were the input not centred, a patch's embedding would be its
-    # brightness times one direction, and the norm that follows takes brightness away: such a network stays at the mean
-    # image.
+    # Input and output are centred at middle grey. Without that, a patch's embedding is its brightness times one
+    # direction, the following norm removes the brightness, and the network keeps predicting the mean image.
     cast(Tensor, encoder.patch_embed.bias).copy_(-MIDDLE_GREY * encoder.patch_embed.weight.flatten(1).sum(1))
     cast(Tensor, last.bias).fill_(0.0 if config.is_legacy else MIDDLE_GREY)
-    # Where a token is must be as plain as what it holds (patches about 0.25, codes about 0.3).
+    # Positional embeddings are as large as the content that they are added to (patches about 0.25, codes about 0.3).
     for part in (encoder, decoder):
         grid = math.isqrt(len(part.positional_embedding) - 1)
         part.positional_embedding[1:] = 0.3 * sinusoidal_embedding(grid, part.positional_embedding.shape[1])
@@ -75,9 +74,9 @@ def initialise_tokenizer(network: TiTok, scheme: Literal["fan-in", "published"])
 
 
 def sinusoidal_embedding(grid: int, width: int) -> Tensor:
-    """Positional embeddings float32 [G*G, D] of mean square 1 in which neighbours are alike.
+    """2-D sinusoidal positional embeddings float32 [G*G, D] of mean square 1.
 
-    Sines and cosines of the row in one half and of the column in the other, with periods from two cells to four grids.
+    The row in one half of the channels and the column in the other, with periods from two cells to four grids.
     """
     periods = torch.logspace(math.log2(2.0), math.log2(4.0 * grid), -(-width // 4), base=2.0)
     angles = 2.0 * math.pi * (torch.arange(grid) + 0.5)[:, None] / periods
@@ -90,11 +89,11 @@ def sinusoidal_embedding(grid: int, width: int) -> Tensor:
 def load_into_larger(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[str]:
     """Copies a trained network's ``tensors`` into one of the same shape, or a wider or deeper one.
 
-    A larger tensor takes the old one as its leading corner; what would carry new features into old outputs is zero, so
-    that the wider network computes what the narrow one did (Net2Net, arXiv 1511.05641). Returns the names of tensors
-    that are new altogether; the last layer of each new residual pair or block is zero, for the same reason.
+    A larger tensor gets the old one as its leading corner, and zeros where new features would reach old outputs, so that
+    the larger network computes the same function (Net2Net, arXiv 1511.05641). The last layer of each new residual pair or
+    block is zero for the same reason. Returns the names of the tensors that are new.
 
-    Raises :class:`CheckpointError` where a tensor is not known or has shrunk.
+    Raises :class:`CheckpointError` for a tensor that the network lacks or has in a smaller shape.
     """
     own = network.state_dict()
     for name, tensor in tensors.items():

@@ -1,8 +1,8 @@
-"""The training loop that tokenizer and generator share.
+"""The training loop of tokenizers and generators.
 
-Step n of a run depends on the state after step n-1 and on n alone: every random choice is drawn from a generator seeded
-with (seed, n). So a run that was killed goes on from its last saved state as if nothing had happened. With
-``max_minutes`` the learning rate follows the clock where that is ahead of the steps, and no two runs are the same.
+Step n of a run depends on the state after step n-1 and on n alone: every random choice comes from a generator seeded
+with (seed, n), so a killed run resumes from its last saved state with the same results. With ``max_minutes`` the learning
+rate follows the clock where that is ahead of the steps, and runs are not reproducible.
 """
 
 from __future__ import annotations
@@ -13,77 +13,82 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from models.errors import CheckpointError
-from models.runtime.precision import has_fast_bfloat16
 from models.training.checkpoints import load_state, save_state
-from models.training.config import OptimizerConfig, ScheduleConfig
+from models.training.config import ScheduleConfig
 from models.training.distributed import average_gradients, is_main, mean_of, world_size
 from models.training.optimizers import build_optimizers
 from models.training.seeding import seeded_generator
+from models.training.task import N, Step, Task
 from models.training.training_log import TrainingLog
 
-__all__ = ["LOG_EVERY", "Diverged", "N", "Step", "Task", "compute_dtype", "learning_rate", "train"]
+__all__ = ["LOG_EVERY", "Diverged", "learning_rate", "train"]
 
 log = logging.getLogger(__name__)
 
-N = TypeVar("N", bound=nn.Module)
-
 LOG_EVERY = 10
-# A loss this many times its best smoothed value, this many logged steps in a row, will not come back by itself.
+# A loss over this many times its best smoothed value, in this many logged steps in a row, does not recover.
 _EXPLODED, _PATIENCE = 4.0, 5
 
 
 class Diverged(Exception):
-    """The loss is no longer a number, or has left its range; the last saved state is the one to go back to."""
+    """The loss is not finite, or stays far above its best value; resume from the last saved state."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step: its ``number`` from 0, the ``progress`` of the run from 0 to 1, its own random ``generator``, and the
-    ``lr_factor`` on all learning rates.
+def train(
+    task: Task[N],
+    output: Path,
+    *,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+    report: Callable[[int, float, dict[str, float]], object] = lambda *_: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Trains ``task`` and returns the last figures.
+
+    Writes ``state.pt``, ``checkpoint/`` and a picture to ``output`` at every evaluation and at the end, and a row of
+    ``log.csv`` every ten steps. ``report`` is called after each step with the number of steps done, the progress and the
+    figures. When ``should_stop`` returns true, the run saves its state and checkpoint after the current step and ends.
+
+    Raises :class:`Diverged`; :class:`CheckpointError` for the state of another network; ``ValueError`` for a batch size
+    that is not a multiple of the number of processes.
     """
-
-    number: int
-    progress: float
-    generator: torch.Generator
-    lr_factor: float = 1.0
-
-
-class Task(Protocol[N]):
-    """What is trained."""
-
-    @property
-    def network(self) -> N:
-        """The network that is trained, on its device."""
-
-    def losses(self, step: Step) -> dict[str, Tensor]:
-        """Scalars of one batch; ``loss`` is the one to minimise, the others are for the log."""
-
-    def after_step(self, step: Step, optimizers: list[Optimizer]) -> dict[str, Tensor]:
-        """Called when the weights have moved; more scalars for the log."""
-
-    def evaluate(self, network: N) -> dict[str, float]:
-        """Figures of the averaged ``network`` on the validation set."""
-
-    def pictures(self, network: N) -> Tensor | None:
-        """What there is to look at, uint8 [H, W, 3], or None."""
-
-    def export(self, network: N, folder: Path) -> None:
-        """Writes the averaged ``network`` as a checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the task itself must remember."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave."""
+    schedule = task.run.schedule
+    if schedule.batch_size % world_size():
+        raise ValueError(f"schedule.batch_size {schedule.batch_size} is not a multiple of {world_size()} processes")
+    trainer = _Trainer(task, max_minutes, clock)
+    if resume and (output / "state.pt").exists():
+        trainer.restore(output / "state.pt")
+    training_log = TrainingLog(output, trainer.done) if is_main() else None
+    figures: dict[str, float] = {}
+    latest: dict[str, float] = {}
+    while (progress := trainer.progress()) < 1.0:
+        figures = trainer.timed_step(progress)
+        latest |= figures
+        report(trainer.done, progress, latest)
+        last = trainer.progress() >= 1.0 or should_stop()
+        evaluated = last or trainer.done % schedule.evaluate_every == 0
+        if evaluated or trainer.done % LOG_EVERY == 0:
+            figures = trainer.log_row(latest)
+        if evaluated:
+            figures |= trainer.evaluate()
+        if training_log is not None and "step" in figures:
+            # Logged before the state is saved: rows after a saved state are written again on resuming.
+            training_log.write(figures)
+        if training_log is not None and evaluated:
+            trainer.save(output, training_log)
+        if last:
+            break
+    if training_log is not None:
+        training_log.close()
+    return figures
 
 
 def learning_rate(schedule: ScheduleConfig, step: int, progress: float) -> float:
@@ -92,27 +97,15 @@ def learning_rate(schedule: ScheduleConfig, step: int, progress: float) -> float
     return warmup * (schedule.final_lr + (1.0 - schedule.final_lr) * (1.0 + math.cos(math.pi * progress)) / 2.0)
 
 
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The number format of matrix products that an :class:`OptimizerConfig` asks for."""
-    if precision == "auto":
-        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+class _Trainer(Generic[N]):
+    """A task with its optimizers, its averaged weights, and the number of steps ``done``."""
 
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Has matrix products and convolutions computed in ``dtype``, where that is bfloat16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
-
-
-class _Run(Generic[N]):
-    """A task under way: its optimizers, its averaged weights, how far it is."""
-
-    def __init__(self, task: Task[N], schedule: ScheduleConfig, optimizer: OptimizerConfig) -> None:
+    def __init__(self, task: Task[N], max_minutes: float | None, clock: Callable[[], float]) -> None:
         self.task = task
-        self.schedule = schedule
-        self.optimizer = optimizer
-        self.device = next(task.network.parameters()).device
-        self.optimizers = build_optimizers(task.network, optimizer, compute_dtype(optimizer.precision, self.device))
+        self.schedule = task.run.schedule
+        self.max_minutes = max_minutes
+        self.clock = clock
+        self.optimizers = build_optimizers(task.network, task.run.optimizer, task.dtype)
         self.base_lrs = [[group["lr"] for group in each.param_groups] for each in self.optimizers]
         self.trained = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
         self.average = copy.deepcopy(task.network).eval().requires_grad_(False)
@@ -121,15 +114,23 @@ class _Run(Generic[N]):
         self.smoothed = self.best = math.inf
         self.exploded = 0
 
-    def progress(self, max_minutes: float | None) -> float:
+    def progress(self) -> float:
         """From 0 to 1, by the steps or by the clock, whichever is ahead."""
         by_steps = self.done / self.schedule.steps
-        by_clock = 0.0 if max_minutes is None else self.seconds / (60.0 * max_minutes)
-        # Every process must come to the same end, and their clocks differ.
-        return min(1.0, float(mean_of(torch.tensor(max(by_steps, by_clock), device=self.device))))
+        by_clock = 0.0 if self.max_minutes is None else self.seconds / (60.0 * self.max_minutes)
+        # Averaged, so that every process ends after the same step: their clocks differ.
+        return min(1.0, float(mean_of(torch.tensor(max(by_steps, by_clock), device=self.task.device))))
 
-    def step(self, progress: float) -> dict[str, float]:
-        """Moves the weights once; the figures are there where they are logged (on a CPU, always)."""
+    def timed_step(self, progress: float) -> dict[str, float]:
+        """Makes a step; returns its figures and ``images_per_second``."""
+        started = self.clock()
+        figures = self._step(progress)
+        took = self.clock() - started
+        self.seconds += took
+        return figures | {"images_per_second": self.schedule.batch_size / took if took else math.inf}
+
+    def _step(self, progress: float) -> dict[str, float]:
+        """Updates the weights once; figures are read only where they are logged, on a CPU always."""
         factor = learning_rate(self.schedule, self.done, progress)
         step = Step(self.done, progress, seeded_generator(self.schedule.seed, self.done), factor)
         torch.manual_seed(step.generator.initial_seed())  # dropout draws from the process's own generator
@@ -139,31 +140,31 @@ class _Run(Generic[N]):
         losses = self.task.losses(step)
         losses["loss"].backward()  # type: ignore[no-untyped-call]
         average_gradients(self.trained)
-        norm = nn.utils.clip_grad_norm_(self.trained, self.optimizer.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.task.run.optimizer.gradient_clip)
         logged = (self.done + 1) % LOG_EVERY == 0
         figures: dict[str, float] = {}
-        if logged or self.device.type == "cpu":  # reading a figure makes a GPU wait
+        if logged or self.task.device.type == "cpu":  # reading a figure synchronises with a GPU
             figures = {name: mean_of(loss).item() for name, loss in losses.items()} | {"gradient_norm": norm.item()}
             self._check(step, figures, logged=logged)
         for each in self.optimizers:
             each.step()
             each.zero_grad()
         more = self.task.after_step(step, self.optimizers)
-        self._follow()
+        self._update_average()
         self.done += 1
         if figures:
             figures |= {name: mean_of(value).item() for name, value in more.items()} | {"lr_factor": factor}
         return figures
 
     def _check(self, step: Step, figures: dict[str, float], *, logged: bool) -> None:
-        """Raises :class:`Diverged` before the weights are moved by a loss that is not a number or has exploded."""
+        """Raises :class:`Diverged` before a loss that is not finite or has exploded updates the weights."""
         loss = figures["loss"]
-        if not math.isfinite(loss) or not math.isfinite(figures["gradient_norm"]):
-            what = "loss" if not math.isfinite(loss) else "gradient"
-            raise Diverged(
-                f"the {what} is {loss if what == 'loss' else figures['gradient_norm']} at step {step.number}; the last "
-                f"saved state is sound: go on from it with --resume and a lower learning rate"
-            )
+        for name, value in (("loss", loss), ("gradient", figures["gradient_norm"])):
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"the {name} is {value} at step {step.number}; the last saved state is valid: resume from it with "
+                    f"--resume and a lower learning rate"
+                )
         if not logged:
             return
         self.smoothed = loss if math.isinf(self.smoothed) else 0.8 * self.smoothed + 0.2 * loss
@@ -176,16 +177,29 @@ class _Run(Generic[N]):
             )
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """The average forgets faster at the beginning; it began as a copy, so what is not trained needs nothing."""
+    def _update_average(self) -> None:
+        """Exponential moving average of trained weights, with a smaller decay in the first steps."""
         decay = min(self.schedule.ema_decay, (1 + self.done) / (10 + self.done))
         for average, current in zip(self.average.parameters(), self.task.network.parameters(), strict=True):
             if current.requires_grad:
                 average.lerp_(current, 1.0 - decay)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        return {
+    def log_row(self, latest: dict[str, float]) -> dict[str, float]:
+        """The latest figures with ``step``, ``minutes`` and ``images`` seen."""
+        images = self.done * self.schedule.batch_size
+        return latest | {"step": self.done, "minutes": self.seconds / 60.0, "images": images}
+
+    def evaluate(self) -> dict[str, float]:
+        """Validation metrics of the averaged weights; the time counts towards ``max_minutes``."""
+        started = self.clock()
+        figures = self.task.evaluate(self.average)
+        self.seconds += self.clock() - started
+        log.info("step %d  %s", self.done, "  ".join(f"{name} {value:.5g}" for name, value in figures.items()))
+        return figures
+
+    def save(self, output: Path, training_log: TrainingLog) -> None:
+        """Writes ``state.pt``, the checkpoint and the picture."""
+        state = {
             "done": self.done,
             "seconds": self.seconds,
             "loss": [self.smoothed, self.best, self.exploded],
@@ -195,11 +209,20 @@ class _Run(Generic[N]):
             "optimizers": [each.state_dict() for each in self.optimizers],
             "task": self.task.state_dict(),
         }
+        save_state(output / "state.pt", state)
+        self.task.export(self.average, output / "checkpoint")
+        training_log.save_picture(self.done, self.task.pictures(self.average))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave."""
+    def restore(self, state_file: Path) -> None:
+        """Resumes from a state that :meth:`save` wrote. Raises :class:`CheckpointError`."""
+        try:
+            self._load(load_state(state_file))
+        except (KeyError, RuntimeError, ValueError, EOFError) as error:
+            raise CheckpointError(f"{state_file} is not a state of this run: {error}") from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         if state["schedule"] != dataclasses.asdict(self.schedule):
-            log.warning("the schedule is not the one this run began with")
+            log.warning("the schedule differs from the one in the saved state")
         self.task.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         for each, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -207,75 +230,3 @@ class _Run(Generic[N]):
         self.task.load_state_dict(state["task"])
         self.done, self.seconds = state["done"], state["seconds"]
         self.smoothed, self.best, self.exploded = state["loss"]
-
-
-def train(
-    task: Task[N],
-    schedule: ScheduleConfig,
-    optimizer: OptimizerConfig,
-    output: Path,
-    *,
-    max_minutes: float | None = None,
-    resume: bool = False,
-    clock: Callable[[], float] = time.monotonic,
-    report: Callable[[int, float, dict[str, float]], object] | None = None,
-    stopping: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-    """Trains ``task`` and returns the last figures.
-
-    ``output`` gets ``state.pt``, ``checkpoint/`` and a picture at every evaluation and at the end, and a log with a row
-    every ten steps. ``report`` is called after each step with the number of steps done, the progress and the figures.
-    When ``stopping`` says so the run ends after the step at hand, with its state and its checkpoint saved.
-
-    Raises :class:`Diverged`; :class:`CheckpointError` for a state of another network; ``ValueError`` for a batch that the
-    processes can not share evenly.
-    """
-    if schedule.batch_size % world_size():
-        raise ValueError(f"schedule.batch_size {schedule.batch_size} is not a multiple of {world_size()} processes")
-    run = _Run(task, schedule, optimizer)
-    state_file = output / "state.pt"
-    if resume and state_file.exists():
-        _restore(run, state_file)
-    journal = TrainingLog(output, run.done) if is_main() else None
-    figures: dict[str, float] = {}
-    latest: dict[str, float] = {}
-    ended = False
-    while not ended and (progress := run.progress(max_minutes)) < 1.0:
-        began = clock()
-        figures = run.step(progress)
-        took = clock() - began
-        run.seconds += took
-        latest |= figures | {"images_per_second": schedule.batch_size / took if took else math.inf}
-        if report is not None:
-            report(run.done, progress, latest)
-        ended = run.progress(max_minutes) >= 1.0 or stopping()
-        evaluated = run.done % schedule.evaluate_every == 0 or ended
-        if run.done % LOG_EVERY == 0 or evaluated:
-            figures = latest | {
-                "step": run.done,
-                "minutes": run.seconds / 60.0,
-                "images": run.done * schedule.batch_size,
-            }
-        if evaluated:
-            began = clock()
-            figures |= task.evaluate(run.average)
-            run.seconds += clock() - began
-            log.info("%s", "  ".join(f"{name} {value:.5g}" for name, value in figures.items()))
-        if journal is not None and "step" in figures:
-            journal.write(
-                figures
-            )  # before the state: what follows a saved state is logged again, what precedes it is not
-        if journal is not None and evaluated:
-            save_state(state_file, run.state_dict())
-            task.export(run.average, output / "checkpoint")
-            journal.draw(run.done, task.pictures(run.average))
-    if journal is not None:
-        journal.close()
-    return figures
-
-
-def _restore(run: _Run[N], state_file: Path) -> None:
-    try:
-        run.load_state_dict(load_state(state_file))
-    except (KeyError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{state_file} is not a state of this run: {error}") from error

@@ -1,4 +1,4 @@
-"""What is minimised. All of it runs in float32."""
+"""Loss functions, computed in float32."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def pixel_loss(outputs: Tensor, images: Tensor, *, l2_weight: float = 1.0, l1_we
 
 
 def grid_loss(outputs: Tensor, images: Tensor, patch: int) -> Tensor:
-    """How much the positions within a patch differ from one another in outputs, where they do not in photographs.
+    """Penalty for patterns that repeat with the period ``patch`` in outputs [B, 3, S, S] and not in the images.
 
-    Photographs [B, 3, S, S] know nothing of patches: their mean, and the mean size of the step to the next pixel, are
-    the same at every position modulo ``patch``. A decoder that draws patch by patch leaves a pattern in either. The
-    squared differences of both are added up, the means' in units of the photographs' mean step, the steps' in units of
-    their own mean, so that blur itself costs nothing.
+    In photographs the mean value, and the mean difference to the next pixel, are the same at every position modulo
+    ``patch``; a decoder that works patch by patch leaves a pattern in either. The squared deviations of both are added:
+    of the means relative to the images' mean difference, of the differences relative to their own mean, so that blur
+    costs nothing.
     """
     difference = F.pixel_unshuffle(outputs.float() - images, patch).mean(dim=(0, 2, 3)).view(3, -1)
     pattern = (difference - difference.mean(dim=1, keepdim=True)).square().mean()
@@ -45,8 +45,8 @@ def grid_loss(outputs: Tensor, images: Tensor, patch: int) -> Tensor:
 
 
 def _steps(images: Tensor, patch: int, axis: int) -> Tensor:
-    """Mean absolute step from each row or column to the next by its position modulo ``patch``, relative to all: [P]."""
-    steps = F.pad(images.diff(dim=axis).abs().mean(dim=(0, 1, 5 - axis)), (0, 1))  # [S], the last one is no step
+    """Mean absolute difference to the next row or column by position modulo ``patch``, relative to their mean: [P]."""
+    steps = F.pad(images.diff(dim=axis).abs().mean(dim=(0, 1, 5 - axis)), (0, 1))  # [S]; the last one is padding
     counts = torch.full((patch,), float(len(steps) // patch), device=steps.device)
     counts[-1] -= 1.0
     means = steps.view(-1, patch).sum(dim=0) / counts
@@ -64,24 +64,24 @@ def proxy_code_loss(logits: Tensor, codes: Tensor) -> Tensor:
 def masked_token_loss(
     logits: Tensor, tokens: Tensor, masked: Tensor, *, label_smoothing: float, visible_weight: float
 ) -> Tensor:
-    """Cross-entropy of logits [B, K, V] and tokens int64 [B, K]; where not ``masked`` it counts ``visible_weight``."""
+    """Weighted mean cross-entropy of logits [B, K, V] and tokens int64 [B, K]; unmasked tokens weigh ``visible_weight``."""
     each = F.cross_entropy(logits.mT.float(), tokens, reduction="none", label_smoothing=label_smoothing)
     weights = torch.where(masked, 1.0, visible_weight)
     return (each * weights).sum() / weights.sum()
 
 
 def random_masks(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """Which tokens the generator must guess, bool [B, K]: the arccos schedule at a random moment, at least one."""
-    moment = torch.rand(batch, generator=generator)
-    count = (length * torch.acos(moment) / (math.pi / 2)).round().clamp(min=1)
+    """Masked tokens, bool [B, K]: the arccos schedule at a random time, at least one token."""
+    time = torch.rand(batch, generator=generator)
+    count = (length * torch.acos(time) / (math.pi / 2)).round().clamp(min=1)
     order = torch.rand(batch, length, generator=generator).argsort(dim=1).argsort(dim=1)
     return order < count[:, None]
 
 
 def discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Hinge loss of a discriminator, half of each side, the mean over its heads.
+    """Hinge loss of a discriminator, the mean of real and fake, and over its heads.
 
-    ``real`` and ``fake`` are its logits, a tensor [B, 1, H, W] a head. Source: TiTok's second stage (1d-tokenizer,
+    ``real`` and ``fake`` are its logits, [B, 1, H, W] of each head. Source: TiTok's second stage (1d-tokenizer,
     commit 942a96f), after "Geometric GAN" (arXiv 1705.02894).
     """
     each = [0.5 * (F.relu(1.0 - r).mean() + F.relu(1.0 + f).mean()) for r, f in zip(real, fake, strict=True)]
@@ -89,17 +89,17 @@ def discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor
 
 
 def generator_loss(fake: Sequence[Tensor]) -> Tensor:
-    """What makes the discriminator's logits for reconstructions rise, the mean over its heads."""
+    """Adversarial loss of reconstructions: the negated mean logit."""
     return -mean_logit(fake)
 
 
 def mean_logit(logits: Sequence[Tensor]) -> Tensor:
-    """The mean logit of a discriminator, every head counting the same."""
+    """The mean logit of a discriminator, with equal weights for its heads."""
     return torch.stack([each.mean() for each in logits]).mean()
 
 
 class LeCam:
-    """Keeps a discriminator's logits for either side close to the running mean of the other's.
+    """LeCam regularisation: keeps logits of real images close to the running mean of fake ones, and the reverse.
 
     Source: "Regularizing Generative Adversarial Networks under Limited Data" (arXiv 2104.03310), with the published
     decay. ``real`` and ``fake`` are the running means; they begin at zero.
@@ -116,7 +116,7 @@ class LeCam:
         return F.relu(real - anchors[1]).square() + F.relu(anchors[0] - fake).square()
 
     @torch.no_grad()
-    def follow(self, real: Tensor, fake: Tensor) -> None:
-        """Moves the running means towards this batch's."""
+    def update(self, real: Tensor, fake: Tensor) -> None:
+        """Updates the running means."""
         self.real = self.decay * self.real + (1.0 - self.decay) * real.detach().cpu()
         self.fake = self.decay * self.fake + (1.0 - self.decay) * fake.detach().cpu()

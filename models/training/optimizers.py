@@ -1,9 +1,9 @@
 """Muon for the matrices of transformer blocks, AdamW for everything else.
 
-Muon moves a matrix by its momentum made orthogonal: all directions advance alike, not only the few that dominate the
-gradient. It is torch.optim.Muon (Keller Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024;
-learning rates on AdamW's scale after arXiv 2502.16982, section 2.2) with two differences: packed projections are moved
-as the separate matrices they are, and matrices of one shape are made orthogonal together, which is faster.
+Muon updates a matrix by its orthogonalised momentum. It follows torch.optim.Muon (Keller Jordan, "Muon: an optimizer for
+hidden layers in neural networks", 2024; learning rates on AdamW's scale after arXiv 2502.16982, section 2.2) with two
+differences: packed projections are updated as separate matrices, and matrices of one shape are orthogonalised together,
+which is faster.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNDECAYED = ("ln", "bias", "latent_tokens", "mask_token", "embedding", "norm", "
 def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Matrices [N, R, C] -> float32 [N, R, C] with about the same singular vectors and singular values near 1.
 
-    Five Newton-Schulz steps in ``dtype``; singular values end between 0.7 and 1.2, which is near enough.
+    Five Newton-Schulz steps in ``dtype``; singular values end between 0.7 and 1.2.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(dtype)
@@ -40,9 +40,9 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Momentum with Nesterov's correction, made orthogonal; decoupled weight decay.
+    """Orthogonalised Nesterov momentum with decoupled weight decay.
 
-    A group's ``parts`` says into how many matrices its parameters are cut along the rows (3: packed q, k, v).
+    A group's ``parts`` is the number of matrices that its parameters are packed from along the rows (3: q, k, v).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Moves every parameter that has a gradient."""
+        """Updates every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, float]]] = {}
@@ -77,29 +77,28 @@ class Muon(Optimizer):
                     by_shape.setdefault(matrix.shape, []).append((matrix, update, group["lr"]))
         for shape, moves in by_shape.items():
             directions = orthogonalised(torch.stack([update for _, update, _ in moves]), self.dtype)
-            # An orthogonal matrix has entries of mean square 1/max(shape); 0.2 is what AdamW's updates come to.
+            # An orthogonal matrix has entries of mean square 1/max(shape); AdamW's updates have a root mean square of 0.2.
             scale = 0.2 * math.sqrt(max(shape))
             for (matrix, _, lr), direction in zip(moves, directions, strict=True):
                 matrix.add_(direction, alpha=-lr * scale)
 
 
 def build_optimizers(network: nn.Module, config: OptimizerConfig, dtype: torch.dtype) -> list[Optimizer]:
-    """The optimizers of the parameters that require gradients; ``dtype`` is of Muon's inner steps.
+    """The optimizers of the parameters that require gradients; ``dtype`` is the number format of Muon's Newton-Schulz steps.
 
     With a ``muon_lr``: Muon for the matrices of the blocks, AdamW without weight decay for the rest. Without: AdamW, in
     the groups of the published recipe.
     """
-    named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     if config.muon_lr is None:
-        decayed = [parameter for name, parameter in named if _is_decayed(name, parameter)]
-        spared = [parameter for name, parameter in named if not _is_decayed(name, parameter)]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+        decayed = [parameter for name, parameter in named.items() if _is_decayed(name, parameter)]
+        undecayed = [parameter for name, parameter in named.items() if not _is_decayed(name, parameter)]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
         return [_adamw(groups, config)]
-    matrices = [(name, p) for name, p in named if p.ndim == 2 and BLOCKS.intersection(name.split("."))]
-    packed = [parameter for name, parameter in matrices if name.endswith(PACKED)]
-    whole = [parameter for name, parameter in matrices if not name.endswith(PACKED)]
-    moved = {id(parameter) for _, parameter in matrices}
-    rest = [parameter for _, parameter in named if id(parameter) not in moved]
+    matrices = {name: p for name, p in named.items() if p.ndim == 2 and BLOCKS.intersection(name.split("."))}
+    packed = [parameter for name, parameter in matrices.items() if name.endswith(PACKED)]
+    whole = [parameter for name, parameter in matrices.items() if not name.endswith(PACKED)]
+    rest = [parameter for name, parameter in named.items() if name not in matrices]
     muon_groups: list[dict[str, Any]] = [{"params": whole}, {"params": packed, "parts": 3}]
     return [
         Muon(muon_groups, lr=config.muon_lr, weight_decay=config.weight_decay, dtype=dtype),
@@ -108,7 +107,7 @@ def build_optimizers(network: nn.Module, config: OptimizerConfig, dtype: torch.d
 
 
 def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether the published recipe lets weight decay act on a tensor (1d-tokenizer, commit 942a96f)."""
+    """Whether the published recipe applies weight decay to a tensor (1d-tokenizer, commit 942a96f)."""
     return parameter.ndim >= 2 and not any(part in name for part in UNDECAYED)
 
 

@@ -1,4 +1,4 @@
-"""Trained networks that a run begins with or learns from."""
+"""Pretrained networks that a run starts from or is trained against."""
 
 from __future__ import annotations
 
@@ -37,10 +37,7 @@ class FrozenTokenizer:
 
 
 def build_tokenizer(run: TokenizerRun) -> TiTok:
-    """The network of a run before its first step: its own start, or the weights it goes on from.
-
-    Raises ``CheckpointError`` for weights that do not fit.
-    """
+    """The network of a run, initialised or with the weights of ``initial.checkpoint``. Raises ``CheckpointError``."""
     torch.manual_seed(run.schedule.seed)
     network = TiTok(run.network)
     initialise_tokenizer(network, run.initial.weights)
@@ -51,13 +48,12 @@ def build_tokenizer(run: TokenizerRun) -> TiTok:
 
 
 def load_tokenizer_weights(source: str) -> Checkpoint:
-    """The tensors of a variant by its name, or of a file, a folder, a hub id. Raises ``CheckpointError``."""
-    variant = TOKENIZERS.get(source)
-    return open_checkpoint(source if variant is None else variant.weights)
+    """The checkpoint of a variant by its name, or a file, a folder, a hub id. Raises ``CheckpointError``."""
+    return open_checkpoint(TOKENIZERS[source].weights if source in TOKENIZERS else source)
 
 
 def load_frozen_tokenizer(source: str, device: torch.device | str = "cpu") -> FrozenTokenizer:
-    """The tokenizer of a variant, or in a file, a folder, a hub id. Raises ``CheckpointError``."""
+    """A frozen tokenizer by a variant's name, a file, a folder or a hub id. Raises ``CheckpointError``."""
     checkpoint, variant = load_tokenizer_weights(source), TOKENIZERS.get(source)
     config = tokenizer_config(checkpoint.config) if checkpoint.config is not None else None
     if config is None and variant is not None and isinstance(variant.config, TiTokConfig):

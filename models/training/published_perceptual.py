@@ -1,4 +1,4 @@
-"""The perceptual losses of the published recipes; their networks come from torchvision, which downloads the weights."""
+"""The perceptual losses of the published recipes. torchvision downloads the weights of their networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOGIT_WEIGHT = 0.1
 def load_published_perceptual(name: str, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss ``convnext-small`` or ``lpips+convnext-small``: images [B, 3, S, S] in [0, 1] -> a scalar.
 
-    Raises ``CheckpointError`` where packages or weights can not be had.
+    Raises ``CheckpointError`` if a package or the weights are missing.
     """
     convnext = _frozen(_load_convnext, device)
     if name == "convnext-small":
@@ -30,8 +30,8 @@ def load_published_perceptual(name: str, device: torch.device) -> Callable[[Tens
     lpips = _frozen(_load_lpips, device)
 
     def both(outputs: Tensor, images: Tensor) -> Tensor:
-        near: Tensor = lpips(outputs, images, normalize=True).mean()
-        return near + _LOGIT_WEIGHT * logit_distance(convnext, outputs, images)
+        distance: Tensor = lpips(outputs, images, normalize=True).mean()
+        return distance + _LOGIT_WEIGHT * logit_distance(convnext, outputs, images)
 
     return both
 
@@ -58,7 +58,7 @@ def _frozen(load: Callable[[], Any], device: torch.device) -> Any:
         return load().eval().requires_grad_(False).to(device)
     except (ImportError, OSError) as error:
         raise CheckpointError(
-            f"the published perceptual loss needs the extra 'published' and, once, a network ({error}); "
+            f"the published perceptual loss needs the extra 'published' and a download of its weights ({error}); "
             f'losses.perceptual = "lite0" needs neither'
         ) from error
 

@@ -1,9 +1,9 @@
-"""What a reconstruction is judged by, beyond its pixels: a perceptual distance, and a discriminator that learns.
+"""The reconstruction loss: pixels, perceptual and semantic distance, and a discriminator that is trained with it.
 
 ::
 
     outputs ─┬─ pixels ─────────────────────────────────> l2, l1
-             ├─ Lite0 features ──┬─ distance to the photograph's ─> perceptual
+             ├─ Lite0 features ──┬─ distance to the original's ─> perceptual
              │                   └─ FeatureDiscriminator ─┐
              └─ PatchDiscriminator ───────────────────────┴─> adversarial (hinge), LeCam
 """
@@ -22,21 +22,21 @@ from models.evaluation.perceptual import perceptual_distance
 from models.training.config import DiscriminatorConfig, LossConfig
 from models.training.discriminators import FeatureDiscriminator, PatchDiscriminator
 from models.training.distributed import average_gradients, mean_of
-from models.training.loop import Step, autocast
 from models.training.losses import LeCam, discriminator_loss, generator_loss, grid_loss, mean_logit, pixel_loss
 from models.training.published_perceptual import load_published_perceptual
+from models.training.task import Step, autocast
 
 __all__ = ["ReconstructionLoss"]
 
-# Features are computed on a strided grid. Were it always in the same place, a decoder would learn patterns that are
-# invisible to it; so pictures are moved by less than this many pixels, both of a pair alike.
+# Features are computed on a strided grid. With a fixed grid a decoder learns patterns that are invisible to it, so both
+# images of a pair are shifted by the same random number of pixels, less than this.
 _JITTER = 16
 
 
 class ReconstructionLoss:
-    """The loss of reconstructions, with the discriminator and its optimizer where there is one.
+    """The loss of reconstructions, with the discriminator and its optimizer if ``losses`` has an adversarial weight.
 
-    ``dtype`` is the number format of the convolutions that judge in training; what they find is compared in float32.
+    ``dtype`` is the number format of the perceptual network and the discriminator in training; losses are float32.
     """
 
     def __init__(
@@ -50,134 +50,144 @@ class ReconstructionLoss:
     ) -> None:
         self.config = losses
         self._patch = patch
-        self._device = device
-        self._dtype = dtype
+        self._device, self._dtype = device, dtype
         adversarial = losses.adversarial_weight > 0
-        by_features = adversarial and discriminator.kind == "features"
-        by_lite0 = losses.semantic_weight > 0 or (losses.perceptual_weight > 0 and losses.perceptual == "lite0")
-        self._lite0 = load_lite0(device) if by_lite0 or by_features else None
-        self._published = (
-            load_published_perceptual(losses.perceptual, device)
-            if losses.perceptual_weight > 0 and losses.perceptual != "lite0"
-            else None
-        )
-        self.discriminator: FeatureDiscriminator | PatchDiscriminator | None = None
-        if adversarial:
-            self.discriminator = (
-                FeatureDiscriminator(CHANNELS, discriminator.channels)
-                if by_features
-                else PatchDiscriminator(discriminator.channels)
-            ).to(device)
-            self._optimizer = AdamW(
-                self.discriminator.parameters(),
-                lr=discriminator.lr,
-                betas=discriminator.betas,
-                weight_decay=discriminator.weight_decay,
-            )
-            self._lr = discriminator.lr
-        self.lecam = LeCam()
-        self._seen: tuple[Any, Any] | None = None
+        perceptual = losses.perceptual if losses.perceptual_weight > 0 else None
+        on_features = adversarial and discriminator.kind == "features"
+        needs_lite0 = perceptual == "lite0" or losses.semantic_weight > 0 or on_features
+        self._lite0 = load_lite0(device) if needs_lite0 else None
+        self._published = load_published_perceptual(perceptual, device) if perceptual not in (None, "lite0") else None
+        self.adversary = Adversary(losses, discriminator, device, dtype) if adversarial else None
 
     def __call__(self, outputs: Tensor, images: Tensor, step: Step) -> dict[str, Tensor]:
-        """Scalars of outputs and photographs [B, 3, S, S] in [0, 1]; ``picture`` is their weighted sum. In float32."""
+        """Losses of outputs and images [B, 3, S, S] in [0, 1], float32 scalars; ``total`` is their weighted sum."""
         outputs = outputs.float()
         config = self.config
         parts = {"pixels": pixel_loss(outputs, images, l2_weight=config.l2_weight, l1_weight=config.l1_weight)}
-        total = parts["pixels"]
         if config.grid_weight > 0:
             parts["grid"] = grid_loss(outputs, images, self._patch)
-            total = total + config.grid_weight * parts["grid"]
-        fake: Any = outputs
-        real: Any = images
+        fake: tuple[Tensor, ...] = (outputs,)
+        real: tuple[Tensor, ...] = (images,)
         if self._lite0 is not None:
-            moved, target = _moved_alike(outputs, images, step.generator)
-            with self._autocast():
-                features = self._lite0.features(moved)
+            shifted, target = _shift_both(outputs, images, step.generator)
+            with autocast(self._device, self._dtype):
+                fake = self._lite0.features(shifted)
                 with torch.no_grad():
-                    targets = self._lite0.features(target)
-            if isinstance(self.discriminator, FeatureDiscriminator):
-                fake, real = features, targets
+                    real = self._lite0.features(target)
         if config.perceptual_weight > 0:
-            if self._published is not None:
-                parts["perceptual"] = self._published(outputs, images)
-            else:
-                parts["perceptual"] = perceptual_distance(features, targets).mean()
-            total = total + config.perceptual_weight * parts["perceptual"]
+            parts["perceptual"] = (
+                self._published(outputs, images)
+                if self._published is not None
+                else perceptual_distance(fake, real).mean()
+            )
         if config.semantic_weight > 0 and self._lite0 is not None:
-            with self._autocast():
-                pooled, target_pooled = self._lite0.pool(features[-1]), self._lite0.pool(targets[-1])
-            near = F.cosine_similarity(pooled.float(), target_pooled.float(), dim=1)
-            parts["semantic"] = 1.0 - near.mean()
-            total = total + config.semantic_weight * parts["semantic"]
-        self._seen = None
-        if self.discriminator is not None and step.number >= config.adversarial_start:
-            self.discriminator.eval().requires_grad_(False)
-            parts["adversarial"] = generator_loss(self._logits(self.discriminator, fake))
-            total = total + config.adversarial_weight * parts["adversarial"]
-            self._seen = _detached(real), _detached(fake)
-        return {"picture": total, **parts}
+            with autocast(self._device, self._dtype):
+                pooled, target = self._lite0.pool(fake[-1]), self._lite0.pool(real[-1])
+            parts["semantic"] = 1.0 - F.cosine_similarity(pooled.float(), target.float(), dim=1).mean()
+        if self.adversary is not None:
+            if isinstance(self.adversary.discriminator, PatchDiscriminator):
+                fake, real = (outputs,), (images,)
+            parts |= self.adversary.losses(fake, real, step)
+        weights = {
+            "grid": config.grid_weight,
+            "perceptual": config.perceptual_weight,
+            "semantic": config.semantic_weight,
+            "adversarial": config.adversarial_weight,
+        }
+        weighted = (weight * parts[name] for name, weight in weights.items() if name in parts)
+        return {"total": sum(weighted, start=parts["pixels"]), **parts}
 
     def after_step(self, step: Step) -> dict[str, Tensor]:
-        """Trains the discriminator on what the last call saw."""
-        if self._seen is None or self.discriminator is None:
-            return {}
-        real, fake = self._seen
-        self._seen = None
-        self.discriminator.train().requires_grad_(True)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._lr * step.lr_factor
-        real_logits, fake_logits = self._logits(self.discriminator, real), self._logits(self.discriminator, fake)
-        hinge = discriminator_loss(real_logits, fake_logits)
-        means = mean_logit(real_logits), mean_logit(fake_logits)
-        lecam = self.lecam.penalty(*means)
-        (hinge + self.config.lecam_weight * lecam).backward()  # type: ignore[no-untyped-call]
-        average_gradients(self.discriminator.parameters())
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self.lecam.follow(mean_of(means[0]), mean_of(means[1]))
-        return {"discriminator": hinge, "lecam": lecam, "logit_real": means[0], "logit_fake": means[1]}
-
-    def _logits(self, discriminator: FeatureDiscriminator | PatchDiscriminator, seen: Any) -> list[Tensor]:
-        with self._autocast():
-            return [logits.float() for logits in discriminator(seen)]
-
-    def _autocast(self) -> torch.autocast:
-        return autocast(self._device, self._dtype)
+        """Trains the discriminator on the images of the last call; returns its losses and mean logits."""
+        return {} if self.adversary is None else self.adversary.train(step)
 
     @torch.no_grad()
     def distance(self, outputs: Tensor, images: Tensor) -> Tensor | None:
-        """Perceptual distances [B] by Lite0, where it is at hand."""
+        """Perceptual distances [B] by Lite0, or None if it is not loaded."""
         if self._lite0 is None:
             return None
         return perceptual_distance(self._lite0.features(outputs), self._lite0.features(images))
 
     def state_dict(self) -> dict[str, Any]:
-        """The discriminator, its optimizer and LeCam's means."""
-        if self.discriminator is None:
+        """The state of the discriminator, its optimizer and LeCam."""
+        return {} if self.adversary is None else self.adversary.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state)
+
+
+class Adversary:
+    """A discriminator with its optimizer: the adversarial loss and the discriminator's own training."""
+
+    def __init__(
+        self, losses: LossConfig, config: DiscriminatorConfig, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.config = losses
+        self.lr = config.lr
+        self.discriminator = (
+            PatchDiscriminator(config.channels)
+            if config.kind == "patch"
+            else FeatureDiscriminator(CHANNELS, config.channels)
+        ).to(device)
+        parameters = self.discriminator.parameters()
+        self.optimizer = AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        self.lecam = LeCam()
+        self._device, self._dtype = device, dtype
+        self._seen: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def losses(self, fake: tuple[Tensor, ...], real: tuple[Tensor, ...], step: Step) -> dict[str, Tensor]:
+        """``adversarial``, once ``adversarial_start`` is reached. Inputs: images, or feature maps [B, C, H, W] each."""
+        self._seen = None
+        if step.number < self.config.adversarial_start:
             return {}
+        self._seen = [maps.detach() for maps in real], [maps.detach() for maps in fake]
+        self.discriminator.eval().requires_grad_(False)
+        return {"adversarial": generator_loss(self._logits(fake))}
+
+    def train(self, step: Step) -> dict[str, Tensor]:
+        """Updates the discriminator with the inputs of the last :meth:`losses`."""
+        if self._seen is None:
+            return {}
+        (real, fake), self._seen = self._seen, None
+        self.discriminator.train().requires_grad_(True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * step.lr_factor
+        real_logits, fake_logits = self._logits(real), self._logits(fake)
+        hinge = discriminator_loss(real_logits, fake_logits)
+        means = mean_logit(real_logits), mean_logit(fake_logits)
+        lecam = self.lecam.penalty(*means)
+        (hinge + self.config.lecam_weight * lecam).backward()  # type: ignore[no-untyped-call]
+        average_gradients(self.discriminator.parameters())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lecam.update(mean_of(means[0]), mean_of(means[1]))
+        return {"discriminator": hinge, "lecam": lecam, "logit_real": means[0], "logit_fake": means[1]}
+
+    def _logits(self, inputs: tuple[Tensor, ...] | list[Tensor]) -> list[Tensor]:
+        with autocast(self._device, self._dtype):
+            return [logits.float() for logits in self.discriminator(inputs)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The discriminator, its optimizer and LeCam's means."""
         return {
             "discriminator": self.discriminator.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "lecam": [float(self.lecam.real), float(self.lecam.fake)],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave."""
-        if self.discriminator is None:
-            return
+        """Restores :meth:`state_dict`."""
         self.discriminator.load_state_dict(state["discriminator"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.lecam.real, self.lecam.fake = map(torch.tensor, state["lecam"])
 
 
-def _moved_alike(outputs: Tensor, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Both moved right and down by the same random number of pixels, borders repeated, cut to their size again."""
+def _shift_both(outputs: Tensor, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Shifts both right and down by the same random number of pixels, repeating the border and keeping the size."""
     down, right = torch.randint(_JITTER, (2,), generator=generator).tolist()
     height, width = images.shape[-2:]
     return tuple(  # type: ignore[return-value]
         F.pad(x, (right, 0, down, 0), mode="replicate")[..., :height, :width] for x in (outputs, images)
     )
-
-
-def _detached(seen: Any) -> Any:
-    return tuple(maps.detach() for maps in seen) if isinstance(seen, tuple) else seen.detach()

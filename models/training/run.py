@@ -1,28 +1,23 @@
-"""From a config file to a trained checkpoint: reads, prepares, trains. The command line adds only its looks."""
+"""Runs a training config: reads it, opens the data, trains, and writes the checkpoint."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
 from models.data.datasets import InMemoryDataset, StreamingDataset, open_dataset
-from models.training.config import (
-    ConfigError,
-    GeneratorRun,
-    OptimizerConfig,
-    ScheduleConfig,
-    TokenizerRun,
-    read_config,
-)
+from models.data.sources import Split
+from models.training.config import ConfigError, GeneratorRun, TokenizerRun, read_config
 from models.training.distributed import process_group
 from models.training.generator import GeneratorTask, generator_classes, tokenize
-from models.training.loop import N, Task, train
+from models.training.loop import train
 from models.training.pixels import PixelTask
 from models.training.pretrained import load_frozen_tokenizer, load_vqgan
 from models.training.proxy import ProxyCodeTask
+from models.training.task import N, Task
 
 __all__ = ["RunOptions", "TrainingCallbacks", "find_config", "train_generator", "train_tokenizer"]
 
@@ -32,10 +27,10 @@ PROXY_TOKENIZER = "maskgit-vqgan-f16"
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a run reads and writes, and how long it may take.
+    """Input and output folders of a run, its device and time limit.
 
-    ``data`` holds photographs (see ``models.data.datasets``); ``output`` gets the state, the log and the checkpoint;
-    ``cache`` keeps decoded photographs and tokens.
+    ``data`` holds the images (see ``models.data.datasets``); ``output`` gets the state, the log and the checkpoint;
+    ``cache`` keeps decoded images and tokens.
     """
 
     data: Path
@@ -47,95 +42,88 @@ class RunOptions:
 
 
 class TrainingCallbacks(Protocol):
-    """Hears how a run goes, and may end it."""
+    """Receives the progress of a run, and can stop it."""
 
-    def preparing(self, what: str, done: int, total: int | None) -> None:
-        """Photographs are being decoded or tokenized."""
+    def on_prepare(self, what: str, done: int, total: int | None) -> None:
+        """Called while images are decoded or tokenized."""
 
-    def step(self, step: int, progress: float, figures: dict[str, float]) -> None:
-        """A step was made; ``progress`` is from 0 to 1."""
+    def on_step(self, step: int, progress: float, figures: dict[str, float]) -> None:
+        """Called after each step; ``progress`` is from 0 to 1."""
 
-    def stopping(self) -> bool:
-        """Whether to end after the step at hand."""
+    def should_stop(self) -> bool:
+        """Whether to end after the current step."""
 
 
 def find_config(name: str) -> Path:
-    """A file by its path, or one of the project's own by its name (``titok-mini-32``). Raises :class:`ConfigError`."""
-    path, own = Path(name), CONFIGS / f"{name}.toml"
+    """A config file by its path, or a bundled one by its name (``titok-mini-32``). Raises :class:`ConfigError`."""
+    path, bundled = Path(name), CONFIGS / f"{name}.toml"
     if path.suffix in (".toml", ".yaml", ".yml"):
         return path
-    if not own.is_file():
+    if not bundled.is_file():
         names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.toml")))
-        raise ConfigError(f"{name} is no .toml or .yaml file, and no config of the project's own: {names}")
-    return own
+        raise ConfigError(f"{name} is neither a .toml or .yaml file nor a bundled config: {names}")
+    return bundled
 
 
-def train_tokenizer(config: Path, places: RunOptions, watcher: TrainingCallbacks) -> dict[str, float]:
-    """Trains what a :class:`TokenizerRun` file describes; returns the last figures.
+def train_tokenizer(config: Path, options: RunOptions, callbacks: TrainingCallbacks) -> dict[str, float]:
+    """Trains the tokenizer of a :class:`TokenizerRun` file; returns the last figures.
 
     Raises ``ConfigError``, ``CheckpointError``, ``DataError``, ``Diverged``, ``OSError`` for a full disk.
     """
     run = read_config(config, TokenizerRun)
-    with process_group(places.device):
-        size = run.network.image_size
-        photographs = _photographs(places, "train", size, watcher), _photographs(places, "val", size, watcher)
+    with process_group(options.device):
+        train_images, validation_images = _open_splits(options, run.network.image_size, callbacks)
+        task: PixelTask | ProxyCodeTask
         if run.recipe == "stage-1":
-            vqgan = load_vqgan(run.initial.vqgan or PROXY_TOKENIZER, places.device)
-            return _train(ProxyCodeTask(run, *photographs, vqgan, places.device), run, places, watcher)
-        return _train(PixelTask(run, *photographs, places.device), run, places, watcher)
+            vqgan = load_vqgan(run.initial.vqgan or PROXY_TOKENIZER, options.device)
+            task = ProxyCodeTask(run, train_images, validation_images, vqgan, options.device)
+        else:
+            task = PixelTask(run, train_images, validation_images, options.device)
+        return _train(task, options, callbacks)
 
 
-def train_generator(config: Path, places: RunOptions, watcher: TrainingCallbacks) -> dict[str, float]:
-    """Trains what a :class:`GeneratorRun` file describes; returns the last figures. Raises what the other does."""
+def train_generator(config: Path, options: RunOptions, callbacks: TrainingCallbacks) -> dict[str, float]:
+    """Trains the generator of a :class:`GeneratorRun` file; returns and raises what :func:`train_tokenizer` does."""
     run = read_config(config, GeneratorRun)
-    with process_group(places.device):
-        tokenizer = load_frozen_tokenizer(run.training.tokenizer, places.device)
-        size = tokenizer.config.image_size
-        splits = _photographs(places, "train", size, watcher), _photographs(places, "val", size, watcher)
+    with process_group(options.device):
+        tokenizer = load_frozen_tokenizer(run.training.tokenizer, options.device)
+        splits = _open_splits(options, tokenizer.config.image_size, callbacks)
         classes = generator_classes(run, splits[0].names)
+
+        def on_tokenize(done: int, total: int) -> None:
+            callbacks.on_prepare("tokenizing", done, total)
+
         train_tokens, validation_tokens = (
-            tokenize(
-                photographs,
-                classes,
-                tokenizer,
-                cache=places.cache,
-                progress=lambda done, total: watcher.preparing("tokenizing", done, total),
-            )
-            for photographs in splits
+            tokenize(split, classes, tokenizer, cache=options.cache, progress=on_tokenize) for split in splits
         )
-        task = GeneratorTask(run, classes, train_tokens, validation_tokens, tokenizer, places.device)
-        return _train(task, run, places, watcher)
+        task = GeneratorTask(run, classes, train_tokens, validation_tokens, tokenizer, options.device)
+        return _train(task, options, callbacks)
 
 
-def _photographs(
-    places: RunOptions, split: Literal["train", "val"], size: int, watcher: TrainingCallbacks
-) -> InMemoryDataset | StreamingDataset:
-    photographs = open_dataset(
-        places.data,
-        split,
-        size=size,
-        cache=places.cache,
-        progress=lambda done, total: watcher.preparing(f"decoding {split}", done, total),
-    )
-    return photographs.to(places.device)
+def _open_splits(
+    options: RunOptions, size: int, callbacks: TrainingCallbacks
+) -> list[InMemoryDataset | StreamingDataset]:
+    """The training and the validation images."""
+
+    def opened(split: Split) -> InMemoryDataset | StreamingDataset:
+        dataset = open_dataset(
+            options.data,
+            split,
+            size=size,
+            cache=options.cache,
+            progress=lambda done, total: callbacks.on_prepare(f"decoding {split}", done, total),
+        )
+        return dataset.to(options.device)
+
+    return [opened("train"), opened("val")]
 
 
-class _Scheduled(Protocol):
-    @property
-    def schedule(self) -> ScheduleConfig: ...
-
-    @property
-    def optimizer(self) -> OptimizerConfig: ...
-
-
-def _train(task: Task[N], run: _Scheduled, places: RunOptions, watcher: TrainingCallbacks) -> dict[str, float]:
+def _train(task: Task[N], options: RunOptions, callbacks: TrainingCallbacks) -> dict[str, float]:
     return train(
         task,
-        run.schedule,
-        run.optimizer,
-        places.output,
-        max_minutes=places.max_minutes,
-        resume=places.resume,
-        report=watcher.step,
-        stopping=watcher.stopping,
+        options.output,
+        max_minutes=options.max_minutes,
+        resume=options.resume,
+        report=callbacks.on_step,
+        should_stop=callbacks.should_stop,
     )

@@ -1,4 +1,4 @@
-"""What is random in training, made a function of (seed, step): nothing to save, and nothing lost in a kill."""
+"""Random numbers of training as a function of (seed, step), so that no random state needs saving."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def seeded_generator(*numbers: int) -> torch.Generator:
 
 
 def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
-    """Rows of batch ``step`` in an endless walk through ``count`` samples, each epoch in an order of its own.
+    """Rows int64 [B] of the batch of ``step``, out of ``count`` samples that are shuffled anew for every epoch.
 
-    int64 [B]; the few samples left over at the end of an epoch have their turn in another.
+    The incomplete batch at the end of an epoch is dropped.
     """
     batch_size = min(batch_size, count)
-    epoch, place = divmod(step, count // batch_size)
-    return _epoch(count, seed, epoch)[place * batch_size : (place + 1) * batch_size]
+    epoch, batch = divmod(step, count // batch_size)
+    return _epoch(count, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
 
 
 @lru_cache(maxsize=2)

@@ -1,10 +1,10 @@
-"""What a run leaves to look at: ``log.csv``, TensorBoard events, and a picture at every evaluation.
+"""The log of a run: ``log.csv``, TensorBoard events, and a picture at every evaluation.
 
 ::
 
     output/log.csv                 a row every ten steps
     output/tensorboard/            the same figures and pictures; ``tensorboard --logdir output``
-    output/pictures/000250.png     validation photographs above, their reconstructions below
+    output/pictures/000250.png     validation images above, their reconstructions below
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["TrainingLog"]
 
 
 class TrainingLog:
-    """Writes them; what a run had logged after the ``step`` it goes on from is written again."""
+    """Writes the log to ``output``; rows after the ``step`` that a run resumes from are removed."""
 
     def __init__(self, output: Path, step: int) -> None:
         self._folder = output
@@ -33,7 +33,7 @@ class TrainingLog:
         self._board = SummaryWriter(str(output / "tensorboard"), purge_step=step)
 
     def write(self, figures: dict[str, float]) -> None:
-        """Adds a row; ``figures`` has the step it belongs to."""
+        """Adds a row; ``figures`` includes ``step``."""
         for name, value in figures.items():
             if name != "step":
                 self._board.add_scalar(name, value, int(figures["step"]))
@@ -44,8 +44,8 @@ class TrainingLog:
         else:
             self._rewrite([*self._rows(), row])
 
-    def draw(self, step: int, picture: Tensor | None) -> None:
-        """Saves a picture uint8 [H, W, 3]."""
+    def save_picture(self, step: int, picture: Tensor | None) -> None:
+        """Saves a picture uint8 [H, W, 3], if there is one."""
         if picture is None:
             return
         image = Image.fromarray(picture.cpu().numpy())
@@ -53,7 +53,7 @@ class TrainingLog:
         self._board.add_image("reconstructions", picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flushes the events."""
+        """Flushes the TensorBoard events."""
         self._board.close()
 
     def _rows(self) -> list[dict[str, str]]:

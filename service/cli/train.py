@@ -152,18 +152,18 @@ class _Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def preparing(self, what: str, done: int, total: int | None) -> None:
+    def on_prepare(self, what: str, done: int, total: int | None) -> None:
         """Draws how far a preparation is."""
         self._progress.update(self._bar(what), completed=done, total=total)
 
-    def step(self, step: int, progress: float, figures: dict[str, float]) -> None:
+    def on_step(self, step: int, progress: float, figures: dict[str, float]) -> None:
         """Draws how far training is."""
         names = ("loss", "pixels", "perceptual", "adversarial", "proxy")
         losses = "  ".join(f"{name} {figures[name]:.4f}" for name in names if name in figures)
         speed = f"{figures['images_per_second']:.0f} images/s"
         self._progress.update(self._bar("training"), completed=progress, description=f"step {step}  {losses}  {speed}")
 
-    def stopping(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether a signal has asked the run to end."""
         return self.ending
 

@@ -4,10 +4,10 @@ import torch
 from models.data.datasets import InMemoryDataset
 from models.training.codebook import Codebook
 from models.training.config import OptimizerConfig, TokenizerRun
-from models.training.loop import Step
 from models.training.optimizers import build_optimizers
 from models.training.pixels import PixelTask
 from models.training.seeding import seeded_generator
+from models.training.task import Step
 
 
 def step_at(number: int, progress: float = 0.0) -> Step:

@@ -51,7 +51,7 @@ def test_hinge_and_lecam_are_the_published_ones(logits: list[list[torch.Tensor]]
 def test_lecam_follows_both_means_slowly() -> None:
     lecam = LeCam(decay=0.9)
     for _ in range(2):
-        lecam.follow(torch.tensor(1.0), torch.tensor(-2.0))
+        lecam.update(torch.tensor(1.0), torch.tensor(-2.0))
     assert lecam.real.item() == pytest.approx(0.19)
     assert lecam.fake.item() == pytest.approx(-0.38)
 

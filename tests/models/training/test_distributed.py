@@ -26,7 +26,7 @@ run, photographs, output = pickle.loads(Path(sys.argv[1]).read_bytes())
 with process_group(torch.device("cpu")):
     assert world_size() == 2
     task = PixelTask(run, photographs, photographs)
-    train(task, run.schedule, run.optimizer, output)
+    train(task, output)
 """
 
 
@@ -37,7 +37,7 @@ def test_two_processes_come_to_the_weights_of_one(
 
     schedule = dataclasses.replace(tokenizer_run.schedule, steps=12, evaluate_every=12)
     run = dataclasses.replace(tokenizer_run, schedule=schedule)
-    train(PixelTask(run, tiny_photographs, tiny_photographs), schedule, run.optimizer, tmp_path / "one")
+    train(PixelTask(run, tiny_photographs, tiny_photographs), tmp_path / "one")
     (tmp_path / "run.pickle").write_bytes(pickle.dumps((run, tiny_photographs, tmp_path / "two")))
     (tmp_path / "worker.py").write_text(WORKER)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -64,7 +64,5 @@ def test_a_batch_that_processes_can_not_share_is_refused(
     with pytest.raises(ValueError, match="batch_size 8 is not a multiple of 3 processes"):
         train(
             PixelTask(tokenizer_run, tiny_photographs, tiny_photographs),
-            tokenizer_run.schedule,
-            tokenizer_run.optimizer,
             tmp_path,
         )

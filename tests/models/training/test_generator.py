@@ -108,7 +108,7 @@ def test_a_generator_learns_what_its_class_looks_like_and_loads(
     ids = (10 + labels[:, None] * 20 + torch.arange(4))[:, None].expand(-1, 2, -1)
     task = GeneratorTask(run, CLASSES, TokenSet(ids, labels), TokenSet(ids[:8], labels[:8]), tokenizer)
     before = task.evaluate(task.network.eval())["validation_loss"]
-    figures = train(task, run.schedule, run.optimizer, tmp_path)
+    figures = train(task, tmp_path)
     assert figures["validation_loss"] < 0.7 * before
     config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
     assert config["model"]["generator"]["classes"] == ["dog", "cat"]
@@ -127,12 +127,12 @@ def test_dropout_is_the_same_after_a_kill(run: GeneratorRun, tokenizer: FrozenTo
     for steps, heard in ((20, losses[0]), (10, {}), (20, losses[1])):
         output = tmp_path / ("whole" if heard is losses[0] else "resumed")
         schedule = dataclasses.replace(run.schedule, steps=steps, warmup_steps=0, final_lr=1.0, evaluate_every=10)
-        task = GeneratorTask(dataclasses.replace(run, network=network), CLASSES, tokens, tokens, tokenizer)
+        task = GeneratorTask(
+            dataclasses.replace(run, network=network, schedule=schedule), CLASSES, tokens, tokens, tokenizer
+        )
         torch.rand(steps)  # another process is somewhere else in its own random numbers
         train(
             task,
-            schedule,
-            run.optimizer,
             output,
             resume=True,
             report=lambda step, _, figures, heard=heard: heard.update({step: figures["loss"]}),

@@ -32,14 +32,9 @@ def test_a_tokenizer_is_trained_on_the_device_with_all_its_losses(
     larger = InMemoryDataset(tiny_photographs.images.repeat(2, axis=1).repeat(2, axis=2), tiny_photographs.labels)
     photographs = larger.to("cuda")
     assert photographs.batch(torch.arange(4).numpy()).device.type == "cuda"
-    figures = train(PixelTask(run, photographs, photographs, "cuda"), run.schedule, run.optimizer, tmp_path)
+    figures = train(PixelTask(run, photographs, photographs, "cuda"), tmp_path)
     assert figures["validation_psnr"] > 5
     assert load_tokenizer("mine", weights=tmp_path / "checkpoint").num_tokens == 4
-    resumed = train(
-        PixelTask(run, photographs, photographs, "cuda"),
-        dataclasses.replace(run.schedule, steps=40),
-        run.optimizer,
-        tmp_path,
-        resume=True,
-    )
+    longer = dataclasses.replace(run, schedule=dataclasses.replace(run.schedule, steps=40))
+    resumed = train(PixelTask(longer, photographs, photographs, "cuda"), tmp_path, resume=True)
     assert resumed["step"] == 40

@@ -37,8 +37,6 @@ def fit(
     task = PixelTask(run, photographs, photographs)
     return train(
         task,
-        run.schedule,
-        run.optimizer,
         output,
         max_minutes=max_minutes,
         resume=resume,
@@ -120,7 +118,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_moves_the_weights(
     tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoiled(monkeypatch, lambda step: math.nan if step == 12 else 1.0)
-    with pytest.raises(Diverged, match="the loss is nan at step 12; the last saved state is sound"):
+    with pytest.raises(Diverged, match="the loss is nan at step 12; the last saved state is valid"):
         fit(tokenizer_run, tiny_photographs, tmp_path)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["done"] == 10
@@ -141,7 +139,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(
 ) -> None:
     task = PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
     asked = iter([False] * 13 + [True])
-    figures = train(task, tokenizer_run.schedule, tokenizer_run.optimizer, tmp_path, stopping=lambda: next(asked))
+    figures = train(task, tmp_path, should_stop=lambda: next(asked))
     assert figures["step"] == 14
     assert load_tokenizer("mine", weights=tmp_path / "checkpoint").num_tokens == 4
     assert fit(tokenizer_run, tiny_photographs, tmp_path, resume=True)["step"] == 30
@@ -174,7 +172,7 @@ def test_another_schedule_is_noticed_on_resuming(
     fit(tokenizer_run, tiny_photographs, tmp_path)
     longer = dataclasses.replace(tokenizer_run.schedule, steps=40)
     fit(dataclasses.replace(tokenizer_run, schedule=longer), tiny_photographs, tmp_path, resume=True)
-    assert "the schedule is not the one this run began with" in caplog.text
+    assert "the schedule differs from the one in the saved state" in caplog.text
 
 
 def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:

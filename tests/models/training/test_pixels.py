@@ -7,9 +7,10 @@ import torch
 from models.data.datasets import InMemoryDataset
 from models.networks.titok import TiTok
 from models.training.config import ConfigError, InitialConfig, LossConfig, TokenizerRun
-from models.training.loop import Step, train
+from models.training.loop import train
 from models.training.pixels import PixelTask
 from models.training.seeding import batch_rows, seeded_generator
+from models.training.task import Step
 
 
 def step_at(number: int, progress: float = 0.0) -> Step:
@@ -51,7 +52,7 @@ def test_the_second_stage_moves_the_decoder_and_leaves_every_id_as_it_was(
     task = PixelTask(run, tiny_photographs, tiny_photographs)
     images = tiny_photographs.batch(torch.arange(8).numpy())
     ids, before = task.network.encode(images).ids, {n: t.clone() for n, t in task.network.state_dict().items()}
-    train(task, run.schedule, run.optimizer, tmp_path / "second")
+    train(task, tmp_path / "second")
     moved = {name for name, tensor in task.network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert torch.equal(task.network.encode(images).ids, ids)
     assert {name.split(".")[0] for name in moved} == {"decoder"}
@@ -79,7 +80,7 @@ def test_a_vae_is_trained_through_its_noise_and_its_divergence(
     task = PixelTask(run, tiny_photographs, tiny_photographs)
     losses = task.losses(step_at(0))
     assert losses["loss"].item() == pytest.approx(losses["pixels"].item() + 1e-3 * losses["divergence"].item())
-    figures = train(task, run.schedule, run.optimizer, tmp_path)
+    figures = train(task, tmp_path)
     assert "codes_used" not in figures
     assert figures["validation_psnr"] > 5
 

@@ -8,9 +8,10 @@ import torch
 from models.data.datasets import InMemoryDataset
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.training.config import CodebookConfig, ConfigError, TokenizerRun
-from models.training.loop import Step, train
+from models.training.loop import train
 from models.training.proxy import ProxyCodeTask
 from models.training.seeding import seeded_generator
+from models.training.task import Step
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +67,9 @@ def test_the_loss_is_the_cross_entropy_of_the_vqgans_codes_and_the_quantizers(
 def test_it_learns_to_predict_them(
     run: TokenizerRun, pictures: InMemoryDataset, vqgan: MaskGITVQGAN, tmp_path: Path
 ) -> None:
-    task = ProxyCodeTask(run, pictures, pictures, vqgan)
     schedule = dataclasses.replace(run.schedule, steps=100, evaluate_every=100)
-    figures = train(task, schedule, run.optimizer, tmp_path)
+    task = ProxyCodeTask(dataclasses.replace(run, schedule=schedule), pictures, pictures, vqgan)
+    figures = train(task, tmp_path)
     assert figures["proxy"] < 0.8 * math.log(1024)  # what knowing nothing costs
     assert figures["validation_proxy_accuracy"] > 0.03
     assert (tmp_path / "pictures" / "000100.png").exists()

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from models.training.config import DiscriminatorConfig, LossConfig
-from models.training.loop import Step
 from models.training.reconstruction_loss import ReconstructionLoss
 from models.training.seeding import seeded_generator
+from models.training.task import Step
 
 CPU = torch.device("cpu")
 
@@ -28,10 +28,10 @@ FEATURES = DiscriminatorConfig(kind="features", channels=8, lr=1e-2)
 def test_the_picture_loss_is_the_weighted_sum_of_its_parts(pictures: tuple[Tensor, Tensor]) -> None:
     config = LossConfig(l2_weight=2.0, l1_weight=0.5, perceptual_weight=0.1, adversarial_weight=0.2)
     parts = ReconstructionLoss(config, FEATURES, CPU)(*pictures, step_at(0))
-    assert parts["picture"].item() == pytest.approx(
+    assert parts["total"].item() == pytest.approx(
         parts["pixels"].item() + 0.1 * parts["perceptual"].item() + 0.2 * parts["adversarial"].item(), rel=1e-5
     )
-    parts["picture"].backward()
+    parts["total"].backward()
     assert pictures[0].grad is not None
     assert pictures[0].grad.abs().sum() > 0
 
@@ -50,24 +50,24 @@ def test_the_discriminator_waits_for_its_step_and_then_learns(pictures: tuple[Te
     assert loss.after_step(step_at(2)) == {}
     hinges = []
     for number in range(3, 33):
-        loss(*pictures, step_at(number))["picture"].backward()
+        loss(*pictures, step_at(number))["total"].backward()
         hinges.append(loss.after_step(step_at(number))["discriminator"].item())
     assert hinges[-1] < 0.9 * hinges[0]
-    assert loss.lecam.real.item() != loss.lecam.fake.item()
+    assert loss.adversary.lecam.real.item() != loss.adversary.lecam.fake.item()
 
 
 def test_the_tokenizers_step_leaves_the_discriminator_alone(pictures: tuple[Tensor, Tensor]) -> None:
     loss = ReconstructionLoss(LossConfig(adversarial_weight=0.1), FEATURES, CPU)
-    loss(*pictures, step_at(0))["picture"].backward()
-    assert loss.discriminator is not None
-    assert all(parameter.grad is None for parameter in loss.discriminator.parameters())
+    loss(*pictures, step_at(0))["total"].backward()
+    assert loss.adversary is not None
+    assert all(parameter.grad is None for parameter in loss.adversary.discriminator.parameters())
 
 
 def test_the_semantic_distance_is_between_what_is_in_the_pictures(pictures: tuple[Tensor, Tensor]) -> None:
     loss = ReconstructionLoss(LossConfig(semantic_weight=0.5), FEATURES, CPU)
     parts = loss(*pictures, step_at(0))
     assert 0.0 < parts["semantic"].item() < 2.0
-    assert parts["picture"].item() == pytest.approx(parts["pixels"].item() + 0.5 * parts["semantic"].item(), rel=1e-5)
+    assert parts["total"].item() == pytest.approx(parts["pixels"].item() + 0.5 * parts["semantic"].item(), rel=1e-5)
     assert loss(pictures[1], pictures[1], step_at(0))["semantic"].item() == pytest.approx(0.0, abs=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_bfloat16_judges_nearly_as_float32_does(pictures: tuple[Tensor, Tensor],
         loss = ReconstructionLoss(config, DiscriminatorConfig(kind=kind, channels=8), CPU, dtype=dtype)  # type: ignore[arg-type]
         parts = loss(*pictures, step_at(0))
         assert all(part.dtype is torch.float32 for part in parts.values())
-        (gradient,) = torch.autograd.grad(parts["picture"], pictures[0])
+        (gradient,) = torch.autograd.grad(parts["total"], pictures[0])
         figures = loss.after_step(step_at(0))
         found.append(({name: part.item() for name, part in (parts | figures).items()}, gradient))
     (exact, expected), (near, gradient) = found

@@ -1,0 +1,79 @@
+"""What the training loop trains: a network with its losses, its evaluation and its checkpoint."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from models.runtime.precision import has_fast_bfloat16
+from models.training.config import TrainingRun
+
+__all__ = ["N", "Step", "Task", "autocast"]
+
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its ``number`` from 0, the ``progress`` of the run from 0 to 1, its own random ``generator``, and the
+    ``lr_factor`` on all learning rates.
+    """
+
+    number: int
+    progress: float
+    generator: torch.Generator
+    lr_factor: float = 1.0
+
+
+class Task(ABC, Generic[N]):
+    """A ``network`` in training on ``device``; ``dtype`` is the number format of matrix products."""
+
+    def __init__(self, run: TrainingRun, network: N, device: torch.device | str) -> None:
+        self.run = run
+        self.device = torch.device(device)
+        self.network = network.to(self.device)
+        precision = run.optimizer.precision
+        low = has_fast_bfloat16(self.device) if precision == "auto" else precision == "bfloat16"
+        self.dtype = torch.bfloat16 if low else torch.float32
+
+    @abstractmethod
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Scalar losses of one batch; ``loss`` is minimised, the others are logged."""
+
+    @abstractmethod
+    def evaluate(self, network: N) -> dict[str, float]:
+        """Metrics of the averaged ``network`` on the validation set."""
+
+    @abstractmethod
+    def export(self, network: N, folder: Path) -> None:
+        """Writes the averaged ``network`` as a checkpoint that the service loads."""
+
+    def after_step(self, step: Step, optimizers: list[Optimizer]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Runs after the weights were updated; returns more scalars to log."""
+        return {}
+
+    def pictures(self, network: N) -> Tensor | None:  # noqa: ARG002
+        """Sample images to log, uint8 [H, W, 3], or None."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the task beyond the network's weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+
+    def autocast(self) -> torch.autocast:
+        """Runs matrix products and convolutions in ``dtype``."""
+        return autocast(self.device, self.dtype)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Runs matrix products and convolutions in bfloat16 if ``dtype`` is bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
