@@ -1,4 +1,4 @@
-"""A figure of generated images beside the same figure of photographs."""
+"""A metric of generated images beside the same metric of real images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Comparison"]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A figure of generated images, the same of real photographs, and the first divided by the second."""
+    """A metric of generated images, the same of real images, and the ratio of both."""
 
     generated: float
     real: float
@@ -18,5 +18,5 @@ class Comparison:
 
     @classmethod
     def of(cls, generated: float, real: float) -> Comparison:
-        """The pair with its ratio; beside nothing, or less (an unbiased estimate may be), it is not a number."""
+        """The pair with its ratio, NaN if ``real`` is not positive (an unbiased estimate can be negative)."""
         return cls(generated=generated, real=real, ratio=generated / real if real > 0 else math.nan)

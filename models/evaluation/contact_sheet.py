@@ -1,30 +1,26 @@
-"""Images side by side in one picture, with labels."""
+"""Contact sheets: labelled rows of images in one picture."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from models.arrays import Pixels
 
 __all__ = ["Row", "contact_sheet"]
 
-Pixels = NDArray[np.uint8]
-
-_TEXT, _PALE, _PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
-_FONT_SIZE, _LINE = 13, 17
+_TEXT, _BACKGROUND = (20, 20, 20), (255, 255, 255)
+_FONT_SIZE, _CHARACTER_WIDTH = 13, 6.4
 _GAP, _MARGIN = 6, 12
 _LABEL_WIDTH = 140
-
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-_Line = tuple[str, tuple[int, int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """``images`` uint8 [S, S, 3] each, and what is written to their left; what follows a line break is paler."""
+    """``images`` uint8 [S, S, 3] each, and a ``label`` to their left."""
 
     images: Sequence[Pixels]
     label: str = ""
@@ -33,68 +29,44 @@ class Row:
 def contact_sheet(
     rows: Sequence[Row], headings: Sequence[str] = (), *, tile: int = 128, blocks: int = 1
 ) -> Image.Image:
-    """All rows, images scaled to ``tile`` pixels, under ``headings`` by column; in ``blocks`` of rows side by side.
+    """Draws the rows with images scaled to ``tile`` pixels, under a heading for each column, in ``blocks`` side by side.
 
-    A heading too wide for its column goes over several lines; what follows a line break is paler.
+    Headings and labels are wrapped to the width of their column.
     """
     per_block = -(-len(rows) // blocks)
-    parts = [rows[start : start + per_block] for start in range(0, len(rows), per_block)]
-    drawn = [_block(part, headings, tile) for part in parts]
-    sheet = Image.new(
-        "RGB",
-        (sum(image.width for image in drawn) + 2 * _MARGIN * len(drawn), max(i.height for i in drawn) + 2 * _MARGIN),
-        _PAPER,
-    )
+    drawn = [_draw_block(rows[start : start + per_block], headings, tile) for start in range(0, len(rows), per_block)]
+    width = sum(block.width + 2 * _MARGIN for block in drawn)
+    sheet = Image.new("RGB", (width, max(block.height for block in drawn) + 2 * _MARGIN), _BACKGROUND)
     left = _MARGIN
-    for image in drawn:
-        sheet.paste(image, (left, _MARGIN))
-        left += image.width + 2 * _MARGIN
+    for block in drawn:
+        sheet.paste(block, (left, _MARGIN))
+        left += block.width + 2 * _MARGIN
     return sheet
 
 
-def _block(rows: Sequence[Row], headings: Sequence[str], tile: int) -> Image.Image:
+def _draw_block(rows: Sequence[Row], headings: Sequence[str], tile: int) -> Image.Image:
     font = ImageFont.load_default(_FONT_SIZE)
-    labels = [_wrapped(row.label.split("\n"), _LABEL_WIDTH, font) for row in rows]
-    indent = max(round(font.getlength(text)) for lines in labels for text, _ in lines)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    labels, titles = [_wrap(row.label, _LABEL_WIDTH) for row in rows], [_wrap(text, tile) for text in headings]
+    indent = max(round(measure.multiline_textbbox((0, 0), text, font)[2]) for text in labels)
     indent += _GAP if indent else 0
-    titles = [_wrapped(heading.split("\n"), tile, font) for heading in headings]
-    head = _LINE * max(map(len, titles), default=0) + (_GAP if headings else 0)
+    head = max((round(measure.multiline_textbbox((0, 0), text, font)[3]) + _GAP for text in titles), default=0)
     columns = max(len(row.images) for row in rows)
-    sheet = Image.new("RGB", (indent + columns * (tile + _GAP) - _GAP, head + len(rows) * (tile + _GAP) - _GAP), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for column, lines in enumerate(titles):
-        _write(draw, (indent + column * (tile + _GAP), 0), lines, font)
-    for number, (row, lines) in enumerate(zip(rows, labels, strict=True)):
+    size = indent + columns * (tile + _GAP) - _GAP, head + len(rows) * (tile + _GAP) - _GAP
+    block = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(block)
+    for column, text in enumerate(titles):
+        draw.multiline_text((indent + column * (tile + _GAP), 0), text, _TEXT, font)
+    for number, (row, text) in enumerate(zip(rows, labels, strict=True)):
         top = head + number * (tile + _GAP)
-        _write(draw, (0, top + (tile - _LINE * len(lines)) // 2), lines, font)
+        draw.multiline_text((0, top + tile // 2), text, _TEXT, font, anchor="lm")
         for column, pixels in enumerate(row.images):
             image = Image.fromarray(pixels)
             if image.width != tile:
                 image = image.resize((tile, tile), Image.Resampling.LANCZOS)
-            sheet.paste(image, (indent + column * (tile + _GAP), top))
-    return sheet
+            block.paste(image, (indent + column * (tile + _GAP), top))
+    return block
 
 
-def _write(
-    draw: ImageDraw.ImageDraw,
-    place: tuple[int, int],
-    lines: Sequence[_Line],
-    font: _Font,
-) -> None:
-    for number, (text, colour) in enumerate(lines):
-        draw.text((place[0], place[1] + number * _LINE), text, colour, font)
-
-
-def _wrapped(given: Sequence[str], width: int, font: _Font) -> list[_Line]:
-    """Lines of whole words that fit; all but the first of those given are pale."""
-    lines: list[_Line] = []
-    for number, text in enumerate(given):
-        colour, line = _PALE if number else _TEXT, ""
-        for word in text.split():
-            longer = f"{line} {word}".strip()
-            if line and font.getlength(longer) > width:
-                lines.append((line, colour))
-                longer = word
-            line = longer
-        lines.append((line, colour))
-    return lines
+def _wrap(text: str, width: int) -> str:
+    return "\n".join(textwrap.fill(line, int(width / _CHARACTER_WIDTH)) for line in text.split("\n"))

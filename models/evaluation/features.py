@@ -1,4 +1,4 @@
-"""Lite0 features of many images: in batches, at a size the network takes, kept on disk for the next time.
+"""Lite0 features of many images, computed in batches and cached on disk.
 
 ::
 
@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.arrays import Pixels
 from models.atomic_files import write_whole
 from models.evaluation.lite0 import Lite0
 from models.evaluation.progress import Track, no_progress
 
-__all__ = ["BATCH_SIZE", "Features", "as_tensor", "batches", "cached_embeddings", "extract"]
-
-Pixels = NDArray[np.uint8]
+__all__ = ["BATCH_SIZE", "Features", "as_tensor", "batches", "cached_embeddings", "extract_features"]
 
 BATCH_SIZE = 32
 _STRIDE = 32
@@ -44,13 +43,13 @@ def as_tensor(images: Pixels) -> Tensor:
 
 
 def batches(count: int) -> list[slice]:
-    """The slices that ``count`` images are worked through in."""
+    """Slices of ``count`` images, one for each batch."""
     return [slice(start, min(start + BATCH_SIZE, count)) for start in range(0, count, BATCH_SIZE)]
 
 
 @torch.inference_mode()
-def extract(network: Lite0, images: Tensor) -> Features:
-    """Both kinds of features of images [B, 3, S, S] in [0, 1], in one pass."""
+def extract_features(network: Lite0, images: Tensor) -> Features:
+    """Block features and pooled features of images [B, 3, S, S] in [0, 1]."""
     blocks = network.features(_resized(images))
     return Features(blocks, network.pool(blocks[-1]))
 
@@ -58,10 +57,10 @@ def extract(network: Lite0, images: Tensor) -> Features:
 def cached_embeddings(
     network: Lite0, images: Pixels, *, cache: Path, description: str, track: Track = no_progress
 ) -> Tensor:
-    """Pooled features float32 [N, 1280] of uint8 [N, S, S, 3]; a later call with the same images reads them.
+    """Pooled features float32 [N, 1280] of uint8 [N, S, S, 3], cached on disk.
 
-    The file has float16, which moves a cosine by about 1e-4. It is named by a digest of the network's weights and of
-    256 of the images.
+    The file holds float16, which changes a cosine by about 1e-4. Its name is a digest of the network's weights and of 256
+    of the images.
     """
     file = cache / f"lite0-{_fingerprint(network, images)}.npy"
     if not file.exists():

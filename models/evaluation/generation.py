@@ -1,6 +1,6 @@
-"""How good generated images are: like photographs, of the class that was asked for, varied, and no copies.
+"""Metrics of generated images: fidelity, class agreement, diversity and memorization.
 
-Every figure stands beside the same figure of real validation photographs of the same classes.
+Each is compared with the same metric of validation images of the same classes.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Ids, Pixels
 from models.evaluation.comparison import Comparison
 from models.evaluation.distributions import frechet_distance, kernel_distance
-from models.evaluation.features import BATCH_SIZE, as_tensor, batches, extract
+from models.evaluation.features import BATCH_SIZE, as_tensor, batches, extract_features
 from models.evaluation.lite0 import Lite0
-from models.evaluation.memorization import NearestPhotographs, compare_with_training
+from models.evaluation.memorization import ImageSet, NearestPhotographs, compare_with_training
 from models.evaluation.neighbours import ReferenceSet
 from models.evaluation.perceptual import perceptual_distance
 from models.evaluation.progress import Track, no_progress
@@ -27,17 +28,15 @@ from models.tokenizer import Tokenizer
 
 __all__ = ["Generation", "Samples", "evaluate_generation", "generate_samples", "match_classes"]
 
-Pixels = NDArray[np.uint8]
-
-# The Fréchet distance takes as many training photographs of each class, since generated images are as many of each.
-_PHOTOGRAPHS_PER_CLASS = 400
+# Training images of each class that distributions are compared with: as many of each, as for generated images.
+_REFERENCES_PER_CLASS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     """Generated ``images`` uint8 [N, S, S, 3] with their ``tokens`` int64 [N, K].
 
-    ``labels`` int64 [N] are the classes that were asked for, as positions in the data's list of classes.
+    ``labels`` int64 [N] are the requested classes, as indices into the data's class names.
     """
 
     images: Pixels
@@ -47,12 +46,12 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """The figures of ``images`` generated images of ``classes`` classes.
+    """Metrics of ``images`` generated images of ``classes`` classes.
 
-    ``frechet_distance`` and ``kernel_distance`` are to training photographs, equally many of each class;
-    ``class_agreement`` is the mean over classes of the share whose nearest training photographs, among these classes, are
-    of the class; ``diversity`` is the mean perceptual distance of two images of one class; ``identical_pairs`` are pairs
-    with the same tokens within a class; ``nearest`` says how close the closest training photographs are.
+    ``frechet_distance`` and ``kernel_distance`` are to training images, equally many of each class; ``class_agreement`` is
+    the share of images that are classified as the requested class by their nearest training images of these classes,
+    the mean over classes; ``diversity`` is the mean perceptual distance of two images of one class; ``identical_pairs``
+    counts pairs with equal tokens within a class; ``nearest`` compares with the nearest training images.
     """
 
     images: int
@@ -71,19 +70,20 @@ class Generation:
 def match_classes(
     generated: Sequence[str], photographed: Sequence[str], sources: Mapping[str, str] | None = None
 ) -> list[int]:
-    """Positions in ``photographed`` of the generator's classes ``generated``, such as ``pets/cat`` for ``cat``.
+    """Indices into the data's classes ``photographed`` of the generator's ``generated``, e.g. ``pets/cat`` for ``cat``.
 
-    ``sources`` says which is which; without it, names match by what follows the last slash, in any case. Raises
-    ``ValueError``.
+    ``sources`` maps the generator's names to the data's; without it, the parts after the last slash must be equal,
+    ignoring case. Raises ``ValueError``.
     """
     found = []
     for name in generated:
-        if sources is not None:
-            fitting = [number for number, other in enumerate(photographed) if other == sources.get(name)]
-        else:
-            fitting = [number for number, other in enumerate(photographed) if _last(other) == _last(name)]
+        fitting = [
+            number
+            for number, other in enumerate(photographed)
+            if (other == sources.get(name) if sources is not None else _last(other) == _last(name))
+        ]
         if len(fitting) != 1:
-            which = "none" if not fitting else f"{len(fitting)}"
+            which = len(fitting) or "none"
             raise ValueError(
                 f"the generator's class {name!r} is {which} of the data's classes; --classes CONFIG.toml names the data's "
                 f"class for each, as training.classes of a training configuration does"
@@ -101,17 +101,17 @@ def generate_samples(
     preset: str,
     track: Track = no_progress,
 ) -> Samples:
-    """``per_class`` images of each of the generator's classes, each with a seed of its own: 0, 1, 2 ...
+    """``per_class`` images of each of the generator's classes, with seeds 0, 1, 2 ...
 
-    ``classes`` are their positions in the data's list.
+    ``classes`` are their indices into the data's class names.
     """
-    asked = [label for label in range(generator.num_classes) for _ in range(per_class)]
+    requested = [label for label in range(generator.num_classes) for _ in range(per_class)]
     tokens, images = [], []
-    for part in track(batches(len(asked)), "generating"):
-        tokens.append(generator.generate(asked[part], seeds=range(part.start, part.stop), preset=preset))
+    for part in track(batches(len(requested)), "generating"):
+        tokens.append(generator.generate(requested[part], seeds=range(part.start, part.stop), preset=preset))
         images.append(tokenizer.decode(tokens[-1]).numpy())
     return Samples(
-        images=np.concatenate(images), tokens=torch.cat(tokens), labels=torch.tensor(classes)[torch.tensor(asked)]
+        images=np.concatenate(images), tokens=torch.cat(tokens), labels=torch.tensor(classes)[torch.tensor(requested)]
     )
 
 
@@ -124,34 +124,35 @@ def evaluate_generation(
     references: ReferenceSet,
     reference_images: Pixels,
     photographs: Pixels,
-    labels: NDArray[np.int64],
+    labels: Ids,
     track: Track = no_progress,
 ) -> Generation:
-    """Compares generated images with training photographs, and validation photographs with the same.
+    """Compares generated images, and validation images of the same classes, with training images.
 
-    ``references`` are all training photographs and ``reference_images`` uint8 [M, S, S, 3] their pixels; ``photographs``
-    and ``labels`` are the validation set, of which as many of each class are taken as were generated, or all there are.
+    ``references`` are all training images and ``reference_images`` uint8 [M, S, S, 3] their pixels; ``photographs`` and
+    ``labels`` are the validation set, of which as many images of each class are used as were generated, or all.
     """
     classes = torch.unique(samples.labels)
     chosen = _first_of_each(torch.from_numpy(labels), classes, len(samples.labels) // len(classes))
     real_images, real_labels = np.array(photographs[chosen.numpy()]), torch.from_numpy(labels)[chosen]
-    generated = _look_at(network, samples.images, samples.labels, "looking at generated images", track)
-    real = _look_at(network, real_images, real_labels, "looking at photographs", track)
+    generated = _features(network, samples.images, samples.labels, "features of generated images", track)
+    real = _features(network, real_images, real_labels, "features of validation images", track)
     among = references.of_classes(classes)
-    balanced = among.features[_first_of_each(among.labels, classes, _PHOTOGRAPHS_PER_CLASS)]
+    balanced = among.features[_first_of_each(among.labels, classes, _REFERENCES_PER_CLASS)]
+    sides = generated, real
     return Generation(
         images=len(samples.images),
         classes=len(classes),
         real_images=len(real_images),
         preset=preset,
-        frechet_distance=Comparison.of(*(frechet_distance(side.pooled, balanced) for side in (generated, real))),
-        kernel_distance=Comparison.of(*(kernel_distance(side.pooled, balanced) for side in (generated, real))),
-        class_agreement=Comparison.of(*(_agreement(among, side) for side in (generated, real))),
+        frechet_distance=Comparison.of(*(frechet_distance(side.pooled, balanced) for side in sides)),
+        kernel_distance=Comparison.of(*(kernel_distance(side.pooled, balanced) for side in sides)),
+        class_agreement=Comparison.of(*(_agreement(among, side) for side in sides)),
         diversity=Comparison.of(generated.diversity, real.diversity),
         identical_pairs=sum(_identical_pairs(samples.tokens[samples.labels == label]) for label in classes),
         nearest=compare_with_training(
-            (samples.images, generated.pooled, samples.tokens),
-            (real_images, real.pooled),
+            ImageSet(samples.images, generated.pooled, samples.tokens),
+            ImageSet(real_images, real.pooled),
             references=references,
             reference_images=reference_images,
             tokenizer=tokenizer,
@@ -161,8 +162,7 @@ def evaluate_generation(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Look:
+class _ClassFeatures(NamedTuple):
     """``pooled`` features [N, 1280] and ``labels`` int64 [N]; ``diversity`` within the classes."""
 
     pooled: Tensor
@@ -170,23 +170,21 @@ class _Look:
     diversity: float
 
 
-def _look_at(network: Lite0, images: Pixels, labels: Tensor, description: str, track: Track) -> _Look:
+def _features(network: Lite0, images: Pixels, labels: Tensor, description: str, track: Track) -> _ClassFeatures:
     pooled = torch.empty(len(images), network.head.out_channels)
     distances = []
     for label in track(torch.unique(labels).tolist(), description):
         rows = torch.nonzero(labels == label).flatten()
-        found = [extract(network, as_tensor(images[part.numpy()])) for part in torch.split(rows, BATCH_SIZE)]
+        found = [extract_features(network, as_tensor(images[part.numpy()])) for part in torch.split(rows, BATCH_SIZE)]
         pooled[rows] = torch.cat([features.pooled for features in found])
-        blocks = found[0].blocks  # a batch is enough to tell how varied a class is
+        blocks = found[0].blocks  # one batch suffices to measure the diversity of a class
         for row in range(len(blocks[0]) - 1):
-            one, others = (
-                tuple(block[part] for block in blocks) for part in (slice(row, row + 1), slice(row + 1, None))
-            )
+            one, others = [block[row : row + 1] for block in blocks], [block[row + 1 :] for block in blocks]
             distances.append(perceptual_distance(one, others))
-    return _Look(pooled=pooled, labels=labels, diversity=float(torch.cat(distances).mean()) if distances else math.nan)
+    return _ClassFeatures(pooled, labels, float(torch.cat(distances).mean()) if distances else math.nan)
 
 
-def _agreement(references: ReferenceSet, side: _Look) -> float:
+def _agreement(references: ReferenceSet, side: _ClassFeatures) -> float:
     right = (references.classify(side.pooled) == side.labels).double()
     return float(torch.stack([right[side.labels == label].mean() for label in torch.unique(side.labels)]).mean())
 
@@ -197,7 +195,7 @@ def _identical_pairs(tokens: Tensor) -> int:
 
 
 def _first_of_each(labels: Tensor, classes: Tensor, count: int) -> Tensor:
-    """Rows of the first ``count`` of each class, or of all there are, class by class."""
+    """Rows of the first ``count`` images of each class (all if there are fewer), class by class."""
     return torch.cat([torch.nonzero(labels == label).flatten()[:count] for label in classes])
 
 

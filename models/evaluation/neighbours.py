@@ -1,4 +1,4 @@
-"""The photographs that look most like an image: to tell its class, and to see that it is no copy."""
+"""Nearest neighbours among reference images by Lite0 features, and k-nearest-neighbour classification."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CLASSIFIER_NEIGHBOURS = 5
 
 
 class Neighbours(NamedTuple):
-    """``rows`` int64 [B, k] of a reference set, the nearest first; ``distances`` float32 [B, k], one less the cosine."""
+    """``rows`` int64 [B, k] of a reference set, the nearest first; ``distances`` float32 [B, k], 1 - cosine."""
 
     rows: Tensor
     distances: Tensor
 
 
 class ReferenceSet:
-    """Photographs by their features [N, C] and their ``labels`` int64 [N]; distances are cosine distances."""
+    """Reference images: features [N, C] and ``labels`` int64 [N]; distances are cosine distances."""
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
         self.features = features
@@ -33,12 +33,12 @@ class ReferenceSet:
         return len(self.labels)
 
     def of_classes(self, labels: Tensor) -> ReferenceSet:
-        """Those of the given classes only."""
+        """The references of the given classes."""
         wanted = torch.isin(self.labels, labels)
         return ReferenceSet(self.features[wanted], self.labels[wanted])
 
     def nearest(self, features: Tensor, count: int) -> Neighbours:
-        """The ``count`` nearest of each row of [B, C], or all where there are fewer."""
+        """The ``count`` nearest references of each row of [B, C]; all if there are fewer."""
         count = min(count, len(self))
         found = [
             (F.normalize(part, dim=1) @ self._directions.T).topk(count, dim=1) for part in torch.split(features, _CHUNK)
@@ -46,10 +46,10 @@ class ReferenceSet:
         return Neighbours(torch.cat([part.indices for part in found]), 1 - torch.cat([part.values for part in found]))
 
     def classify(self, features: Tensor, *, neighbours: int = CLASSIFIER_NEIGHBOURS) -> Tensor:
-        """The label int64 [B] that most of the nearest ``neighbours`` of [B, C] have; of several, the nearest one's."""
+        """The majority label int64 [B] of the nearest ``neighbours`` of [B, C]; ties go to the nearest one."""
         rows = self.nearest(features, neighbours).rows
         votes = self.labels[rows]  # [B, k]
-        # Less than a vote in all, and the nearest of those that tie outweighs the others: whom it votes for wins.
+        # Weights break ties in favour of the nearest; together they add less than one vote.
         weights = 1 + 0.4 * 0.5 ** torch.arange(rows.shape[1], dtype=torch.float64)
         counts = torch.zeros(len(votes), int(self.labels.max()) + 1, dtype=torch.float64)
         return counts.scatter_add_(1, votes, weights.expand(votes.shape)).argmax(1)

@@ -1,29 +1,32 @@
-"""What the same number of bytes buys elsewhere: image placeholders, as web pages show them while a picture loads.
+"""Baselines of the same size: image placeholders, as web pages show them while an image loads.
 
 ::
 
     4x4 RGB grid   3 bytes a cell, Lanczos both ways
     ThumbHash      24 bytes of a square: luminance and two colour differences, low frequencies (package thash)
-    BlurHash       base83 text of at most so many characters: cosines in linear light (package fast-blurhash)
+    BlurHash       base83 text of at most as many characters: cosines in linear light (package fast-blurhash)
     PCA            one byte for each coefficient, components fitted to photographs at 16x16
     WebP           the closest one that fits, of several sizes and qualities
-    WebP, q 0      the smallest of the whole image, however many bytes that takes
+    WebP, q 0      the whole image at quality 0, of any number of bytes
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.arrays import Ids, Pixels
 from models.errors import missing_package
 from models.evaluation.features import as_tensor, batches
 from models.evaluation.progress import Track, no_progress
@@ -42,37 +45,48 @@ __all__ = [
     "placeholders",
 ]
 
-Pixels = NDArray[np.uint8]
-
 LANCZOS = Image.Resampling.LANCZOS
 PCA_SIZE = 16
-# Coefficients are clipped at five of their deviations: bytes are then a 25th of a deviation apart.
+# Coefficients are clipped at five standard deviations, so that one level of a byte is a 25th of a deviation.
 _PCA_RANGE = 5.0
 _MAX_COMPONENTS = 9  # of BlurHash, each way
-_WEBP_BLOCK = 16  # pixels; up to there a larger WebP may have fewer bytes than a smaller one
+_WEBP_BLOCK = 16  # pixels; up to this size a larger WebP can have fewer bytes than a smaller one
 
 
 class PlaceholdersMissing(Exception):
-    """A package of the baselines is not installed; the message says which extra brings it."""
+    """A package of the baselines is not installed; the message names the extra that installs it."""
 
 
 class Decoded(NamedTuple):
-    """``images`` uint8 [B, S, S, 3] and how many bytes each took, ``num_bytes`` int64 [B]."""
+    """``images`` uint8 [B, S, S, 3] and their encoded sizes ``num_bytes`` int64 [B]."""
 
     images: Pixels
-    num_bytes: NDArray[np.int64]
+    num_bytes: Ids
 
 
 class Codec(Protocol):
-    """Something that turns images into bytes and back. ``name`` is what tables call it."""
+    """Encodes images to bytes and decodes them. ``name`` is shown in tables."""
 
     name: str
 
     def __call__(self, images: Pixels) -> Decoded:
-        """Uint8 [B, S, S, 3] after a journey through as few bytes as there are."""
+        """Encodes and decodes images uint8 [B, S, S, 3]."""
 
 
-class Grid:
+class _SingleImageCodec(ABC):
+    """A codec that works image by image."""
+
+    @abstractmethod
+    def round_trip(self, image: Pixels) -> tuple[Pixels, int]:
+        """Encodes and decodes one image uint8 [S, S, 3]; returns it with its number of bytes."""
+
+    def __call__(self, images: Pixels) -> Decoded:
+        """See :class:`Codec`."""
+        decoded, num_bytes = zip(*map(self.round_trip, images), strict=True)
+        return Decoded(np.stack(decoded), np.array(num_bytes))
+
+
+class Grid(_SingleImageCodec):
     """The image at n x n pixels, n as large as ``max_bytes`` allow at 3 bytes a pixel."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -81,51 +95,35 @@ class Grid:
             raise ValueError(f"a grid needs at least 3 bytes, not {max_bytes}")
         self.name = f"{self.side}x{self.side} RGB"
 
-    def __call__(self, images: Pixels) -> Decoded:
-        """See :class:`Codec`."""
-        size = images.shape[1]
-        decoded = [
-            np.asarray(Image.fromarray(image).resize((self.side, self.side), LANCZOS).resize((size, size), LANCZOS))
-            for image in images
-        ]
-        return Decoded(np.stack(decoded), np.full(len(images), 3 * self.side**2))
+    def round_trip(self, image: Pixels) -> tuple[Pixels, int]:
+        """See the base class."""
+        small = Image.fromarray(image).resize((self.side, self.side), LANCZOS)
+        return np.asarray(small.resize(image.shape[1::-1], LANCZOS)), 3 * self.side**2
 
 
-class ThumbHash:
-    """ThumbHash (Evan Wallace, 2023), with the official decoder's saturation; its 32x32 are brought to S by Lanczos."""
+class ThumbHash(_SingleImageCodec):
+    """ThumbHash (Evan Wallace, 2023), with the official decoder's saturation; its 32x32 are scaled to S by Lanczos."""
 
     name = "ThumbHash"
 
     def __init__(self) -> None:
-        try:
-            import thash
-        except ImportError as error:
-            raise _missing(error) from error
-        self._thash = thash
+        self._thash = _required("thash")
 
-    def __call__(self, images: Pixels) -> Decoded:
-        """See :class:`Codec`."""
-        decoded, num_bytes = [], []
-        for image in images:
-            code = self._thash.encode(Image.fromarray(image))
-            width, height, rgba = self._thash.thumb_hash_to_rgba(code)
-            small = Image.frombytes("RGBA", (width, height), bytes(rgba)).convert("RGB")
-            decoded.append(np.asarray(small.resize((image.shape[1], image.shape[0]), LANCZOS)))
-            num_bytes.append(len(code))
-        return Decoded(np.stack(decoded), np.array(num_bytes))
+    def round_trip(self, image: Pixels) -> tuple[Pixels, int]:
+        """See the base class."""
+        code = self._thash.encode(Image.fromarray(image))
+        width, height, rgba = self._thash.thumb_hash_to_rgba(code)
+        small = Image.frombytes("RGBA", (width, height), bytes(rgba)).convert("RGB")
+        return np.asarray(small.resize(image.shape[1::-1], LANCZOS)), len(code)
 
 
-class BlurHash:
-    """BlurHash (Wolt, 2018): as many components as ``max_bytes`` characters hold, more across or more down."""
+class BlurHash(_SingleImageCodec):
+    """BlurHash (Wolt, 2018), with as many components as ``max_bytes`` characters hold, in the closer orientation."""
 
     name = "BlurHash"
 
     def __init__(self, max_bytes: int) -> None:
-        try:
-            import fast_blurhash
-        except ImportError as error:
-            raise _missing(error) from error
-        self._blurhash = fast_blurhash
+        self._blurhash = _required("fast_blurhash")
         fitting = [
             (wide, high)
             for high in range(1, _MAX_COMPONENTS + 1)
@@ -136,24 +134,25 @@ class BlurHash:
             raise ValueError(f"a BlurHash has at least 6 characters, not {max_bytes}")
         self.components = fitting[-1]
 
-    def __call__(self, images: Pixels) -> Decoded:
-        """See :class:`Codec`. Of both ways to lay the components the closer one counts."""
+    def round_trip(self, image: Pixels) -> tuple[Pixels, int]:
+        """See the base class."""
         wide, high = self.components
-        best = [_closest([self._one(image, *c) for c in {(wide, high), (high, wide)}], image) for image in images]
-        return Decoded(np.stack([image for image, _ in best]), np.array([num_bytes for _, num_bytes in best]))
-
-    def _one(self, image: Pixels, across: int, down: int) -> tuple[Pixels, int]:
         height, width = image.shape[:2]
-        text = self._blurhash.encode(image.tobytes(), across, down, width, height)
-        decoded = bytes(self._blurhash.decode(text, width, height))
-        return np.frombuffer(decoded, np.uint8).reshape(image.shape), len(text)
+        decoded = []
+        for across, down in {(wide, high), (high, wide)}:
+            text = self._blurhash.encode(image.tobytes(), across, down, width, height)
+            pixels = np.frombuffer(bytes(self._blurhash.decode(text, width, height)), np.uint8)
+            decoded.append((pixels.reshape(image.shape), len(text)))
+        return _closest(decoded, image)
 
 
 class PrincipalComponents:
-    """The ``max_bytes`` strongest components of photographs at 16x16, a byte for each coefficient."""
+    """PCA of images at 16x16, one byte for each coefficient.
+
+    ``mean`` [768], ``components`` [K, 768] with rows of unit length, ``deviations`` [K] of the coefficients.
+    """
 
     def __init__(self, mean: Tensor, components: Tensor, deviations: Tensor) -> None:
-        """``mean`` [768], ``components`` [K, 768] with rows of unit length, ``deviations`` [K] of the coefficients."""
         self.name = f"PCA, {len(components)} components"
         self._mean, self._components = mean, components
         self._step = deviations * _PCA_RANGE / 127
@@ -169,7 +168,7 @@ class PrincipalComponents:
         return Decoded(pixels, np.full(len(images), len(self._components)))
 
 
-class SmallWebP:
+class SmallWebP(_SingleImageCodec):
     """The closest WebP of at most ``max_bytes`` among several sizes and qualities, lossy or lossless."""
 
     _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -181,18 +180,17 @@ class SmallWebP:
         if not self._fitting(np.zeros((1, 1, 3), np.uint8)):
             raise ValueError(f"no WebP has as few as {max_bytes} bytes")
 
-    def __call__(self, images: Pixels) -> Decoded:
-        """See :class:`Codec`."""
-        best = [_closest([(_unwebp(f, len(image)), len(f)) for f in self._fitting(image)], image) for image in images]
-        return Decoded(np.stack([image for image, _ in best]), np.array([num_bytes for _, num_bytes in best]))
+    def round_trip(self, image: Pixels) -> tuple[Pixels, int]:
+        """See the base class."""
+        return _closest([(_decode_webp(file, len(image)), len(file)) for file in self._fitting(image)], image)
 
     def _fitting(self, image: Pixels) -> list[bytes]:
         whole = Image.fromarray(image)
         found = []
         for size in self._SIZES:
             small = whole.resize((size, size), LANCZOS)
-            files = [_webp(small, lossless=True, quality=100)] if size in self._LOSSLESS_SIZES else []
-            files += [_webp(small, lossless=False, quality=quality) for quality in self._QUALITIES]
+            files = [_encode_webp(small, quality=quality) for quality in self._QUALITIES]
+            files += [_encode_webp(small, quality=100, lossless=True)] if size in self._LOSSLESS_SIZES else []
             fitting = [file for file in files if len(file) <= self.max_bytes]
             found += fitting
             if size >= whole.width or (size > _WEBP_BLOCK and not fitting):
@@ -200,34 +198,31 @@ class SmallWebP:
         return found
 
 
-class WebP:
+class WebP(_SingleImageCodec):
     """The whole image as WebP of quality 0."""
 
     name = "WebP, quality 0"
 
-    def __call__(self, images: Pixels) -> Decoded:
-        """See :class:`Codec`."""
-        files = [_webp(Image.fromarray(image), lossless=False, quality=0) for image in images]
-        decoded = [_unwebp(file, len(image)) for file, image in zip(files, images, strict=True)]
-        return Decoded(np.stack(decoded), np.array([len(file) for file in files]))
+    def round_trip(self, image: Pixels) -> tuple[Pixels, int]:
+        """See the base class."""
+        file = _encode_webp(Image.fromarray(image), quality=0)
+        return _decode_webp(file, len(image)), len(file)
 
 
 def placeholders(max_bytes: int) -> list[Codec]:
-    """Every baseline that can do with ``max_bytes`` and needs no fitting, and the smallest WebP.
+    """All baselines of at most ``max_bytes`` but PCA, which is fitted to images, and WebP of quality 0.
 
     Raises :class:`PlaceholdersMissing`.
     """
     found: list[Codec] = []
     for make in (Grid, BlurHash, SmallWebP):
-        try:
+        with suppress(ValueError):  # too few bytes for this one
             found.append(make(max_bytes))
-        except ValueError:  # too few bytes for this one
-            continue
     return [*found, ThumbHash(), WebP()]
 
 
 def fit_principal_components(images: Pixels, count: int, *, track: Track = no_progress) -> PrincipalComponents:
-    """The ``count`` strongest components of uint8 [N, S, S, 3], as many as there are at most; float64, exact."""
+    """Fits the ``count`` largest principal components (fewer if there are fewer) of uint8 [N, S, S, 3], in float64."""
     dimensions = 3 * PCA_SIZE**2
     sums, products = torch.zeros(dimensions, dtype=torch.float64), torch.zeros(dimensions, dimensions).double()
     for part in track(batches(len(images)), "fitting principal components"):
@@ -242,25 +237,28 @@ def fit_principal_components(images: Pixels, count: int, *, track: Track = no_pr
 
 
 def _at_pca_size(images: Tensor) -> Tensor:
-    """[B, 3, S, S] -> [B, 768]."""
+    """Images [B, 3, S, S] -> [B, 768]."""
     return F.adaptive_avg_pool2d(images, PCA_SIZE).flatten(1)
 
 
 def _closest(decoded: Iterable[tuple[Pixels, int]], image: Pixels) -> tuple[Pixels, int]:
-    """The one with the least squared error, and its bytes."""
+    """The decoded image with the least squared error, and its number of bytes."""
     return min(decoded, key=lambda one: float(np.square(one[0].astype(np.float32) - image).mean()))
 
 
-def _webp(image: Image.Image, *, lossless: bool, quality: int) -> bytes:
+def _encode_webp(image: Image.Image, *, quality: int, lossless: bool = False) -> bytes:
     image.save(buffer := io.BytesIO(), "webp", lossless=lossless, quality=quality, method=6)
     return buffer.getvalue()
 
 
-def _unwebp(file: bytes, size: int) -> Pixels:
+def _decode_webp(file: bytes, size: int) -> Pixels:
     with Image.open(io.BytesIO(file)) as image:
         rgb = image.convert("RGB")
     return np.asarray(rgb if rgb.width == size else rgb.resize((size, size), LANCZOS))
 
 
-def _missing(error: ImportError) -> PlaceholdersMissing:
-    return PlaceholdersMissing(missing_package(error, "evaluate"))
+def _required(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise PlaceholdersMissing(missing_package(error, "evaluate")) from error

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who looks."""
+"""Progress reporting of long computations."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 
 class Track(Protocol):
-    """Gives ``items`` one after the other, and shows how many are done under ``description``."""
+    """Iterates over ``items`` and shows the progress under ``description``, as ``rich.progress.track`` does."""
 
     def __call__(self, items: Sequence[T], description: str) -> Iterable[T]:
-        """The items, as they are asked for."""
+        """Yields the items."""
 
 
 def no_progress(items: Sequence[T], description: str) -> Iterable[T]:  # noqa: ARG001
-    """Shows nothing."""
+    """Iterates without showing progress."""
     return items

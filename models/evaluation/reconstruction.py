@@ -1,7 +1,6 @@
-"""What reconstructions keep of photographs, beside what other codecs keep in as few bytes.
+"""Reconstruction metrics of the tokenizer and of other codecs of similar size.
 
-Every figure is a mean over the same photographs, at the tokenizer's size S, and every reconstruction is first rounded to
-256 levels, as a file of it would be.
+All metrics are means over the same images at the tokenizer's size S; reconstructions are uint8, as in a file.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Ids, Pixels
 from models.evaluation.distributions import frechet_distance, kernel_distance
-from models.evaluation.features import Features, as_tensor, batches, extract
+from models.evaluation.features import Features, as_tensor, batches, extract_features
 from models.evaluation.lite0 import Lite0
 from models.evaluation.measures import entropy_bits, patch_steps
 from models.evaluation.neighbours import ReferenceSet
@@ -35,12 +34,10 @@ __all__ = [
     "evaluate_reconstruction",
 ]
 
-Pixels = NDArray[np.uint8]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CodeUsage:
-    """How many of the codes occurred, and how evenly: ``entropy_bits`` is at most log2 of ``codebook_size``."""
+    """The number of codes that occurred, and their entropy, at most log2 of ``codebook_size``."""
 
     used: int
     codebook_size: int
@@ -49,12 +46,12 @@ class CodeUsage:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecFigures:
-    """What one codec keeps. Distances are better small, everything else large; ``seams`` is 1 without a grid.
+    """Metrics of one codec. Lower distances are better, higher values of the others; ``seams`` is 1 without a grid.
 
-    ``mean_bytes`` and ``max_bytes`` of an image; ``psnr`` in dB; ``perceptual_distance``, ``frechet_distance`` and
-    ``kernel_distance`` on Lite0 features; ``class_agreement``, the share of images whose nearest training photographs
-    are of their class, and its ratio to that of the originals; ``seams``, steps across patch borders over steps inside,
-    divided by the same of the originals.
+    ``psnr`` is in dB; ``perceptual_distance``, ``frechet_distance`` and ``kernel_distance`` are on Lite0 features;
+    ``class_agreement`` is the share of images whose nearest training images are of their class, with its ratio to that of
+    the originals; ``seams`` is the mean difference of pixels across patch borders over that inside patches, relative to
+    the originals.
     """
 
     name: str
@@ -72,10 +69,10 @@ class CodecFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """The figures of all codecs, the tokenizer's first, over ``images`` photographs.
+    """The metrics of all codecs, the tokenizer's first, over ``images`` images.
 
-    Class agreement is over the ``classified`` of them that are of one of ``classes``; ``original_class_agreement`` is
-    that of the photographs themselves. ``codes`` is None for a tokenizer without codes.
+    Class agreement is over the ``classified`` images of one of the ``classes`` classes; ``original_class_agreement`` is
+    that of the originals. ``codes`` is None for a tokenizer without codes.
     """
 
     images: int
@@ -89,7 +86,7 @@ class Reconstruction:
 
 
 class TokenizerCodec:
-    """A tokenizer as a codec: bytes are its packed code, or float32 latents of a VAE. Counts the codes it uses."""
+    """A tokenizer as a codec: bytes of packed ids, or of float32 latents of a VAE. Counts the codes that occur."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.name = tokenizer.name
@@ -98,7 +95,7 @@ class TokenizerCodec:
 
     @property
     def num_bytes(self) -> int:
-        """Of one image."""
+        """The encoded size of one image."""
         tokenizer = self._tokenizer
         if tokenizer.is_discrete:
             return tokenizer.code_format.num_bytes
@@ -106,7 +103,7 @@ class TokenizerCodec:
 
     @property
     def usage(self) -> CodeUsage | None:
-        """Of the codes, so far; None for a VAE."""
+        """Code usage so far; None for a VAE."""
         if not self._tokenizer.is_discrete:
             return None
         return CodeUsage(
@@ -127,7 +124,7 @@ class TokenizerCodec:
 
 def evaluate_reconstruction(
     images: Pixels,
-    labels: NDArray[np.int64],
+    labels: Ids,
     *,
     codecs: Sequence[Codec],
     network: Lite0,
@@ -137,108 +134,99 @@ def evaluate_reconstruction(
     keep: bool = False,
     track: Track = no_progress,
 ) -> Reconstruction:
-    """Sends photographs uint8 [N, S, S, 3] of classes ``labels`` int64 [N] through every codec.
+    """Encodes and decodes images uint8 [N, S, S, 3] of classes ``labels`` int64 [N] with every codec.
 
-    The first codec is the tokenizer's. Agreement counts photographs of the classes that ``references`` has. ``examples``
-    are the rows whose images are kept for a contact sheet; ``keep`` keeps all reconstructions of the first codec.
+    The first codec is the tokenizer's. Class agreement is over the images of classes that ``references`` has.
+    ``examples`` are rows whose images are kept for a contact sheet; ``keep`` keeps all reconstructions of the first codec.
     """
-    originals = _Tally("original")
-    tallies = [_Tally(codec.name) for codec in codecs]
+    originals = _CodecMetrics("original", patch_size)
+    metrics = [_CodecMetrics(codec.name, patch_size) for codec in codecs]
     wanted = np.array(examples, dtype=np.int64)
     kept: list[Pixels] = []
     for part in track(batches(len(images)), "reconstructing"):
         original = Decoded(np.array(images[part]), np.zeros(part.stop - part.start, np.int64))
         rows = wanted[(wanted >= part.start) & (wanted < part.stop)] - part.start
-        pixels = as_tensor(original.images)
-        features = extract(network, pixels)
-        originals.add(original, pixels, features, patch_size, rows, against=(pixels, features))
-        for tally, codec in zip(tallies, codecs, strict=True):
+        reference = as_tensor(original.images)
+        features = extract_features(network, reference)
+        originals.add(original, reference, features, reference, features, rows)
+        for codec, of_codec in zip(codecs, metrics, strict=True):
             decoded = codec(original.images)
             outputs = as_tensor(decoded.images)
-            tally.add(decoded, outputs, extract(network, outputs), patch_size, rows, against=(pixels, features))
-            if keep and tally is tallies[0]:
+            of_codec.add(decoded, outputs, extract_features(network, outputs), reference, features, rows)
+            if keep and codec is codecs[0]:
                 kept.append(decoded.images)
     truth = torch.from_numpy(labels)
-    judged = torch.isin(truth, references.labels)
-    agreements = [tally.agreement(references, truth, judged) for tally in (originals, *tallies)]
-    figures = [
-        tally.figures(originals, agreement=agreement, whole=agreements[0])
-        for tally, agreement in zip(tallies, agreements[1:], strict=True)
-    ]
-    first = codecs[0]
+    known = torch.isin(truth, references.labels)
+    agreement = originals.agreement(references, truth, known)
+    tokenizer = codecs[0]
     return Reconstruction(
         images=len(images),
         classes=len(torch.unique(references.labels)),
-        classified=int(judged.sum()),
-        original_class_agreement=agreements[0],
-        codecs=tuple(figures),
-        codes=first.usage if isinstance(first, TokenizerCodec) else None,
-        examples={tally.name: np.concatenate(tally.examples) for tally in (originals, *tallies)},
+        classified=int(known.sum()),
+        original_class_agreement=agreement,
+        codecs=tuple(each.figures(originals, each.agreement(references, truth, known), agreement) for each in metrics),
+        codes=tokenizer.usage if isinstance(tokenizer, TokenizerCodec) else None,
+        examples={each.name: np.concatenate(each.examples) for each in (originals, *metrics)},
         reconstructions=np.concatenate(kept) if keep else None,
     )
 
 
 def best_placeholder(figures: Reconstruction) -> CodecFigures | None:
-    """The perceptually closest of the other codecs that never take more bytes than the first one."""
+    """The perceptually closest of the other codecs that never need more bytes than the tokenizer."""
     tokenizer, *others = figures.codecs
     fitting = [codec for codec in others if codec.max_bytes <= tokenizer.max_bytes]
     return min(fitting, key=lambda codec: codec.perceptual_distance, default=None)
 
 
-class _Tally:
-    """What is known of one codec's images so far."""
+class _CodecMetrics:
+    """Metrics of one codec's images, collected batch by batch."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, patch_size: int) -> None:
         self.name = name
-        self.rows: list[Tensor] = []  # [B, 5] each: PSNR, SSIM, perceptual distance, steps across and inside patches
+        self.patch_size = patch_size
+        self.rows: list[Tensor] = []  # [B, 5] each: PSNR, SSIM, perceptual distance, differences across, inside patches
         self.pooled: list[Tensor] = []
-        self.num_bytes: list[NDArray[np.int64]] = []
+        self.num_bytes: list[Ids] = []
         self.examples: list[Pixels] = []
 
     def add(
-        self,
-        decoded: Decoded,
-        pixels: Tensor,
-        features: Features,
-        patch_size: int,
-        examples: NDArray[np.int64],
-        *,
-        against: tuple[Tensor, Features],
+        self, decoded: Decoded, pixels: Tensor, features: Features, reference: Tensor, expected: Features, examples: Ids
     ) -> None:
-        reference, reference_features = against
+        """A batch: ``pixels`` [B, 3, S, S] with their features, the originals' pixels and features, rows to keep."""
         similarity = [
             psnr(pixels, reference),
             ssim(pixels, reference),
-            perceptual_distance(features.blocks, reference_features.blocks),
+            perceptual_distance(features.blocks, expected.blocks),
         ]
-        self.rows.append(torch.cat([torch.stack(similarity, dim=1), patch_steps(pixels, patch_size)], dim=1))
+        self.rows.append(torch.cat([torch.stack(similarity, dim=1), patch_steps(pixels, self.patch_size)], dim=1))
         self.pooled.append(features.pooled)
         self.num_bytes.append(decoded.num_bytes)
         self.examples.append(decoded.images[examples])
 
-    def agreement(self, references: ReferenceSet, labels: Tensor, judged: Tensor) -> float:
-        if not judged.any():
+    def agreement(self, references: ReferenceSet, labels: Tensor, known: Tensor) -> float:
+        if not known.any():
             return math.nan
-        found = references.classify(torch.cat(self.pooled)[judged])
-        return float((found == labels[judged]).double().mean())
+        found = references.classify(torch.cat(self.pooled)[known])
+        return float((found == labels[known]).double().mean())
 
-    def steps(self) -> float:
+    def seams(self) -> float:
         across, inside = torch.cat(self.rows)[:, 3:].mean(0)
         return float(across / inside)
 
-    def figures(self, originals: _Tally, *, agreement: float, whole: float) -> CodecFigures:
+    def figures(self, originals: _CodecMetrics, agreement: float, original_agreement: float) -> CodecFigures:
         decibels, similarity, perceptual = torch.cat(self.rows)[:, :3].double().mean(0).tolist()
         pooled, original = torch.cat(self.pooled), torch.cat(originals.pooled)
+        num_bytes = np.concatenate(self.num_bytes)
         return CodecFigures(
             name=self.name,
-            mean_bytes=float(np.concatenate(self.num_bytes).mean()),
-            max_bytes=int(np.concatenate(self.num_bytes).max()),
+            mean_bytes=float(num_bytes.mean()),
+            max_bytes=int(num_bytes.max()),
             psnr=decibels,
             ssim=similarity,
             perceptual_distance=perceptual,
             frechet_distance=frechet_distance(pooled, original),
             kernel_distance=kernel_distance(pooled, original),
             class_agreement=agreement,
-            class_agreement_ratio=agreement / whole if whole else math.nan,
-            seams=self.steps() / originals.steps(),
+            class_agreement_ratio=agreement / original_agreement if original_agreement else math.nan,
+            seams=self.seams() / originals.seams(),
         )

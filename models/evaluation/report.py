@@ -1,21 +1,21 @@
-"""The figures as a document for programs, a table for readers, and pictures to look at."""
+"""The report of an evaluation: JSON, Markdown tables and contact sheets."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
+from models.arrays import Pixels
 from models.atomic_files import write_whole
 from models.evaluation.comparison import Comparison
 from models.evaluation.contact_sheet import Row, contact_sheet
@@ -25,18 +25,16 @@ from models.evaluation.reconstruction import CodecFigures, Reconstruction, best_
 
 __all__ = ["Report", "generated_sheet", "neighbours_sheet", "reconstruction_sheet", "write_images", "write_report"]
 
-Pixels = NDArray[np.uint8]
-
 _SAMPLES_PER_CLASS = 6
 _PAIRS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that was measured. ``subject`` and ``data`` say of what: names, revisions, numbers of images.
+    """All results. ``subject`` and ``data`` describe what was measured: names, revisions, numbers of images.
 
-    ``class_names`` are the data's; ``originals`` uint8 [N, S, S, 3] are the validation photographs, ``training_images``
-    uint8 [M, S, S, 3] those that generated images are compared with.
+    ``class_names`` are the data's; ``originals`` uint8 [N, S, S, 3] are the validation images, ``training_images`` uint8
+    [M, S, S, 3] those that generated images are compared with.
     """
 
     subject: Mapping[str, Any]
@@ -49,7 +47,7 @@ class Report:
     training_images: Pixels = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: images and rows are left out, and what is not a number is None."""
+        """Plain values for JSON, without images and rows; NaN and infinity become None."""
         document = {
             "subject": dict(self.subject),
             "data": dict(self.data),
@@ -61,7 +59,7 @@ class Report:
         return document
 
     def to_markdown(self) -> str:
-        """The tables."""
+        """The tables in Markdown."""
         parts = [f"# {self.subject.get('tokenizer', 'Evaluation')}", _reconstruction_table(self.reconstruction)]
         if self.generation is not None:
             parts.append(_generation_table(self.generation))
@@ -71,25 +69,22 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Writes ``figures.json``, ``figures.md``, ``reconstruction.png``; of a generator ``generated.png``, ``nearest.png``.
+    """Writes ``figures.json``, ``figures.md``, ``reconstruction.png``; for a generator ``generated.png``, ``nearest.png``.
 
-    Gives what was written.
+    Returns the files.
     """
     text = json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
-    contents = {"figures.json": text, "figures.md": report.to_markdown()}
-    sheets = {"reconstruction.png": reconstruction_sheet(report.reconstruction)}
+    contents = {"figures.json": text.encode(), "figures.md": report.to_markdown().encode()}
+    contents["reconstruction.png"] = _png(reconstruction_sheet(report.reconstruction))
     if report.generation is not None:
-        sheets["generated.png"] = generated_sheet(report.generation, report.class_names)
-        sheets["nearest.png"] = neighbours_sheet(report.generation, report.class_names, report.training_images)
-    for name, content in contents.items():
-        write_whole(folder / name, partial(_write_text, text=content))
-    for name, sheet in sheets.items():
-        write_whole(folder / name, partial(sheet.save, format="png"))
-    return [folder / name for name in (*contents, *sheets)]
+        contents["generated.png"] = _png(generated_sheet(report.generation, report.class_names))
+        sheet = neighbours_sheet(report.generation, report.class_names, report.training_images)
+        contents["nearest.png"] = _png(sheet)
+    return [_write(folder / name, content) for name, content in contents.items()]
 
 
 def write_images(report: Report, folder: Path) -> list[Path]:
-    """Writes what there is of ``originals.npz``, ``reconstructions.npz`` and ``generated.npz`` for the ADM evaluator."""
+    """Writes ``originals.npz``, ``reconstructions.npz`` and ``generated.npz``, if available, for the ADM evaluator."""
     sets = {"originals": report.originals, "reconstructions": report.reconstruction.reconstructions}
     sets["generated"] = None if report.generation is None else report.generation.samples.images
     written = []
@@ -101,14 +96,14 @@ def write_images(report: Report, folder: Path) -> list[Path]:
 
 
 def reconstruction_sheet(figures: Reconstruction) -> Image.Image:
-    """The examples, one a row: the original and what every codec made of it."""
+    """A row for each example: the original and the reconstruction of every codec."""
     headings = ["original"]
     headings += [f"{codec.name}\n{_bytes(codec)}\n{codec.psnr:.1f} dB" for codec in figures.codecs]
     return contact_sheet([Row(images=row) for row in zip(*figures.examples.values(), strict=True)], headings)
 
 
 def generated_sheet(figures: Generation, class_names: Sequence[str]) -> Image.Image:
-    """The first images of each class, a row a class."""
+    """A row for each class: its first images."""
     labels = figures.samples.labels
     rows = [
         Row(
@@ -121,96 +116,91 @@ def generated_sheet(figures: Generation, class_names: Sequence[str]) -> Image.Im
 
 
 def neighbours_sheet(figures: Generation, class_names: Sequence[str], training_images: Pixels) -> Image.Image:
-    """The generated images that are closest to a training photograph, beside it, the closest first."""
+    """The generated images that are closest to a training image, beside it, the closest first."""
     nearest = figures.nearest
     rows = []
     for row in torch.argsort(nearest.distances)[:_PAIRS].tolist():
         label = f"{_last(class_names[int(figures.samples.labels[row])])}\ndistance {float(nearest.distances[row]):.2f}"
         pair = [figures.samples.images[row], np.array(training_images[int(nearest.rows[row])])]
         rows.append(Row(images=pair, label=label))
-    return contact_sheet(rows, ["generated", "nearest training photograph"], blocks=4 if len(rows) == _PAIRS else 1)
+    return contact_sheet(rows, ["generated", "nearest training image"], blocks=4 if len(rows) == _PAIRS else 1)
 
 
 def _reconstruction_table(figures: Reconstruction) -> str:
-    header = (
-        *("", "bytes", "PSNR, dB", "SSIM", "perceptual distance", "Fréchet distance", "KID x 1000"),
-        *("class agreement", "of the originals'", "seams"),
-    )
-    rows = [
-        (
-            *(codec.name, _bytes(codec, unit=""), f"{codec.psnr:.2f}", f"{codec.ssim:.3f}"),
-            *(
-                f"{codec.perceptual_distance:.3f}",
-                f"{codec.frechet_distance:.1f}",
-                f"{1000 * codec.kernel_distance:.2f}",
-            ),
-            *(_share(codec.class_agreement), _share(codec.class_agreement_ratio), _number(codec.seams)),
-        )
-        for codec in figures.codecs
-    ]
-    lines = [
-        f"## Reconstruction of {figures.images} photographs",
+    header = ["", "bytes", "PSNR, dB", "SSIM", "perceptual distance", "Fréchet distance", "KID x 1000"]
+    header += ["class agreement", "of the originals'", "seams"]
+    rows = []
+    for codec in figures.codecs:
+        row = [codec.name, _bytes(codec, unit=""), f"{codec.psnr:.2f}", f"{codec.ssim:.3f}"]
+        row += [
+            f"{codec.perceptual_distance:.3f}",
+            f"{codec.frechet_distance:.1f}",
+            f"{1000 * codec.kernel_distance:.2f}",
+        ]
+        row += [_share(codec.class_agreement), _share(codec.class_agreement_ratio), _number(codec.seams)]
+        rows.append(row)
+    parts = [
+        f"## Reconstruction of {figures.images} images",
         _table(header, rows),
-        f"Distances are on EfficientNet-Lite0 features. Class agreement: five nearest training photographs, "
-        f"{figures.classes} classes, {figures.classified} photographs; of the originals themselves "
+        f"Distances are on EfficientNet-Lite0 features. Class agreement: five nearest training images, "
+        f"{figures.classes} classes, {figures.classified} images; of the originals "
         f"{_share(figures.original_class_agreement)}.",
     ]
-    against = _against_placeholder(figures)
-    if against is not None:
-        lines.append(
-            f"The perceptual distance is {_number(against['perceptual_distance_ratio'])} of the one of the best placeholder "
-            f"in as few bytes, {against['name']}."
+    if (best := _against_placeholder(figures)) is not None:
+        parts.append(
+            f"The perceptual distance is {_number(best['perceptual_distance_ratio'])} of that of the best placeholder "
+            f"of at most as many bytes, {best['name']}."
         )
-    if figures.codes is not None:
-        codes = figures.codes
-        lines.append(f"{codes.used} of {codes.codebook_size} codes were used, with {codes.entropy_bits:.2f} bits each.")
-    return "\n\n".join(lines)
+    if (codes := figures.codes) is not None:
+        parts.append(f"{codes.used} of {codes.codebook_size} codes were used, with {codes.entropy_bits:.2f} bits each.")
+    return "\n\n".join(parts)
 
 
 def _generation_table(figures: Generation) -> str:
     nearest = figures.nearest
-    rows: list[tuple[str, Comparison | None, str]] = [
-        ("Fréchet distance to training photographs", figures.frechet_distance, ".1f"),
-        ("kernel distance to training photographs", figures.kernel_distance, ".5f"),
-        ("asked class recovered", figures.class_agreement, ".1%"),
+    metrics: list[tuple[str, Comparison | None, str]] = [
+        ("Fréchet distance to training images", figures.frechet_distance, ".1f"),
+        ("kernel distance to training images", figures.kernel_distance, ".5f"),
+        ("requested class recognised", figures.class_agreement, ".1%"),
         ("perceptual distance of two images of a class", figures.diversity, ".3f"),
-        ("distance to the nearest training photograph, median", nearest.median_distance, ".3f"),
-        ("distance to the nearest training photograph, smallest", nearest.smallest_distance, ".3f"),
-        ("RMSE to the nearest training photograph, smallest", nearest.smallest_rmse, ".1f"),
+        ("distance to the nearest training image, median", nearest.median_distance, ".3f"),
+        ("distance to the nearest training image, smallest", nearest.smallest_distance, ".3f"),
+        ("RMSE to the nearest training image, smallest", nearest.smallest_rmse, ".1f"),
         ("tokens shared with it, mean", nearest.mean_shared_tokens, ".1%"),
         ("tokens shared with it, most", nearest.most_shared_tokens, ".1%"),
     ]
-    table = _table(
-        ("", "generated", "photographs", "ratio"),
-        [
-            (name, format(pair.generated, form), format(pair.real, form), _number(pair.ratio))
-            for name, pair, form in rows
-            if pair is not None
-        ],
+    rows = [
+        (name, format(pair.generated, form), format(pair.real, form), _number(pair.ratio))
+        for name, pair, form in metrics
+        if pair is not None
+    ]
+    return (
+        f"## Generation of {figures.images} images of {figures.classes} classes, preset {figures.preset}\n\n"
+        f"{_table(('', 'generated', 'real', 'ratio'), rows)}\n\n"
+        f"Real images are {figures.real_images} of the validation set. {figures.identical_pairs} pairs of images of one "
+        f"class are equal. RMSE is in levels of 255."
     )
-    heading = f"## Generation of {figures.images} images of {figures.classes} classes, preset {figures.preset}"
-    note = (
-        f"Photographs are {figures.real_images} of the validation set. {figures.identical_pairs} pairs of images of one "
-        f"class are the same. RMSE is in levels of 255."
-    )
-    return f"{heading}\n\n{table}\n\n{note}"
 
 
 def _published_table(published: Mapping[str, InceptionFigures]) -> str:
     rows = [
-        (
-            *(name, f"{figures.images}", f"{figures.fid:.2f}", f"{figures.inception_score:.2f}"),
-            *(f"{figures.precision:.3f}", f"{figures.recall:.3f}"),
-        )
-        for name, figures in published.items()
+        [
+            name,
+            each.images,
+            f"{each.fid:.2f}",
+            f"{each.inception_score:.2f}",
+            f"{each.precision:.3f}",
+            f"{each.recall:.3f}",
+        ]
+        for name, each in published.items()
     ]
     header = ("", "images", "FID", "Inception Score", "precision", "recall")
     return f"## Published protocol (Inception features)\n\n{_table(header, rows)}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _against_placeholder(figures: Reconstruction) -> dict[str, Any] | None:
@@ -222,7 +212,7 @@ def _against_placeholder(figures: Reconstruction) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses to dictionaries without what their representation leaves out, NaN and infinity to None."""
+    """Converts dataclasses to dictionaries, without fields that ``repr`` omits; NaN and infinity become None."""
     if dataclasses.is_dataclass(value):
         return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value) if item.repr}
     if isinstance(value, tuple):
@@ -231,7 +221,7 @@ def _plain(value: Any) -> Any:
 
 
 def _bytes(codec: CodecFigures, unit: str = " bytes") -> str:
-    """The number, or where images differ their mean, as ``406 (mean)``."""
+    """The number of bytes, or if images differ their mean, as ``406 (mean)``."""
     exact = codec.mean_bytes == codec.max_bytes
     return f"{codec.max_bytes}{unit}" if exact else f"{codec.mean_bytes:.0f}{unit} (mean)"
 
@@ -248,5 +238,11 @@ def _last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _write_text(sink: BinaryIO, text: str) -> None:
-    sink.write(text.encode())
+def _png(sheet: Image.Image) -> bytes:
+    sheet.save(buffer := io.BytesIO(), "png")
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> Path:
+    write_whole(path, lambda file: file.write(content))
+    return path

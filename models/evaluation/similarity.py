@@ -1,7 +1,4 @@
-"""How close pictures are to others: PSNR and SSIM, as the service, the training log and the report give them.
-
-Written for tensors and for NumPy arrays alike, so that a process without torch computes them too.
-"""
+"""PSNR and SSIM of image batches, for tensors and NumPy arrays, so that processes without torch can use them."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ __all__ = ["psnr", "ssim"]
 Pictures = TypeVar("Pictures", "Tensor", "npt.NDArray[np.floating]")
 
 _RADIUS, _SIGMA = 5, 1.5
-_WINDOW = np.exp(-(np.arange(_RADIUS + 1) ** 2) / (2 * _SIGMA**2))  # the centre, and what lies to either side
+_WINDOW = np.exp(-(np.arange(_RADIUS + 1) ** 2) / (2 * _SIGMA**2))  # the centre and one side
 _WINDOW = _WINDOW / (_WINDOW[0] + 2 * _WINDOW[1:].sum())
 
 

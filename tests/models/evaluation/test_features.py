@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from models.evaluation import features
-from models.evaluation.features import as_tensor, cached_embeddings, extract
+from models.evaluation.features import as_tensor, cached_embeddings, extract_features
 from models.evaluation.lite0 import Lite0
 
 
 @torch.inference_mode()
 def test_one_pass_gives_what_two_passes_of_the_network_give(lite0: Lite0, crops: np.ndarray) -> None:
     images = as_tensor(crops)
-    found = extract(lite0, images)
+    found = extract_features(lite0, images)
     torch.testing.assert_close(found.pooled, lite0.embed(images))
     for ours, theirs in zip(found.blocks, lite0.features(images), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -24,7 +24,7 @@ def test_one_pass_gives_what_two_passes_of_the_network_give(lite0: Lite0, crops:
 
 @pytest.mark.parametrize(("size", "taken"), [(16, 32), (40, 32), (50, 64), (64, 64)])
 def test_images_are_taken_at_the_nearest_size_the_network_has(lite0: Lite0, size: int, taken: int) -> None:
-    blocks, pooled = extract(lite0, torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    blocks, pooled = extract_features(lite0, torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)))
     assert blocks[-1].shape[-1] == taken // 32
     assert pooled.shape == (1, 1280)
 

@@ -73,5 +73,5 @@ class Harmful:
 def test_a_file_that_holds_code_is_refused_and_not_run(tmp_path: Path) -> None:
     path = tmp_path / "harmful.pth"
     path.write_bytes(pickle.dumps({"weight": Harmful()}, protocol=2))
-    with pytest.raises(InceptionMissing, match=r"harmful\.pth: it is no file of tensors"):
+    with pytest.raises(InceptionMissing, match=r"harmful\.pth: not a file of tensors"):
         check_inception(path)

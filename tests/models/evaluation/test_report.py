@@ -99,7 +99,7 @@ def test_the_table_has_a_row_a_codec_and_says_what_the_best_placeholder_is(repor
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines[:5]}) == 1
     assert "| webp | 400 (mean) | 20.00 | 0.500 | 2.000 | 100.0 | 10.00 | - | - | 1.01 |" in lines
-    assert "0.50 of the one of the best placeholder in as few bytes, grid" in text
+    assert "0.50 of that of the best placeholder of at most as many bytes, grid" in text
     assert "60 of 64 codes were used, with 5.50 bits each" in text
     assert "| reconstruction | 16 | 2.50 | 9.00 | 0.500 | 0.600 |" in lines
     assert "shared" not in text

@@ -31,7 +31,7 @@ def logits(
         arrays = golden_case(case)
         assert arrays["image_names"].tolist() == golden[names].tolist()
         with torch.inference_mode():
-            found.append(network(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2) / 255.0))
+            found.append(network([torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2) / 255.0]))
     return found
 
 
