@@ -1,10 +1,10 @@
-"""A process that the supervisor keeps alive: started, listened to, killed when it hangs, started again.
+"""A supervised child process: started, monitored by heartbeats, killed when it hangs, and restarted.
 
 ::
 
     start ──> opening ──> alive ──> dead ──> back-off ──┐
-      ^                                                 │   0.1 s, doubled up to 10 s; from the beginning again
-      └─────────────────────────────────────────────────┘   after a minute of health
+      ^                                                 │   0.1 s, doubled up to 10 s; reset after it was
+      └─────────────────────────────────────────────────┘   alive for a minute
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from service.processes.control import ControlChannel
-from service.processes.process import hold_signals, release_signals
+from service.processes.process import block_signals, unblock_signals
 
 __all__ = ["Child", "DeathReason"]
 
@@ -39,12 +39,12 @@ STATUS_SECONDS = 0.3
 
 
 class Child:
-    """``name`` is its title for ``ps`` after ``titok:``; ``module`` is run by this interpreter with the control socket's
-    number as its argument, and with the descriptors ``pass_fds``.
+    """``name`` is the process name after ``titok:``. This interpreter runs ``module`` with the number of the control socket
+    as argument; it inherits the descriptors ``pass_fds``.
 
-    It is ``hung`` when it was silent for ``heartbeat_seconds``, ``stuck`` when its status has had a batch under way for
-    longer than ``batch_timeout``; either way it is killed. ``after_death`` runs before the next start, which is told what
-    the last status had under the name ``remember``.
+    It is ``hung`` if it sent no heartbeat for ``heartbeat_seconds`` and ``stuck`` if one batch has been running for longer
+    than ``batch_timeout``; it is killed in both cases. ``after_death`` runs before a restart. ``carry_over`` names the entry
+    of the last status to pass to the next start.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class Child:
         batch_timeout: float,
         pass_fds: Sequence[int] = (),
         after_death: Callable[[], None] = lambda: None,
-        remember: str | None = None,
+        carry_over: str | None = None,
     ) -> None:
         self.name = name
         self.deaths: Counter[DeathReason] = Counter()
         self.last_death: str | None = None
         self._module = module
         self._start = dict(start)
-        self._remember = remember
+        self._carry_over = carry_over
         self._heartbeat_seconds = heartbeat_seconds
         self._batch_timeout = batch_timeout
         self._pass_fds = tuple(pass_fds)
@@ -75,38 +75,38 @@ class Child:
         self._silent_seconds = 0.0
         self._status: dict[str, Any] = {}
         self._last_failure: str | None = None
-        self._beat = asyncio.Event()
-        self._leaving = asyncio.Event()
-        self._farewell: Command | None = None
+        self._heartbeat = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._stop_command: Command | None = None
 
-    # --- what it is --------------------------------------------------------------------------------------------------
+    # --- state -------------------------------------------------------------------------------------------------------
 
     @property
     def pid(self) -> int | None:
-        """None while there is no process."""
+        """The process id; None while there is no process."""
         return self._process.pid if self._process is not None else None
 
     @property
     def uptime_seconds(self) -> float:
-        """Of the process there is; 0 where there is none."""
+        """Seconds since the process was started; 0 while there is none."""
         return time.monotonic() - self._started if self._process is not None else 0.0
 
     @property
     def restarts(self) -> int:
-        """How often it has been replaced."""
+        """Number of restarts."""
         return self.deaths.total()
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """What the process said last; empty before its first word and after its last."""
+        """The last status message; empty before the first one and after the process has ended."""
         return self._status
 
     @property
     def state(self) -> str:
-        """``starting``, what its status says, ``restarting`` between two lives, or ``stopped``."""
+        """``starting``, the state in its status, ``restarting`` between two processes, or ``stopped``."""
         if self._process is not None:
             return str(self._status.get("state", "starting"))
-        return "stopped" if self._leaving.is_set() else "restarting" if self.restarts else "starting"
+        return "stopped" if self._stopping.is_set() else "restarting" if self.restarts else "starting"
 
     @property
     def reason(self) -> str | None:
@@ -117,47 +117,47 @@ class Child:
         return self._last_failure or self.last_death
 
     async def fresh_status(self) -> Mapping[str, Any]:
-        """What it says when it is asked, or its last word if it does not answer in time."""
+        """Requests a status and waits for it briefly; returns the last one if there is no answer in time."""
         if self._process is not None and self._status:
-            self._beat.clear()
+            self._heartbeat.clear()
             self.send("status")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_SECONDS):
-                    await self._beat.wait()
+                    await self._heartbeat.wait()
         return self._status
 
-    # --- its lives ---------------------------------------------------------------------------------------------------
+    # --- lifecycle ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keeps it alive until ``leave`` or ``kill``, and waits for its end."""
+        """Keeps the process running until ``stop`` or ``kill``, then waits for its end."""
         backoff = FIRST_BACKOFF_SECONDS
-        while not self._leaving.is_set():
-            await self._live()
-            if self._leaving.is_set():
+        while not self._stopping.is_set():
+            await self._run_once()
+            if self._stopping.is_set():
                 return
             self._after_death()
             if time.monotonic() - self._started >= HEALTHY_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
-            log.warning("%s %s; another is started in %.1f s", self.name, self.last_death, backoff)
+            log.warning("%s %s; restarting in %.1f s", self.name, self.last_death, backoff)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(backoff):
-                    await self._leaving.wait()
+                    await self._stopping.wait()
             backoff = min(2 * backoff, LAST_BACKOFF_SECONDS)
 
     def send(self, command: Command) -> None:
-        """Tells the process, if there is one."""
+        """Sends a command to the process, if there is one."""
         if self._channel is not None:
             self._channel.send({"do": command})
 
-    def leave(self, command: Command) -> None:
-        """Asks it to end, and starts it no more."""
-        self._farewell = command
-        self._leaving.set()
+    def stop(self, command: Command) -> None:
+        """Sends the command that ends the process, and does not restart it."""
+        self._stop_command = command
+        self._stopping.set()
         self.send(command)
 
     def kill(self) -> None:
-        """Ends it at once, and starts it no more."""
-        self._leaving.set()
+        """Kills the process, and does not restart it."""
+        self._stopping.set()
         self._kill()
 
     def _kill(self) -> None:
@@ -165,7 +165,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def _live(self) -> None:
+    async def _run_once(self) -> None:
         self._started, self._silent_seconds = time.monotonic(), 0.0
         ours, theirs = socket.socketpair()
         try:
@@ -177,13 +177,13 @@ class Child:
             return
         self._channel = channel = await ControlChannel.open(ours)
         channel.send({"start": self._start})
-        if self._farewell is not None:
-            self.send(self._farewell)
+        if self._stop_command is not None:
+            self.send(self._stop_command)
         listening = asyncio.create_task(self._listen(channel))
         watching = asyncio.create_task(self._watch())
         try:
             code = await process.wait()
-            # Its last words may say why; a process that it left behind may hold the socket open for ever.
+            # The last status may say why it ended. A process that it left behind may hold the socket open.
             await asyncio.wait((listening,), timeout=1.0)
             if watching.done():
                 self._note_death(*watching.result())
@@ -192,42 +192,42 @@ class Child:
             else:
                 self._note_death(f"exited with {code}", "exit")
         finally:
-            self._kill()  # unless it has ended: nobody would look after it
+            self._kill()  # if this task was cancelled: no process may be left behind
             watching.cancel()
             listening.cancel()
             channel.close()
             self._process = self._channel = None
             self._status = {}
-            # A cancelled supervisor stays for the end of what it has killed: else it would be a zombie of nobody's.
+            # Wait for the killed process, which would stay a zombie otherwise.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), 1.0)
 
     async def _spawn(self, control: socket.socket) -> asyncio.subprocess.Process:
-        hold_signals()  # until the child is prepared for them
+        block_signals()  # until the child has its handlers
         try:
-            # Without -P the child would import whatever is called "service" in the working directory.
+            # -P: without it the child would import a package "service" in the working directory.
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", self._module, str(control.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(control.fileno(), *self._pass_fds),
             )
         finally:
-            release_signals()
+            unblock_signals()
 
     async def _listen(self, channel: ControlChannel) -> None:
         while (message := await channel.receive()) is not None:
             self._silent_seconds = 0.0
             self._status = message["status"]
-            if self._remember is not None and self._status.get("state") == "ready":
-                self._start[self._remember] = self._status[self._remember]
-            self._beat.set()
+            if self._carry_over is not None and self._status.get("state") == "ready":
+                self._start[self._carry_over] = self._status[self._carry_over]
+            self._heartbeat.set()
 
     async def _watch(self) -> tuple[str, DeathReason]:
-        """Waits until the process has to be killed, and kills it."""
+        """Kills the process if it hangs; returns what happened and the reason."""
         tick = self._heartbeat_seconds / 8
         while True:
             await asyncio.sleep(tick)
-            # Counted in ticks, not by the clock: if this process was stopped, the children were not silent.
+            # Counted in ticks, not by the clock: if this process was suspended, the child was not silent.
             self._silent_seconds += tick
             opened = self._status.get("state", "opening") != "opening"
             limit = self._heartbeat_seconds if opened else max(self._heartbeat_seconds, OPENING_SECONDS)
@@ -239,7 +239,7 @@ class Child:
                 return f"was in one batch for more than {self._batch_timeout:g} s and was killed", "stuck"
 
     def _note_death(self, death: str, reason: DeathReason) -> None:
-        if not self._leaving.is_set():
+        if not self._stopping.is_set():
             self.last_death = death
             self._last_failure = self._status.get("reason")
             self.deaths[reason] += 1

@@ -1,17 +1,17 @@
-"""What the supervisor and its children say to each other: a socket pair, one JSON object a line.
+"""Messages between the supervisor and its child processes: one JSON object per line over a socket pair.
 
 ::
 
     supervisor                                  child
-    {"start": {...}}                  ──>       its settings and places, once: never in arguments, where all may read
-                                      <──       {"status": {...}}   every beat, and when asked
+    {"start": {...}}                  ──>       once; settings are not arguments, which every user can read
+                                      <──       {"status": {...}}   at every heartbeat, and on request
     {"do": "status"}                  ──>
-    {"do": "drain"}                   ──>       front end: readiness down, every answer ends its connection
-    {"do": "close"}                   ──>       front end: take the backlog, finish, exit
+    {"do": "drain"}                   ──>       front end: not ready, every response closes its connection
+    {"do": "close"}                   ──>       front end: serve the backlog, finish, exit
     {"do": "stop"}                    ──>       worker: exit
-    (end of file: the other has died)
+    (end of file: the other process has died)
 
-A child whose supervisor has died, even by SIGKILL, ends itself.
+A child whose supervisor has died, even by SIGKILL, exits.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = [
     "ControlChannel",
     "FrontEndStart",
     "WorkerStart",
-    "beat_seconds",
     "decode_message",
     "encode_message",
+    "heartbeat_interval",
     "pack_settings",
     "unpack_settings",
 ]
@@ -53,20 +53,20 @@ class FrontEndStart:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStart:
-    """``address`` is the path its socket is to have; ``lifeline`` a descriptor that ends when nobody needs the worker;
-    ``batch_limits`` are what the worker before found, so that its replacement is there sooner.
+    """``address`` is the path of its socket; ``liveness_pipe`` a descriptor that reaches end of file when the supervisor and
+    all front ends have exited; ``batch_limits`` those that an earlier worker measured, which makes the start faster.
     """
 
     name: str
     settings: Mapping[str, Any]
     device: str
     address: str
-    lifeline: int
+    liveness_pipe: int
     batch_limits: Mapping[str, int] | None = None
 
 
 class ControlChannel:
-    """One end, in an event loop."""
+    """One end of the socket pair, in an event loop."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -74,11 +74,11 @@ class ControlChannel:
 
     @classmethod
     async def open(cls, end: socket.socket) -> Self:
-        """Takes over one end of a socket pair."""
+        """Opens a channel on one end of a socket pair."""
         return cls(*await asyncio.open_unix_connection(sock=end, limit=LINE_BYTES))
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Never waits; what a dead process was to hear is dropped."""
+        """Sends without waiting; messages to a dead process are dropped."""
         if not self._writer.is_closing():
             self._writer.write(encode_message(message))
 
@@ -91,23 +91,23 @@ class ControlChannel:
         return decode_message(line) if line.endswith(b"\n") else None
 
     def close(self) -> None:
-        """Ends it."""
+        """Closes the socket."""
         self._writer.close()
 
 
 def encode_message(message: Mapping[str, Any]) -> bytes:
-    """A message as a line."""
+    """Encodes a message as a line."""
     return json.dumps(message).encode() + b"\n"
 
 
 def decode_message(line: bytes) -> dict[str, Any]:
-    """A line as a message."""
+    """Decodes a line."""
     message: dict[str, Any] = json.loads(line)
     return message
 
 
 def pack_settings(settings: Settings) -> dict[str, Any]:
-    """All settings as JSON values, secrets in clear."""
+    """Serializes all settings as JSON values, with secrets in clear text."""
     secrets = {
         "api_keys": [key.get_secret_value() for key in settings.api_keys],
         "redis_url": None if settings.redis_url is None else settings.redis_url.get_secret_value(),
@@ -116,10 +116,10 @@ def pack_settings(settings: Settings) -> dict[str, Any]:
 
 
 def unpack_settings(values: Mapping[str, Any]) -> Settings:
-    """The settings of ``pack_settings``; the environment has no say any more, since every one is given."""
+    """Restores the settings of ``pack_settings``. Every field is set, so the environment is ignored."""
     return Settings(**values)
 
 
-def beat_seconds(settings: Settings) -> float:
-    """How often a child says how it is."""
+def heartbeat_interval(settings: Settings) -> float:
+    """Seconds between the status messages of a child."""
     return min(1.0, settings.heartbeat_seconds / 4)

@@ -1,4 +1,4 @@
-"""Which devices ``TITOK_DEVICES`` means on this machine, found without importing torch here."""
+"""Resolves ``TITOK_DEVICES`` to device names of this machine, without importing torch in this process."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["device_names"]
 
 log = logging.getLogger(__name__)
 
-# What the drivers of NVIDIA (also under WSL) and AMD leave in /dev. A machine without any pays for no look.
+# Entries in /dev of the NVIDIA (also under WSL) and AMD drivers. Without one, GPUs are not counted, which is slow.
 _DRIVERS = ("nvidia*", "dxg", "kfd")
 _COUNT = "import torch; print(torch.cuda.device_count())"
 _COUNT_SECONDS = 120.0
 
 
 async def device_names(devices: str) -> list[str]:
-    """The names of a checked setting: ``cpu``, ``cuda:0`` ... At least one; ``cuda`` without a GPU is ``cuda:0``, whose
-    worker will say what is missing.
+    """The device names of a validated setting: ``cpu``, ``cuda:0`` ... At least one; ``cuda`` without a GPU gives
+    ``cuda:0``, whose worker then reports what is missing.
     """
     if devices not in ("auto", "cuda"):
         return devices.split(",")
@@ -34,19 +34,19 @@ def _has_driver() -> bool:
 
 
 async def _count_gpus() -> int:
-    """As torch counts them, which knows of drivers, visible devices and its own build, in a process that ends."""
+    """Counts GPUs with torch, which respects drivers, visible devices and its own build, in a short-lived process."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _COUNT),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a signal to the group is for those who know what to do with it
+        start_new_session=True,  # signals to the process group should not end it
     )
     try:
         async with asyncio.timeout(_COUNT_SECONDS):
             output, _ = await process.communicate()
         return int(output)
     except (TimeoutError, ValueError):
-        log.warning("the GPUs of this machine cannot be counted")
+        log.warning("cannot count the GPUs of this machine")
         return 0
     finally:
         if process.returncode is None:

@@ -1,11 +1,12 @@
-"""A front end: one process that answers HTTP, in front of the workers. Run by the supervisor; it never imports torch.
+"""A front end: a process that answers HTTP requests, in front of the workers. The supervisor starts it; it never imports
+torch.
 
 ::
 
-    supervisor ── control ──> drain, close          SIGTERM does the same; SIGINT is the supervisor's alone
+    supervisor ── control ──> drain, close          SIGTERM drains too; SIGINT is handled by the supervisor
     clients ── shared listening socket ──> application ── Unix sockets ──> workers
 
-If the supervisor dies, it drains on its own and ends.
+If the supervisor dies, the front end drains and exits.
 """
 
 from __future__ import annotations
@@ -16,101 +17,90 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from service.api.app import EngineFactory, create_app
+from service.api.app import create_app
 from service.api.health import application_health
 from service.api.state import ApiState
-from service.engine import Engine, EngineObserver, LaneLimits
 from service.engine.remote import RemoteEngine
-from service.inference.model_info import ModelInfo
-from service.processes.control import ControlChannel, FrontEndStart, beat_seconds, unpack_settings
+from service.processes.control import ControlChannel, FrontEndStart, heartbeat_interval, unpack_settings
 from service.processes.http_servers import public_server
-from service.processes.process import SWITCH_SECONDS, begin_process, event_loop, release_signals
+from service.processes.process import SWITCH_SECONDS, configure_process, event_loop, unblock_signals
 from service.settings import Settings
 from service.telemetry.metrics import enable_multiprocess_mode
 
-__all__ = ["remote_engine"]
+__all__: list[str] = []
 
-# How long a front end that was told to end by a signal waits to hear that all of them are to end.
-_WORD_SECONDS = 2.0
+# After SIGTERM and the shutdown delay: how long to wait for the command that says whether all front ends close.
+_CLOSE_COMMAND_SECONDS = 2.0
 _OVERDUE_SECONDS = 10.0
 
 
-def remote_engine(workers: Mapping[str, str]) -> EngineFactory:
-    """An engine whose devices are in processes of their own."""
-
-    def create(*, limits: LaneLimits, observer: EngineObserver, on_model_info: Callable[[ModelInfo], None]) -> Engine:
-        return RemoteEngine(workers, limits=limits, observer=observer, on_model_info=on_model_info)
-
-    return create
-
-
 class _FrontEnd:
-    """The process's application, its server, and its ear for the supervisor."""
+    """The application, its server, and the connection to the supervisor."""
 
     def __init__(self, start: FrontEndStart, settings: Settings, channel: ControlChannel) -> None:
         self._settings = settings
         self._channel = channel
-        self._app = create_app(settings, remote_engine(start.workers))
-        self._state: ApiState = self._app.state.api
-        self._server = public_server(self._app, socket.socket(fileno=start.listener), settings)
+        app = create_app(settings, partial(RemoteEngine, start.workers))
+        self._state: ApiState = app.state.api
+        self._server = public_server(app, socket.socket(fileno=start.listener), settings)
         self._closing = asyncio.Event()
-        self._leaving: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Returns when the server has ended."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._drain)
-        release_signals()
-        chores = [asyncio.create_task(self._listen()), asyncio.create_task(self._beat())]
+        """Returns when the server has stopped."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._start_draining)
+        unblock_signals()
+        tasks = [asyncio.create_task(self._handle_commands()), asyncio.create_task(self._send_heartbeats())]
         try:
             await self._server.run_until_stopped()
         finally:
-            for chore in chores:
-                chore.cancel()
+            for task in tasks:
+                task.cancel()
 
-    async def _beat(self) -> None:
-        """From the event loop, so that the beat stops when the loop does."""
+    async def _send_heartbeats(self) -> None:
+        """Runs in the event loop, so that heartbeats stop if the loop hangs."""
         while True:
-            self._tell()
-            await asyncio.sleep(beat_seconds(self._settings))
+            self._send_status()
+            await asyncio.sleep(heartbeat_interval(self._settings))
 
-    def _tell(self) -> None:
+    def _send_status(self) -> None:
         health = application_health(self._state)
         self._channel.send({"status": {"state": health["status"], "reason": health["reason"], "health": health}})
 
-    async def _listen(self) -> None:
+    async def _handle_commands(self) -> None:
         while (message := await self._channel.receive()) is not None:
             match message["do"]:
                 case "status":
-                    self._tell()
+                    self._send_status()
                 case "drain":
-                    self._drain()
+                    self._start_draining()
                 case "close":
-                    self._drain()
+                    self._start_draining()
                     self._closing.set()
-        # Nobody is left who could end this process if it hangs.
+        # The supervisor has died and cannot kill this process if it hangs.
         asyncio.get_running_loop().call_later(
             self._settings.shutdown_delay + self._settings.drain_seconds + _OVERDUE_SECONDS, os._exit, 1
         )
-        self._drain()
+        self._start_draining()
         await asyncio.sleep(self._settings.shutdown_delay)
         self._closing.set()
 
-    def _drain(self) -> None:
-        if self._leaving is None:
+    def _start_draining(self) -> None:
+        if self._stopping is None:
             self._state.is_draining = True
             self._server.start_draining()
-            self._tell()
-            self._leaving = asyncio.create_task(self._leave())
+            self._send_status()
+            self._stopping = asyncio.create_task(self._stop_accepting())
 
-    async def _leave(self) -> None:
+    async def _stop_accepting(self) -> None:
         try:
-            async with asyncio.timeout(self._settings.shutdown_delay + _WORD_SECONDS):
+            async with asyncio.timeout(self._settings.shutdown_delay + _CLOSE_COMMAND_SECONDS):
                 await self._closing.wait()
         except TimeoutError:
-            # A signal to this process alone: the other front ends go on with the same listener.
+            # Only this process got SIGTERM: the other front ends go on with the same listener.
             self._server.stop_accepting(shared=True)
         else:
             self._server.stop_accepting(shared=False)
@@ -123,13 +113,13 @@ async def _serve(control: socket.socket) -> None:
         return
     start = FrontEndStart(**first["start"])
     settings = unpack_settings(start.settings)
-    begin_process(start.name, log_level=settings.log_level, log_format=settings.log_format)
+    configure_process(start.name, log_level=settings.log_level, log_format=settings.log_format)
     enable_multiprocess_mode(Path(start.metrics_folder), start.metrics_place)
     await _FrontEnd(start, settings, channel).run()
 
 
 def main() -> None:
-    """The argument is the number of the control socket."""
+    """Runs the front end. The argument is the number of the control socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_SECONDS)
     descriptor = int(sys.argv[1])

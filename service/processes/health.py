@@ -1,28 +1,29 @@
-"""The health document of the whole service, from those of its front ends (``service/api/health.py``) and ``processes``."""
+"""The health document of the whole service, merged from those of its front ends (``service/api/health.py``)."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from service.processes.child import Child
+from service.processes.child import Child
 
 __all__ = ["service_health"]
 
-# The states of an engine, the best first.
+# The states of an engine, best first.
 _STATES = ("ready", "starting", "failed", "draining", "stopped")
 
 
 def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *, draining: bool) -> dict[str, Any]:
-    """Of the service as a whole: the front end that is best off speaks for all. ``workers`` are by their devices."""
+    """Merges the documents of the front ends: model and status are those of the front end in the best state, counters are
+    sums. ``workers`` are by device.
+    """
     documents: list[Mapping[str, Any]] = [one.status["health"] for one in front_ends if one.status]
-    spoken: Mapping[str, Any] = min(documents, key=lambda document: _STATES.index(document["status"]), default={})
-    status, reason = spoken.get("status", "starting"), spoken.get("reason", "the front ends are being started")
+    best: Mapping[str, Any] = min(documents, key=lambda document: _STATES.index(document["status"]), default={})
+    status, reason = best.get("status", "starting"), best.get("reason", "the front ends are being started")
     if draining:
         status, reason = "draining", "the service is shutting down"
-    return dict(spoken) | {
+    return dict(best) | {
         "status": status,
         "reason": reason,
         "requests": _sum(document["requests"] for document in documents),
@@ -48,7 +49,7 @@ def _sum(documents: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _describe(child: Child) -> dict[str, Any]:
-    told = {name: value for name, value in child.status.items() if name not in ("state", "reason", "health")}
+    details = {name: value for name, value in child.status.items() if name not in ("state", "reason", "health")}
     return {
         "name": child.name,
         "pid": child.pid,
@@ -57,4 +58,4 @@ def _describe(child: Child) -> dict[str, Any]:
         "uptime_seconds": round(child.uptime_seconds, 1),
         "restarts": child.restarts,
         "last_death": child.last_death,
-    } | told
+    } | details

@@ -1,4 +1,4 @@
-"""What every process of the service begins with: its name for ``ps``, its log, its signals, its event loop."""
+"""Set-up of every process of the service: its name in ``ps``, logging, signals, event loop."""
 
 from __future__ import annotations
 
@@ -11,43 +11,41 @@ import setproctitle
 from service.settings import LogFormat
 from service.telemetry.log_lines import configure_log
 
-__all__ = ["SWITCH_SECONDS", "begin_process", "event_loop", "hold_signals", "limit_spinning", "release_signals"]
+__all__ = ["SWITCH_SECONDS", "block_signals", "configure_process", "event_loop", "limit_spinning", "unblock_signals"]
 
-# For ``sys.setswitchinterval``: keeps an event loop responsive beside the threads that decode and encode images.
+# For ``sys.setswitchinterval``: keeps the event loop responsive while threads decode and encode images.
 SWITCH_SECONDS = 0.0005
 
-_HELD = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def begin_process(name: str, *, log_level: str, log_format: LogFormat) -> None:
-    """Names the process ``titok: NAME`` and sends its log lines, which bear the name, to standard error."""
+def configure_process(name: str, *, log_level: str, log_format: LogFormat) -> None:
+    """Names the process ``titok: NAME`` and logs under that name to standard error."""
     setproctitle.setproctitle(f"titok: {name}")
     configure_log(name, level=log_level, log_format=log_format)
 
 
-def hold_signals() -> None:
-    """Blocks SIGINT and SIGTERM, here and in processes that are started from now on: they wait until somebody is
-    prepared for them.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+def block_signals() -> None:
+    """Blocks SIGINT and SIGTERM, also in processes started from now on; the kernel keeps them until they are unblocked."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
 
 
-def release_signals() -> None:
-    """Lets them in."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+def unblock_signals() -> None:
+    """Delivers SIGINT and SIGTERM again, once there are handlers."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 def limit_spinning() -> None:
-    """For a process that is about to import torch: threads of an operator that wait for each other spin for some tens of
-    microseconds, not for milliseconds, before they sleep. A thread that spins for long keeps the core from the one it
-    waits for as soon as anybody else wants a core; one that does not spin at all is woken late on a machine at rest.
+    """Limits how long OpenMP threads spin at a barrier before they sleep, to tens of microseconds. Call it before importing
+    torch. On a busy machine a thread that spins for longer takes the core from the thread it waits for; on an idle machine
+    a thread that does not spin at all wakes up late.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def event_loop() -> asyncio.Runner:
-    """An event loop on uvloop where the platform has it."""
+    """A runner of an event loop, on uvloop where the platform has it."""
     try:
         import uvloop
     except ImportError:  # Windows

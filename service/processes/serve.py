@@ -1,4 +1,4 @@
-"""``titok serve``: opens the ports, says where, and runs the service in one process or in several."""
+"""``titok serve``: opens the ports, prints their addresses, and runs the service in one or several processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 from service.api.access.key_store import load_keys
 from service.http.sockets import allow_descriptors, listen, url
-from service.processes.process import begin_process, hold_signals, limit_spinning
+from service.processes.process import block_signals, configure_process, limit_spinning
 from service.settings import Settings
 from service.version import VERSION
 
@@ -15,34 +15,34 @@ __all__ = ["serve"]
 
 log = logging.getLogger(__name__)
 
-_OWN_DESCRIPTORS = 512  # beside those of connections, of which as many again may be closing
+_OWN_DESCRIPTORS = 512  # besides those of connections, twice as many because old ones may still be closing
 
 
 def serve(settings: Settings) -> int:
-    """Serves until SIGTERM or SIGINT, then drains. Gives the exit status."""
-    hold_signals()  # until there is an event loop that knows what to do with them
+    """Serves until SIGTERM or SIGINT, then drains. Returns the exit status."""
+    block_signals()  # until the event loop has handlers
     inline = settings.workers == "inline"
     name = "front end 0" if inline else "supervisor"
-    begin_process(name, log_level=settings.log_level, log_format=settings.log_format)
+    configure_process(name, log_level=settings.log_level, log_format=settings.log_format)
     _log_settings(settings)
     try:
         load_keys(settings)
     except (OSError, ValueError) as error:
-        log.error("API keys: %s", error)  # noqa: TRY400  the message is all there is to say
+        log.error("API keys: %s", error)  # noqa: TRY400  no traceback needed
         return 1
     admin_host = settings.admin_host or settings.host
     allow_descriptors(2 * settings.max_connections + _OWN_DESCRIPTORS)
     try:
         public, admin = listen(settings.host, settings.port), listen(admin_host, settings.admin_port)
     except OSError as error:
-        log.error("cannot listen: %s", error)  # noqa: TRY400  the message is all there is to say
+        log.error("cannot listen: %s", error)  # noqa: TRY400  no traceback needed
         return 1
     address = url(public, settings.host)
     metrics = f"{url(admin, admin_host)}/metrics"
     print(f"TiTok is at {address}  (API: {address}/docs, metrics: {metrics})", flush=True)
     if inline:
         limit_spinning()
-        from service.processes.single_process import serve_inline  # brings torch, which the supervisor does without
+        from service.processes.single_process import serve_inline  # imports torch; the supervisor does not
 
         return serve_inline(settings, public, admin)
     from service.processes.supervisor import supervise
@@ -53,5 +53,5 @@ def serve(settings: Settings) -> int:
 def _log_settings(settings: Settings) -> None:
     for name in sorted(os.environ):
         if name.startswith("TITOK_") and name.removeprefix("TITOK_").lower() not in Settings.model_fields:
-            log.warning("%s is no setting of this version, and does nothing (docs/configuration.md)", name)
-    log.info("titok-service %s, %s", VERSION, ", ".join(settings.given) or "every setting at its default")
+            log.warning("%s is not a setting of this version and is ignored (docs/configuration.md)", name)
+    log.info("titok-service %s, %s", VERSION, ", ".join(settings.given) or "all settings at their defaults")

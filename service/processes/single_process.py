@@ -1,4 +1,4 @@
-"""``titok serve --workers inline``: everything in one process, batches in a thread of it."""
+"""``titok serve --workers inline``: the service in one process; a thread of it runs the batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
 
 from prometheus_client.exposition import generate_latest
 
@@ -17,11 +17,10 @@ from service.api.admin import create_admin_app
 from service.api.app import EngineFactory, create_app
 from service.api.health import application_health
 from service.api.state import ApiState
-from service.engine import Engine, EngineObserver, InlineEngine, LaneLimits
+from service.engine import InlineEngine
 from service.inference.device import ServedDevice, open_device
-from service.inference.model_info import ModelInfo
 from service.processes.http_servers import admin_server, public_server
-from service.processes.process import SWITCH_SECONDS, event_loop, release_signals
+from service.processes.process import SWITCH_SECONDS, event_loop, unblock_signals
 from service.processes.state_metrics import ProcessesCollector, ServiceCollector, WorkersCollector
 from service.settings import Settings
 
@@ -33,71 +32,63 @@ NAME = "front end 0"
 
 
 def inline_engine(settings: Settings, open_device: Callable[[Settings], ServedDevice] = open_device) -> EngineFactory:
-    """An engine whose device is opened in a thread of this process."""
-
-    def create(*, limits: LaneLimits, observer: EngineObserver, on_model_info: Callable[[ModelInfo], None]) -> Engine:
-        return InlineEngine(
-            lambda: open_device(settings), limits=limits, observer=observer, on_model_info=on_model_info
-        )
-
-    return create
+    """Returns the factory of an engine that opens its device in a thread of this process."""
+    return partial(InlineEngine, partial(open_device, settings))
 
 
 def serve_inline(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
-    """Serves on both sockets until SIGTERM or SIGINT, then drains; a second one ends at once. Gives the exit status."""
+    """Serves on both sockets until SIGTERM or SIGINT, then drains; a second signal ends it at once. Returns the exit
+    status.
+    """
     sys.setswitchinterval(SWITCH_SECONDS)
     with event_loop() as runner:
-        return runner.run(_serve(settings, public, admin))
-
-
-async def _serve(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
-    app = create_app(settings, inline_engine(settings))
-    state: ApiState = app.state.api
-    exposition = _exposition(state)
-    api = public_server(app, public, settings)
-    operations = admin_server(create_admin_app(app.state.health, exposition), admin, settings)
-    leaving = asyncio.Event()
-
-    def stop() -> None:
-        if leaving.is_set():
-            log.warning("a second signal: ending at once")
-            os._exit(1)
-        leaving.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    release_signals()
-
-    async def leave() -> None:
-        await leaving.wait()
-        state.is_draining = True
-        api.start_draining()
-        await asyncio.sleep(settings.shutdown_delay)
-        api.stop_accepting(shared=False)
-
-    async def serve_api() -> None:
-        await api.run_until_stopped()
-        operations.stop_accepting(shared=False)
-
-    await asyncio.gather(leave(), serve_api(), operations.run_until_stopped())
+        runner.run(_SingleProcess(settings, public, admin).run())
     return 0
 
 
-def _exposition(state: ApiState) -> Callable[[], Any]:
-    def health() -> Mapping[str, Any]:
-        return application_health(state)
+class _SingleProcess:
+    """The application and the servers of both ports."""
 
-    def workers() -> Mapping[str, bool]:
-        info = state.operations.models.loaded
-        return {} if info is None else {info.device: state.operations.engine.state.is_ready}
+    def __init__(self, settings: Settings, public: socket.socket, admin: socket.socket) -> None:
+        app = create_app(settings, inline_engine(settings))
+        self._settings = settings
+        self._state: ApiState = app.state.api
+        self._public = public_server(app, public, settings)
+        self._admin = admin_server(create_admin_app(app.state.health, self._exposition), admin, settings)
+        self._stopping = asyncio.Event()
+        self._registry = self._state.metrics.registry
+        self._registry.register(ServiceCollector(lambda: application_health(self._state)))
+        self._registry.register(WorkersCollector(self._workers))
+        self._registry.register(ProcessesCollector(lambda: {NAME: os.getpid()}))
 
-    registry = state.metrics.registry
-    registry.register(ServiceCollector(health))
-    registry.register(WorkersCollector(workers))
-    registry.register(ProcessesCollector(lambda: {NAME: os.getpid()}))
+    async def run(self) -> None:
+        """Returns when both servers have stopped."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        unblock_signals()
+        await asyncio.gather(self._drain(), self._serve_public(), self._admin.run_until_stopped())
 
-    async def exposition() -> bytes:
-        return generate_latest(registry)
+    def _on_signal(self) -> None:
+        if self._stopping.is_set():
+            log.warning("second signal: exiting at once")
+            os._exit(1)
+        self._stopping.set()
 
-    return exposition
+    async def _drain(self) -> None:
+        await self._stopping.wait()
+        self._state.is_draining = True
+        self._public.start_draining()
+        await asyncio.sleep(self._settings.shutdown_delay)
+        self._public.stop_accepting(shared=False)
+
+    async def _serve_public(self) -> None:
+        await self._public.run_until_stopped()
+        self._admin.stop_accepting(shared=False)
+
+    def _workers(self) -> Mapping[str, bool]:
+        info = self._state.operations.models.loaded
+        return {} if info is None else {info.device: self._state.operations.engine.state.is_ready}
+
+    async def _exposition(self) -> bytes:
+        return generate_latest(self._registry)

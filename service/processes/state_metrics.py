@@ -1,4 +1,4 @@
-"""What Prometheus is told of the service's state: queues, workers, devices and processes, as they are when it asks."""
+"""Prometheus collectors of the current state: queues, workers, devices and processes, read at every scrape."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class ServiceCollector(Collector):
-    """Of a health document (``service/processes/health.py``)."""
+    """Metrics of a health document (``service/processes/health.py``)."""
 
     def __init__(self, health: Callable[[], Mapping[str, Any]]) -> None:
         self._health = health
@@ -48,7 +48,7 @@ class ServiceCollector(Collector):
 
 
 class WorkersCollector(Collector):
-    """Of devices, by name, and whether they can run a batch."""
+    """Whether the worker of each device is up."""
 
     def __init__(self, up: Callable[[], Mapping[str, bool]]) -> None:
         self._up = up
@@ -62,14 +62,14 @@ class WorkersCollector(Collector):
 
 
 class RestartsCollector(Collector):
-    """Of the processes that the supervisor keeps alive; workers by their devices."""
+    """Restarts of the supervised processes; workers by device."""
 
     def __init__(self, front_ends: Sequence[Child], workers: Mapping[str, Child]) -> None:
         self._front_ends = front_ends
         self._workers = workers
 
     def collect(self) -> Iterator[Metric]:
-        """See ``Collector``. Every reason is there from the beginning, or the first restart would be no increase."""
+        """See ``Collector``. Every reason is exported from the start; else the first restart would not be an increase."""
         workers = CounterMetricFamily(
             "titok_worker_restarts", "Workers that died and were replaced.", labels=("device", "reason")
         )
@@ -87,7 +87,7 @@ class RestartsCollector(Collector):
 
 
 class PaddingCollector(Collector):
-    """Of what devices say of themselves, by name: see ``ModelDevice.status``. Empty while one does not say anything."""
+    """Padding of batches, from the statuses of the workers by device (``ModelDevice.status``)."""
 
     def __init__(self, statuses: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
         self._statuses = statuses
@@ -106,10 +106,10 @@ class PaddingCollector(Collector):
 
 
 class GpusCollector(Collector):
-    """Of the GPUs, as their workers told last."""
+    """Memory and sensors of GPUs, from the statuses of the workers by device (``ModelDevice.status``)."""
 
-    def __init__(self, workers: Mapping[str, Child]) -> None:
-        self._workers = workers
+    def __init__(self, statuses: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
+        self._statuses = statuses
 
     def collect(self) -> Iterator[Metric]:
         """See ``Collector``."""
@@ -121,21 +121,21 @@ class GpusCollector(Collector):
         )
         temperature = GaugeMetricFamily("titok_gpu_temperature_celsius", "By NVML.", labels=("device",))
         failures = CounterMetricFamily("titok_gpu_oom", "Batches that did not fit into memory.", labels=("device",))
-        for device, worker in self._workers.items():
-            kinds = worker.status.get("memory")
-            if kinds is None:  # not told yet, or a CPU
+        for device, status in self._statuses().items():
+            kinds = status.get("memory")
+            if kinds is None:  # no status yet, or a CPU
                 continue
             for kind, size in kinds.items():
                 memory.add_metric((device, kind), size)
-            failures.add_metric((device,), worker.status["out_of_memory"])
-            if (sensors := worker.status.get("sensors")) is not None:
+            failures.add_metric((device,), status["out_of_memory"])
+            if (sensors := status.get("sensors")) is not None:
                 utilization.add_metric((device,), sensors["utilization"])
                 temperature.add_metric((device,), sensors["temperature"])
         yield from (memory, failures, utilization, temperature)
 
 
 class ProcessesCollector(Collector):
-    """Memory, processor time and descriptors of processes by name; a process id is None while there is no process."""
+    """Memory, CPU time and open descriptors of processes by name; a process id is None while there is no process."""
 
     def __init__(self, pids: Callable[[], Mapping[str, int | None]]) -> None:
         self._pids = pids

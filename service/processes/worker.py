@@ -1,10 +1,10 @@
-"""A worker: one process that owns one device and runs the batches of every front end. Run by the supervisor.
+"""A worker: a process that owns one device and runs the batches of all front ends. The supervisor starts it.
 
 ::
 
-    supervisor ── control ──> stop                  SIGINT and SIGTERM are ignored: front ends still need it while they
+    supervisor ── control ──> stop                  SIGINT and SIGTERM are ignored: front ends need the worker while they
     front ends ── Unix socket ──> device            drain
-    lifeline: its end says that the supervisor and every front end have ended, however that came about
+    liveness pipe: end of file when the supervisor and all front ends have exited, for whatever reason
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from models.errors import CheckpointError
 from service.engine.worker import DeviceServer
-from service.processes.control import WorkerStart, beat_seconds, decode_message, encode_message, unpack_settings
-from service.processes.process import begin_process, limit_spinning, release_signals
+from service.processes.control import WorkerStart, decode_message, encode_message, heartbeat_interval, unpack_settings
+from service.processes.process import configure_process, limit_spinning, unblock_signals
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,51 +35,51 @@ __all__: list[str] = []
 log = logging.getLogger(__name__)
 
 BACKLOG = 64
-# Beyond the drain, for front ends that hang after the supervisor has died.
+# After the drain, for front ends that hang after the supervisor has died.
 _OVERDUE_SECONDS = 10.0
 
 
 class _Worker:
-    """The device's server, and the threads that speak with the supervisor."""
+    """The server of the device, and the threads that communicate with the supervisor."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._lines = control.makefile("rb")
         self._start = start = WorkerStart(**decode_message(self._lines.readline())["start"])
         self._settings = settings = unpack_settings(start.settings)
-        self._speaking = threading.Lock()
-        begin_process(start.name, log_level=settings.log_level, log_format=settings.log_format)
+        self._send_lock = threading.Lock()
+        configure_process(start.name, log_level=settings.log_level, log_format=settings.log_format)
         self._server = DeviceServer(_listen(Path(start.address)), lambda: _open(settings, start))
 
     def run(self) -> int:
-        """Serves until it is told to stop. Gives the exit status."""
-        threading.Thread(target=self._obey, name="control", daemon=True).start()
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        """Serves until the stop command. Returns the exit status."""
+        threading.Thread(target=self._handle_commands, name="control", daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
         try:
             self._server.run()
         except Exception as error:
-            expected = isinstance(error, ValueError | LookupError | CheckpointError)  # for the operator to mend
+            expected = isinstance(error, ValueError | LookupError | CheckpointError)  # a wrong setting or file
             log.error("the device cannot be opened: %s", error, exc_info=not expected)  # noqa: TRY400
-            self._tell()
+            self._send_status()
             return 1
         return 0
 
-    def _tell(self) -> None:
-        with self._speaking, suppress(OSError):  # the supervisor may have died
+    def _send_status(self) -> None:
+        with self._send_lock, suppress(OSError):  # the supervisor may have died
             self._control.sendall(encode_message({"status": self._server.status}))
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         pause = threading.Event()
-        while not pause.wait(beat_seconds(self._settings)):
-            self._tell()
+        while not pause.wait(heartbeat_interval(self._settings)):
+            self._send_status()
 
-    def _obey(self) -> None:
-        self._tell()
+    def _handle_commands(self) -> None:
+        self._send_status()
         with suppress(OSError):
             for line in self._lines:
                 match decode_message(line)["do"]:
                     case "status":
-                        self._tell()
+                        self._send_status()
                     case "stop":
                         if self._server.status["state"] == "opening":
                             os._exit(0)  # nothing is lost, and loading cannot be interrupted
@@ -87,16 +87,16 @@ class _Worker:
         self._outlive_supervisor()
 
     def _outlive_supervisor(self) -> None:
-        """Ends the process when the front ends have drained, and tidies up in the dead supervisor's place."""
-        lifeline = select.poll()
-        lifeline.register(self._start.lifeline, select.POLLIN)
-        lifeline.poll(1000 * (self._settings.shutdown_delay + self._settings.drain_seconds + _OVERDUE_SECONDS))
+        """Waits until the front ends have drained, removes the dead supervisor's folder, and exits."""
+        poll = select.poll()
+        poll.register(self._start.liveness_pipe, select.POLLIN)
+        poll.poll(1000 * (self._settings.shutdown_delay + self._settings.drain_seconds + _OVERDUE_SECONDS))
         shutil.rmtree(Path(self._start.address).parent, ignore_errors=True)
         os._exit(1)
 
 
 def _listen(address: Path) -> socket.socket:
-    address.unlink(missing_ok=True)  # the one of the worker before
+    address.unlink(missing_ok=True)  # of an earlier worker
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(address))
     listener.listen(BACKLOG)
@@ -105,23 +105,22 @@ def _listen(address: Path) -> socket.socket:
 
 def _open(settings: Settings, start: WorkerStart) -> ServedDevice:
     limit_spinning()
-    from service.inference.device import (
-        open_device,  # torch is slow to import; the supervisor hears from this process meanwhile
-    )
+    # Imported here because torch takes long to import, and heartbeats start before.
+    from service.inference.device import open_device
 
     return open_device(settings.model_copy(update={"devices": start.device}), known_limits=start.batch_limits)
 
 
 def main() -> None:
-    """The argument is the number of the control socket."""
+    """Runs the worker. The argument is the number of the control socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    release_signals()
+    unblock_signals()
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     code = _Worker(socket.socket(fileno=descriptor)).run()
     logging.shutdown()
-    # Not through the interpreter's own end: threads are still reading, and a device's libraries take their time.
+    # Without the interpreter's shutdown: threads are still reading, and the libraries of a device shut down slowly.
     os._exit(code)
 
 

@@ -74,7 +74,7 @@ async def test_what_one_has_found_out_is_told_to_the_next(child: Callable[..., C
         "found = start.get('limits', [])\n"
         "tell(state='ready', limits=[*found, os.getpid()])\n"
         "sys.exit(1) if len(found) < 2 else lines.read()",
-        remember="limits",
+        carry_over="limits",
     )
     life = asyncio.create_task(one.run())
     await until(lambda: len(one.status.get("limits", [])) == 3)
@@ -125,7 +125,7 @@ async def test_a_farewell_reaches_one_that_is_only_starting(child: Callable[...,
     one = child("print(json.loads(lines.readline())['do'])\nsys.exit(0)")
     life = asyncio.create_task(one.run())
     await until(lambda: one.pid is not None)
-    one.leave("stop")
+    one.stop("stop")
     await asyncio.wait_for(life, 60)
     assert one.restarts == 0
 

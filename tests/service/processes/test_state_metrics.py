@@ -23,9 +23,8 @@ CHILD = {"pid": 1, "state": "ready", "reason": None, "uptime_seconds": 1.0, "res
 
 def told(**statuses: Any) -> CollectorRegistry:
     """Of workers by their devices."""
-    workers = {device: cast(Child, SimpleNamespace(status=status)) for device, status in statuses.items()}
     registry = CollectorRegistry()
-    registry.register(GpusCollector(workers))
+    registry.register(GpusCollector(lambda: statuses))
     registry.register(PaddingCollector(lambda: statuses))
     return registry
 
