@@ -1,4 +1,4 @@
-"""The networks, and everything that decides which numbers come out. No HTTP, no queues, no Redis."""
+"""Image tokenizers and generators: networks, checkpoints, training and evaluation, without HTTP, queues or Redis."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Generator", "Tokenizer", "load_generator", "load_tokenizer"]
 
-if not TYPE_CHECKING:  # a checker that saw __getattr__ would believe in any name
-    _HOMES = {
+if not TYPE_CHECKING:  # with __getattr__, a type checker would accept any name
+    _MODULES = {
         "Generator": "models.generation",
         "Tokenizer": "models.tokenizer",
         "load_generator": "models.generation",
@@ -18,10 +18,10 @@ if not TYPE_CHECKING:  # a checker that saw __getattr__ would believe in any nam
     }
 
     def __getattr__(name: str) -> object:
-        """Imports torch with the first name that needs it: a process that runs no network never does (PEP 562)."""
-        if name not in _HOMES:
+        """Imports torch only when one of the names is used (PEP 562)."""
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
 
     def __dir__() -> list[str]:
         return sorted([*globals(), *__all__])

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their place, synced, renamed."""
+"""Atomic file writes: a file is written beside its target, synced to disk, and renamed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["PARTIAL_SUFFIX", "write_whole"]
+__all__ = ["PARTIAL_SUFFIX", "write_atomically"]
 
 PARTIAL_SUFFIX = ".partial"
-"""Of the names that files have until they are whole; a process that was killed may leave one."""
+"""Suffix of unfinished files; a killed process may leave one."""
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls ``write`` on a new file that takes the place of ``path`` only once all of it is on the disk.
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls ``write`` with a new file that replaces ``path`` once it is complete on disk.
 
-    Whatever goes wrong before that, a full disk or a kill, leaves the previous file as it was.
+    After any earlier failure, such as a full disk or a kill, the previous file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)

@@ -1,14 +1,12 @@
-"""What can be wrong with a variant's name, its weights, or the file that describes them.
+"""Errors of models, checkpoints and datasets; importable without torch.
 
 ::
 
-    LookupError ── UnknownVariantError       a name that no variant bears
-    ValueError ─── ConfigError               a config.json that describes no network
-    Exception ─┬── CheckpointError           weights that cannot be found, read or fitted to the network
-               │   └── UnreadableCheckpoint  a file that is there and holds no weights, or not all of them
-               └── DataError                 a dataset that cannot be used
-
-Needs no torch, so that whoever only reports these errors does not either.
+    LookupError ── UnknownVariantError       an unknown variant name
+    ValueError ─── ConfigError               an invalid config.json
+    Exception ─┬── CheckpointError           weights are missing, unreadable, or do not fit the network
+               │   └── UnreadableCheckpoint  a file exists, but has no complete weights
+               └── DataError                 a dataset cannot be used
 """
 
 from __future__ import annotations
@@ -26,23 +24,23 @@ __all__ = [
 
 
 class UnknownVariantError(LookupError):
-    """A name that no variant bears."""
+    """The variant name is unknown."""
 
 
 class ConfigError(ValueError):
-    """A configuration that does not describe a network; the message names the key."""
+    """A configuration does not describe a network; the message names the key."""
 
 
 class DataError(Exception):
-    """A dataset that cannot be used: empty, mismatched classes, too many unreadable images, or no space for its cache."""
+    """A dataset cannot be used: empty, mismatched classes, too many unreadable images, or no space for its cache."""
 
 
 class CheckpointError(Exception):
-    """Weights that cannot be found, read or fitted to the network; the message says what to do."""
+    """Weights are missing, unreadable, or do not fit the network; the message says what to do."""
 
 
 class UnreadableCheckpoint(CheckpointError):
-    """A ``file`` that is there and holds no weights, or not all of them."""
+    """``file`` exists, but has no complete weights."""
 
     def __init__(self, file: Path, reason: object) -> None:
         super().__init__(f"{file} cannot be read as weights: {reason}")

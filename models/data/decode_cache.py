@@ -26,7 +26,7 @@ import numpy as np
 from filelock import FileLock
 
 from models.arrays import Ids, Pixels
-from models.atomic_files import write_whole
+from models.atomic_files import write_atomically
 from models.data.bad_samples import BadSamples
 from models.data.decoding import decode_image
 from models.data.sources import Sample, Source, Split
@@ -107,8 +107,8 @@ def _decode(
     try:
         if (free := shutil.disk_usage(image_file.parent).free) < needed:
             raise DataError(_no_space(image_file.parent, needed, f"{free / 1e9:.1f} GB are free"))
-        write_whole(image_file, write_images)
-        write_whole(label_file, lambda sink: np.save(sink, np.array(labels, dtype=np.int64)))
+        write_atomically(image_file, write_images)
+        write_atomically(label_file, lambda sink: np.save(sink, np.array(labels, dtype=np.int64)))
     except OSError as error:  # from writing: sources raise none
         raise DataError(_no_space(image_file.parent, needed, error.strerror or str(error))) from error
     finally:

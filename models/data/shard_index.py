@@ -13,7 +13,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from models.arrays import Ids
-from models.atomic_files import write_whole
+from models.atomic_files import write_atomically
 from models.data.bad_samples import BadSamples
 from models.errors import DataError
 
@@ -67,7 +67,7 @@ class ShardIndex:
                     raise DataError(f"no images in {shards[0].parent} for {split}")
                 table = np.array([entry[1:] for entry in found], dtype=np.int64)
                 keys = np.array([entry.name.encode(errors="surrogateescape") for entry in found])
-                write_whole(file, lambda sink: np.savez(sink, table=table, keys=keys))
+                write_atomically(file, lambda sink: np.savez(sink, table=table, keys=keys))
         with np.load(file) as arrays:
             return cls(shards, arrays["table"], arrays["keys"], names)
 

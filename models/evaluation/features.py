@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.arrays import Pixels
-from models.atomic_files import write_whole
+from models.atomic_files import write_atomically
 from models.evaluation.lite0 import Lite0
 from models.evaluation.progress import Track, no_progress
 
@@ -66,7 +66,7 @@ def cached_embeddings(
     if not file.exists():
         found = [_embed(network, images[part]) for part in track(batches(len(images)), description)]
         rows = np.concatenate(found) if found else np.empty((0, network.head.out_channels), np.float16)
-        write_whole(file, lambda sink: np.save(sink, rows))
+        write_atomically(file, lambda sink: np.save(sink, rows))
     return torch.from_numpy(np.load(file).astype(np.float32))
 
 

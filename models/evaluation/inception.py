@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.arrays import Pixels
-from models.atomic_files import write_whole
+from models.atomic_files import write_atomically
 from models.errors import missing_package
 
 __all__ = ["InceptionFigures", "InceptionMissing", "check_inception", "inception_figures", "write_npz"]
@@ -81,7 +81,7 @@ def inception_figures(images: Pixels, references: Pixels, weights: Path) -> Ince
 
 def write_npz(path: Path, images: Pixels) -> None:
     """Writes uint8 [N, S, S, 3] as ``arr_0``, as the ADM evaluator reads samples and references."""
-    write_whole(path, lambda sink: np.savez(sink, arr_0=images))
+    write_atomically(path, lambda sink: np.savez(sink, arr_0=images))
 
 
 class _Images(Dataset[Tensor]):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from models.arrays import Pixels
-from models.atomic_files import write_whole
+from models.atomic_files import write_atomically
 from models.evaluation.comparison import Comparison
 from models.evaluation.contact_sheet import Row, contact_sheet
 from models.evaluation.generation import Generation
@@ -244,5 +244,5 @@ def _png(sheet: Image.Image) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    write_whole(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(content))
     return path

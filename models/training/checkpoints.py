@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from models.atomic_files import write_whole
+from models.atomic_files import write_atomically
 from models.networks.titok import TiTokConfig
 
 __all__ = ["checkpoint_config", "load_state", "save_checkpoint", "save_state"]
@@ -20,7 +20,7 @@ __all__ = ["checkpoint_config", "load_state", "save_checkpoint", "save_state"]
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Saves everything that a run needs to resume. Raises ``OSError``."""
     try:
-        write_whole(path, lambda file: torch.save(state, file))
+        write_atomically(path, lambda file: torch.save(state, file))
     except RuntimeError as error:  # torch reports a failed write without its cause
         raise OSError(errno.EIO, "could not be written, perhaps because the disk is full", str(path)) from error
 
@@ -34,9 +34,9 @@ def load_state(path: Path) -> dict[str, Any]:
 def save_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Writes ``config.json`` and ``model.safetensors`` (float16)."""
     halves = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
-    write_whole(folder / "model.safetensors", lambda file: file.write(save(halves)))
+    write_atomically(folder / "model.safetensors", lambda file: file.write(save(halves)))
     text = json.dumps(config, indent=2) + "\n"
-    write_whole(folder / "config.json", lambda file: file.write(text.encode()))
+    write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
 
 
 def checkpoint_config(network: TiTokConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.arrays import Ids
-from models.atomic_files import write_whole
+from models.atomic_files import write_atomically
 from models.checkpoints.loading import load_strictly, open_checkpoint
 from models.data.datasets import ImageDataset
 from models.networks.generator import MaskGITViT, UViT, build_generator
@@ -81,7 +81,7 @@ def tokenize(
         for part in np.array_split(rows, max(1, -(-len(rows) // 64))):
             parts.append(_encode_with_mirrored(images, part, tokenizer.network))
             progress(sum(map(len, parts)), len(rows))
-        write_whole(file, lambda sink: np.save(sink, np.concatenate(parts)))
+        write_atomically(file, lambda sink: np.save(sink, np.concatenate(parts)))
     return TokenSet(torch.from_numpy(np.load(file).astype(np.int64)), labels)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from models.atomic_files import write_whole
+from models.atomic_files import write_atomically
 
 __all__ = ["TrainingLog"]
 
@@ -49,7 +49,7 @@ class TrainingLog:
         if picture is None:
             return
         image = Image.fromarray(picture.cpu().numpy())
-        write_whole(self._folder / "pictures" / f"{step:06d}.png", lambda file: image.save(file, "png"))
+        write_atomically(self._folder / "pictures" / f"{step:06d}.png", lambda file: image.save(file, "png"))
         self._board.add_image("reconstructions", picture, step, dataformats="HWC")
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from models.atomic_files import PARTIAL_SUFFIX, write_whole
+from models.atomic_files import PARTIAL_SUFFIX, write_atomically
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
 from service.bulk.shards import ShardFiles
@@ -174,7 +174,7 @@ class Destination:
             )
 
     def _write(self, name: str, content: bytes) -> None:
-        write_whole(self.folder / name, lambda file: file.write(content))
+        write_atomically(self.folder / name, lambda file: file.write(content))
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ from typing import BinaryIO
 import pytest
 import torch
 
-from models.atomic_files import write_whole
+from models.atomic_files import write_atomically
 from models.training.checkpoints import load_state, save_state
 
 
@@ -23,6 +23,6 @@ def test_the_saved_state_survives_a_full_disk(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_whole(tmp_path / "state.pt", fails_half_way)
+        write_atomically(tmp_path / "state.pt", fails_half_way)
     assert load_state(tmp_path / "state.pt") == {"done": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
