@@ -1,4 +1,4 @@
-"""What a real service writes to standard error: JSON where that is no terminal, words where it is one."""
+"""Log output of a running service: JSON, or text on a terminal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def logged() -> Iterator[Server]:
     end(started)
 
 
-def test_every_line_of_every_process_is_json_and_says_whose_it_is(logged: Server) -> None:
+def test_every_line_is_json_and_names_its_process(logged: Server) -> None:
     found = lines(logged)
     assert {line["process"] for line in found} == {"supervisor", "front end 0", "worker cpu"}
     for line in found:
@@ -40,7 +40,7 @@ def test_every_line_of_every_process_is_json_and_says_whose_it_is(logged: Server
         assert line["timestamp"].endswith("Z")
 
 
-def test_a_request_leaves_one_line_that_tells_what_it_came_to(logged: Server, jpeg: bytes) -> None:
+def test_a_request_is_logged_once_with_its_outcome_and_timings(logged: Server, jpeg: bytes) -> None:
     headers = {**PHOTOGRAPH, "X-Request-ID": "first", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
     answer = httpx.post(f"{logged.url}/v1/encode", content=jpeg, headers=headers, timeout=60)
     line = access_line(logged, "first")
@@ -54,7 +54,7 @@ def test_a_request_leaves_one_line_that_tells_what_it_came_to(logged: Server, jp
     assert [line.get("request_id") for line in lines(logged)].count("first") == 1
 
 
-def test_images_that_were_known_are_counted(logged: Server, jpeg: bytes) -> None:
+def test_cache_hits_are_logged(logged: Server, jpeg: bytes) -> None:
     for request_id in ("once", "again"):
         headers = {**PHOTOGRAPH, "X-Request-ID": request_id}
         httpx.post(f"{logged.url}/v1/encode", content=jpeg, headers=headers, timeout=60).raise_for_status()
@@ -68,7 +68,9 @@ def test_images_that_were_known_are_counted(logged: Server, jpeg: bytes) -> None
     [("/v1/encode", HEADERS | {"Content-Type": "text/html"}, 415), ("/v1/encode", {}, 401), ("/nowhere", HEADERS, 404)],
     ids=["unsupported", "no key", "no route"],
 )
-def test_a_refusal_is_told_apart(logged: Server, path: str, headers: dict[str, str], status: int) -> None:
+def test_a_refused_request_is_logged_as_refused(
+    logged: Server, path: str, headers: dict[str, str], status: int
+) -> None:
     request_id = f"refused-{status}"
     httpx.post(f"{logged.url}{path}", content=b"<p>", headers={**headers, "X-Request-ID": request_id})
     line = access_line(logged, request_id)
@@ -76,7 +78,7 @@ def test_a_refusal_is_told_apart(logged: Server, path: str, headers: dict[str, s
     assert line["route"] == ("unmatched" if status == 404 else path)
 
 
-def test_an_answer_of_5xx_is_a_warning(logged: Server) -> None:
+def test_a_5xx_response_is_logged_as_a_warning(logged: Server) -> None:
     headers = {**HEADERS, "X-Request-ID": "late", "X-Request-Timeout-Ms": "1"}
     answer = httpx.post(f"{logged.url}/v1/generate", json={"class": 0, "n": 4}, headers=headers, timeout=60)
     assert answer.status_code == 504
@@ -84,7 +86,7 @@ def test_an_answer_of_5xx_is_a_warning(logged: Server) -> None:
     assert (line["status"], line["outcome"], line["level"]) == (504, "failed", "warning")
 
 
-def test_a_client_that_leaves_is_told_apart(logged: Server) -> None:
+def test_a_client_that_disconnects_is_logged_as_gone(logged: Server) -> None:
     url = httpx.URL(logged.url)
     head = (
         f"POST /v1/encode HTTP/1.1\r\nHost: here\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n"
@@ -96,7 +98,7 @@ def test_a_client_that_leaves_is_told_apart(logged: Server) -> None:
     assert (line["status"], line["outcome"], line["bytes_in"]) == (499, "client_gone", 3)
 
 
-def test_health_probes_leave_none(logged: Server) -> None:
+def test_health_probes_are_not_logged(logged: Server) -> None:
     for path in ("/livez", "/readyz", "/healthz"):
         httpx.get(f"{logged.url}{path}", headers={"X-Request-ID": "probe"})
     httpx.get(f"{logged.url}/v1/models", headers={**HEADERS, "X-Request-ID": "no-probe"})
@@ -104,7 +106,7 @@ def test_health_probes_leave_none(logged: Server) -> None:
     assert "probe" not in [line.get("request_id") for line in lines(logged)]
 
 
-def test_neither_keys_nor_images_are_written(logged: Server, jpeg: bytes) -> None:
+def test_keys_and_images_are_not_logged(logged: Server, jpeg: bytes) -> None:
     headers = {**HEADERS, "X-Request-ID": "secret"}
     encoded = base64.b64encode(jpeg).decode()
     answer = httpx.post(f"{logged.url}/v1/encode", json={"image": encoded}, headers=headers, timeout=60)
@@ -119,7 +121,7 @@ def test_neither_keys_nor_images_are_written(logged: Server, jpeg: bytes) -> Non
         assert secret not in text
 
 
-def test_a_terminal_is_written_to_in_words(titok: Path) -> None:
+def test_log_lines_on_a_terminal_are_text(titok: Path) -> None:
     ours, theirs = pty.openpty()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [titok, "serve", "--port", str(taken.getsockname()[1]), "--admin-port", "0"]
@@ -133,7 +135,7 @@ def test_a_terminal_is_written_to_in_words(titok: Path) -> None:
 
 
 def read_terminal(descriptor: int) -> str:
-    """What was written until the other end closed, which a terminal tells by an error."""
+    """All output until the other end is closed; a terminal then raises ``OSError``."""
     written = b""
     with open(descriptor, "rb", buffering=0) as terminal:
         while True:

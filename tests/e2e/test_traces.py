@@ -1,4 +1,4 @@
-"""Traces of a real service, as a real collector receives them."""
+"""OpenTelemetry traces of a running service, as an OTLP collector receives them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def traced(collector: Collector) -> Iterator[Server]:
 
 
 def post(server: Server, path: str, *, sampled: bool = True, **request: Any) -> tuple[str, httpx.Response]:
-    """A request in a trace of its own, and the trace's id."""
+    """Sends a request with a new trace id; returns the id and the response."""
     trace_id = secrets.token_hex(16)
     headers = {"traceparent": f"00-{trace_id}-{PARENT}-{'01' if sampled else '00'}", **request.pop("headers", {})}
     return trace_id, httpx.post(f"{server.url}{path}", headers=headers, timeout=60, **request)
@@ -60,7 +60,7 @@ def by_name(spans: list[Received]) -> dict[str, Received]:
     return {span.name: span for span in spans}
 
 
-def test_a_request_is_a_span_of_its_callers_trace_and_its_stages_are_spans_in_it(
+def test_a_request_is_a_child_span_of_its_caller_and_stages_are_child_spans(
     traced: Server, collector: Collector, jpeg: bytes
 ) -> None:
     trace_id, answer = encode(traced, jpeg)
@@ -75,7 +75,7 @@ def test_a_request_is_a_span_of_its_callers_trace_and_its_stages_are_spans_in_it
     assert spans["queue"].end == spans["device"].start
 
 
-def test_a_request_bears_the_attributes_of_the_semantic_conventions_and_of_the_service(
+def test_a_request_has_the_semantic_attributes_and_those_of_the_service(
     traced: Server, collector: Collector, jpeg: bytes
 ) -> None:
     trace_id, answer = encode(traced, jpeg)
@@ -101,7 +101,7 @@ def test_a_request_bears_the_attributes_of_the_semantic_conventions_and_of_the_s
     assert request.resource["deployment.environment.name"] == "tests"
 
 
-def test_an_answer_of_images_has_a_span_for_encoding_them(traced: Server, collector: Collector, jpeg: bytes) -> None:
+def test_a_response_with_images_has_a_span_for_encoding_them(traced: Server, collector: Collector, jpeg: bytes) -> None:
     tokens = encode(traced, jpeg)[1].json()["data"][0]["tokens"]
     trace_id, _ = post(traced, "/v1/decode", json={"tokens": [tokens]})
     assert {"read", "queue", "device", "encode"} <= set(by_name(collector.of(trace_id)))
@@ -114,7 +114,7 @@ def test_a_batch_is_a_span_linked_to_the_requests_in_it(traced: Server, collecto
         return encode(traced, image.getvalue())[0]
 
     largest = 1
-    while largest == 1:  # until requests have met in a batch
+    while largest == 1:  # until a batch holds several requests
         with ThreadPoolExecutor(12) as senders:
             traces = [collector.of(trace_id) for trace_id in senders.map(send, range(0, 240, 20))]
         batches = {span.span_id: span for span in collector.spans if span.name == "batch encode"}
@@ -130,7 +130,7 @@ def test_a_batch_is_a_span_linked_to_the_requests_in_it(traced: Server, collecto
             largest = max(largest, len(batch.links))
 
 
-def test_generation_is_linked_to_a_batch_for_each_of_its_steps(traced: Server, collector: Collector) -> None:
+def test_generation_has_links_to_a_batch_for_each_step(traced: Server, collector: Collector) -> None:
     trace_id, _ = post(traced, "/v1/generate", json={"class": 0, "n": 1, "steps": 3, "seed": 1})
     spans = collector.of(trace_id)
     generated = next(span for span in spans if span.attributes.get("titok.op") == "generate" and span.name == "device")
@@ -139,7 +139,7 @@ def test_generation_is_linked_to_a_batch_for_each_of_its_steps(traced: Server, c
     assert [span.name for span in steps] == ["batch generate"] * 3
 
 
-def test_an_error_is_marked_and_a_refusal_is_not(traced: Server, collector: Collector) -> None:
+def test_an_error_sets_the_span_status_and_a_refusal_does_not(traced: Server, collector: Collector) -> None:
     late, _ = post(traced, "/v1/generate", json={"class": 0, "n": 4}, headers={"X-Request-Timeout-Ms": "1"})
     refused, _ = post(traced, "/v1/encode", content=b"<p>", headers={"Content-Type": "text/html"})
     [failed] = [span for span in collector.of(late) if span.kind == SERVER_KIND]
@@ -148,9 +148,7 @@ def test_an_error_is_marked_and_a_refusal_is_not(traced: Server, collector: Coll
     assert (answered.is_error, answered.attributes["http.response.status_code"]) == (False, 415)
 
 
-def test_what_the_caller_does_not_sample_is_not_traced_and_neither_are_probes(
-    traced: Server, collector: Collector, jpeg: bytes
-) -> None:
+def test_unsampled_requests_and_health_probes_are_not_traced(traced: Server, collector: Collector, jpeg: bytes) -> None:
     unsampled, _ = encode(traced, jpeg, sampled=False)
     httpx.get(f"{traced.url}/readyz")
     sampled, _ = encode(traced, jpeg)
@@ -159,7 +157,7 @@ def test_what_the_caller_does_not_sample_is_not_traced_and_neither_are_probes(
     assert not [span for span in collector.spans if "readyz" in span.name]
 
 
-def test_a_request_without_a_trace_gets_one_and_its_log_line_says_which(
+def test_a_request_without_a_trace_gets_one_and_its_log_line_has_the_id(
     traced: Server, collector: Collector, jpeg: bytes
 ) -> None:
     headers = {"Content-Type": "image/jpeg", "X-Request-ID": "untraced"}
@@ -172,7 +170,7 @@ def test_a_request_without_a_trace_gets_one_and_its_log_line_says_which(
     assert line["trace_id"] == request.trace_id
 
 
-def test_a_collector_that_does_not_answer_delays_neither_requests_nor_the_end(
+def test_a_collector_that_does_not_answer_delays_neither_requests_nor_shutdown(
     serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, jpeg: bytes
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -192,31 +190,31 @@ def test_a_collector_that_does_not_answer_delays_neither_requests_nor_the_end(
 
 
 def stderr_of(probe: str) -> str:
-    """What a program, which has to end well, says on standard error."""
+    """Standard error of a program, which must exit with status 0."""
     ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended.stderr
 
 
-def test_nothing_of_it_is_imported_where_nobody_asks_for_traces() -> None:
+def test_opentelemetry_is_not_imported_without_an_endpoint() -> None:
     stderr_of(
         "import sys, os\n"
         "os.environ.pop('OTEL_EXPORTER_OTLP_ENDPOINT', None)\n"
         "import service.processes.front_end\n"
         "from service.telemetry.tracing import open_tracer\n"
         "assert open_tracer() is None\n"
-        # The SDK itself may be there: redis-py imports it wherever it is installed.
+        # The SDK may be imported: redis-py does so if it is installed.
         "assert 'opentelemetry.exporter' not in sys.modules\n"
         "assert 'service.telemetry.spans' not in sys.modules\n"
     )
 
 
-def test_a_missing_extra_is_told_and_the_service_goes_on() -> None:
-    told = stderr_of(
+def test_a_missing_extra_is_logged_and_the_service_continues() -> None:
+    logged = stderr_of(
         "import sys, os\n"
         "os.environ['OTEL_EXPORTER_OTLP_ENDPOINT'] = 'http://127.0.0.1:1'\n"
         "sys.modules['opentelemetry.sdk'] = None\n"
         "from service.telemetry.tracing import open_tracer\n"
         "assert open_tracer() is None\n"
     )
-    assert "is not installed (extra 'otel'); in a checkout of the repository, run: make install" in told
+    assert "is not installed (extra 'otel'); in a checkout of the repository, run: make install" in logged

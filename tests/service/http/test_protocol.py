@@ -110,6 +110,10 @@ async def check_refusal(connection: Connection, status: int, slug: str) -> dict[
         pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * LARGE + b"\r\n\r\n", id="a long header"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * LARGE + b"\r\n", id="many headers"),
         pytest.param(b"GET /" + b"x" * LARGE + b" HTTP/1.1\r\nHost: x\r\n\r\n", id="a long address"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nX: " + b"x" * LARGE + b"\r\nContent-Length: 3\r\n\r\nabc" + REQUEST,
+            id="a long header, a body and another request",
+        ),
     ],
 )
 async def test_headers_over_the_limit_are_refused_complete_or_not(sent: bytes) -> None:
@@ -260,3 +264,18 @@ async def test_a_client_that_is_still_sending_can_read_the_response_that_closes_
                 await loop.sock_sendall(client, b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
             answer = await loop.sock_recv(client, 65536)
         assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_connection_is_idle_again_when_all_pipelined_requests_are_answered() -> None:
+    async with serving() as service:
+        service.answer.clear()
+        reader, writer = await service.connect()
+        writer.write(3 * REQUEST)
+        await service.until_asked(1)
+        [connection] = service.server.server_state.connections
+        assert not connection.is_idle
+        service.answer.set()
+        for _ in range(3):
+            assert (await answer_of(reader))[0] == 200
+        assert connection.is_idle
+        writer.close()
