@@ -51,19 +51,19 @@ class Source:
         name: its folder, file or URL, absolute.
         kind: folder, webdataset or parquet.
         parts: its files, in order.
-        classes: names of integer labels, if the source has them.
-        labels: the type of its labels.
-        total: number of entries, if known without reading all of them.
         digest: changes whenever a file is added, removed or changed.
+        labels: the type of its labels.
+        classes: names of integer labels, if the source has them.
+        total: number of entries, if known without reading all of them.
     """
 
     name: str
     kind: str
     parts: tuple[Part, ...]
-    classes: tuple[str, ...] | None
-    labels: LabelType
-    total: int | None
     digest: str
+    labels: LabelType = None
+    classes: tuple[str, ...] | None = None
+    total: int | None = None
 
     def entries(self, start: Position) -> Iterator[tuple[Position, Entry]]:
         """The entries from a position on, each with the position after it."""

@@ -18,7 +18,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from models.errors import missing_package
-from service.bulk.entries import LabelType, Part, Source
+from service.bulk.entries import LabelType, Source
 from service.bulk.errors import BulkError
 from service.bulk.image_folders import ImageFolder
 from service.bulk.tar_archives import TarArchive
@@ -54,24 +54,25 @@ def open_source(
     archives, tables = _ending(described, _ARCHIVES), _ending(described, _PARQUET)
     if archives and tables:
         raise BulkError(f"{name} contains archives and Parquet files: name one kind, such as {name.rstrip('/')}/*.tar")
-    named = files.unstrip_protocol(path).removeprefix("file://")
+    absolute = files.unstrip_protocol(path).removeprefix("file://")
+    columns = {"image": image_column, "label": label_column, "key": key_column}
     if tables:
-        return _parquet(files, named, tables, found, image_column, label_column, key_column)
-    if image_column or label_column or key_column:
+        return _parquet(files, absolute, tables, _digest(found, tables), columns)
+    if any(columns.values()):
         raise BulkError(f"{name} is not Parquet: it has no columns")
     if archives:
-        parts = [TarArchive(files, path) for path in archives]
-        return _source(named, "webdataset", parts, found, archives, labels="integer")
+        parts = tuple(TarArchive(files, path) for path in archives)
+        return Source(absolute, "webdataset", parts, _digest(found, archives), labels="integer")
     images = _ending(described, tuple(ACCEPTED_SUFFIXES))
     if not images:
         raise BulkError(f"there are no images, no .tar and no .parquet files at {name}")
-    root = path.rstrip("/")
-    if any(not image.startswith(f"{root}/") for image in images):
+    root = path.rstrip("/") + "/"
+    if any(not image.startswith(root) for image in images):
         raise BulkError(f"{name} is not a folder: use titok encode for single images")
-    folder = ImageFolder(files, root, [image.removeprefix(f"{root}/") for image in images])
+    folder = ImageFolder(files, root.rstrip("/"), [image.removeprefix(root) for image in images])
     labels: LabelType = "integer" if folder.classes else None
-    classes = folder.classes or None
-    return _source(named, "folder", [folder], found, images, labels=labels, classes=classes, total=folder.count())
+    digest = _digest(found, images)
+    return Source(absolute, "folder", (folder,), digest, labels, folder.classes or None, folder.count())
 
 
 def _find(files: AbstractFileSystem, path: str) -> dict[str, str]:
@@ -104,14 +105,12 @@ def _ending(paths: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
     return [path for path in paths if path.lower().endswith(suffixes)]
 
 
+def _digest(found: dict[str, str], used: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(found[path] for path in used).encode(errors="surrogateescape")).hexdigest()
+
+
 def _parquet(
-    files: AbstractFileSystem,
-    name: str,
-    tables: list[str],
-    found: dict[str, str],
-    image: str | None,
-    label: str | None,
-    key: str | None,
+    files: AbstractFileSystem, name: str, tables: list[str], digest: str, named: dict[str, str | None]
 ) -> Source:
     try:
         import pyarrow as pa
@@ -124,24 +123,9 @@ def _parquet(
         shown = ", ".join(f"'{split}-*.parquet'" for split in sorted(splits))
         raise BulkError(f"{name} has more than one split: name one of {shown}")
     try:
-        columns = columns_of(files, tables[0], image=image, label=label, key=key)
-        parts = [ParquetFile(files, table, columns) for table in tables]
+        columns = columns_of(files, tables[0], **named)
+        parts = tuple(ParquetFile(files, table, columns) for table in tables)
         total = sum(part.count() for part in parts)
     except (OSError, pa.ArrowException) as error:
         raise BulkError(f"cannot read {name}: {error}") from None
-    return _source(name, "parquet", parts, found, tables, labels=columns.labels, classes=columns.classes, total=total)
-
-
-def _source(
-    name: str,
-    kind: str,
-    parts: Sequence[Part],
-    found: dict[str, str],
-    used: Sequence[str],
-    *,
-    labels: LabelType,
-    classes: tuple[str, ...] | None = None,
-    total: int | None = None,
-) -> Source:
-    digest = hashlib.sha256("\n".join(found[path] for path in used).encode(errors="surrogateescape"))
-    return Source(name, kind, tuple(parts), classes, labels, total, digest.hexdigest())
+    return Source(name, "parquet", parts, digest, columns.labels, columns.classes, total)
