@@ -1,4 +1,4 @@
-"""The cache as HTTP clients see it: a real Redis behind the service, and what happens to it is nobody's error."""
+"""The cache in the HTTP API, with a real Redis and its failures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def device() -> HeldDevice:
 
 
 async def encode(client: httpx.AsyncClient, body: bytes) -> tuple[int, bool]:
-    """The brightness that the device saw in an image, and whether the cache knew it."""
+    """The brightness that the device saw in an image, and whether it was cached."""
     answer = await client.post("/v1/encode", content=body, headers=PNG)
     assert answer.status_code == 200, answer.text
     [image] = answer.json()["data"]
@@ -52,14 +52,14 @@ async def until_cached(client: httpx.AsyncClient, body: bytes) -> None:
         pass
 
 
-async def test_a_replica_knows_what_another_has_seen(redis_server: RedisServer, device: HeldDevice) -> None:
+async def test_replicas_share_the_cache(redis_server: RedisServer, device: HeldDevice) -> None:
     settings = {**PATIENT, "redis_url": redis_server.url}
     async with service(device, **settings) as one, service(HeldDevice(), **settings) as other:
         await until_cached(one, picture(7))
         assert await encode(other, picture(7)) == (7, True)
 
 
-async def test_the_same_pixels_in_other_bytes_are_known_and_these_bytes_from_then_on(
+async def test_the_same_pixels_in_another_file_are_a_hit_and_that_file_is_cached(
     redis_server: RedisServer, device: HeldDevice
 ) -> None:
     buffer = io.BytesIO()
@@ -82,7 +82,7 @@ async def test_the_same_pixels_in_other_bytes_are_known_and_these_bytes_from_the
 
 
 @pytest.mark.parametrize("fault", ["not started", "killed", "paused", "restarted empty", "full", "lying", "list"])
-async def test_no_request_fails_or_gets_anothers_code_whatever_redis_does(
+async def test_redis_failures_never_fail_requests_or_mix_up_codes(
     redis_server: RedisServer, device: HeldDevice, fault: str
 ) -> None:
     keys = KeySpace("titok", "held", "1")
@@ -128,16 +128,14 @@ async def test_no_request_fails_or_gets_anothers_code_whatever_redis_does(
         await many()
 
 
-async def test_of_a_burst_over_two_replicas_one_device_sees_one_image(
-    redis_server: RedisServer, device: HeldDevice
-) -> None:
+async def test_two_replicas_compute_an_image_once(redis_server: RedisServer, device: HeldDevice) -> None:
     other = HeldDevice()
     settings = {**PATIENT, "redis_url": redis_server.url, "cache_lease": 60}
     device.release.clear()
     async with service(device, **settings) as one, service(other, **settings) as two:
         burst = [asyncio.create_task(encode((one, two)[number % 2], picture(7))) for number in range(200)]
         with redis_server.client() as redis:
-            while not list(redis.scan_iter("*:lease")):  # noqa: ASYNC110  another process's doing
+            while not list(redis.scan_iter("*:lease")):  # noqa: ASYNC110  another process does it
                 await asyncio.sleep(0)
             device.release.set()
             other.release.set()
@@ -147,7 +145,7 @@ async def test_of_a_burst_over_two_replicas_one_device_sees_one_image(
                 await asyncio.sleep(0)
 
 
-async def test_a_lease_whose_holder_died_holds_nobody_up_for_longer_than_it_lasts(
+async def test_a_stale_lease_delays_requests_for_its_duration_at_most(
     redis_server: RedisServer, device: HeldDevice
 ) -> None:
     key = KeySpace("titok", "held", "1").upload(hashlib.sha256(picture(7)).digest())

@@ -1,4 +1,4 @@
-"""The same images in every place they may come from, and runs over them with a network that takes milliseconds."""
+"""The same images in every kind of source, and runs over them with a tiny network."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ COUNT, CLASSES = 23, ("ant", "bee", "cat")
 
 
 def images(count: int = COUNT) -> list[bytes]:
-    """JPEG and PNG files of several sizes, each of them another picture."""
+    """JPEG and PNG files of several sizes, all different."""
     rng = np.random.default_rng(0)
     files = []
     for number in range(count):
@@ -59,7 +59,7 @@ def images(count: int = COUNT) -> list[bytes]:
 
 
 def broken_images() -> list[bytes]:
-    """The same, two of them no images."""
+    """The same files, two of them broken."""
     files = images()
     files[4], files[13] = b"broken", files[13][:100]
     return files
@@ -96,7 +96,7 @@ def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def parquet_of(folder: Path, files: list[bytes | None], *, each: int = 9, split: str = "train") -> Path:
-    """As Hugging Face writes an image data set: two files or more, class names in the schema."""
+    """A dataset as Hugging Face writes it: several files, class names in the schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -119,7 +119,7 @@ def parquet_of(folder: Path, files: list[bytes | None], *, each: int = 9, split:
 
 
 def job(source: Source | Path | str, destination: Path, **changes: Any) -> Job:
-    """Shards of five images in batches of two crops, unless ``changes`` say otherwise."""
+    """Shards of five images in batches of two crops, with ``changes``."""
     plain = Job(
         source=source if isinstance(source, Source) else open_source(str(source)),
         destination=destination,
@@ -142,11 +142,11 @@ def run(asked: Job, *, progress: Progress | None = None, **tokenizer: Any) -> Re
 
 
 class Killed(BaseException):
-    """Nothing runs after it, as after SIGKILL."""
+    """Simulates SIGKILL."""
 
 
 def leave_only(shards: set[int], asked: Job, do: Callable[[Job], object]) -> None:
-    """A run that dies when no shards but these are whole, as on many machines it may."""
+    """A run that is killed when exactly these shards are complete, as can happen on a cluster."""
     whole = Destination.add
 
     def add(self: Destination, shard: ShardFiles) -> None:

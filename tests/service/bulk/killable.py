@@ -1,4 +1,4 @@
-"""A run in a process of its own, which is there at once: what it imports is imported before it is forked."""
+"""Runs in processes that start quickly: a fork server has imported everything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTEXT.set_forkserver_preload([__name__])
 
 
 def start(source: Path, destination: Path, format_name: str) -> ForkServerProcess:
-    """A process that tokenizes in shards of two images, and ends with 0."""
+    """Starts a process that tokenizes in shards of two images."""
     process = _CONTEXT.Process(target=_tokenize, args=(source, destination, format_name), daemon=True)
     process.start()
     return process

@@ -1,4 +1,4 @@
-"""What is written can be read with the tools people have for it, and says what the JSON lines say."""
+"""Output formats, read with their usual libraries and compared with JSON lines."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ READERS: dict[str, Callable[[Path, Crops], Iterator[dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_format_says_what_the_json_lines_say(
+def test_every_format_contains_the_same_data_as_json_lines(
     name: str, crops: Crops, source: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     run(job(source, tmp_path / "tokens", format=name, crops=crops))
@@ -117,7 +117,7 @@ def test_the_manifest_names_every_file_with_its_digest(name: str, source: Path, 
 
 
 @pytest.mark.parametrize("name", ["jsonl", *READERS])
-def test_a_shard_of_nothing_but_broken_images_is_empty_and_can_be_read(name: str, tmp_path: Path) -> None:
+def test_a_shard_of_broken_images_alone_is_empty_and_readable(name: str, tmp_path: Path) -> None:
     if name == "parquet":
         pytest.importorskip("pyarrow")
     folder_of(tmp_path / "source", [b""] * 6)
@@ -126,7 +126,7 @@ def test_a_shard_of_nothing_but_broken_images_is_empty_and_can_be_read(name: str
         assert list(READERS[name](tmp_path / "tokens", Crops())) == []
 
 
-def test_keys_with_dots_stay_whole_for_readers_of_webdataset(tmp_path: Path) -> None:
+def test_dots_in_keys_are_escaped_for_webdataset_readers(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     for name in ("v1.5 50%.jpg", "v1.6.jpg"):
         (tmp_path / "source" / name).write_bytes(images(1)[0])
@@ -137,7 +137,7 @@ def test_keys_with_dots_stay_whole_for_readers_of_webdataset(tmp_path: Path) -> 
     assert {(member.mtime, member.uid, member.uname) for member in members} == {(0, 0, "")}
 
 
-def test_a_file_name_that_is_no_text_still_becomes_a_key(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_escaped_in_its_key(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "source").mkdir()
     path = bytes(tmp_path / "source") + b"/caf\xe9.jpg"
@@ -148,6 +148,6 @@ def test_a_file_name_that_is_no_text_still_becomes_a_key(tmp_path: Path) -> None
     assert rows_of(tmp_path / "jsonl")[0]["key"] == "caf\\xe9"
 
 
-def test_tokens_of_tars_come_in_the_order_of_the_tars(tmp_path: Path) -> None:
+def test_tokens_are_in_the_order_of_the_tars(tmp_path: Path) -> None:
     run(job(tars_of(tmp_path / "source", images(), each=4), tmp_path / "tokens"))
     assert [row["key"][-4:] for row in rows_of(tmp_path / "tokens")] == [f"{number:04d}" for number in range(23)]

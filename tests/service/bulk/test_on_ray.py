@@ -1,4 +1,4 @@
-"""On a Ray cluster of two nodes a run leaves the bytes that it leaves on one machine, whatever becomes of the nodes."""
+"""Runs on a Ray cluster of two nodes: identical bytes to one machine, even if a node is lost."""
 
 from __future__ import annotations
 
@@ -52,10 +52,8 @@ def asked_for(source: Any, destination: Path, format_name: str) -> Job:
     return job(source, destination, tokenizer="titok-mini-32", format=format_name, threads=0, max_pixels=40_000_000)
 
 
-def test_a_node_killed_amid_a_shard_changes_no_byte_and_has_no_whole_shard_made_again(
-    cluster: Any, tmp_path: Path
-) -> None:
-    """One image is a pipe: whoever opens it is amid its shard, waits there for ever, and is the one whose node dies."""
+def test_killing_a_node_changes_no_byte_and_repeats_no_complete_shard(cluster: Any, tmp_path: Path) -> None:
+    """One image is a pipe: the actor that opens it blocks within its shard, and its node is killed."""
     folder = folder_of(tmp_path / "source", broken_images())
     paths = [[f"{name}/{path.name}" for path in (folder / name).iterdir()] for name in CLASSES]
     parts = tuple(ImageFolder(WaitingFiles(), str(folder), some) for some in paths)
@@ -112,7 +110,7 @@ def node_of(process: int, cluster: Any) -> Any:
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_an_actor_makes_the_files_of_one_machine_in_every_format(format_name: str, tmp_path: Path) -> None:
+def test_an_actor_writes_the_same_files_as_one_machine_in_every_format(format_name: str, tmp_path: Path) -> None:
     from service.bulk.on_ray import ShardActor
 
     asked = asked_for(tars_of(tmp_path / "source", broken_images()), tmp_path / "here", format_name)
@@ -125,7 +123,7 @@ def test_an_actor_makes_the_files_of_one_machine_in_every_format(format_name: st
         assert shard.contents == {name: (tmp_path / "here" / name).read_bytes() for name in shard.contents}
 
 
-def test_an_actor_whose_weights_are_others_refuses_to_begin(tmp_path: Path) -> None:
+def test_an_actor_with_different_weights_refuses_to_start(tmp_path: Path) -> None:
     from service.bulk.on_ray import ShardActor
 
     asked = asked_for(tars_of(tmp_path / "source", broken_images()), tmp_path / "tokens", "jsonl")
@@ -133,7 +131,7 @@ def test_an_actor_whose_weights_are_others_refuses_to_begin(tmp_path: Path) -> N
         ShardActor(asked, {"tokenizer": {"weights": "0" * 64}}, 1)
 
 
-def test_a_source_that_an_actor_cannot_read_is_told_as_on_one_machine(tmp_path: Path) -> None:
+def test_an_actor_reports_an_unreadable_source(tmp_path: Path) -> None:
     from service.bulk.on_ray import ShardActor
 
     asked = asked_for(tars_of(tmp_path / "source", broken_images()), tmp_path / "tokens", "jsonl")
@@ -144,7 +142,7 @@ def test_a_source_that_an_actor_cannot_read_is_told_as_on_one_machine(tmp_path: 
     assert isinstance(pickle.loads(made["result"][0]), FileNotFoundError)  # noqa: S301
 
 
-def test_devices_and_weights_that_no_node_has_are_refused(cluster: Any, tmp_path: Path) -> None:
+def test_missing_devices_and_weights_are_refused(cluster: Any, tmp_path: Path) -> None:
     asked = asked_for(folder_of(tmp_path / "source", broken_images()), tmp_path / "tokens", "jsonl")
     for device, message in (("cuda", "no node of the Ray cluster has a GPU"), ("cuda:1", "not cuda:1: Ray chooses")):
         with pytest.raises(BulkError, match=message):
@@ -154,7 +152,7 @@ def test_devices_and_weights_that_no_node_has_are_refused(cluster: Any, tmp_path
     assert not (tmp_path / "tokens").exists()
 
 
-def test_without_the_package_the_command_says_which_extra_brings_it(tmp_path: Path) -> None:
+def test_without_ray_the_command_names_the_extra_to_install(tmp_path: Path) -> None:
     folder_of(tmp_path / "source", broken_images())
     command = [str(tmp_path / "source"), str(tmp_path / "tokens"), "--ray", "auto"]
     probe = f"import sys; sys.modules['ray'] = None; sys.argv = ['titok', 'tokenize', *{command}]\n"

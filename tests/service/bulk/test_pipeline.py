@@ -64,7 +64,7 @@ def test_both_pipelines_make_the_same_shards(crops: Crops, tokenizer: Tokenizer,
     assert made[:2] == made[2:]
 
 
-def test_a_cpu_computes_on_as_many_cores_as_there_are_threads(tokenizer: Tokenizer) -> None:
+def test_the_cpu_pipeline_runs_as_many_threads_as_configured(tokenizer: Tokenizer) -> None:
     at_work, both = set[str](), threading.Barrier(2, timeout=20)
 
     def together(data: bytes) -> bytes:
@@ -83,7 +83,7 @@ def test_a_cpu_computes_on_as_many_cores_as_there_are_threads(tokenizer: Tokeniz
 
 
 @BOTH
-def test_little_is_read_ahead_of_what_is_asked_for(pipeline: OpenPipeline, tokenizer: Tokenizer) -> None:
+def test_read_ahead_is_bounded(pipeline: OpenPipeline, tokenizer: Tokenizer) -> None:
     read = 0
 
     def endless() -> Iterator[tuple[Position, Entry]]:
@@ -103,7 +103,7 @@ def test_little_is_read_ahead_of_what_is_asked_for(pipeline: OpenPipeline, token
 
 
 @BOTH
-def test_what_a_source_raises_ends_the_run(pipeline: OpenPipeline, tokenizer: Tokenizer) -> None:
+def test_errors_of_the_source_are_raised(pipeline: OpenPipeline, tokenizer: Tokenizer) -> None:
     def failing() -> Iterator[tuple[Position, Entry]]:
         yield from entries(images(15))
         raise OSError("the disk is gone")
@@ -119,7 +119,9 @@ def test_what_a_source_raises_ends_the_run(pipeline: OpenPipeline, tokenizer: To
 
 
 @BOTH
-def test_no_entries_make_no_shard_and_broken_ones_an_empty_one(pipeline: OpenPipeline, tokenizer: Tokenizer) -> None:
+def test_no_entries_make_no_shard_and_broken_entries_an_empty_shard(
+    pipeline: OpenPipeline, tokenizer: Tokenizer
+) -> None:
     assert list(tokenize_entries(iter([]), tokenizer, OPTIONS, open_pipeline=pipeline)) == []
     (shard,) = tokenize_entries(entries([b"", b"broken", b"\xff\xd8\xff"]), tokenizer, OPTIONS, open_pipeline=pipeline)
     assert (shard.rows, [broken.key for broken in shard.broken]) == ([], ["0000", "0001", "0002"])

@@ -1,4 +1,4 @@
-"""A run may be killed at any moment: the next one leaves the bytes that an undisturbed one would have left."""
+"""Resuming: a run killed at any moment and run again ends in the bytes of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize(("kind", "written"), [("folder", "webdataset"), ("tars", "npy"), ("parquet", "parquet")])
-def test_runs_killed_at_random_moments_end_in_the_bytes_of_an_undisturbed_one(
-    kind: str, written: str, tmp_path: Path
-) -> None:
+def test_runs_killed_at_random_moments_resume_to_identical_bytes(kind: str, written: str, tmp_path: Path) -> None:
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     source = SOURCES[kind](tmp_path / "source")
@@ -55,7 +53,7 @@ def test_runs_killed_at_random_moments_end_in_the_bytes_of_an_undisturbed_one(
     while died < KILLS:
         destination = tmp_path / "killed"
         shutil.rmtree(destination, ignore_errors=True)
-        for _ in range(3):  # killed again while it goes on
+        for _ in range(3):  # killed again while it resumes
             process = killable.start(source, destination, written)
             process.join(chance.uniform(0.0, 1.1 * lasted))
             process.kill()
@@ -68,10 +66,10 @@ def test_runs_killed_at_random_moments_end_in_the_bytes_of_an_undisturbed_one(
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_a_run_that_ends_at_any_write_goes_on_to_the_same_bytes(
+def test_runs_killed_at_any_fsync_resume_to_identical_bytes(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every ``fsync`` is a moment: each in turn is the last thing a run does."""
+    """Kills a run at each of its ``fsync`` calls in turn."""
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     source = SOURCES[kind](tmp_path / "source")
@@ -100,7 +98,7 @@ def test_a_run_that_ends_at_any_write_goes_on_to_the_same_bytes(
     assert moment > 10
 
 
-def test_a_line_of_the_journal_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+def test_the_shard_of_a_truncated_journal_line_is_made_again(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", images())
     run(job(source, tmp_path / "whole"))
     stopped_after(3, source, tmp_path / "cut")
@@ -112,7 +110,7 @@ def test_a_line_of_the_journal_that_was_cut_off_is_made_again(tmp_path: Path) ->
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 
-def test_shards_that_became_whole_in_another_order_are_kept_and_the_others_made(tmp_path: Path) -> None:
+def test_complete_shards_in_any_order_are_kept_and_the_missing_ones_made(tmp_path: Path) -> None:
     source = tars_of(tmp_path / "source", broken_images())
     run(job(source, tmp_path / "whole"))
     for whole in ({1, 4}, {0, 2, 3}, {4}):
@@ -127,7 +125,7 @@ def test_shards_that_became_whole_in_another_order_are_kept_and_the_others_made(
         assert digests(destination) == digests(tmp_path / "whole")
 
 
-def test_shards_that_are_whole_are_not_made_again(tmp_path: Path) -> None:
+def test_complete_shards_are_not_made_again(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", images())
     stopped_after(3, source, tmp_path / "tokens")
     files = [tmp_path / "tokens" / f"tokens-{shard:06d}.jsonl" for shard in range(3)]
@@ -138,7 +136,7 @@ def test_shards_that_are_whole_are_not_made_again(tmp_path: Path) -> None:
     assert [file.stat().st_mtime_ns for file in files] == before
 
 
-def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", broken_images())
     first = run(job(source, tmp_path / "tokens"))
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "tokens").iterdir()}
@@ -158,7 +156,7 @@ def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_other_settings_for_a_folder_that_was_begun_are_refused(
+def test_a_folder_started_with_other_settings_is_refused(
     changes: dict[str, object], message: str, finished: bool, tmp_path: Path
 ) -> None:
     source = folder_of(tmp_path / "source", images())
@@ -172,7 +170,7 @@ def test_other_settings_for_a_folder_that_was_begun_are_refused(
     assert digests(tmp_path / "tokens") == before
 
 
-def test_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
+def test_a_changed_source_is_refused(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", images())
     stopped_after(2, source, tmp_path / "tokens")
     (source / "ant" / "0000.jpg").write_bytes(images()[1])
@@ -180,7 +178,7 @@ def test_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
         run(job(source, tmp_path / "tokens"))
 
 
-def test_another_batch_size_goes_on_in_float32_to_the_same_bytes(tmp_path: Path) -> None:
+def test_the_batch_size_may_change_in_float32(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", broken_images())
     run(job(source, tmp_path / "whole"))
     stopped_after(2, source, tmp_path / "tokens")
@@ -188,14 +186,14 @@ def test_another_batch_size_goes_on_in_float32_to_the_same_bytes(tmp_path: Path)
     assert digests(tmp_path / "tokens") == digests(tmp_path / "whole")
 
 
-def test_another_batch_size_is_refused_below_float32_where_other_images_may_change_a_token(tmp_path: Path) -> None:
+def test_the_batch_size_may_not_change_below_float32(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", images(6))
     run(job(source, tmp_path / "tokens"), dtype="bfloat16")
     with pytest.raises(BulkError, match="computed_in batch_size 2, not 4"):
         run(job(source, tmp_path / "tokens", batch_size=4), dtype="bfloat16")
 
 
-def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", images(2))
     (tmp_path / "tokens").mkdir()
     (tmp_path / "tokens" / "thesis.txt").write_text("mine")
@@ -206,13 +204,13 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
         run(job(source, tmp_path / "file"))
 
 
-def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", images(2))
     with Destination(tmp_path / "tokens", {}), pytest.raises(BulkError, match="another process is writing"):
         run(job(source, tmp_path / "tokens"))
 
 
-def test_a_file_that_was_taken_away_meanwhile_is_missed(tmp_path: Path) -> None:
+def test_a_missing_output_file_is_detected(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", images())
     stopped_after(3, source, tmp_path / "tokens")
     (tmp_path / "tokens" / "tokens-000001.jsonl").unlink()
@@ -220,12 +218,12 @@ def test_a_file_that_was_taken_away_meanwhile_is_missed(tmp_path: Path) -> None:
         run(job(source, tmp_path / "tokens"))
 
 
-def test_a_tokenizer_of_vectors_is_refused(tmp_path: Path) -> None:
+def test_a_vae_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BulkError, match="its tokens are vectors, not ids"):
         run(job(folder_of(tmp_path / "source", images(2)), tmp_path / "tokens"), quantize_mode="vae")
     assert not (tmp_path / "tokens").exists()
 
 
 def stopped_after(shards: int, source: Path, destination: Path) -> None:
-    """A run that ends when so many shards are whole."""
+    """A run that is killed after its first ``shards`` shards."""
     leave_only(set(range(shards)), job(source, destination), run)

@@ -1,4 +1,4 @@
-"""Shards begin where those before them end, wherever the parts of a source end."""
+"""Where shards start, across the parts of a source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.bulk.shards import shard_starts
 
 
 @given(counts=st.lists(st.integers(0, 12), max_size=8), shard_images=st.integers(1, 9), data=st.data())
-def test_the_stretches_are_those_of_one_entry_after_the_other(
+def test_shard_starts_are_those_of_sequential_reading(
     counts: list[int], shard_images: int, data: st.DataObject
 ) -> None:
     entries = [Position(part, offset) for part, count in enumerate(counts) for offset in range(count)]

@@ -1,4 +1,4 @@
-"""Every place a data set may come from gives the same images, keys and labels."""
+"""Every kind of source yields the same images, keys and labels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
 
 @pytest.fixture(scope="module")
 def expected() -> list[dict[str, Any]]:
-    """What the network says of each image by itself."""
+    """The rows of each image encoded alone."""
     tokenizer = tiny_tokenizer()
     rows = []
     for number, data in enumerate(images()):
@@ -60,7 +60,7 @@ def expected() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_source_gives_each_image_the_ids_it_has_alone_with_its_key_and_label(
+def test_every_source_yields_the_ids_keys_and_labels_of_its_images(
     kind: str, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     if "Parquet" in kind or "Hugging" in kind:
@@ -74,7 +74,7 @@ def test_a_source_gives_each_image_the_ids_it_has_alone_with_its_key_and_label(
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_entries_from_any_position_are_those_that_follow_it(kind: str, tmp_path: Path) -> None:
+def test_reading_can_start_at_any_position(kind: str, tmp_path: Path) -> None:
     if "Parquet" in kind or "Hugging" in kind:
         pytest.importorskip("pyarrow")
     source = open_source(MAKERS[kind](tmp_path / "source"))
@@ -88,14 +88,14 @@ def test_entries_from_any_position_are_those_that_follow_it(kind: str, tmp_path:
     assert sum(part.count() for part in source.parts) == COUNT
 
 
-def test_images_right_in_the_folder_have_no_label_and_equal_names_keep_their_suffix(tmp_path: Path) -> None:
+def test_images_in_the_top_folder_have_no_label_and_equal_names_keep_their_suffix(tmp_path: Path) -> None:
     for name in ("one.jpg", "one.png", "two.jpg", ".hidden.jpg", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     found = [(entry.key, entry.label) for _, entry in open_source(str(tmp_path)).entries(Position(0, 0))]
     assert found == [("one.jpg", None), ("one.png", None), ("two", None)]
 
 
-def test_text_labels_of_parquet_are_kept_and_its_columns_can_be_named(tmp_path: Path) -> None:
+def test_parquet_text_labels_are_kept_and_columns_can_be_named(tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     columns = {"picture": images(3), "thumbnail": images(3), "species": ["ant", "bee", None], "id": [7, 8, 9]}
     pq.write_table(pa.table(columns), tmp_path / "all.parquet")
@@ -110,9 +110,7 @@ def test_text_labels_of_parquet_are_kept_and_its_columns_can_be_named(tmp_path: 
     ]
 
 
-def test_a_broken_image_is_recorded_with_its_key_and_the_others_are_not_touched(
-    expected: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_broken_images_are_recorded_and_the_others_unaffected(expected: list[dict[str, Any]], tmp_path: Path) -> None:
     files = images()
     files[3], files[11], files[22] = b"", files[11][:200], b"GIF89a no more"
     folder_of(tmp_path / "source", files)
@@ -126,7 +124,7 @@ def test_a_broken_image_is_recorded_with_its_key_and_the_others_are_not_touched(
     assert counts == {"entries": COUNT, "images": 20, "broken": 3, "rows": 20, "tokens": 20 * 16}
 
 
-def test_a_file_that_goes_away_and_rows_without_an_image_are_recorded(tmp_path: Path) -> None:
+def test_deleted_files_and_rows_without_an_image_are_recorded(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     source = open_source(str(folder_of(tmp_path / "source", images(3))))
     (tmp_path / "source" / "ant" / "0001.jpg").unlink()
@@ -137,7 +135,7 @@ def test_a_file_that_goes_away_and_rows_without_an_image_are_recorded(tmp_path: 
     assert "holds no image" in (tmp_path / "b" / "errors.jsonl").read_text()
 
 
-def test_samples_that_are_not_one_image_with_a_number_are_recorded(tmp_path: Path) -> None:
+def test_malformed_webdataset_samples_are_recorded(tmp_path: Path) -> None:
     data = images(1)[0]
     with tarfile.open(tmp_path / "odd.tar", "w") as archive:
         for name, content in {
@@ -157,7 +155,7 @@ def test_samples_that_are_not_one_image_with_a_number_are_recorded(tmp_path: Pat
 
 
 @pytest.mark.parametrize("damage", ["cut off", "overwritten", "compressed and cut off"])
-def test_a_damaged_archive_gives_what_comes_before_the_damage_and_is_recorded(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_archive_yields_the_samples_before_the_damage_and_is_recorded(damage: str, tmp_path: Path) -> None:
     suffix = ".tar.gz" if "compressed" in damage else ".tar"
     tars_of(tmp_path / "source", images(9), suffix=suffix)
     path = tmp_path / "source" / f"set-000{suffix}"
@@ -176,7 +174,7 @@ def test_a_damaged_archive_gives_what_comes_before_the_damage_and_is_recorded(da
     assert 9 < result.images < 18
 
 
-def test_the_ten_crops_of_the_published_protocol_come_in_its_order(tmp_path: Path) -> None:
+def test_ten_crops_are_in_the_order_of_the_published_protocol(tmp_path: Path) -> None:
     files = images(4)
     folder_of(tmp_path / "source", files)
     for name, crops, count in (("ten", {"mode": "ten"}, 10), ("flip", {"flip": True}, 2)):
@@ -195,7 +193,7 @@ def test_the_ten_crops_of_the_published_protocol_come_in_its_order(tmp_path: Pat
 
 
 def _published(picture: Any, size: int) -> list[np.ndarray]:
-    """Section by section as the protocol says it, with Pillow's own crop and mirror."""
+    """The published protocol, written out with Pillow's crop and mirror."""
     large = Image.fromarray(adm_crop(picture, int(size * 1.1)))
     far, middle = large.width - size, round((large.width - size) / 2)
     crops = []
@@ -218,7 +216,7 @@ def _published(picture: Any, size: int) -> list[np.ndarray]:
     ],
     ids=["empty", "no images", "two kinds", "two splits"],
 )
-def test_a_source_that_is_not_clear_is_refused(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+def test_ambiguous_sources_are_refused(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     make(tmp_path)
     with pytest.raises(BulkError, match=message):
@@ -237,7 +235,7 @@ def test_an_unknown_protocol_and_a_missing_column_are_refused(tmp_path: Path) ->
         open_source(str(tmp_path), image_column="image")
 
 
-def test_a_source_in_memory_stands_for_any_file_system_of_fsspec(tmp_path: Path) -> None:
+def test_sources_on_any_fsspec_file_system(tmp_path: Path) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")

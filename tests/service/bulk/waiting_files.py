@@ -1,4 +1,4 @@
-"""Files of this machine, some of which never come: a named pipe is opened and read as it is, and its reader waits.
+"""A local file system that reads named pipes, so that a reader blocks.
 
 A module of its own, as processes elsewhere import it.
 """

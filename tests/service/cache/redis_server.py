@@ -1,4 +1,4 @@
-"""A real redis-server on a Unix socket, to be stopped, killed and started again."""
+"""A real redis-server on a Unix socket, which tests can stop, kill and restart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START_SECONDS = 60.0
 
 
 class RedisServer:
-    """One server. ``options`` are those of redis-server; its folder, and so its address, outlives a process."""
+    """One server with the ``options`` of redis-server. A restarted server keeps its folder and address."""
 
     def __init__(self, folder: Path, *options: str, socket: bool = True, configuration: Path | None = None) -> None:
         self._command = require_program("redis-server")
@@ -31,7 +31,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *more: str) -> RedisServer:
-        """Starts it, empty, and waits until it answers."""
+        """Starts an empty server and waits until it answers."""
         self.launch(*more)
         with redis.Redis(unix_socket_path=str(self.socket)) as client:
             self.wait_for(client)
@@ -56,7 +56,7 @@ class RedisServer:
                 return
 
     def client(self) -> redis.Redis:
-        """A client of its own, for what a test does to the data."""
+        """A client for the test itself."""
         return redis.Redis(unix_socket_path=str(self.socket))
 
     def signal(self, number: signal.Signals) -> None:

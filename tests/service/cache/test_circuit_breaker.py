@@ -1,4 +1,4 @@
-"""The circuit breaker, on a clock that the test moves."""
+"""The circuit breaker, with a fake clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def breaker(clock: Clock, changes: list[BreakerState]) -> CircuitBreaker:
     return CircuitBreaker(threshold=3, pause=5, clock=clock, on_change=changes.append)
 
 
-def test_it_opens_after_failures_in_a_row_and_not_after_as_many_among_successes(breaker: CircuitBreaker) -> None:
+def test_it_opens_after_consecutive_failures_only(breaker: CircuitBreaker) -> None:
     for _ in range(5):
         breaker.record_failure()
         breaker.record_failure()
@@ -41,7 +41,7 @@ def test_it_opens_after_failures_in_a_row_and_not_after_as_many_among_successes(
     assert breaker.state == "open"
 
 
-def test_one_probe_is_wanted_after_each_pause(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_one_probe_is_due_after_each_pause(breaker: CircuitBreaker, clock: Clock) -> None:
     for _ in range(3):
         breaker.record_failure()
     clock.now += 4.9
@@ -54,7 +54,7 @@ def test_one_probe_is_wanted_after_each_pause(breaker: CircuitBreaker, clock: Cl
     assert breaker.wants_probe()
 
 
-def test_a_probe_that_succeeds_closes_it_and_what_was_begun_before_does_not(
+def test_a_successful_probe_closes_it_but_an_earlier_call_does_not(
     breaker: CircuitBreaker, clock: Clock, changes: list[BreakerState]
 ) -> None:
     for _ in range(3):

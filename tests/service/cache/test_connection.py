@@ -1,4 +1,4 @@
-"""The forms of a Redis URL, each against real servers of that kind."""
+"""Redis URLs of every form, against real servers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return authority_file, server_file
 
 
-async def test_tls_with_a_certificate_that_is_checked(
+async def test_tls_certificates_are_verified(
     launch: Launch, open_redis: Open, observer: FakeObserver, certificate: tuple[Path, Path]
 ) -> None:
     trusted, own = certificate
@@ -111,7 +111,7 @@ async def test_the_master_that_sentinel_names(launch: Launch, open_redis: Open, 
     assert await works(open_redis(f"redis+sentinel://127.0.0.1:{sentinel_port}/codes/2"))
 
 
-async def test_a_cluster_whose_keys_lie_in_many_slots(launch: Launch, open_redis: Open) -> None:
+async def test_a_cluster_with_keys_in_many_slots(launch: Launch, open_redis: Open) -> None:
     port = free_port()
     node = launch("node", "--port", str(port), "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     with redis.Redis(port=port) as client:
@@ -125,12 +125,12 @@ async def test_a_cluster_whose_keys_lie_in_many_slots(launch: Launch, open_redis
         names = [key + b"0" for key, _ in ENTRIES[:2]]
         assert all(claim.is_own for claim in await leased.claim_many(names))
         await leased.release_many(names)
-        while any(client.exists(name + LEASE) for name in names):  # noqa: ASYNC110  another process's doing
+        while any(client.exists(name + LEASE) for name in names):  # noqa: ASYNC110  another process does it
             await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("url", ["http://localhost", "redis+sentinel://localhost", "redis+sentinel:///service"])
-def test_what_is_no_redis_url_is_refused(url: str) -> None:
+def test_invalid_redis_urls_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"Redis URL|Sentinel URL"):
         connect(url, socket_timeout=1.0)
 

@@ -1,4 +1,4 @@
-"""What every cache of codes does, whatever it is made of."""
+"""The contract of every cache of codes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ KEYS = KeySpace("titok", "titok-mini-32", "594725129161-p1")
 
 
 def entry(number: int) -> tuple[bytes, CachedCode]:
-    """A key, and the code that belongs to it and no other."""
+    """A key, and a code that belongs to it alone."""
     digest = number.to_bytes(32)
     return KEYS.upload(digest), CachedCode(digest + digest[:16], (number + 1, 2 * number + 1))
 
 
-async def test_what_was_never_put_is_not_known(cache: CodeCache) -> None:
+async def test_unknown_keys_are_misses(cache: CodeCache) -> None:
     assert await cache.get_many([entry(1)[0], entry(2)[0]]) == [None, None]
     assert await cache.get_many([]) == []
 
 
-async def test_codes_come_back_in_the_order_of_the_keys_with_the_size_of_the_original(cache: CodeCache) -> None:
+async def test_codes_are_returned_in_the_order_of_the_keys_with_the_original_size(cache: CodeCache) -> None:
     entries = dict(entry(number) for number in range(100))
     await cache.put_many(list(entries.items()))
     await until_known(cache, *entries)
@@ -34,17 +34,17 @@ async def test_codes_come_back_in_the_order_of_the_keys_with_the_size_of_the_ori
     assert await cache.get_many(asked) == [entries.get(key) for key in asked]
 
 
-async def test_a_code_put_again_replaces_the_old_one(cache: CodeCache) -> None:
+async def test_putting_a_key_again_replaces_its_code(cache: CodeCache) -> None:
     key, old = entry(1)
     await cache.put_many([(key, old)])
     await until_known(cache, key)
     other = CachedCode(old.code, (640, 480))
     await cache.put_many([(key, other)])
-    while await cache.get_many([key]) != [other]:  # noqa: ASYNC110  another process's doing
+    while await cache.get_many([key]) != [other]:  # noqa: ASYNC110  another process does it
         await asyncio.sleep(0.001)
 
 
-async def test_thousands_of_requests_half_of_them_cancelled_never_get_anothers_code(cache: CodeCache) -> None:
+async def test_no_request_gets_another_keys_code_while_half_are_cancelled(cache: CodeCache) -> None:
     order = random.Random(0)
     known = dict(entry(number) for number in range(300))
 
@@ -66,4 +66,4 @@ async def test_thousands_of_requests_half_of_them_cancelled_never_get_anothers_c
         outcomes = await asyncio.gather(*requests, return_exceptions=True)
         assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         misses = sum(outcome for outcome in outcomes[1::2] if isinstance(outcome, int))
-    assert misses < 10  # in the last round nearly all is known
+    assert misses < 10  # nearly all are cached in the last round

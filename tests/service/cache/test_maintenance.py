@@ -1,4 +1,4 @@
-"""A namespace counted, and codes removed from it, on a real Redis."""
+"""Statistics and purging of codes on a real Redis."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def statistics_of(server: RedisServer, sample: int = 100) -> CacheStatisti
 
 
 async def purge(server: RedisServer, **selected: str) -> tuple[int, int]:
-    """How many keys were counted, and how many removed."""
+    """Number of keys counted, and removed."""
     client = connect(server.url, socket_timeout=10)
     try:
         selection = Selection("titok", **selected)
@@ -59,7 +59,7 @@ async def purge(server: RedisServer, **selected: str) -> tuple[int, int]:
         await disconnect(client)
 
 
-async def test_codes_are_counted_by_revision_with_the_memory_and_life_of_a_sample(redis_server: RedisServer) -> None:
+async def test_statistics_count_codes_by_revision_and_sample_memory_and_ttl(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         for space, count in zip(SPACES, (2000, 5, 4, 3, 9, 9), strict=True):
             fill(client, space, count)
@@ -86,7 +86,7 @@ async def test_codes_are_counted_by_revision_with_the_memory_and_life_of_a_sampl
     assert (server.maxmemory, server.policy) == (0, "noeviction")
 
 
-async def test_of_a_small_revision_every_key_is_looked_at(redis_server: RedisServer) -> None:
+async def test_a_small_revision_is_sampled_completely(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         keys = fill(client, MINE, 30)
         client.persist(keys[0])
@@ -95,7 +95,7 @@ async def test_of_a_small_revision_every_key_is_looked_at(redis_server: RedisSer
     assert (revision.bytes, revision.without_ttl) == (total, 1)
 
 
-async def test_a_user_who_may_not_ask_about_the_server_still_sees_the_codes(redis_server: RedisServer) -> None:
+async def test_statistics_work_without_the_info_permission(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
         fill(client, MINE, 3)
         client.execute_command("ACL SETUSER counter on >secret ~titok:* +@read +@connection")
@@ -116,7 +116,7 @@ async def test_a_user_who_may_not_ask_about_the_server_still_sees_the_codes(redi
         ({}, {0, 1, 2, 3}),
     ],
 )
-async def test_what_is_selected_is_removed_and_nothing_else(
+async def test_purge_removes_only_the_selected_codes(
     redis_server: RedisServer, selected: dict[str, str], gone: set[int]
 ) -> None:
     with redis_server.client() as client:
@@ -143,5 +143,5 @@ async def test_what_is_selected_is_removed_and_nothing_else(
         b"titok:v1:mini:\xff:p1",
     ],
 )
-def test_what_no_key_space_made_is_no_code(key: bytes) -> None:
+def test_malformed_keys_are_not_parsed(key: bytes) -> None:
     assert KeyParts.of(key, "titok") is None

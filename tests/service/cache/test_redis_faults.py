@@ -1,4 +1,4 @@
-"""Redis gone, paused, full, slow, or holding garbage: a look-up is a miss, and never raises nor lies.
+"""Redis down, paused, full, slow or with invalid data: a look-up is a miss, and never raises or returns a wrong code.
 
 Processes and sockets are real. How long things take is measured in tests/benchmarks/cache.py, and decides nothing here.
 """
@@ -28,7 +28,7 @@ ENTRIES = [entry(number) for number in range(50)]
 
 
 async def ask(cache: RedisCache, requests: int = 200) -> int:
-    """Many look-ups at once, a fifth of them cancelled; gives how many codes were known. None may be another's."""
+    """Number of hits of concurrent look-ups, a fifth of them cancelled. Asserts that no code is of another key."""
 
     async def request(number: int) -> int:
         key, code = ENTRIES[number % len(ENTRIES)]
@@ -48,11 +48,11 @@ async def ask(cache: RedisCache, requests: int = 200) -> int:
 
 async def until_some_are_known(cache: RedisCache) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not await ask(cache, 50):  # noqa: ASYNC110  another process's doing
+        while not await ask(cache, 50):  # noqa: ASYNC110  another process does it
             await asyncio.sleep(0.01)
 
 
-async def test_a_redis_that_was_never_started_is_a_miss_until_it_comes(
+async def test_lookups_miss_until_redis_starts(
     own_redis: RedisServer, open_redis: Open, observer: FakeObserver
 ) -> None:
     cache = open_redis(own_redis.url, breaker_pause=0.05)
@@ -65,9 +65,7 @@ async def test_a_redis_that_was_never_started_is_a_miss_until_it_comes(
     assert observer.states[-1] == "closed"
 
 
-async def test_a_redis_that_is_killed_and_comes_back_empty_is_missed_and_filled_again(
-    own_redis: RedisServer, open_redis: Open
-) -> None:
+async def test_a_redis_restarted_empty_is_filled_again(own_redis: RedisServer, open_redis: Open) -> None:
     cache = open_redis(own_redis.start().url, breaker_pause=0.05)
     await until_some_are_known(cache)
     working = asyncio.create_task(ask(cache, 2000))
@@ -79,7 +77,7 @@ async def test_a_redis_that_is_killed_and_comes_back_empty_is_missed_and_filled_
     await until_some_are_known(cache)
 
 
-async def test_a_redis_that_is_paused_is_given_up_and_found_again(
+async def test_a_paused_redis_opens_the_circuit_until_it_responds_again(
     own_redis: RedisServer, open_redis: Open, observer: FakeObserver
 ) -> None:
     cache = open_redis(own_redis.start().url, timeout=0.01, breaker_pause=0.05)
@@ -99,7 +97,7 @@ async def test_a_redis_that_is_paused_is_given_up_and_found_again(
 
 @asynccontextmanager
 async def delayed(server: RedisServer, seconds: float, folder: Path) -> AsyncIterator[str]:
-    """The URL of a proxy that holds back every answer."""
+    """The URL of a proxy that delays every answer."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answers, questions = await asyncio.open_unix_connection(server.socket)
@@ -122,7 +120,7 @@ async def delayed(server: RedisServer, seconds: float, folder: Path) -> AsyncIte
         yield f"unix://{path}"
 
 
-async def test_a_redis_200_ms_away_is_given_up(
+async def test_a_redis_with_200_ms_latency_opens_the_circuit(
     redis_server: RedisServer, open_redis: Open, observer: FakeObserver, tmp_path: Path
 ) -> None:
     with redis_server.client() as client:
@@ -136,7 +134,7 @@ async def test_a_redis_200_ms_away_is_given_up(
         await cache.close()
 
 
-async def test_a_full_redis_without_eviction_still_answers_what_it_holds(
+async def test_a_full_redis_without_eviction_still_serves_reads(
     own_redis: RedisServer, open_redis: Open, observer: FakeObserver
 ) -> None:
     cache = open_redis(own_redis.start("--maxmemory-policy", "noeviction").url)
@@ -152,7 +150,7 @@ async def test_a_full_redis_without_eviction_still_answers_what_it_holds(
     assert observer.states == []
 
 
-async def test_a_full_redis_with_eviction_forgets_and_learns(own_redis: RedisServer, open_redis: Open) -> None:
+async def test_a_full_redis_with_eviction_still_accepts_writes(own_redis: RedisServer, open_redis: Open) -> None:
     cache = open_redis(own_redis.start("--maxmemory-policy", "allkeys-lru", "--maxmemory", "3mb").url)
     for start in range(0, 20_000, 500):
         await cache.put_many([entry(number) for number in range(start, start + 500)])
@@ -175,7 +173,7 @@ async def test_a_full_redis_with_eviction_forgets_and_learns(own_redis: RedisSer
     ],
     ids=["empty", "garbage", "cut", "longer", "another key's", "too long"],
 )
-async def test_a_value_that_is_not_this_keys_is_a_miss_and_is_replaced(
+async def test_an_invalid_value_is_a_miss_and_is_replaced(
     redis_server: RedisServer, open_redis: Open, observer: FakeObserver, value: bytes
 ) -> None:
     key, code = ENTRIES[0]
@@ -189,7 +187,7 @@ async def test_a_value_that_is_not_this_keys_is_a_miss_and_is_replaced(
     assert await cache.get_many([key]) == [code]
 
 
-async def test_another_type_under_a_key_is_a_miss_and_is_replaced(
+async def test_a_key_of_another_type_is_a_miss_and_is_replaced(
     redis_server: RedisServer, open_redis: Open, observer: FakeObserver
 ) -> None:
     key, code = ENTRIES[0]
@@ -210,16 +208,14 @@ async def test_codes_expire(redis_server: RedisServer, open_redis: Open) -> None
         assert 3500 < client.ttl(ENTRIES[0][0]) <= 3600
 
 
-async def test_what_waits_to_be_written_is_bounded(
-    redis_server: RedisServer, open_redis: Open, observer: FakeObserver
-) -> None:
+async def test_pending_writes_are_bounded(redis_server: RedisServer, open_redis: Open, observer: FakeObserver) -> None:
     cache = open_redis(redis_server.url, max_writes=10)
     await cache.put_many(ENTRIES)
     assert observer.failures == {("put", "backlog"): 40}
     await until_known(cache, *(key for key, _ in ENTRIES[:10]))
 
 
-async def test_a_value_too_long_for_the_setting_is_not_written(
+async def test_a_value_over_the_size_limit_is_not_written(
     redis_server: RedisServer, open_redis: Open, observer: FakeObserver
 ) -> None:
     cache = open_redis(redis_server.url, max_value_bytes=64)
@@ -236,7 +232,7 @@ async def test_an_image_takes_less_than_250_bytes_of_redis(redis_server: RedisSe
         assert client.memory_usage(key) <= 250
 
 
-async def test_look_ups_that_come_together_share_a_round_trip(
+async def test_concurrent_lookups_share_a_round_trip(
     redis_server: RedisServer, open_redis: Open, observer: FakeObserver
 ) -> None:
     cache = open_redis(redis_server.url)

@@ -1,4 +1,4 @@
-"""Values in Redis: short, and bound to their key."""
+"""The binary format of values in Redis."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ keys = st.binary(max_size=200)
 
 
 @given(keys, entries)
-def test_a_value_gives_back_what_it_was_made_of(key: bytes, entry: CachedCode) -> None:
+def test_values_round_trip(key: bytes, entry: CachedCode) -> None:
     assert unpack_value(key, pack_value(key, entry)) == entry
 
 
 @given(keys, keys, entries)
-def test_a_value_under_another_key_is_none(key: bytes, other: bytes, entry: CachedCode) -> None:
+def test_a_value_of_another_key_is_rejected(key: bytes, other: bytes, entry: CachedCode) -> None:
     assert (unpack_value(other, pack_value(key, entry)) is None) == (key != other)
 
 
 @given(keys, entries, st.data())
-def test_a_value_that_was_cut_is_none(key: bytes, entry: CachedCode, data: st.DataObject) -> None:
+def test_a_truncated_value_is_rejected(key: bytes, entry: CachedCode, data: st.DataObject) -> None:
     value = pack_value(key, entry)
     assert unpack_value(key, value[: data.draw(st.integers(0, len(value) - 1))]) is None
 
 
 @given(keys, st.one_of(st.binary(max_size=100), st.none(), st.integers(), st.text()))
-def test_anything_else_is_none(key: bytes, value: object) -> None:
+def test_arbitrary_data_is_rejected(key: bytes, value: object) -> None:
     assert unpack_value(key, value) is None
 
 

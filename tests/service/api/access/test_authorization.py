@@ -1,4 +1,4 @@
-"""Who is let in, and where: the whole application, on a fake device."""
+"""Authorization in the whole application, on a fake device."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def table(key: str, **options: Any) -> str:
 
 @asynccontextmanager
 async def keyed(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """With a key of each role."""
+    """A service with one key per role."""
     keys = entries(ApiKey.plain(key, name=role, roles=[role]) for role, key in KEYS.items())  # type: ignore[list-item]
     async with open_service(api_keys=keys, **settings) as client:
         yield client
 
 
-async def test_every_route_says_who_may_call_it_and_is_called_below() -> None:
+async def test_every_route_has_required_roles_and_is_called_below() -> None:
     async with open_service() as client:
         routes: list[BaseRoute] = app_of(client).routes
         check_routes(routes)
@@ -81,7 +81,7 @@ def _route_of(routes: Iterable[BaseRoute], method: str, path: str) -> str | None
     return None
 
 
-async def test_a_route_that_nobody_has_named_cannot_be_served() -> None:
+async def test_a_route_without_required_roles_is_refused() -> None:
     router = APIRouter()
 
     @router.get("/v1/new")
@@ -92,7 +92,7 @@ async def test_a_route_that_nobody_has_named_cannot_be_served() -> None:
         check_routes(router.routes)
 
 
-async def test_without_a_key_or_with_an_unknown_one_every_route_answers_401_before_anything_else() -> None:
+async def test_a_missing_or_unknown_key_is_401_before_any_other_check() -> None:
     async with keyed() as client:
         for method, path in CALLS:
             for headers, challenge in (
@@ -105,7 +105,7 @@ async def test_without_a_key_or_with_an_unknown_one_every_route_answers_401_befo
                 assert refused.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_key_without_the_role_is_told_which_one_it_lacks_and_others_are_authorized() -> None:
+async def test_a_key_without_the_role_is_403_and_names_the_role() -> None:
     async with keyed() as client:
         for (method, path), required in CALLS.items():
             for role, key in KEYS.items():
@@ -121,7 +121,7 @@ async def test_a_key_without_the_role_is_told_which_one_it_lacks_and_others_are_
                         assert key not in answer.text
 
 
-async def test_without_keys_everybody_is_let_in() -> None:
+async def test_without_configured_keys_every_caller_is_authorized() -> None:
     async with open_service() as client:
         for headers in ({}, bearer("whatever")):
             answer = await client.post("/v1/encode", content=picture(7), headers={**PNG, **headers})
@@ -129,7 +129,7 @@ async def test_without_keys_everybody_is_let_in() -> None:
             assert "ratelimit" not in answer.headers
 
 
-async def test_open_paths_ask_for_no_key() -> None:
+async def test_open_paths_need_no_key() -> None:
     async with keyed() as client:
         for path in OPEN_PATHS - {"/playground/{path:path}", "/static-offline-docs"}:
             assert (await client.get(path)).status_code == 200, path
@@ -141,7 +141,7 @@ async def test_metrics_are_not_on_the_public_port() -> None:
             assert (await client.get(path, headers=bearer(KEYS["admin"]))).status_code == 404
 
 
-async def test_what_a_key_has_sent_stays_its_own_when_the_file_is_read_anew(tmp_path: Path) -> None:
+async def test_scoped_cache_entries_survive_a_reload_of_the_key_file(tmp_path: Path) -> None:
     path, image = tmp_path / "keys.toml", picture(7)
     path.write_text(table("one"))
     async with open_service(api_keys_file=path, cache_scope="key") as client:
@@ -154,13 +154,13 @@ async def test_what_a_key_has_sent_stays_its_own_when_the_file_is_read_anew(tmp_
         assert statuses == [200, 404]
 
 
-async def test_while_the_file_has_never_been_readable_the_answer_is_503(tmp_path: Path) -> None:
+async def test_an_unreadable_key_file_is_503(tmp_path: Path) -> None:
     async with open_service(api_keys_file=tmp_path / "none.toml") as client:
         answer = await client.get("/v1/models", headers=bearer("one"))
         assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
 
 
-async def test_a_rate_counts_images_and_its_state_comes_with_every_answer() -> None:
+async def test_rate_limits_count_images_and_set_headers() -> None:
     key = ApiKey.plain("one", name="ann", roles=["encode", "decode"], rate="5/hour")
     async with open_service(api_keys=key.entry()) as client:
         decode = {"url": "/v1/decode", "headers": bearer("one")}
@@ -184,27 +184,27 @@ async def test_a_rate_counts_images_and_its_state_comes_with_every_answer() -> N
         assert (models.status_code, "ratelimit" in models.headers) == (200, False)
 
 
-async def test_more_images_than_the_rate_ever_allows_are_refused_for_good() -> None:
+async def test_more_images_than_the_rate_ever_allows_are_413() -> None:
     key = ApiKey.plain("one", name="ann", roles=["decode"], rate="5/hour")
     async with open_service(api_keys=key.entry()) as client:
         answer = await client.post("/v1/decode", json={"codes": [CODE] * 7}, headers=bearer("one"))
         assert answer.status_code == 413
 
 
-async def test_a_key_without_a_rate_of_its_own_has_the_default_and_each_key_is_counted_alone() -> None:
+async def test_the_default_rate_applies_to_each_key_separately() -> None:
     async with open_service(api_keys="one,two", rate_limit="1/hour") as client:
         for key, status in (("one", 200), ("one", 429), ("two", 200)):
             answer = await client.post("/v1/encode", content=picture(7), headers={**PNG, "X-API-Key": key})
             assert answer.status_code == status
 
 
-async def test_callers_without_keys_are_counted_by_address_if_asked_to() -> None:
+async def test_anonymous_callers_are_limited_by_address() -> None:
     async with open_service(anonymous_rate_limit="1/hour") as client:
         statuses = [(await client.post("/v1/encode", content=picture(7), headers=PNG)).status_code for _ in range(2)]
         assert statuses == [200, 429]
 
 
-async def test_the_key_that_is_sent_never_comes_back() -> None:
+async def test_responses_never_contain_the_key() -> None:
     async with keyed() as client:
         answer = await client.post("/v1/encode", content=b"no image", headers={**PNG, **bearer(KEYS["encode"])})
         assert answer.status_code == 400

@@ -1,4 +1,4 @@
-"""Keys: how they are written down, and who is known by them."""
+"""API keys: their formats, the key file, and looking them up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def table(name: str, key: str, *roles: str) -> str:
     return ApiKey.plain(key, name=name, roles=roles or ("encode",)).table()  # type: ignore[arg-type]
 
 
-def test_a_key_is_known_by_its_digest_alone() -> None:
+def test_keys_are_found_by_digest() -> None:
     known_keys = KeySet.from_entries([f"ann:encode+decode:sha256:{DIGEST}:100/second", "plain"])
     ann = known_keys.find("ann's key")
     assert ann is not None
@@ -35,7 +35,7 @@ def test_a_key_is_known_by_its_digest_alone() -> None:
     assert (plain.name, plain.roles) == ("key-2", {"admin"})
 
 
-def test_admin_has_every_role_and_another_key_its_own() -> None:
+def test_admin_includes_every_role() -> None:
     admin, ann = (ApiKey.plain("k", name="x", roles=roles) for roles in (("admin",), ("encode",)))  # type: ignore[arg-type]
     for role in ROLES:
         assert admin.allows(frozenset({role}))
@@ -57,14 +57,14 @@ def test_admin_has_every_role_and_another_key_its_own() -> None:
         f"ann:encode:sha256:{DIGEST}:100",
     ],
 )
-def test_a_slip_in_a_hashed_entry_is_an_error_not_a_key_with_every_role(entry: str) -> None:
+def test_a_malformed_hashed_entry_is_an_error_not_a_plain_key(entry: str) -> None:
     with pytest.raises(ValueError) as raised:  # noqa: PT011  the message is checked below
         KeySet.from_entries([entry])
     assert DIGEST[:-1] not in str(raised.value)
 
 
 @pytest.mark.parametrize("entries", [["one", "one"], [f"a:encode:sha256:{DIGEST}", f"b:decode:sha256:{DIGEST}"]])
-def test_two_keys_are_never_the_same(entries: list[str]) -> None:
+def test_duplicate_keys_are_refused(entries: list[str]) -> None:
     with pytest.raises(ValueError, match="two keys have the same"):
         KeySet.from_entries(entries)
 
@@ -81,23 +81,23 @@ def test_two_keys_are_never_the_same(entries: list[str]) -> None:
         (table("ann", "k").encode() + b'key = "in clear"\n', "keys.0.key: Extra inputs"),
     ],
 )
-def test_a_file_that_is_wrong_is_told_with_its_place(content: bytes, message: str) -> None:
+def test_errors_of_a_key_file_name_the_place(content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_keys_file(content)
 
 
 @pytest.mark.parametrize("rate", ["100/second", "5000 per 10 minutes", "1/day", "2 per hour"])
-def test_a_rate_is_a_number_of_images_in_a_time(rate: str) -> None:
+def test_valid_rates(rate: str) -> None:
     assert check_rate(rate) == rate
 
 
 @pytest.mark.parametrize("rate", ["", "0/second", "100", "100/fortnight", "-1/second", "10/second;20/minute"])
-def test_what_is_no_rate_is_refused(rate: str) -> None:
+def test_invalid_rates_are_refused(rate: str) -> None:
     with pytest.raises(ValueError, match="no rate"):
         check_rate(rate)
 
 
-def test_the_command_shows_a_key_once_and_lines_that_are_read_back() -> None:
+def test_keys_new_prints_the_key_once_and_entries_that_parse() -> None:
     ended = CliRunner().invoke(
         app, ["keys", "new", "ann", "--role", "encode", "--role", "decode", "--rate", "9/minute"]
     )
@@ -113,7 +113,7 @@ def test_the_command_shows_a_key_once_and_lines_that_are_read_back() -> None:
     assert ended.output.count(key) == 1
 
 
-def test_keys_are_long_and_never_the_same() -> None:
+def test_new_keys_are_long_and_unique() -> None:
     assert len({new_key() for _ in range(100)}) == 100
     assert len(new_key()) >= 48
 
@@ -126,7 +126,7 @@ class Clock:
         return self.now
 
 
-def test_a_changed_file_is_in_force_within_a_second_and_a_broken_one_changes_nothing(
+def test_a_changed_file_is_reloaded_within_a_second_and_an_invalid_one_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, clock = tmp_path / "keys.toml", Clock()
@@ -158,7 +158,7 @@ def test_a_changed_file_is_in_force_within_a_second_and_a_broken_one_changes_not
     assert known("plain")
 
 
-def test_the_file_is_read_once_a_second_at_most(tmp_path: Path) -> None:
+def test_the_file_is_read_at_most_once_a_second(tmp_path: Path) -> None:
     path, clock = tmp_path / "keys.toml", Clock()
     path.write_text(table("ann", "one"))
     store = ReloadingKeyStore(Settings(api_keys_file=path), clock=clock)
@@ -170,7 +170,7 @@ def test_the_file_is_read_once_a_second_at_most(tmp_path: Path) -> None:
     assert known_keys.find("one") is not None
 
 
-def test_with_a_file_that_was_never_readable_nobody_is_let_in(tmp_path: Path) -> None:
+def test_an_unreadable_file_gives_no_keys(tmp_path: Path) -> None:
     store = ReloadingKeyStore(Settings(api_keys_file=tmp_path / "none.toml"))
     assert store.are_required
     assert store.current() is None
@@ -178,7 +178,7 @@ def test_with_a_file_that_was_never_readable_nobody_is_let_in(tmp_path: Path) ->
         load_keys(Settings(api_keys_file=tmp_path / "none.toml"))
 
 
-def test_an_empty_file_asks_for_a_key_that_nobody_has(tmp_path: Path) -> None:
+def test_with_an_empty_file_keys_are_required(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.touch()
     store = ReloadingKeyStore(Settings(api_keys_file=path))

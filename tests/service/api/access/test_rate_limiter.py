@@ -35,7 +35,7 @@ async def open_limiter() -> AsyncIterator[Callable[..., RateLimiter]]:
         await limiter.close()
 
 
-async def test_processes_that_share_a_redis_share_a_callers_rate(
+async def test_processes_with_one_redis_share_the_count(
     redis: RedisServer, open_limiter: Callable[..., RateLimiter]
 ) -> None:
     one, other = open_limiter(redis.start()), open_limiter(redis)
@@ -51,7 +51,7 @@ async def test_processes_that_share_a_redis_share_a_callers_rate(
         assert all(client.ttl(key) > 0 for key in client.scan_iter())
 
 
-async def test_while_redis_is_gone_each_process_counts_for_itself(
+async def test_each_process_counts_locally_while_redis_is_down(
     redis: RedisServer, open_limiter: Callable[..., RateLimiter]
 ) -> None:
     limiter = open_limiter(redis.start())
@@ -61,7 +61,7 @@ async def test_while_redis_is_gone_each_process_counts_for_itself(
     assert [result.is_allowed for result in results] == [True, True, False]
 
 
-async def test_a_redis_that_hangs_is_asked_three_times_and_then_left_alone(
+async def test_the_circuit_opens_after_three_timeouts(
     redis: RedisServer, open_limiter: Callable[..., RateLimiter]
 ) -> None:
     limiter = open_limiter(redis.start(), redis_timeout=0.01)
@@ -75,7 +75,7 @@ async def test_a_redis_that_hangs_is_asked_three_times_and_then_left_alone(
         redis.signal(signal.SIGCONT)
 
 
-async def test_without_a_redis_a_process_counts_for_itself() -> None:
+async def test_without_redis_a_process_counts_locally() -> None:
     limiter = RateLimiter(Settings())
     assert [(await limiter.consume("ann", "3 per 10 minutes", 2)).is_allowed for _ in range(2)] == [True, False]
     assert (await limiter.consume("ann", "3 per 10 minutes", 1)).remaining == 0
