@@ -29,14 +29,14 @@ class Metrics:
         self._requests = counter("titok_http_requests", "Requests answered.", ("route", "method", "code"))
         self._request_duration = duration(
             "titok_http_request_duration_seconds",
-            "From the request's first byte to the answer's last.",
+            "From the request's first byte to the response's last.",
             ("route", "method"),
         )
         self.preprocess = duration(
             "titok_preprocess_duration_seconds", "Decoding, resizing and cropping one image.", ("format",)
         )
         self.render = duration(
-            "titok_render_duration_seconds", "Scaling and encoding one image of an answer.", ("format",)
+            "titok_render_duration_seconds", "Scaling and encoding one image of a response.", ("format",)
         )
         self.queue_wait = duration("titok_queue_wait_seconds", "From admission to the device.", ("op",))
         self.batch_images = histogram(
@@ -44,20 +44,20 @@ class Metrics:
         )
         self.batch_duration = duration(
             "titok_batch_duration_seconds",
-            "A batch by stage: handed over to the worker, at the device, its results copied to their requests.",
+            "Batches by stage: handed over to the worker, on the device, results copied to their requests.",
             ("op", "device", "stage"),
         )
         self.rejections = counter("titok_rejected", "Images refused at admission.", ("op", "reason"))
         self.abandonments = counter(
-            "titok_abandoned", "Images dropped before the device: late, or nobody waits.", ("op", "stage")
+            "titok_abandoned", "Images dropped before they were finished: expired or cancelled.", ("op", "stage")
         )
         self.cache_requests = counter("titok_cache_requests", "Images looked up in the cache of codes.", ("result",))
         self.rendered_image_requests = counter(
-            "titok_picture_requests", "Images asked for by their address, by cache result.", ("result",)
+            "titok_picture_requests", "Images requested by their address, by cache result.", ("result",)
         )
         self.cache_duration = duration("titok_cache_duration_seconds", "Round trips to Redis.", ("op",))
         self.cache_failures = counter(
-            "titok_cache_failures", "Round trips and values that came to nothing.", ("op", "reason")
+            "titok_cache_failures", "Failed round trips to Redis, and unusable values.", ("op", "reason")
         )
         self.cache_breaker = Gauge(
             "titok_cache_breaker",
