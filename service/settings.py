@@ -220,7 +220,9 @@ class Settings(BaseSettings):
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin[:80]!r} is no origin; write https://app.example.com, without a path, or *")
+                raise ValueError(
+                    f"{origin[:80]!r} is not an origin. Expected https://app.example.com, without a path, or *"
+                )
         return value
 
     @field_validator("devices")
@@ -228,9 +230,11 @@ class Settings(BaseSettings):
     def _name_devices(cls, value: str) -> str:
         names = [name.strip() for name in value.split(",")]
         if names not in (["auto"], ["cuda"]) and not all(_DEVICE.fullmatch(name) for name in names):
-            raise ValueError(f"{value[:80]!r} is neither 'auto', 'cpu', 'cuda', 'cuda:N' nor a comma list of 'cuda:N'")
+            raise ValueError(
+                f"{value[:80]!r} is not a device. Expected auto, cpu, cuda, cuda:N or a list cuda:N,cuda:M"
+            )
         if len(set(names)) < len(names):
-            raise ValueError(f"{value[:80]!r} names a device twice")
+            raise ValueError(f"{value[:80]!r} lists a device twice")
         return ",".join(names)
 
     @field_validator("redis_url")
@@ -255,7 +259,7 @@ class Settings(BaseSettings):
             )
         for name in ("max_images", "max_generate"):
             if getattr(self, name) > self.queue_images:
-                raise ValueError(f"{name} {getattr(self, name)} is more than queue_images {self.queue_images} can take")
+                raise ValueError(f"{name} {getattr(self, name)} is more than queue_images {self.queue_images}")
         return self
 
     @property

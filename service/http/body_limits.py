@@ -67,7 +67,7 @@ class BodyLimits:
 
 def _too_long(length: int, most: int) -> ContentTooLarge:
     return ContentTooLarge(
-        f"The body has {length} bytes or more; at most {most} are taken.",
+        f"The body has {length} bytes or more; at most {most} are allowed.",
         errors=[ErrorDetail(pointer="body", detail="body too long", value=length, expected=f"at most {most} bytes")],
         headers={"Connection": "close"},
     )

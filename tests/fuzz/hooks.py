@@ -37,29 +37,29 @@ UNTELLABLE: dict[str, str] = {
     "not-acceptable": "several images do not fit into the one file that Accept asks for",
     "invalid-request": "see INVALID",
 }
-"""Problems that a request which fits its schema may get, with the reason."""
+"""Problems that a request which conforms to its schema may get, with the reason."""
 
 INVALID: dict[str, str] = {
-    "image has": "how many ids an image has depends on the tokenizer",
-    "token id out of range": "how large the codebook is depends on the tokenizer",
-    "a code has": "how long a code is depends on the tokenizer",
-    "unused bits": "whether a code's last bits are zero is no matter of its characters",
+    "image has": "the number of ids of an image depends on the tokenizer",
+    "token id out of range": "the size of the codebook depends on the tokenizer",
+    "a code has": "the length of a code depends on the tokenizer",
+    "unused bits": "a pattern cannot express that the last bits of a code are zero",
     "not URL-safe base64": "the same",
-    "packed codes come in whole groups": "how long a packed code is depends on the tokenizer",
-    "no file of packed codes": "bytes have no schema",
+    "packed codes come in whole groups": "the length of a packed code depends on the tokenizer",
+    "not a file of packed codes": "bytes have no schema",
     "K and V in the header": "the same",
-    "one weight for each image": "there are as many weights as images",
-    "no image weighs anything": "a sum is no schema's matter",
-    "one entry for each token": "how many positions there are depends on the tokenizer",
-    "there is no such image": "positions name images of the same request",
-    "no size that can be drawn": "a square within bounds is no regular expression's matter",
-    "Previews come with": "a member of the body depends on a header",
-    "valid integer": "2.0 is an integer to JSON Schema, and none to the service",
+    "one weight for each image": "a schema cannot relate the lengths of two lists",
+    "all weights are zero": "a schema cannot express a sum",
+    "one entry for each token": "the number of positions depends on the tokenizer",
+    "image index out of range": "positions refer to images of the same request",
+    "unsupported size": "a pattern cannot express a square within bounds",
+    "Previews are sent with": "a member of the body depends on a header",
+    "valid integer": "2.0 is an integer in JSON Schema, but not for the service",
     "whole number": "the same",
-    "equal to 9223372036854775807": "a bound of 63 bits is a rounded one where numbers are doubles",
-    "is no file": "a part of a form is a file if it has a filename, which no schema can ask for",
+    "equal to 9223372036854775807": "a bound of 63 bits is rounded where numbers are doubles",
+    "is not a file": "a form part is a file if it has a filename, which no schema can express",
 }
-"""Of ``invalid-request``: what the problem says, with the reason."""
+"""Substrings of ``detail`` of ``invalid-request`` problems, with the reason."""
 
 _tally: Counter[str] = Counter()
 _excused: Counter[str] = Counter()

@@ -76,19 +76,19 @@ class AccessControl:
         request.scope["state"]["rate_headers"] = result.headers()
         if images > result.quota:
             raise ContentTooLarge(
-                f"The request asks for more images than the rate of {rate} ever allows at once. Split it.",
+                f"The request has more images than the rate limit of {rate} allows at once. Split it.",
                 errors=[ErrorDetail(pointer="body", detail="more images than the rate", expected=f"<= {result.quota}")],
             )
         if not result.is_allowed:
             raise TooManyRequests(
-                f"The rate of {rate}, in images, is used up. Try again after the time in Retry-After.",
+                f"The rate limit of {rate}, in images, is reached. Try again after the time in Retry-After.",
                 retry_after=result.reset,
             )
 
     def _identify(self, given: str) -> ApiKey:
         keys = self._keys.current()
         if keys is None:
-            raise Unavailable("The API keys cannot be read; the log says why.", retry_after=5.0)
+            raise Unavailable("The API keys cannot be read. The log contains the reason.", retry_after=5.0)
         key = keys.find(given) if given else None
         if key is None:
             reason, challenge = ("unknown", 'Bearer error="invalid_token"') if given else ("missing", "Bearer")
@@ -120,7 +120,7 @@ def _check_roles(key: ApiKey, required: frozenset[Role]) -> None:
     if not key.allows(required):
         roles = " ".join(sorted(required))
         raise Forbidden(
-            f"The API key {key.name!r} does not have the role that this asks for: {roles}.",
+            f"The API key {key.name!r} does not have the required role: {roles}.",
             headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{roles}"'},
         )
 

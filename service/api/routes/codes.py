@@ -88,7 +88,7 @@ async def known_code(
     digest = _digest(sha256, "path/sha256")
     [image] = await _look_up(request, [digest])
     if image is None:
-        raise NotFound("No image with this digest is known; send it to /v1/encode.")
+        raise NotFound("No image with this digest is in the cache. Send it to /v1/encode.")
     headers = model_headers(state.info)
     return Response(_item(state.info, digest, image).model_dump_json(), media_type="application/json", headers=headers)
 
@@ -96,7 +96,7 @@ async def known_code(
 def _state_of(request: Request) -> ApiState:
     state = ApiState.of(request)
     if not state.settings.lookup or state.settings.cache == "off":
-        raise NotFound("Codes cannot be looked up here: TITOK_LOOKUP or the cache is off.")
+        raise NotFound("Look-ups are disabled: TITOK_LOOKUP or the cache is off.")
     return state
 
 
@@ -110,7 +110,7 @@ async def _look_up(request: Request, digests: list[bytes]) -> list[TokenizedImag
 
 def _digest(text: str, pointer: str) -> bytes:
     if not _DIGEST.fullmatch(text):
-        raise invalid_value(pointer, "no SHA-256 digest", text[:80], "64 hexadecimal digits")
+        raise invalid_value(pointer, "not a SHA-256 digest", text[:80], "64 hexadecimal digits")
     return bytes.fromhex(text)
 
 

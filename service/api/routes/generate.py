@@ -96,7 +96,7 @@ async def generate(request: Request) -> Response:
     answer = choose_media_type(request.headers.get("accept"), offers)
     if body.preview and answer != EVENT_STREAM:
         raise InvalidRequest(
-            f"Previews come with the events of sampling steps. Send Accept: {EVENT_STREAM}, or leave 'preview' out.",
+            f"Previews are sent with step events only. Send Accept: {EVENT_STREAM}, or omit 'preview'.",
             errors=[ErrorDetail(pointer="/preview", detail=f"needs Accept: {EVENT_STREAM}", value=True)],
         )
     media_type = answer if answer in OUTPUT_MEDIA_TYPES else image_media_type(body.format)

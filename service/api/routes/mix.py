@@ -65,7 +65,7 @@ async def mix(request: Request) -> Response:
     check_image_count(len(tokens), state.settings.max_images, "body")
     _check(body, tokens)
     if info.codebook.size == 0:
-        raise NotFound(f"The codes of {info.name} are not known here, so they cannot be mixed.")
+        raise NotFound(f"{info.name} has no codebook, so its tokens cannot be mixed.")
     with timings.measure("mix"):
         mixed = await state.operations.threads.run(
             lambda: mix_tokens(tokens, info.codebook, weights=body.weights, positions=body.positions)
@@ -101,7 +101,7 @@ def _check(body: MixRequest, tokens: Ids) -> None:
                 "/weights", "one weight for each image is expected", len(body.weights), f"{images} weights"
             )
         if not any(body.weights):
-            raise invalid_value("/weights", "no image weighs anything", 0, "a weight above 0")
+            raise invalid_value("/weights", "all weights are zero", 0, "a weight above 0")
     if body.positions is not None:
         if len(body.positions) != length:
             raise invalid_value(
@@ -110,5 +110,5 @@ def _check(body: MixRequest, tokens: Ids) -> None:
         for place, source in enumerate(body.positions):
             if source is not None and not 0 <= source < images:
                 raise invalid_value(
-                    f"/positions/{place}", "there is no such image", source, f"0..{images - 1}, or null"
+                    f"/positions/{place}", "image index out of range", source, f"0..{images - 1}, or null"
                 )
