@@ -1,12 +1,12 @@
-"""``titok cache stats``, ``warm``, ``purge``: the Redis in which codes are kept, from outside of the service."""
+"""``titok cache stats``, ``warm``, ``purge``: maintains the cache of codes in Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from service.cli.images import CommandError, Key, Tokenizer, Url, Weights
-from service.cli.tokenize import SOME_BROKEN, progress_bar
+from service.cli.options import ApiKey, CommandError, Tokenizer, Url, Weights
+from service.cli.terminal import SOME_BROKEN, console, image_progress, say
 from service.settings import Settings, invalid_settings
 
 if TYPE_CHECKING:
@@ -25,25 +25,24 @@ if TYPE_CHECKING:
     from service.cache.purging import Selection
     from service.cache.redis.connection import RedisClient
     from service.cache.statistics import CacheStatistics, RevisionStatistics, ServerInfo
-    from service.cli.cache_warming import Warmed, Warmer
+    from service.cli.cache_warming import WarmingResult
 
 __all__ = ["cache"]
 
 T = TypeVar("T")
 
-cache = typer.Typer(help="Look at the cache of codes in Redis, fill it, empty it.", no_args_is_help=True)
-console = Console(stderr=True)
+cache = typer.Typer(help="Inspect, fill and purge the cache of codes in Redis.", no_args_is_help=True)
 
-_PATIENCE = 10.0  # seconds that Redis may take for an answer
-_REMOTE_REQUESTS, _LOCAL_IMAGES = 16, 64  # under way at a time
-_WIDE = 200  # characters, where nobody's window says how many there are
-_SHOWN = 20  # broken images named on a terminal
+_SOCKET_TIMEOUT = 10.0  # seconds
+_REMOTE_REQUESTS, _LOCAL_IMAGES = 16, 64  # at a time
+_WIDTH = 200  # characters of a table that is not printed on a terminal
+_BROKEN_SHOWN = 20  # broken images listed on a terminal
 
 RedisUrl = Annotated[
-    str | None, typer.Option(metavar="REDIS_URL", help="Where Redis is, as in TITOK_REDIS_URL.", show_default=False)
+    str | None, typer.Option(metavar="REDIS_URL", help="URL of Redis (default: TITOK_REDIS_URL).", show_default=False)
 ]
 Namespace = Annotated[
-    str | None, typer.Option(help="First part of the keys, as in TITOK_CACHE_NAMESPACE.", show_default=False)
+    str | None, typer.Option(help="Prefix of the keys (default: TITOK_CACHE_NAMESPACE).", show_default=False)
 ]
 
 
@@ -51,28 +50,26 @@ Namespace = Annotated[
 def stats(
     url: RedisUrl = None,
     namespace: Namespace = None,
-    sample: Annotated[
-        int, typer.Option(min=1, help="Keys of each revision whose memory and time to live are looked at.")
-    ] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="As a JSON document.")] = False,
+    sample: Annotated[int, typer.Option(min=1, help="Keys per revision to sample for memory and time to live.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what the cache holds: codes by tokenizer revision, their memory and time to live, and what Redis allows."""
+    """Show the cached codes by tokenizer revision, their memory and time to live, and the limits of Redis."""
     from service.cache.statistics import collect_statistics
 
     settings = _settings(url, namespace)
 
-    async def ask() -> CacheStatistics:
+    async def collect() -> CacheStatistics:
         async with _redis(settings) as client:
             return await collect_statistics(client, settings.cache_namespace, sample=sample)
 
-    statistics = _run(ask())
+    statistics = _run(collect())
     if as_json:
         document = asdict(statistics)
         for revision, values in zip(statistics.revisions, document["revisions"], strict=True):
             values |= {"keys": revision.keys, "bytes": revision.bytes}
         typer.echo(json.dumps(document, indent=2))
     else:
-        _show(statistics)
+        _print_statistics(statistics)
 
 
 @cache.command()
@@ -81,106 +78,86 @@ def warm(
         str, typer.Argument(help="Folder of images, WebDataset tars or Parquet files, as for titok tokenize.")
     ],
     url: Url = None,
-    api_key: Key = None,
+    api_key: ApiKey = None,
     redis_url: RedisUrl = None,
     namespace: Namespace = None,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
-    devices: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N, where a model runs here.")] = None,
+    devices: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N, without --url.")] = None,
 ) -> None:
-    """Fill the cache with a data set, so that these files need not be computed once they are sent.
+    """Fill the cache with the codes of a dataset.
 
-    With --url the service there fills its own; else a model is loaded here, with the settings of the service (TITOK_*),
-    and writes to Redis. What is known already is skipped. Broken images are named: exit code 3 says that there are some.
+    With --url, the service encodes the images and fills its own cache. Otherwise a model is loaded here, with the settings
+    of the service (TITOK_*), and writes to Redis. Cached images are skipped. Broken images are listed; the exit code is
+    then 3.
     """
     from service.bulk.sources import open_source  # torch is slow to import
-    from service.cli.cache_warming import local_warmer, remote_warmer
-    from service.cli.cache_warming import warm as run
+    from service.cli.cache_warming import local_encoder, remote_encoder, warm_cache
 
     opened = open_source(source)
-    warmer: AbstractAsyncContextManager[Warmer]
     if url is not None:
-        warmer = remote_warmer(url, api_key=api_key, concurrency=_REMOTE_REQUESTS)
-        concurrency = _REMOTE_REQUESTS
+        encoder, concurrency = remote_encoder(url, api_key=api_key, concurrency=_REMOTE_REQUESTS), _REMOTE_REQUESTS
     else:
-        given = {"tokenizer": tokenizer, "tokenizer_weights": weights, "devices": devices}
-        given = {name: value for name, value in given.items() if value is not None}
-        settings = _settings(redis_url, namespace, generator="off", workers="inline", **given)
+        options = {"tokenizer": tokenizer, "tokenizer_weights": weights, "devices": devices}
+        settings = _settings(redis_url, namespace, generator="off", workers="inline", **options)
         _run(_ping(settings))
-        warmer, concurrency = local_warmer(settings), min(_LOCAL_IMAGES, settings.queue_images)
-    with progress_bar(console) as progress:
-        task = progress.add_task("warm", total=opened.total, broken="")
-        broken = 0
+        encoder, concurrency = local_encoder(settings), min(_LOCAL_IMAGES, settings.queue_images)
+    with image_progress("warm", opened.total) as progress:
 
-        def show(done: int, left_out: int) -> None:
-            nonlocal broken
-            broken += left_out
-            progress.update(task, advance=done, broken=f"{broken} broken" if broken else "")
-
-        async def fill() -> Warmed:
-            async with warmer as ready:
-                return await run(opened, ready, concurrency=concurrency, progress=show)
+        async def fill() -> WarmingResult:
+            async with encoder as ready:
+                return await warm_cache(opened, ready, concurrency=concurrency, progress=progress)
 
         result = _run(fill())
-    for key, reason in result.broken[: _SHOWN if console.is_terminal else None]:
-        _tell(f"{key}: {reason}")
-    if console.is_terminal and len(result.broken) > _SHOWN:
-        _tell(f"... and {len(result.broken) - _SHOWN} more")
-    _tell(f"{result.encoded} images encoded, {result.known} known already, {len(result.broken)} broken")
+    _print_broken(result.broken)
+    say(f"{result.encoded} images encoded, {result.cached} already cached, {len(result.broken)} broken")
     raise typer.Exit(SOME_BROKEN if result.broken else 0)
 
 
 @cache.command()
 def purge(
-    revision: Annotated[str | None, typer.Option(help="Codes of this revision of a tokenizer.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Codes of the tokenizer of this name.")] = None,
-    all_of_namespace: Annotated[bool, typer.Option("--all-of-namespace", help="Codes of all tokenizers.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Remove codes of this tokenizer revision.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Remove codes of this tokenizer.")] = None,
+    all_of_namespace: Annotated[
+        bool, typer.Option("--all-of-namespace", help="Remove codes of all tokenizers.")
+    ] = False,
     url: RedisUrl = None,
     namespace: Namespace = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many there are.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the keys without removing them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Remove codes from the cache, without holding Redis up. Other namespaces and revisions are not touched."""
+    """Remove codes from the cache, without blocking Redis. Keeps other namespaces and revisions."""
     from service.cache.purging import Selection, count_codes, purge_codes
 
     if all_of_namespace == (revision is not None or tokenizer is not None):
-        raise CommandError("say what to remove: --revision and/or --tokenizer, or --all-of-namespace")
+        raise CommandError("specify what to remove: --revision and/or --tokenizer, or --all-of-namespace")
     settings = _settings(url, namespace)
     selection = Selection(settings.cache_namespace, tokenizer, revision)
-    asks = sys.stdin.isatty() and not yes
-    if dry_run or asks:
 
-        async def count() -> int:
-            async with _redis(settings) as client:
-                return await count_codes(client, selection)
+    async def apply(function: Callable[[RedisClient, Selection], Coroutine[Any, Any, int]]) -> int:
+        async with _redis(settings) as client:
+            return await function(client, selection)
 
-        found = _run(count())
-        typer.echo(f"{found} keys of {_named(selection)}")
+    if dry_run or (sys.stdin.isatty() and not yes):
+        found = _run(apply(count_codes))
+        typer.echo(f"{found} keys of {_described(selection)}")
         if dry_run or not found:
             return
         typer.confirm("Remove them?", abort=True)
-
-    async def remove() -> int:
-        async with _redis(settings) as client:
-            return await purge_codes(client, selection)
-
-    typer.echo(f"{_run(remove())} keys of {_named(selection)} removed")
+    typer.echo(f"{_run(apply(purge_codes))} keys of {_described(selection)} removed")
 
 
-def _named(selection: Selection) -> str:
-    parts = [f"namespace {selection.namespace}"]
-    parts += [f"tokenizer {selection.tokenizer}"] if selection.tokenizer is not None else []
-    parts += [f"revision {selection.revision}"] if selection.revision is not None else []
-    return ", ".join(parts)
+def _described(selection: Selection) -> str:
+    parts = {"namespace": selection.namespace, "tokenizer": selection.tokenizer, "revision": selection.revision}
+    return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
 
 
-def _settings(url: str | None, namespace: str | None, **others: Any) -> Settings:
-    """Those of the service, with a Redis that is asked patiently and alone."""
-    given = {"redis_url": url, "cache_namespace": namespace}
-    patient: dict[str, Any] = {"cache": "redis", "cache_front_entries": 0, "redis_timeout": 1.0}
-    patient |= {name: value for name, value in given.items() if value is not None}
+def _settings(redis_url: str | None, namespace: str | None, **others: str | None) -> Settings:
+    """The service's settings with Redis as the only cache, a longer timeout, and the options that are not None."""
+    options = {"redis_url": redis_url, "cache_namespace": namespace, **others}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
-        return Settings(**patient, **others)
+        return Settings(cache="redis", cache_front_entries=0, redis_timeout=1.0, **given)
     except ValidationError as error:
         raise CommandError(invalid_settings(error)) from None
 
@@ -189,8 +166,8 @@ def _settings(url: str | None, namespace: str | None, **others: Any) -> Settings
 async def _redis(settings: Settings) -> AsyncIterator[RedisClient]:
     from service.cache.redis.connection import connect, disconnect
 
-    assert settings.redis_url is not None  # noqa: S101  _settings has seen to it
-    client = connect(settings.redis_url.get_secret_value(), socket_timeout=_PATIENCE)
+    assert settings.redis_url is not None  # noqa: S101  cache="redis" requires it
+    client = connect(settings.redis_url.get_secret_value(), socket_timeout=_SOCKET_TIMEOUT)
     try:
         yield client
     finally:
@@ -202,25 +179,33 @@ async def _ping(settings: Settings) -> None:
         await client.ping()
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """What the work gives. Raises ``CommandError`` where Redis or a service does not do its part."""
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine. Raises ``CommandError`` for errors of Redis, of a service and of files."""
     from redis.exceptions import RedisError
 
     from service.client.errors import TiTokError
 
     try:
-        return asyncio.run(work)
+        return asyncio.run(coroutine)
     except RedisError as error:
         raise CommandError(f"Redis: {error or type(error).__name__}") from None
     except (TiTokError, OSError) as error:
         raise CommandError(str(error)) from None
 
 
-def _show(statistics: CacheStatistics) -> None:
+def _print_broken(broken: list[tuple[str, str]]) -> None:
+    shown = broken[:_BROKEN_SHOWN] if console.is_terminal else broken
+    for key, reason in shown:
+        say(f"{key}: {reason}")
+    if len(broken) > len(shown):
+        say(f"... and {len(broken) - len(shown)} more")
+
+
+def _print_statistics(statistics: CacheStatistics) -> None:
     table = Table(title=f"Codes of namespace {statistics.namespace}", title_justify="left")
     for name in ("tokenizer", "revision"):
         table.add_column(name)
-    for name in ("uploads", "pixels", "leases", "bytes a key", "bytes", "sampled", "ends in"):
+    for name in ("uploads", "pixels", "leases", "bytes per key", "bytes", "sampled", "expires in"):
         table.add_column(name, justify="right")
     for revision in statistics.revisions:
         table.add_row(
@@ -232,21 +217,21 @@ def _show(statistics: CacheStatistics) -> None:
             f"{revision.mean_bytes:.0f}",
             f"{revision.bytes:,}",
             f"{revision.sampled:,}",
-            _ends(revision),
+            _expiry(revision),
         )
     output = Console()
     if not output.is_terminal:
-        output = Console(width=_WIDE)
+        output = Console(width=_WIDTH)
     output.print(table)
     if statistics.revisions:
-        output.print("bytes: MEMORY USAGE of the keys sampled, times the number of keys; ends in: of the keys sampled")
+        output.print("bytes: mean MEMORY USAGE of the sampled keys times the number of keys; expires in: sampled keys")
     if statistics.others:
-        output.print(f"{statistics.others:,} keys of the namespace are no codes")
+        output.print(f"{statistics.others:,} keys of the namespace are not codes")
     for server in statistics.servers:
-        output.print(_described(server), highlight=False)
+        output.print(_server(server), highlight=False)
 
 
-def _ends(revision: RevisionStatistics) -> str:
+def _expiry(revision: RevisionStatistics) -> str:
     if revision.ttl is None:
         return "never"
     shortest, median, longest = map(_duration, revision.ttl)
@@ -261,12 +246,8 @@ def _duration(seconds: int) -> str:
     return f"{seconds} s"
 
 
-def _described(server: ServerInfo) -> str:
+def _server(server: ServerInfo) -> str:
     if not server.version:
-        return "The user may not ask the server about itself (+info)."
-    bound = f"maxmemory {server.maxmemory:,} bytes" if server.maxmemory else "no maxmemory"
-    return f"{server.version}: {server.used_memory:,} bytes used, {bound}, policy {server.policy}"
-
-
-def _tell(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return "The Redis user may not read the server's state (needs +info)."
+    limit = f"maxmemory {server.maxmemory:,} bytes" if server.maxmemory else "no maxmemory"
+    return f"{server.version}: {server.used_memory:,} bytes used, {limit}, policy {server.policy}"

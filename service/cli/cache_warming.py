@@ -1,13 +1,12 @@
-"""A cache filled before anybody asks: images of a data set made known, by a model here or by a running service.
+"""Cache warming: encodes the images of a dataset into the cache, with a model in this process or with a service.
 
 ::
 
-    a thread                 known already? ── yes ──> counted
-    read, hash ──> chunk ──>        │ no
-                             encode, many at a time ──> the cache     (tokenization.py here, or the service's own)
+    thread                   cached? ── yes ──> counted
+    read, hash ──> chunk ──>   │ no
+                               └──> encode concurrently ──> cache     (by operations/tokenization.py, here or in the service)
 
-Either way an upload of the same bytes is a hit afterwards: the keys are those of the service, because it is the service's
-code that makes them.
+Both ways use the service's code, hence its keys: an upload of the same bytes is a cache hit afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from service.bulk.entries import Entry, Position, Source
 from service.bulk.errors import BrokenImage, BulkError
 from service.cache import KeySpace
 from service.cache.opening import open_cache
-from service.cache.protocol import BreakerState, CacheObserver
+from service.cache.protocol import CacheObserver
 from service.client import AsyncTiTokClient, NotFound, ServiceProblem
 from service.engine import EngineError, EngineStopped
 from service.imaging.errors import ImageError
@@ -39,46 +38,47 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.observer import MetricsObserver
 from service.telemetry.timings import RequestTimings
 
-__all__ = ["Warmed", "Warmer", "local_warmer", "remote_warmer", "warm"]
+__all__ = ["CachingEncoder", "WarmingResult", "local_encoder", "remote_encoder", "warm_cache"]
 
-_IMAGES_OF_A_CHUNK = 128
-_DEADLINE = 3600.0  # seconds of one image: nobody waits for it
-_MENDABLE = (400, 413, 415, 422)  # statuses that an image itself is to blame for
+_CHUNK_IMAGES = 128
+_DEADLINE = 3600.0  # seconds for one image; no caller waits for it
+_IMAGE_ERRORS = (400, 413, 415, 422)  # statuses caused by the image
 
 
 @dataclass
-class Warmed:
-    """What became of a data set's images: those that were new, those that were known, and why others cannot be."""
+class WarmingResult:
+    """Numbers of newly encoded and of cached images, and (key, reason) of broken ones."""
 
     encoded: int = 0
-    known: int = 0
+    cached: int = 0
     broken: list[tuple[str, str]] = field(default_factory=list)
 
 
-class Warmer(Protocol):
-    """Who makes images known."""
+class CachingEncoder(Protocol):
+    """Encodes images into a cache."""
 
-    async def are_known(self, digests: Sequence[bytes]) -> list[bool]:
-        """By the SHA-256 of their files."""
+    async def are_cached(self, digests: Sequence[bytes]) -> list[bool]:
+        """Whether images are cached, by the SHA-256 of their files."""
 
     async def encode(self, image: bytes) -> None:
-        """Makes one known. Raises ``BrokenImage`` if that one cannot be."""
+        """Encodes and caches an image. Raises ``BrokenImage``."""
 
 
-async def warm(
-    source: Source, warmer: Warmer, *, concurrency: int, progress: Callable[[int, int], object] = lambda *_: None
-) -> Warmed:
-    """Makes the images of a source known, so many at a time. ``progress`` is told of images done, and broken ones of them.
+async def warm_cache(
+    source: Source, encoder: CachingEncoder, *, concurrency: int, progress: Callable[[int, int], object]
+) -> WarmingResult:
+    """Caches the images of a source, ``concurrency`` at a time. Calls ``progress`` with the numbers of images done and of
+    broken ones among them.
 
-    Raises what the source and the warmer raise; what was done by then is not lost.
+    Raises what the source and the encoder raise; images cached by then stay cached.
     """
-    result = Warmed()
-    turns = asyncio.Semaphore(concurrency)
+    result = WarmingResult()
+    slots = asyncio.Semaphore(concurrency)
 
     async def encode(key: str, image: bytes) -> None:
-        async with turns:
+        async with slots:
             try:
-                await warmer.encode(image)
+                await encoder.encode(image)
             except BrokenImage as error:
                 result.broken.append((key, str(error)))
                 progress(1, 1)
@@ -93,12 +93,12 @@ async def warm(
             reading = asyncio.create_task(asyncio.to_thread(_read, entries))
             result.broken += chunk.broken
             progress(len(chunk.broken), len(chunk.broken))
-            known = await warmer.are_known(list(chunk.images))
-            result.known += sum(known) + chunk.repeated
-            progress(sum(known) + chunk.repeated, 0)
+            cached = await encoder.are_cached(list(chunk.images))
+            result.cached += sum(cached) + chunk.repeated
+            progress(sum(cached) + chunk.repeated, 0)
             async with asyncio.TaskGroup() as group:
-                for (key, image), is_known in zip(chunk.images.values(), known, strict=True):
-                    if not is_known:
+                for (key, image), is_cached in zip(chunk.images.values(), cached, strict=True):
+                    if not is_cached:
                         group.create_task(encode(key, image))
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
@@ -109,9 +109,7 @@ async def warm(
 
 @dataclass
 class _Chunk:
-    """Images by the digest of their files, each with the key of its entry; how many files are the same as one of these;
-    and entries that cannot be read.
-    """
+    """Images with their entries' keys, by the digest of their files; the number of duplicates; unreadable entries."""
 
     images: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
     repeated: int = 0
@@ -119,7 +117,7 @@ class _Chunk:
 
 
 def _read(entries: Iterator[Entry]) -> _Chunk | None:
-    if not (taken := list(itertools.islice(entries, _IMAGES_OF_A_CHUNK))):
+    if not (taken := list(itertools.islice(entries, _CHUNK_IMAGES))):
         return None
     chunk = _Chunk()
     for entry in taken:
@@ -134,20 +132,20 @@ def _read(entries: Iterator[Entry]) -> _Chunk | None:
 
 
 @asynccontextmanager
-async def remote_warmer(url: str, *, api_key: str | None, concurrency: int) -> AsyncIterator[Warmer]:
+async def remote_encoder(url: str, *, api_key: str | None, concurrency: int) -> AsyncIterator[CachingEncoder]:
     """A service that fills its own cache."""
     async with AsyncTiTokClient(url, api_key=api_key, concurrency=concurrency) as client:
-        yield _Remote(client)
+        yield _RemoteEncoder(client)
 
 
-class _Remote:
+class _RemoteEncoder:
     def __init__(self, client: AsyncTiTokClient) -> None:
         self._client = client
 
-    async def are_known(self, digests: Sequence[bytes]) -> list[bool]:
+    async def are_cached(self, digests: Sequence[bytes]) -> list[bool]:
         try:
             known = await self._client.lookup([digest.hex() for digest in digests])
-        except NotFound:  # it does not tell
+        except NotFound:  # the service does not offer look-ups
             return [False] * len(digests)
         return [known[digest.hex()] is not None for digest in digests]
 
@@ -155,21 +153,21 @@ class _Remote:
         try:
             await self._client.encode(image)
         except ServiceProblem as error:
-            if error.status not in _MENDABLE:
+            if error.status not in _IMAGE_ERRORS:
                 raise
             raise BrokenImage(str(error)) from None
 
 
 @asynccontextmanager
-async def local_warmer(settings: Settings) -> AsyncIterator[Warmer]:
-    """A model in this process that writes to the settings' Redis.
+async def local_encoder(settings: Settings) -> AsyncIterator[CachingEncoder]:
+    """A model in this process that writes to the Redis of the settings.
 
-    Raises ``BulkError`` where the model cannot be loaded or a caller's name would have to be part of keys; and, at the end,
-    where Redis did not take what it was given.
+    Raises ``BulkError`` if the model cannot be loaded or the cache is separate for each API key; and, at the end, if writes
+    to Redis failed.
     """
     if settings.cache_scope == "key":
         raise BulkError("TITOK_CACHE_SCOPE is key: fill the cache through the service, with --url and --api-key")
-    failures = _Failures()
+    failures = _FailureCounter()
     metrics = Metrics()
     operations: Operations
 
@@ -186,22 +184,22 @@ async def local_warmer(settings: Settings) -> AsyncIterator[Warmer]:
             await engine.ready()
         except EngineStopped as error:
             raise BulkError(f"the model did not start: {error}") from None
-        yield _Local(operations, settings.cache_namespace)
+        yield _LocalEncoder(operations, settings.cache_namespace)
     finally:
         await engine.stop(0.0)
         await operations.cache.close()
     if failures.counts:
-        told = ", ".join(f"{op}: {reason} {count} times" for (op, reason), count in failures.counts.items())
-        raise BulkError(f"Redis has not taken everything ({told}); the same command goes on")
+        listed = ", ".join(f"{op}: {reason} {count} times" for (op, reason), count in failures.counts.items())
+        raise BulkError(f"some writes to Redis failed ({listed}); rerun the command to resume")
 
 
-class _Local:
+class _LocalEncoder:
     def __init__(self, operations: Operations, namespace: str) -> None:
         info = operations.models.info
         self._tokenizer = operations.tokenizer
         self._space = KeySpace(namespace, info.name, info.revision)
 
-    async def are_known(self, digests: Sequence[bytes]) -> list[bool]:
+    async def are_cached(self, digests: Sequence[bytes]) -> list[bool]:
         return [image is not None for image in await self._tokenizer.lookup_digests(digests, self._space)]
 
     async def encode(self, image: bytes) -> None:
@@ -215,18 +213,12 @@ class _Local:
             raise BulkError(str(error)) from None
 
 
-class _Failures(CacheObserver):
-    """Counts what went wrong with Redis: a service lives on without it, but here it is what the work is for."""
+class _FailureCounter(CacheObserver):
+    """Counts failures of Redis, which the service tolerates but which make warming incomplete."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
 
-    def finished(self, op: str, seconds: float) -> None:
-        """See ``CacheObserver``."""
-
     def failed(self, op: str, reason: str) -> None:
         """See ``CacheObserver``."""
         self.counts[op, reason] += 1
-
-    def breaker(self, state: BreakerState) -> None:
-        """See ``CacheObserver``."""

@@ -1,4 +1,4 @@
-"""``titok doctor``: whether a service would start here with these settings, and what to do if not."""
+"""``titok doctor``: checks whether the service would start, and suggests corrections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Verdict = Literal["ok", "warning", "wrong"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, what was found, and what to do about it."""
+    """One check: its result, and how to correct it."""
 
     name: str
     verdict: Verdict
@@ -33,8 +33,8 @@ class Check:
     advice: str | None = None
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False) -> None:
-    """Check settings, device, weights and ports as `titok serve` would find them. Exit code 1 if anything is wrong."""
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per check.")] = False) -> None:
+    """Check settings, device, weights and ports. The exit code is 1 if the service would not start."""
     wrong = False
     for check in _checks():
         wrong |= check.verdict == "wrong"
@@ -52,18 +52,20 @@ def _checks() -> Iterator[Check]:
     try:
         settings = Settings()
     except ValidationError as error:
-        for place in error.errors():
-            name = "_".join(["TITOK", *map(str, place["loc"])]).upper()
-            yield Check("settings", "wrong", f"{name}: {place['msg']}", "docs/configuration.md lists what is taken.")
+        for problem in error.errors():
+            name = "_".join(["TITOK", *map(str, problem["loc"])]).upper()
+            yield Check(
+                "settings", "wrong", f"{name}: {problem['msg']}", "docs/configuration.md lists the valid values."
+            )
         return
-    yield Check("settings", "ok", ", ".join(settings.given) or "all as they are by default")
+    yield Check("settings", "ok", ", ".join(settings.given) or "all defaults")
     yield from _models(settings)
     yield _port("port", settings.host, settings.port, "TITOK_PORT")
     yield _port("admin port", settings.host, settings.admin_port, "TITOK_ADMIN_PORT")
 
 
 def _models(settings: Settings) -> Iterator[Check]:
-    """The device, and a real image there and back on it."""
+    """The device, the weights, and one image encoded and decoded."""
     import numpy as np
     import torch
 
@@ -77,8 +79,8 @@ def _models(settings: Settings) -> Iterator[Check]:
         yield Check(
             "device",
             "wrong",
-            f"{described}: no CUDA device can be used",
-            "See what nvidia-smi says and whether torch is a CUDA build; TITOK_DEVICES=cpu does without.",
+            f"{described}: no usable CUDA device",
+            "Check nvidia-smi, and that torch is a CUDA build; or set TITOK_DEVICES=cpu.",
         )
         return
     yield Check("device", "ok", described)
@@ -88,35 +90,33 @@ def _models(settings: Settings) -> Iterator[Check]:
         grey = np.full((1, info.image_size, info.image_size, 3), 128, np.uint8)
         device.decode(device.encode(grey))
     except CheckpointError as error:
-        yield Check("weights", "wrong", str(error), "TITOK_TOKENIZER_WEIGHTS and TITOK_GENERATOR_WEIGHTS name others.")
+        yield Check("weights", "wrong", str(error), "Set TITOK_TOKENIZER_WEIGHTS and TITOK_GENERATOR_WEIGHTS.")
         return
     except (ValueError, LookupError, RuntimeError) as error:
-        yield Check("models", "wrong", str(error), "`titok info` lists what can be served.")
+        yield Check("models", "wrong", str(error), "`titok info` lists the variants.")
         return
     yield Check("weights", "ok", f"{info.name} revision {info.revision} from {info.source}")
     if info.generator is not None:
         yield Check("generator", "ok", f"revision {info.generator.revision}, {len(info.generator.class_names)} classes")
     elif settings.generator == "off":
-        yield Check("generator", "ok", "off, as asked for")
+        yield Check("generator", "ok", "off (TITOK_GENERATOR)")
     else:
-        yield Check("generator", "warning", "none: /v1/generate will answer 404", "TITOK_GENERATOR_WEIGHTS names one.")
+        yield Check("generator", "warning", "none: /v1/generate will respond with 404", "Set TITOK_GENERATOR_WEIGHTS.")
     limits = ", ".join(f"{lane} {limit}" for lane, limit in info.batch_limits.items())
-    yield Check("an image", "ok", f"there and back on {names[0]}; at most in one batch: {limits}")
+    yield Check("an image", "ok", f"encoded and decoded on {names[0]}; batch limits: {limits}")
 
 
 def _port(name: str, host: str, port: int, setting: str) -> Check:
     try:
         listen(host, port).close()
     except OSError as error:
-        if _is_ours(host, port):
-            return Check(name, "warning", f"{host}:{port} is taken by a TiTok service that runs already")
-        return Check(
-            name, "wrong", str(error), f"{setting} and TITOK_HOST name another address; port 0 lets the system choose."
-        )
-    return Check(name, "ok", f"{host}:{port} is free" if port else "the system chooses one")
+        if _is_titok(host, port):
+            return Check(name, "warning", f"{host}:{port} is used by a running TiTok service")
+        return Check(name, "wrong", str(error), f"Set {setting} or TITOK_HOST; port 0 selects a free port.")
+    return Check(name, "ok", f"{host}:{port} is free" if port else "a free port")
 
 
-def _is_ours(host: str, port: int) -> bool:
+def _is_titok(host: str, port: int) -> bool:
     import httpx
 
     try:

@@ -1,4 +1,4 @@
-"""``titok encode``, ``decode``, ``generate``, ``reconstruct``: on models loaded here, or on a service (``--url``)."""
+"""``titok encode``, ``decode``, ``generate``, ``reconstruct``: with a model loaded here, or a service (``--url``)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
+from service.cli.options import ApiKey, CommandError, Tokenizer, Url, Weights
+from service.cli.terminal import console, say
 from service.errors import ServiceError
 from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.imaging.formats import ACCEPTED_SUFFIXES
@@ -21,65 +22,48 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.client import Encoded, Generated, Picture, Reconstruction
 
-__all__ = ["CommandError", "ImageModels", "Tokenizer", "decode", "encode", "generate", "reconstruct"]
-
-console = Console(stderr=True)
+__all__ = ["ImageModels", "decode", "encode", "generate", "reconstruct"]
 
 _MEDIA_TYPES = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()} | {"jpeg": "image/jpeg"}
-_REMOTE_FILES = 256  # read and sent before their lines are printed
+_REMOTE_BATCH = 256  # files read and sent before their results are printed
 
-Tokenizer = Annotated[
-    str | None, typer.Option(help="Variant name of the model to load here.", envvar="TITOK_TOKENIZER")
-]
-Weights = Annotated[
-    str | None, typer.Option(help="File, folder or hub id of its weights.", envvar="TITOK_TOKENIZER_WEIGHTS")
-]
-Url = Annotated[
-    str | None,
-    typer.Option(help="A running service to ask instead, such as http://127.0.0.1:8000.", envvar="TITOK_URL"),
-]
-Key = Annotated[str | None, typer.Option(help="Its API key, if it asks for one.", envvar="TITOK_API_KEY")]
-Output = Annotated[Path, typer.Argument(help="Image file to write: .png, .jpg or .webp; - is standard output (PNG).")]
-
-
-class CommandError(Exception):
-    """Something the user can mend; the message says how."""
+Output = Annotated[Path, typer.Argument(help="Image file to write: .png, .jpg or .webp; - for standard output (PNG).")]
 
 
 class ImageModels(Protocol):
-    """What the commands need, of models here or elsewhere."""
+    """What the commands need of local or remote models."""
 
     def encode(self, images: Sequence[bytes]) -> list[Encoded]:
         """Tokens of image files."""
 
     def decode(self, tokens: str | Sequence[int], *, media_type: str) -> Picture:
-        """The picture of a code, or of token ids."""
+        """The image of a code or of token ids."""
 
     def generate(self, label: int | str | None, *, seed: int | None, preset: str, media_type: str) -> Generated:
-        """A new image of a class."""
+        """A generated image of a class."""
 
     def reconstruct(self, image: bytes, *, media_type: str) -> Reconstruction:
-        """An image after its tokens, and how close it came."""
+        """An image after encoding and decoding, with its quality."""
 
 
 def encode(
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them; - is standard input.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders of images; - for standard input.")],
     tokenizer: Tokenizer = None,
     weights: Weights = None,
     url: Url = None,
-    api_key: Key = None,
+    api_key: ApiKey = None,
 ) -> None:
-    """Print a line of JSON for each image: its tokens and its code."""
-    paths = [path for given in images for path in _files(given)]
-    models, at_once = _models(tokenizer, weights, url, api_key), 1 if url is None else _REMOTE_FILES
+    """Encode images to tokens. Prints one line of JSON per image."""
+    paths = [path for given in images for path in _image_files(given)]
+    models, batch = _models(tokenizer, weights, url, api_key), 1 if url is None else _REMOTE_BATCH
     with Progress(console=console, transient=True, disable=len(paths) < 2) as progress:
         task = progress.add_task("encode", total=len(paths))
-        for start in range(0, len(paths), at_once):
-            part = paths[start : start + at_once]
-            with _naming(part):
+        for start in range(0, len(paths), batch):
+            part = paths[start : start + batch]
+            with _command_errors(part):
                 results = models.encode([_read(path) for path in part])
             for path, result in zip(part, results, strict=True):
-                typer.echo(json.dumps(_line(path, result)))
+                typer.echo(json.dumps(_document(path, result)))
             progress.update(task, advance=len(part))
 
 
@@ -89,54 +73,55 @@ def decode(
     tokenizer: Tokenizer = None,
     weights: Weights = None,
     url: Url = None,
-    api_key: Key = None,
+    api_key: ApiKey = None,
 ) -> None:
-    """Turn a code back into an image."""
+    """Decode tokens to an image."""
     media_type = _media_type(output)
-    tokens = _tokens(code) if "," in code else code.strip()
-    with _naming():
+    tokens = _token_ids(code) if "," in code else code.strip()
+    with _command_errors():
         picture = _models(tokenizer, weights, url, api_key).decode(tokens, media_type=media_type)
     _write(output, picture.data)
 
 
 def generate(
-    label: Annotated[str, typer.Argument(metavar="CLASS", help="Class by name or id; - for no class.")],
+    label: Annotated[str, typer.Argument(metavar="CLASS", help="Class name or id; - for unconditional generation.")],
     output: Output,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same image.")] = None,
-    preset: Annotated[str, typer.Option(help="published, demo or fast.")] = "demo",
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed; equal seeds give equal images.")] = None,
+    preset: Annotated[str, typer.Option(help="Sampling preset: published, demo or fast.")] = "demo",
     tokenizer: Tokenizer = None,
     url: Url = None,
-    api_key: Key = None,
+    api_key: ApiKey = None,
 ) -> None:
-    """Make a new image of a class with the tokenizer's own generator."""
+    """Generate an image of a class."""
     media_type = _media_type(output)
-    asked = None if label == "-" else int(label) if label.isdigit() else label
-    with _naming():
-        made = _models(tokenizer, None, url, api_key).generate(asked, seed=seed, preset=preset, media_type=media_type)
-    _write(output, made.picture.data)
-    console.print(f"seed {made.seed}, code {made.code}", highlight=False)
+    class_ = None if label == "-" else int(label) if label.isdigit() else label
+    with _command_errors():
+        models = _models(tokenizer, None, url, api_key)
+        generated = models.generate(class_, seed=seed, preset=preset, media_type=media_type)
+    _write(output, generated.picture.data)
+    say(f"seed {generated.seed}, code {generated.code}")
 
 
 def reconstruct(
-    image: Annotated[Path, typer.Argument(help="Image file; - is standard input.")],
+    image: Annotated[Path, typer.Argument(help="Image file; - for standard input.")],
     output: Output,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
     url: Url = None,
-    api_key: Key = None,
+    api_key: ApiKey = None,
 ) -> None:
-    """See what an image's tokens keep of it: the image they make, and how close it comes."""
+    """Encode, decode and measure quality (PSNR and SSIM)."""
     media_type = _media_type(output)
-    with _naming([image]):
-        made = _models(tokenizer, weights, url, api_key).reconstruct(_read(image), media_type=media_type)
-    _write(output, made.picture.data)
-    psnr = "no difference" if made.psnr is None else f"PSNR {made.psnr} dB"
-    console.print(f"{psnr}, SSIM {made.ssim}, code {made.code}", highlight=False)
+    with _command_errors([image]):
+        result = _models(tokenizer, weights, url, api_key).reconstruct(_read(image), media_type=media_type)
+    _write(output, result.picture.data)
+    psnr = "identical" if result.psnr is None else f"PSNR {result.psnr} dB"
+    say(f"{psnr}, SSIM {result.ssim}, code {result.code}")
 
 
 def _models(tokenizer: str | None, weights: str | None, url: str | None, api_key: str | None) -> ImageModels:
     if url is not None:
-        from service.cli.remote_models import RemoteModels  # who runs models here needs no HTTP
+        from service.cli.remote_models import RemoteModels  # httpx is not needed for local models
 
         return RemoteModels(url, api_key=api_key)
     from service.cli.local_models import LocalModels  # torch is slow to import
@@ -146,19 +131,19 @@ def _models(tokenizer: str | None, weights: str | None, url: str | None, api_key
 
 
 @contextmanager
-def _naming(paths: Sequence[Path] = ()) -> Iterator[None]:
-    """Turns what the models raise into one line, with the file to blame before it."""
+def _command_errors(paths: Sequence[Path] = ()) -> Iterator[None]:
+    """Raises errors of models as ``CommandError``, with the path of the offending image."""
     from service.client.errors import ServiceProblem, TiTokError
 
     try:
         yield
     except (ServiceError, TiTokError) as error:
-        place = (error.index or 0) if isinstance(error, ServiceProblem) else 0
-        blamed = paths[place : place + 1] if isinstance(error, ServiceProblem | ServiceError) else ()
-        raise CommandError(": ".join([*map(str, blamed), str(error)])) from None
+        index = (error.index or 0) if isinstance(error, ServiceProblem) else 0
+        offending = paths[index : index + 1] if isinstance(error, ServiceProblem | ServiceError) else ()
+        raise CommandError(": ".join([*map(str, offending), str(error)])) from None
 
 
-def _line(path: Path, encoded: Encoded) -> dict[str, Any]:
+def _document(path: Path, encoded: Encoded) -> dict[str, Any]:
     return {
         "image": str(path),
         "tokens": list(encoded.tokens),
@@ -169,8 +154,8 @@ def _line(path: Path, encoded: Encoded) -> dict[str, Any]:
     }
 
 
-def _files(path: Path) -> list[Path]:
-    """The path itself, or the images in a folder and below, by name."""
+def _image_files(path: Path) -> list[Path]:
+    """The path, or the images in and below a folder, sorted by name."""
     if not path.is_dir():
         return [path]
     return sorted(file for file in path.rglob("*") if file.suffix.lower() in ACCEPTED_SUFFIXES and file.is_file())
@@ -202,8 +187,8 @@ def _media_type(path: Path) -> str:
     return media_type
 
 
-def _tokens(text: str) -> list[int]:
+def _token_ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise CommandError("token ids are whole numbers separated by commas") from None
+        raise CommandError("token ids must be whole numbers separated by commas") from None

@@ -1,11 +1,11 @@
-"""Models in this process, with those calls of the client that the command needs, so that it can do without a service."""
+"""Models loaded in this process, with the results of the client."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ __all__ = ["LocalModels"]
 
 
 class LocalModels:
-    """A tokenizer, and its own generator, on the CPU; each is loaded when it is needed.
+    """A tokenizer and its generator on the CPU, loaded on first use.
 
     Raises ``CheckpointError``, ``UnknownVariantError``, ``CodeError``, ``ValueError`` or ``ServiceError``.
     """
@@ -45,26 +45,27 @@ class LocalModels:
         return load_generator(self._name)
 
     def encode(self, images: Sequence[bytes]) -> list[Encoded]:
-        """Tokens of image files, one after the other."""
-        return [self._encode(decode_image(data, limits=self._limits)) for data in images]
+        """Tokens of image files."""
+        decoded = (decode_image(data, limits=self._limits) for data in images)
+        return [
+            Encoded(**self._tokenized(self._tokens(image)), original_size=image.original_size, cached=False)
+            for image in decoded
+        ]
 
     def decode(self, tokens: str | Sequence[int], *, media_type: str) -> Picture:
-        """The picture of a code, or of K token ids."""
+        """The image of a code, or of K token ids."""
         code_format = self._tokenizer.code_format
         ids = code_format.from_text([tokens]) if isinstance(tokens, str) else np.array([tokens], np.int64)
         return self._picture(self._pixels(ids), media_type)
 
     def generate(self, label: int | str | None, *, seed: int | None, preset: str, media_type: str) -> Generated:
-        """A new image of a class."""
+        """A generated image of a class."""
         classes = ClassIndex(self._generator.class_names)
         index = classes.resolve(label)
         seed = secrets.randbelow(2**32) if seed is None else seed
         tokens = self._generator.generate([index], seeds=[seed], preset=preset).numpy()
         return Generated(
-            tokens=tuple(tokens[0].tolist()),
-            code=self._tokenizer.code_format.to_text(tokens)[0],
-            model=self._tokenizer.name,
-            revision=self._tokenizer.revision,
+            **self._tokenized(tokens),
             index=0,
             seed=seed,
             class_id=index,
@@ -75,32 +76,32 @@ class LocalModels:
         )
 
     def reconstruct(self, image: bytes, *, media_type: str) -> Reconstruction:
-        """An image after its tokens, and how close it came."""
+        """An image after encoding and decoding, with its quality."""
         decoded = decode_image(image, limits=self._limits)
-        encoded = self._encode(decoded)
-        pixels = self._pixels(np.array([encoded.tokens], np.int64))
+        tokens = self._tokens(decoded)
+        pixels = self._pixels(tokens)
         psnr, ssim = measure_quality(pixels, eval_crop(decoded.image, self._tokenizer.image_size))
         return Reconstruction(
-            tokens=encoded.tokens,
-            code=encoded.code,
-            model=encoded.model,
-            revision=encoded.revision,
-            original_size=encoded.original_size,
+            **self._tokenized(tokens),
+            original_size=decoded.original_size,
             psnr=psnr,
             ssim=ssim,
             picture=self._picture(pixels, media_type),
         )
 
-    def _encode(self, image: DecodedImage) -> Encoded:
-        tokens = self._tokenizer.encode(eval_crop(image.image, self._tokenizer.image_size)[None]).numpy()
-        return Encoded(
-            tokens=tuple(tokens[0].tolist()),
-            code=self._tokenizer.code_format.to_text(tokens)[0],
-            model=self._tokenizer.name,
-            revision=self._tokenizer.revision,
-            original_size=image.original_size,
-            cached=False,
-        )
+    def _tokens(self, image: DecodedImage) -> npt.NDArray[np.int64]:
+        crop = eval_crop(image.image, self._tokenizer.image_size)
+        tokens: npt.NDArray[np.int64] = self._tokenizer.encode(crop[None]).numpy()
+        return tokens
+
+    def _tokenized(self, tokens: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """The fields of ``Tokenized``, of tokens int64 [1, K]."""
+        return {
+            "tokens": tuple(tokens[0].tolist()),
+            "code": self._tokenizer.code_format.to_text(tokens)[0],
+            "model": self._tokenizer.name,
+            "revision": self._tokenizer.revision,
+        }
 
     def _pixels(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         pixels: npt.NDArray[np.uint8] = self._tokenizer.decode(tokens).numpy()[0]

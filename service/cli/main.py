@@ -1,4 +1,4 @@
-"""The ``titok`` command: serve, or do the same things once, here or on a running service."""
+"""The ``titok`` command."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
-from models.codes.code_format import CodeError
-from models.errors import CheckpointError, ConfigError, UnknownVariantError
+from models.errors import CheckpointError, UnknownVariantError
 from service.cli.cache import cache
 from service.cli.doctor import doctor
 from service.cli.evaluate import evaluate
-from service.cli.images import CommandError, Tokenizer, decode, encode, generate, reconstruct
+from service.cli.images import decode, encode, generate, reconstruct
 from service.cli.keys import keys
+from service.cli.options import CommandError, Tokenizer
+from service.cli.terminal import say
 from service.cli.tokenize import tokenize
 from service.cli.train import train
 from service.cli.verify import verify
@@ -26,57 +26,69 @@ from service.version import VERSION
 
 __all__ = ["main"]
 
-app = typer.Typer(name="titok", help="Images to tokens and back.", no_args_is_help=True, add_completion=False)
-for command in (encode, decode, generate, reconstruct):
+app = typer.Typer(
+    name="titok",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (encode, decode, generate, reconstruct, tokenize, doctor, verify, evaluate):
     app.command()(command)
-app.command()(tokenize)
-app.command()(doctor)
-app.command()(verify)
-app.command()(evaluate)
 app.add_typer(train, name="train")
 app.add_typer(cache, name="cache")
 app.add_typer(keys, name="keys")
-console = Console(stderr=True)
 
 
 def main() -> None:
-    """Entry point: errors that a user can mend are one line, not a traceback."""
+    """Runs the command. Prints errors that the user can correct as one line, without a traceback."""
     try:
         app()
-    except (
-        CommandError,
-        CheckpointError,
-        ConfigError,
-        UnknownVariantError,
-        CodeError,
-        ServiceError,
-        ValueError,
-    ) as error:
-        console.print(f"titok: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    except (CommandError, CheckpointError, UnknownVariantError, ServiceError, ValueError) as error:
+        say(f"titok: {error}", style="red")
         sys.exit(1)
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        typer.echo(f"titok {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _titok(
+    version: Annotated[  # handled by its callback
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Image tokenization with TiTok: images to discrete tokens and back, and class-conditional generation."""
 
 
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API.")] = None,
-    admin_port: Annotated[int | None, typer.Option(help="Port of metrics and health.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Variant name.")] = None,
-    tokenizer_weights: Annotated[str | None, typer.Option(help="File, folder or hub id.")] = None,
-    generator: Annotated[str | None, typer.Option(help="Variant name, 'auto' or 'off'.")] = None,
-    generator_weights: Annotated[str | None, typer.Option(help="File, folder or hub id.")] = None,
-    devices: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0, cuda:0,cuda:1 or auto.")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Port of metrics and health checks.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Variant name of the tokenizer.")] = None,
+    tokenizer_weights: Annotated[str | None, typer.Option(help="File, folder or Hugging Face repository.")] = None,
+    generator: Annotated[str | None, typer.Option(help="Variant name of the generator, 'auto' or 'off'.")] = None,
+    generator_weights: Annotated[str | None, typer.Option(help="File, folder or Hugging Face repository.")] = None,
+    devices: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0 or cuda:0,cuda:1.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, tf32, tf32x3, float16 or bfloat16.")] = None,
-    workers: Annotated[str | None, typer.Option(help="process, or inline: all in one process.")] = None,
-    front_ends: Annotated[int | None, typer.Option(help="Processes that answer HTTP; 0: as many as fit.")] = None,
+    workers: Annotated[str | None, typer.Option(help="process, or inline: everything in one process.")] = None,
+    front_ends: Annotated[int | None, typer.Option(help="Number of HTTP processes; 0: by the number of cores.")] = None,
     cache: Annotated[str | None, typer.Option(help="auto, memory, redis or off.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or text.")] = None,
 ) -> None:
-    """Start the service. Every other setting is an environment variable (see docs/configuration.md)."""
+    """Start the service.
+
+    All settings are environment variables, TITOK_PORT for --port and so on; docs/configuration.md lists those without an
+    option and the defaults.
+    """
+    flags = {name: value for name, value in locals().items() if value is not None}
     from service.processes.serve import serve as run  # the web framework is slow to import
 
-    flags = {name: value for name, value in locals().items() if name != "run" and value is not None}
     try:
         settings = Settings(**flags)
     except ValidationError as error:
@@ -86,20 +98,20 @@ def serve(
 
 @app.command()
 def info(tokenizer: Tokenizer = None) -> None:
-    """Print what is known of the variants, or load one and print its facts."""
+    """List the model variants, or load one and describe it."""
     if tokenizer is None:
         from models.checkpoints.registry import GENERATORS, TOKENIZERS
 
         for name, variant in TOKENIZERS.items():
-            figures = [f"rFID {variant.rfid}"] if variant.rfid else []
-            figures += ["with generator"] if name in GENERATORS else []
-            typer.echo(f"{name:<22} {variant.weights!s:<62} {', '.join(figures)}")
+            notes = [f"rFID {variant.rfid}"] if variant.rfid else []
+            notes += ["with generator"] if name in GENERATORS else []
+            typer.echo(f"{name:<22} {variant.weights!s:<62} {', '.join(notes)}")
         typer.echo(f"titok-service {VERSION}")
         return
     from models import load_tokenizer
 
     model = load_tokenizer(tokenizer)
-    facts = {
+    description = {
         "name": model.name,
         "revision": model.revision,
         "source": model.source,
@@ -108,4 +120,4 @@ def info(tokenizer: Tokenizer = None) -> None:
         "num_tokens": model.num_tokens,
         "codebook_size": model.codebook_size,
     }
-    typer.echo(json.dumps(facts, indent=2))
+    typer.echo(json.dumps(description, indent=2))

@@ -1,4 +1,4 @@
-"""``titok verify``: whether downloaded weights are the published ones, said so that a script can tell."""
+"""``titok verify``: checks that weights are the published ones; the exit code is the verdict."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ __all__ = ["verify"]
 
 
 def verify(
-    name: Annotated[str, typer.Argument(help="Variant name, for example titok-l-32.")],
-    weights: Annotated[str | None, typer.Option(help="File, folder or hub id; by default the variant's own.")] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder with the images whose tokens were published.", file_okay=False)
+    name: Annotated[str, typer.Argument(help="Variant name, such as titok-l-32.")],
+    weights: Annotated[
+        str | None, typer.Option(help="File, folder or Hugging Face repository; default: the variant's.")
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="Checksum that the file must have, 64 hexadecimal digits.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder with the images of published tokens.", file_okay=False)
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the file, 64 hexadecimal digits.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Prove that weights are the published ones. Exit code 0: proven; 1: they are not, or an error; 3: not proven."""
+    """Check that weights are the published ones.
+
+    Exit code 0: proven; 1: they differ, or an error; 3: they load, but nothing proves it.
+    """
     from models.verification import Verdict, verify_tokenizer  # torch is slow to import
 
     found = verify_tokenizer(name, weights=weights, images=images, sha256=sha256)

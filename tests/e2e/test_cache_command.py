@@ -1,4 +1,4 @@
-"""``titok cache`` as people run it, on a real Redis that a real service uses as well."""
+"""``titok cache`` on a Redis server that a running service uses too."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def empty(redis_server: RedisServer) -> None:
 
 @pytest.fixture(scope="module")
 def shared(redis_server: RedisServer) -> Iterator[Server]:
-    """A service with nothing in front of Redis, which it asks patiently: a busy machine makes no hit a miss."""
+    """A service without a cache in memory, with a long Redis timeout, so that a busy machine turns no hit into a miss."""
     server = start_server(
         **QUICK_START, redis_url=redis_server.url, cache_front_entries="0", redis_timeout="1", generator="off"
     )
@@ -57,7 +57,7 @@ def crops(photograph: Image.Image, count: int) -> list[bytes]:
 
 @pytest.fixture
 def folder(photographs: list[Image.Image], tmp_path: Path) -> Path:
-    """Five photographs, one of them twice, and two files that are none."""
+    """Five photographs, one of them twice, and two broken files."""
     place = tmp_path / "photos"
     place.mkdir()
     for number, image in enumerate(crops(photographs[0], 5)):
@@ -80,12 +80,12 @@ def encode(server: Server, image: bytes) -> Any:
     return answer.raise_for_status().json()["data"][0]
 
 
-def test_a_model_here_makes_files_known_to_the_service(
+def test_warming_with_a_local_model_fills_the_cache_of_the_service(
     titok: Path, folder: Path, redis_server: RedisServer, shared: Server
 ) -> None:
     ended = run(titok, "warm", folder, redis_url=redis_server.url)
     assert ended.returncode == 3, ended.stderr
-    assert ended.stderr.splitlines()[-1] == "5 images encoded, 1 known already, 2 broken"
+    assert ended.stderr.splitlines()[-1] == "5 images encoded, 1 already cached, 2 broken"
     named = [line.partition(":")[0] for line in ended.stderr.splitlines()[:-1]]
     assert sorted(named) == ["broken", "empty"]
     images = [(folder / f"{number}.jpg").read_bytes() for number in range(5)]
@@ -97,7 +97,7 @@ def test_a_model_here_makes_files_known_to_the_service(
     assert [encode(shared, image) for image in images] == [{**image, "cached": False} for image in warmed]
 
 
-def test_a_service_makes_the_images_of_an_archive_known_to_itself(
+def test_warming_through_a_service_fills_its_cache(
     titok: Path, redis_server: RedisServer, shared: Server, photographs: list[Image.Image], tmp_path: Path
 ) -> None:
     images = crops(photographs[1], 6)
@@ -111,14 +111,14 @@ def test_a_service_makes_the_images_of_an_archive_known_to_itself(
         pass
     ended = run(titok, "warm", tmp_path / "set.tar", "--url", shared.url)
     assert ended.returncode == 3, ended.stderr
-    assert ended.stderr.splitlines()[-1] == "5 images encoded, 1 known already, 1 broken"
+    assert ended.stderr.splitlines()[-1] == "5 images encoded, 1 already cached, 1 broken"
     assert ended.stderr.startswith("006: ")
     assert encode(shared, images[0]) == {**before, "cached": True}
     ended = run(titok, "warm", tmp_path / "set.tar", "--url", shared.url)
-    assert ended.stderr.splitlines()[-1] == "0 images encoded, 6 known already, 1 broken"
+    assert ended.stderr.splitlines()[-1] == "0 images encoded, 6 already cached, 1 broken"
 
 
-def test_stats_are_a_table_or_a_document(titok: Path, redis_server: RedisServer, shared: Server, jpeg: bytes) -> None:
+def test_stats_print_a_table_or_json(titok: Path, redis_server: RedisServer, shared: Server, jpeg: bytes) -> None:
     known = encode(shared, jpeg)
     while not encode(shared, jpeg)["cached"]:
         pass
@@ -143,7 +143,7 @@ def test_stats_are_a_table_or_a_document(titok: Path, redis_server: RedisServer,
     )
 
 
-def test_a_purge_says_how_many_and_asks_on_a_terminal(
+def test_purge_counts_keys_and_asks_for_confirmation_on_a_terminal(
     titok: Path, redis_server: RedisServer, shared: Server, jpeg: bytes
 ) -> None:
     encode(shared, jpeg)
@@ -176,11 +176,11 @@ def test_a_purge_says_how_many_and_asks_on_a_terminal(
         (["stats"], "needs TITOK_REDIS_URL"),
         (["stats", "--url", "http://localhost"], "a Redis URL begins with"),
         (["stats", "--url", "unix:///nowhere.sock"], "Redis: "),
-        (["purge", "--url", "unix:///nowhere.sock"], "say what to remove"),
+        (["purge", "--url", "unix:///nowhere.sock"], "specify what to remove"),
         (["warm", "/nowhere", "--redis-url", "unix:///nowhere.sock"], "there is nothing at /nowhere"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(titok: Path, arguments: list[str], message: str) -> None:
+def test_errors_of_the_user_are_one_line(titok: Path, arguments: list[str], message: str) -> None:
     ended = run(titok, *arguments)
     assert ended.returncode == 1
     assert message in ended.stderr

@@ -1,4 +1,4 @@
-"""The ``titok`` command without a server."""
+"""The ``titok`` command without a service."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from service.version import VERSION
+
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
@@ -22,7 +24,7 @@ def run(titok: Path) -> Run:
     return run
 
 
-def test_encode_prints_a_line_of_json_an_image_and_decode_draws_it(run: Run, jpeg: bytes, tmp_path: Path) -> None:
+def test_encode_prints_json_lines_and_decode_writes_an_image(run: Run, jpeg: bytes, tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(jpeg)
     ended = run("encode", path, "-", stdin=jpeg)
@@ -35,7 +37,7 @@ def test_encode_prints_a_line_of_json_an_image_and_decode_draws_it(run: Run, jpe
     assert by_code.read_bytes() == by_tokens.read_bytes()
 
 
-def test_generate_draws_the_same_image_for_the_same_seed(run: Run, tmp_path: Path) -> None:
+def test_equal_seeds_generate_equal_images(run: Run, tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
         assert run("generate", "cat", tmp_path / name, "--seed", "3", "--preset", "fast").returncode == 0
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
@@ -48,6 +50,20 @@ def test_info_lists_the_variants_and_describes_one(run: Run) -> None:
     assert b"titok-l-32" in run("info").stdout
     facts = json.loads(run("info", "--tokenizer", "titok-mini-32").stdout)
     assert (facts["num_tokens"], facts["codebook_size"], facts["image_size"]) == (32, 4096, 128)
+
+
+def test_the_version_is_shown(run: Run) -> None:
+    assert run("--version").stdout.decode() == f"titok {VERSION}\n"
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["serve"], ["encode"], ["cache", "purge"], ["keys", "new"], ["train", "tokenizer"]]
+)
+def test_h_shows_help(run: Run, command: list[str]) -> None:
+    short, long = run(*command, "-h"), run(*command, "--help")
+    assert short.returncode == 0, short.stderr
+    assert short.stdout == long.stdout
+    assert " ".join(["Usage: titok", *command]) in short.stdout.decode()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +80,7 @@ def test_info_lists_the_variants_and_describes_one(run: Run) -> None:
         (["info", "--tokenizer", "titok-x"], "no tokenizer is called 'titok-x'"),
     ],
 )
-def test_a_mistake_is_one_clear_line(run: Run, arguments: list[str], message: str) -> None:
+def test_errors_are_one_line(run: Run, arguments: list[str], message: str) -> None:
     ended = run(*arguments)
     assert ended.returncode == 1
     shown = " ".join(ended.stderr.decode().split())

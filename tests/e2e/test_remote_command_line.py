@@ -73,12 +73,12 @@ def test_remote_and_local_answers_are_the_same(run: Run, exact_server: Server, f
     assert b"PSNR" in (tmp_path / "here.txt").read_bytes()
 
 
-def test_a_picture_of_a_service_can_be_piped(run: Run, server: Server, jpeg: bytes) -> None:
+def test_an_image_of_a_service_can_be_piped(run: Run, server: Server, jpeg: bytes) -> None:
     ended = run("reconstruct", "-", "-", "--url", server.url, stdin=jpeg)
     assert Image.open(io.BytesIO(ended.stdout)).format == "PNG"
 
 
-def test_a_service_is_asked_without_importing_torch(server: Server, tmp_path: Path) -> None:
+def test_commands_with_url_do_not_import_torch(server: Server, tmp_path: Path) -> None:
     probe = f"""
 import sys
 sys.modules["torch"] = None
@@ -102,7 +102,7 @@ main()
     ],
     ids=["a short code", "a class", "no file", "a file of several", "a local file", "an address"],
 )
-def test_a_mistake_is_one_line_that_names_what_was_wrong(
+def test_errors_are_one_line_that_names_the_cause(
     run: Run, server: Server, folder: Path, arguments: list[str], message: str
 ) -> None:
     known = {"URL": server.url, "FOLDER": str(folder)}
@@ -116,7 +116,7 @@ def test_a_mistake_is_one_line_that_names_what_was_wrong(
     assert "Traceback" not in shown
 
 
-def test_no_service_is_one_line_too(run: Run) -> None:
+def test_a_refused_connection_is_one_line(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     ended = run("decode", "A" * 64, "x.png", "--url", f"http://127.0.0.1:{port}")
@@ -128,20 +128,20 @@ def checks(ended: subprocess.CompletedProcess[bytes]) -> dict[str, dict[str, str
     return {check["name"]: check for check in map(json.loads, ended.stdout.splitlines())}
 
 
-def test_the_doctor_finds_nothing_wrong_where_a_service_would_start(run: Run) -> None:
+def test_the_doctor_finds_no_error_where_a_service_would_start(run: Run) -> None:
     ended = run("doctor", TITOK_PORT="0", TITOK_ADMIN_PORT="0", TITOK_API_KEYS="s3cret")
     assert ended.returncode == 0, ended.stdout
     text = ended.stdout.decode()
     assert f"titok-mini-32 revision {EXAMPLE_REVISION.removesuffix('-p1')}" in text
-    assert "there and back on cpu" in text
+    assert "encoded and decoded on cpu" in text
     assert "s3cret" not in text
 
 
-def test_the_doctor_tells_a_running_service_from_a_stranger_on_a_port(run: Run, server: Server) -> None:
+def test_the_doctor_distinguishes_a_running_service_from_another_program_on_a_port(run: Run, server: Server) -> None:
     port, admin_port = (url.rpartition(":")[2] for url in (server.url, server.admin_url))
     mine = checks(run("doctor", "--json", TITOK_PORT=port, TITOK_ADMIN_PORT=admin_port))
     assert [mine[name]["verdict"] for name in ("port", "admin port")] == ["warning", "warning"]
-    assert "a TiTok service that runs already" in mine["port"]["found"]
+    assert "is used by a running TiTok service" in mine["port"]["found"]
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         ended = run("doctor", "--json", TITOK_PORT=str(stranger.getsockname()[1]), TITOK_ADMIN_PORT="0")
     assert ended.returncode == 1
@@ -153,15 +153,13 @@ def test_the_doctor_tells_a_running_service_from_a_stranger_on_a_port(run: Run, 
     ("settings", "name", "found"),
     [
         ({"TITOK_PORT": "none"}, "settings", "TITOK_PORT"),
-        ({"TITOK_DEVICES": "cuda:7"}, "device", "no CUDA device"),
+        ({"TITOK_DEVICES": "cuda:7"}, "device", "no usable CUDA device"),
         ({"TITOK_TOKENIZER_WEIGHTS": "/nowhere.safetensors"}, "weights", "/nowhere.safetensors"),
         ({"TITOK_TOKENIZER": "titok-x"}, "models", "no tokenizer is called 'titok-x'"),
     ],
     ids=["a setting", "a device", "weights", "a variant"],
 )
-def test_the_doctor_says_what_is_wrong_and_what_to_do(
-    run: Run, settings: dict[str, str], name: str, found: str
-) -> None:
+def test_the_doctor_reports_errors_with_advice(run: Run, settings: dict[str, str], name: str, found: str) -> None:
     ended = run("doctor", "--json", **settings)
     assert ended.returncode == 1
     check = checks(ended)[name]

@@ -1,4 +1,4 @@
-"""``titok tokenize`` as people run it, with the shipped checkpoint."""
+"""``titok tokenize`` with the shipped checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def source(photographs: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty photographs in two folders, and two files that are none."""
+    """Forty photographs in two folders, and two broken files."""
     folder = tmp_path_factory.mktemp("set")
     for number in range(40):
         path = folder / ("even", "odd")[number % 2] / f"{number:02d}.jpg"
@@ -38,7 +38,7 @@ def test_a_folder_becomes_the_tokens_that_encode_prints_and_broken_images_are_co
 ) -> None:
     ended = tokenize(titok, source, tmp_path / "tokens", "--format", "jsonl")
     assert ended.returncode == 3
-    assert ended.stderr.splitlines()[-1].startswith("40 images tokenized, 2 left out (see ")
+    assert ended.stderr.splitlines()[-1].startswith("40 images tokenized, 2 skipped (see ")
     lines = (tmp_path / "tokens" / "tokens-000000.jsonl").read_text().splitlines()
     tokens = {row["key"]: row["tokens"] for row in map(json.loads, lines)}
     paths = [source / "even" / "00.jpg", source / "odd" / "39.jpg"]
@@ -73,7 +73,7 @@ def test_a_command_that_was_ended_midway_goes_on_to_the_same_bytes(
         ([".", "tokens", "--image-column", "image"], "it has no columns"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(
+def test_errors_of_the_user_are_one_line(
     arguments: list[str], message: str, titok: Path, source: Path, tmp_path: Path
 ) -> None:
     given = [str(source) if argument == "." else argument for argument in arguments]

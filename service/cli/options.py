@@ -1,0 +1,33 @@
+"""Options that several commands share, and the error of a command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["ApiKey", "CommandError", "Device", "Tokenizer", "Url", "Weights"]
+
+
+class CommandError(Exception):
+    """An error that the user can correct; the message says how."""
+
+
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Variant name of the tokenizer, such as titok-l-32.", envvar="TITOK_TOKENIZER")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of the tokenizer: file, folder or Hugging Face repository.", envvar="TITOK_TOKENIZER_WEIGHTS"
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="Send the request to this service, such as http://127.0.0.1:8000, instead of loading a model.",
+        envvar="TITOK_URL",
+    ),
+]
+ApiKey = Annotated[str | None, typer.Option(help="API key for --url.", envvar="TITOK_API_KEY")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
