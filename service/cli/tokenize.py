@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.cli.options import Device, Tokenizer, Weights
 from service.cli.terminal import SOME_BROKEN, image_progress, say
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.bulk.run import Job, Result
 
 __all__ = ["tokenize"]
 
@@ -89,7 +92,7 @@ def tokenize(
     Broken images are skipped and listed in DEST/errors.jsonl; the exit code is then 3.
     """
     from service.bulk.crops import Crops
-    from service.bulk.run import Job, run_job  # torch is slow to import
+    from service.bulk.run import Job  # torch is slow to import
     from service.bulk.sources import open_source
 
     settings = Settings()
@@ -107,13 +110,18 @@ def tokenize(
         threads=decode_threads,
         max_pixels=settings.max_pixels,
     )
-    with image_progress("tokenize", job.source.total) as progress:
-        if ray is None:
-            result = run_job(job, progress=progress)
-        else:
-            from service.bulk.on_ray import run_on_ray
-
-            result = run_on_ray(job, ray, actors=ray_actors, progress=progress)
+    result = _run(job, ray, ray_actors)
     listed = f" (see {dest / 'errors.jsonl'})" if result.broken else ""
     say(f"{result.images} images tokenized, {result.broken} skipped{listed}, {result.shards} shards in {dest}")
     raise typer.Exit(SOME_BROKEN if result.broken else 0)
+
+
+def _run(job: Job, ray: str | None, ray_actors: int) -> Result:
+    with image_progress("tokenize", job.source.total) as progress:
+        if ray is None:
+            from service.bulk.run import run_job
+
+            return run_job(job, progress=progress)
+        from service.bulk.on_ray import run_on_ray
+
+        return run_on_ray(job, ray, actors=ray_actors, progress=progress)

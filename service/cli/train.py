@@ -1,15 +1,15 @@
-"""``titok train``: a tokenizer or a generator for pictures of one's own."""
+"""``titok train``: trains a tokenizer or a generator."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -17,30 +17,30 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.errors import missing_package
+from service.cli.options import CommandError, Device
 
 if TYPE_CHECKING:
     import torch
 
-    from models.training.run import RunOptions, TrainingCallbacks
-
 __all__ = ["train"]
 
 train = typer.Typer(
-    help="Train a tokenizer or a generator (needs the extra 'train'). Several GPUs: torchrun --nproc-per-node N "
-    "--no-python titok train ...",
+    help="Train a tokenizer or a generator. On several GPUs: `torchrun --nproc-per-node N --no-python titok train ...`",
     no_args_is_help=True,
 )
 
-Config = Annotated[str, typer.Argument(help="A TOML or YAML file, or a config of the project's own by its name.")]
-Data = Annotated[
-    Path, typer.Option(help="Folder of WebDataset shards (train-*.tar, val-*.tar, also .gz) or of class folders.")
+Config = Annotated[
+    str,
+    typer.Argument(help="TOML or YAML file, or the name of a config in models/training/configs."),
 ]
-Output = Annotated[Path, typer.Option(help="Folder for the state, the log, pictures and the checkpoint.")]
-Cache = Annotated[Path, typer.Option(help="Folder for decoded photographs and tokens.")]
-Minutes = Annotated[float | None, typer.Option(help="End earlier: the schedule then follows the clock.", min=0.01)]
-Threads = Annotated[int | None, typer.Option(help="Threads of each operation; by default one a core.", min=1)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Resume = Annotated[bool, typer.Option(help="Go on from the state in --output, if there is one.")]
+Data = Annotated[
+    Path, typer.Option(help="Dataset: folder of train-*.tar and val-*.tar shards (also .gz), or of class folders.")
+]
+Output = Annotated[Path, typer.Option(help="Folder for the training state, log, sample images and checkpoint.")]
+Cache = Annotated[Path, typer.Option(help="Folder for decoded images and tokens.")]
+Minutes = Annotated[float | None, typer.Option(help="Time limit, which the schedule then follows.", min=0.01)]
+Threads = Annotated[int | None, typer.Option(help="Threads per operation (default: one per core).", min=1)]
+Resume = Annotated[bool, typer.Option(help="Resume from the training state in --output, if there is one.")]
 
 _CACHE = Path("runs/cache")
 
@@ -56,8 +56,8 @@ def tokenizer(
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:
-    """Train a tokenizer: stage-1, stage-2 or one-stage, as its config says."""
-    _run(_training().train_tokenizer, config, data, output, cache, max_minutes, threads, device, resume=resume)
+    """Train a tokenizer; the config selects stage-1, stage-2 or one-stage training."""
+    _run("tokenizer", config, data, output, cache, max_minutes, threads, device, resume=resume)
 
 
 @train.command()
@@ -72,20 +72,11 @@ def generator(
     resume: Resume = False,
 ) -> None:
     """Train a class-conditional generator on the tokens of a trained tokenizer."""
-    _run(_training().train_generator, config, data, output, cache, max_minutes, threads, device, resume=resume)
-
-
-def _training() -> ModuleType:
-    """``models.training.run``, which imports torch and the packages of the extra "train"."""
-    try:
-        from models.training import run
-    except ModuleNotFoundError as error:
-        raise ValueError(missing_package(error, "train")) from error
-    return run
+    _run("generator", config, data, output, cache, max_minutes, threads, device, resume=resume)
 
 
 def _run(
-    work: Callable[[Path, RunOptions, TrainingCallbacks], dict[str, float]],
+    kind: Literal["tokenizer", "generator"],
     config: str,
     data: Path,
     output: Path,
@@ -96,11 +87,14 @@ def _run(
     *,
     resume: bool,
 ) -> None:
-    import torch
+    try:  # torch is slow to import, and other packages come with the extra
+        import torch
 
-    from models.errors import DataError
-    from models.training.loop import Diverged
-    from models.training.run import RunOptions, find_config
+        from models.errors import DataError
+        from models.training.loop import Diverged
+        from models.training.run import RunOptions, find_config, train_generator, train_tokenizer
+    except ModuleNotFoundError as error:
+        raise CommandError(missing_package(error, "train")) from error
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -110,15 +104,16 @@ def _run(
         torch.set_float32_matmul_precision("high")  # TF32, as published
     console = Console(stderr=True, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
-    places = RunOptions(data=data, output=output, cache=cache, device=on, max_minutes=max_minutes, resume=resume)
+    options = RunOptions(data=data, output=output, cache=cache, device=on, max_minutes=max_minutes, resume=resume)
     try:
-        with _Bars(console) as bars, _finishing(bars):
-            figures = work(find_config(config), places, bars)
+        with _Bars(console) as bars, _stop_on_signals(bars):
+            run = train_tokenizer if kind == "tokenizer" else train_generator
+            figures = run(find_config(config), options, bars)
     except (DataError, Diverged) as error:
-        raise ValueError(str(error)) from error
+        raise CommandError(str(error)) from error
     except OSError as error:
-        raise ValueError(
-            f"{error.strerror or error}: {error.filename or output}; what was saved before is whole"
+        raise CommandError(
+            f"{error.strerror or error}: {error.filename or output}; the previously saved state is intact"
         ) from error
     shown = {
         name: value for name, value in figures.items() if name.startswith(("validation", "codes", "entropy", "seam"))
@@ -137,13 +132,13 @@ def _device(name: str) -> torch.device:
 
 
 class _Bars:
-    """Progress on a terminal: preparation, then steps with images a second and the losses."""
+    """Progress bars: preparation, then training steps with the losses and images per second."""
 
     def __init__(self, console: Console) -> None:
         columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.1f} %")
         self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
         self._tasks: dict[str, TaskID] = {}
-        self.ending = False
+        self.is_stopping = False
 
     def __enter__(self) -> _Bars:
         self._progress.start()
@@ -153,19 +148,19 @@ class _Bars:
         self._progress.stop()
 
     def on_prepare(self, what: str, done: int, total: int | None) -> None:
-        """Draws how far a preparation is."""
+        """Shows the progress of a preparation."""
         self._progress.update(self._bar(what), completed=done, total=total)
 
     def on_step(self, step: int, progress: float, figures: dict[str, float]) -> None:
-        """Draws how far training is."""
+        """Shows the progress of training."""
         names = ("loss", "pixels", "perceptual", "adversarial", "proxy")
         losses = "  ".join(f"{name} {figures[name]:.4f}" for name in names if name in figures)
         speed = f"{figures['images_per_second']:.0f} images/s"
         self._progress.update(self._bar("training"), completed=progress, description=f"step {step}  {losses}  {speed}")
 
     def should_stop(self) -> bool:
-        """Whether a signal has asked the run to end."""
-        return self.ending
+        """Whether a signal has stopped the run."""
+        return self.is_stopping
 
     def _bar(self, name: str) -> TaskID:
         if name not in self._tasks:
@@ -174,8 +169,8 @@ class _Bars:
 
 
 @contextmanager
-def _finishing(bars: _Bars) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run after the step at hand, with everything saved; a second one ends it at once."""
+def _stop_on_signals(bars: _Bars) -> Iterator[None]:
+    """SIGINT or SIGTERM stops the run after the current step, with everything saved; a second signal stops it at once."""
 
     signals = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.getsignal(number) for number in signals}
@@ -185,7 +180,7 @@ def _finishing(bars: _Bars) -> Iterator[None]:
             signal.signal(number, handler)
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        bars.ending = True
+        bars.is_stopping = True
         restore()
 
     for number in signals:

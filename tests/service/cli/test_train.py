@@ -116,7 +116,7 @@ def start(folder: Path) -> Iterator[Start]:
 
 
 def ended(process: "subprocess.Popen[str]") -> str:
-    """What it said on its error channel, once it has ended well."""
+    """Its standard error, after it has succeeded."""
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
     return said
@@ -147,7 +147,7 @@ def test_a_tokenizer_and_then_its_generator_are_trained(start: Start, folder: Pa
     assert tokenizer.decode(generator.generate([0, 1], seeds=[1, 2])).shape == (2, 16, 16, 3)
 
 
-def test_a_run_killed_at_any_moment_goes_on_with_the_losses_of_an_undisturbed_one(start: Start, folder: Path) -> None:
+def test_a_killed_run_resumes_with_the_losses_of_an_uninterrupted_one(start: Start, folder: Path) -> None:
     ended(start("tokenizer", "tokenizer.toml", "undisturbed"))
     process = start("tokenizer", "tokenizer.toml", "killed")
     wait_for((folder / "killed" / "state.pt").exists, process)
@@ -161,7 +161,7 @@ def test_a_run_killed_at_any_moment_goes_on_with_the_losses_of_an_undisturbed_on
         assert found[step] == pytest.approx(losses, abs=1e-6)
 
 
-def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_that_loads(start: Start, folder: Path) -> None:
+def test_a_run_stopped_by_a_signal_leaves_a_checkpoint_that_loads(start: Start, folder: Path) -> None:
     (folder / "long.toml").write_text(TOKENIZER.replace("steps = 40", "steps = 100_000"))
     process = start("tokenizer", "long.toml", "stopped")
     wait_for((folder / "stopped" / "state.pt").exists, process)
@@ -170,13 +170,13 @@ def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_that_loads(start: Start,
     assert load_tokenizer("mine", weights=folder / "stopped" / "checkpoint").num_tokens == 4
 
 
-def test_the_clock_ends_a_run_in_a_checkpoint_that_loads(start: Start, folder: Path) -> None:
+def test_a_run_ended_by_the_time_limit_leaves_a_checkpoint_that_loads(start: Start, folder: Path) -> None:
     (folder / "long.toml").write_text(TOKENIZER.replace("steps = 40", "steps = 100_000"))
     ended(start("tokenizer", "long.toml", "timed", "--max-minutes", "0.03"))
     assert load_tokenizer("mine", weights=folder / "timed" / "checkpoint").num_tokens == 4
 
 
-def test_a_full_disk_leaves_the_previous_state_and_says_so(start: Start, folder: Path) -> None:
+def test_a_full_disk_keeps_the_previous_state(start: Start, folder: Path) -> None:
     ended(start("tokenizer", "tokenizer.toml", "full"))
     files = [folder / "full" / "state.pt", folder / "full" / "checkpoint" / "model.safetensors"]
     before = [file.read_bytes() for file in files]
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_previous_state_and_says_so(start: Start, folder:
     process = start("tokenizer", "more.toml", "full", "--resume", preexec_fn=no_room_for_a_state)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 1
-    assert "what was saved before is whole" in said
+    assert "the previously saved state is intact" in said
     assert "Traceback" not in said
     assert [file.read_bytes() for file in files] == before
 
@@ -201,7 +201,7 @@ def test_a_full_disk_leaves_the_previous_state_and_says_so(start: Start, folder:
         (("[schedule]", 'recipe = "stage-3"\n[schedule]'), "recipe"),
     ],
 )
-def test_a_config_that_is_wrong_is_one_line(start: Start, folder: Path, change: tuple[str, str], message: str) -> None:
+def test_a_wrong_config_is_one_line(start: Start, folder: Path, change: tuple[str, str], message: str) -> None:
     (folder / "wrong.toml").write_text(TOKENIZER.replace(*change))
     process = start("tokenizer", "wrong.toml", "wrong")
     said = process.communicate(timeout=120)[1]
