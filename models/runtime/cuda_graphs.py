@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,11 +28,8 @@ class Recording(NamedTuple):
     outputs: tuple[Tensor, ...]
 
 
-class Recorder(Protocol):
-    """Records the kernels that a function without arguments launches."""
-
-    def __call__(self, function: Callable[[], tuple[Tensor, ...]]) -> Recording:
-        """Runs the function and records it."""
+Recorder: TypeAlias = Callable[[Callable[[], tuple[Tensor, ...]]], Recording]
+"""Runs a function without arguments and records the kernels that it launches."""
 
 
 class CudaRecorder:

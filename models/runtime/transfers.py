@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ __all__ = [
     "CudaTransfers",
     "HostTransfers",
     "PendingResults",
-    "Transfers",
     "base_array",
     "pin",
     "transfers_for",
@@ -35,21 +34,11 @@ PendingResults: TypeAlias = Callable[[], tuple[Tensor, ...]]
 """Waits until results are on the host, and returns them."""
 
 
-class Transfers(Protocol):
-    """Runs a function on a device, with inputs and results on the host."""
-
-    def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> PendingResults:
-        """Starts to copy a host tensor to the device, to compute there, and to copy the results to the host.
-
-        The first result is written to ``into`` if given. ``host`` must not change until the results have arrived.
-        """
-
-
 class HostTransfers:
-    """The device is the host: nothing is copied."""
+    """Computes on the host: nothing is copied."""
 
     def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> PendingResults:
-        """See ``Transfers``."""
+        """See :meth:`CudaTransfers.run`."""
         first, *others = compute(host)
         results = (first if into is None else into.copy_(first), *others)
         return lambda: results
@@ -64,7 +53,10 @@ class CudaTransfers:
         self._download = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(self, host: Tensor, compute: Compute, into: Tensor | None = None) -> PendingResults:
-        """See ``Transfers``."""
+        """Starts to copy a host tensor to the device, to compute there, and to copy the results to the host.
+
+        The first result is written to ``into`` if given. ``host`` must not change until the results have arrived.
+        """
         stream = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._upload):
             inputs = host.to(self._device, non_blocking=True)
@@ -91,7 +83,7 @@ class CudaTransfers:
         return _PendingCopy(done, (host, inputs, *results), tuple(copies))
 
 
-def transfers_for(device: torch.device) -> Transfers:
+def transfers_for(device: torch.device) -> CudaTransfers | HostTransfers:
     """The implementation for ``device``."""
     return CudaTransfers(device) if device.type == "cuda" else HostTransfers()
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.sampling.settings import SamplingSettings
@@ -65,53 +66,49 @@ class StepParameters(NamedTuple):
     """Parameters of a step besides the tokens, one value per row: [R] each.
 
     ``label`` int64, negative for no class; ``token_key`` and ``confidence_key`` int64, keys of the row's noise;
-    ``guidance_weight`` float32, 0 for no guidance; ``from_unconditional`` bool, whether guidance is added to the
-    unconditional logits; ``logit_divisor`` and ``noise_scale`` float32; ``num_masked`` int64, the number of tokens that
-    stay masked; ``last`` bool, whether it is the last step.
+    ``from_unconditional`` bool, whether guidance is added to the unconditional logits; ``num_masked`` int64, the number of
+    tokens that stay masked; ``last`` bool, whether it is the last step; ``guidance_weight`` float32, 0 for no guidance;
+    ``logit_divisor`` and ``noise_scale`` float32.
     """
 
     label: Tensor
     token_key: Tensor
     confidence_key: Tensor
-    guidance_weight: Tensor
     from_unconditional: Tensor
-    logit_divisor: Tensor
-    noise_scale: Tensor
     num_masked: Tensor
     last: Tensor
+    guidance_weight: Tensor
+    logit_divisor: Tensor
+    noise_scale: Tensor
+
+
+_TABLE_ROW = np.dtype([("integers", np.int64, 6), ("floats", np.float64, 3)])
+"""``StepParameters`` of a row, in their order."""
 
 
 def pack_rows(rows: Sequence[SamplingRow]) -> Tensor:
     """Tokens and step parameters of R rows as a table int64 [R, K + 9]; floats are stored as float64 bits."""
-    num_tokens, settings = rows[0].tokens.shape[0], [row.settings for row in rows]
-    integers = np.array(
-        [
-            (
-                -1 if row.label is None else row.label,
-                _key(row, "token"),
-                _key(row, "confidence"),
-                row.needs_unconditional and kind.guidance_decay == "power-cosine",
-                # float64 before the floor, as published: 32 * masked_fraction can be within rounding of an integer
-                math.floor(np.float64(num_tokens) * kind.masked_fraction(row.step)),
-                row.step + 1 >= kind.steps,
-            )
-            for row, kind in zip(rows, settings, strict=True)
-        ],
-        np.int64,
-    )
-    floats = np.array(
-        [
-            (
-                kind.guidance_weight(row.step) if row.needs_unconditional else 0.0,
-                kind.logit_divisor(row.step),
-                kind.noise_scale(row.step),
-            )
-            for row, kind in zip(rows, settings, strict=True)
-        ],
-        np.float64,
-    )
     tokens = torch.stack([row.tokens for row in rows])
-    return torch.cat([tokens, torch.from_numpy(integers), torch.from_numpy(floats.view(np.int64))], dim=1)
+    return torch.cat([tokens, torch.from_numpy(np.stack([_parameters_of(row) for row in rows]))], dim=1)
+
+
+def _parameters_of(row: SamplingRow) -> NDArray[np.int64]:
+    settings, guided = row.settings, row.needs_unconditional
+    integers = (
+        -1 if row.label is None else row.label,
+        _key(row, "token"),
+        _key(row, "confidence"),
+        guided and settings.guidance_decay == "power-cosine",
+        # float64 before the floor, as published: 32 * masked_fraction can be within rounding of an integer
+        math.floor(np.float64(len(row.tokens)) * settings.masked_fraction(row.step)),
+        row.step + 1 >= settings.steps,
+    )
+    floats = (
+        settings.guidance_weight(row.step) if guided else 0.0,
+        settings.logit_divisor(row.step),
+        settings.noise_scale(row.step),
+    )
+    return np.array([(integers, floats)], _TABLE_ROW).view(np.int64)
 
 
 def unpack_rows(table: Tensor) -> tuple[Tensor, StepParameters]:
@@ -119,17 +116,8 @@ def unpack_rows(table: Tensor) -> tuple[Tensor, StepParameters]:
     num_tokens = table.shape[1] - len(StepParameters._fields)
     label, token_key, confidence_key, from_unconditional, num_masked, last, *floats = table[:, num_tokens:].unbind(1)
     weight, divisor, noise_scale = (bits.view(torch.float64).to(torch.float32) for bits in floats)
-    return table[:, :num_tokens], StepParameters(
-        label=label,
-        token_key=token_key,
-        confidence_key=confidence_key,
-        guidance_weight=weight,
-        from_unconditional=from_unconditional != 0,
-        logit_divisor=divisor,
-        noise_scale=noise_scale,
-        num_masked=num_masked,
-        last=last != 0,
-    )
+    flags = (from_unconditional != 0, num_masked, last != 0)
+    return table[:, :num_tokens], StepParameters(label, token_key, confidence_key, *flags, weight, divisor, noise_scale)
 
 
 class StepNoise(NamedTuple):
