@@ -1,4 +1,4 @@
-"""Cores that a process may use: affinity, and the quotas of its control groups."""
+"""Usable CPU cores: affinity and control group quotas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Machine = Callable[..., Path]
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Writes what a kernel says of a process on 16 cores: its groups, and files below /sys/fs/cgroup."""
+    """Writes the kernel files of a process on 16 cores: its groups, and files below /sys/fs/cgroup."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
 
     def write(groups: str, **files: str) -> Path:
@@ -35,11 +35,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     ("content", "cores"),
     [("400000 100000\n", 4), ("250000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 16), ("nonsense", 16)],
 )
-def test_a_container_has_the_whole_cores_of_its_quota(machine: Machine, content: str, cores: int) -> None:
+def test_a_quota_is_rounded_down_to_whole_cores(machine: Machine, content: str, cores: int) -> None:
     assert usable_cores(root=machine("0::/\n", **{"cpu.max": content})) == cores
 
 
-def test_the_tightest_group_on_the_way_up_counts(machine: Machine) -> None:
+def test_the_lowest_quota_of_all_parent_groups_counts(machine: Machine) -> None:
     root = machine(
         "0::/pods/pod/container\n",
         **{
@@ -52,7 +52,7 @@ def test_the_tightest_group_on_the_way_up_counts(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("folder", ["cpu", "cpu,cpuacct"])
-def test_the_older_layout_counts_too_even_where_only_the_hosts_path_is_known(machine: Machine, folder: str) -> None:
+def test_cgroup_v1_quotas_count_even_if_only_the_host_path_is_known(machine: Machine, folder: str) -> None:
     root = machine(
         "4:cpu,cpuacct:/docker/0123\n3:cpuset:/docker/0123\n",
         **{f"{folder}/cpu.cfs_quota_us": "150000\n", f"{folder}/cpu.cfs_period_us": "50000\n"},
@@ -60,7 +60,7 @@ def test_the_older_layout_counts_too_even_where_only_the_hosts_path_is_known(mac
     assert usable_cores(root=root) == 3
 
 
-def test_no_quota_is_every_core_it_may_run_on(machine: Machine) -> None:
+def test_without_a_quota_the_affinity_counts(machine: Machine) -> None:
     root = machine("1:cpu:/\n0::/\n", **{"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"})
     assert usable_cores(root=root) == 16
 

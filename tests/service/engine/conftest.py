@@ -1,4 +1,4 @@
-"""Engines on a fake device. Every test ends with empty queues, no thread left, and nothing told to nobody."""
+"""Engines on a fake device. Every test ends with empty queues, no threads left, and no unhandled errors in the loop."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def soon(clock: FakeClock) -> float:
-    """A deadline that a test does not reach unless it moves the clock."""
+    """A deadline that is reached only if the test advances the clock."""
     return clock.now + 3600
 
 
@@ -58,7 +58,7 @@ def no_device_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture(params=["inline", "remote"])
 def form(request: pytest.FixtureRequest) -> str:
-    """Where the device is: in a thread of the engine, or behind the socket that worker processes use."""
+    """Where the device is: in a thread of the engine, or behind a worker's socket."""
     return str(request.param)
 
 
@@ -130,7 +130,7 @@ def submit() -> Submit:
 
 @pytest.fixture
 def busy(device: FakeDevice, soon: float, submit: Submit) -> Busy:
-    """Holds the device on a request for image 0, so that what a test submits next gathers in the queues."""
+    """Blocks the device in a request for image 0, so that later requests queue up."""
 
     async def busy(engine: Engine) -> asyncio.Task[Any]:
         device.hold()

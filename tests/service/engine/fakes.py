@@ -1,4 +1,4 @@
-"""A device, an observer and a clock that tests can look into and hold still."""
+"""A fake device, observer and clock that tests control and inspect."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def images(*values: int) -> Pixels:
 
 
 def tokens(*values: int) -> Ids:
-    """The ids that the device makes of those images."""
+    """The ids that the device returns for those images."""
     return np.array(values, np.int64)[:, None] * 10 + np.arange(NUM_TOKENS)
 
 
@@ -58,12 +58,12 @@ def values_of_tokens(batch: Ids) -> tuple[int, ...]:
 
 
 def items(*seeds: int, steps: int = 3, label: int | None = None) -> list[GenerateItem]:
-    """Images to make; the settings of this device are the number of steps."""
+    """Images to generate; the settings of this device are the number of steps."""
     return [GenerateItem(label=label, seed=seed, settings=steps) for seed in seeds]
 
 
 def generated(*seeds: int, steps: int = 3, label: int | None = None) -> Ids:
-    """The ids that the device makes of those items."""
+    """The ids that the device returns for those items."""
     return np.array([_row_tokens(label, seed, steps) for seed in seeds])
 
 
@@ -72,12 +72,12 @@ def _row_tokens(label: int | None, seed: int, step: int) -> Ids:
 
 
 class DeviceLost(BaseException):
-    """What no ``except Exception`` catches, as when a native library panics."""
+    """An error that ``except Exception`` does not catch, as from a native library."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What the device was asked: the values of its rows, and for ``step`` (seed, step) of each."""
+    """A call of the device: the values of its rows; for ``step`` (seed, step) of each."""
 
     name: str
     rows: tuple[Any, ...]
@@ -85,7 +85,7 @@ class Call:
 
 @dataclass
 class FakeDevice:
-    """Computes pure functions that a test can check. While it is held, each call waits to be let through.
+    """Computes pure functions that a test can check. While it is held, each call blocks until it is let through.
 
     A value in ``poison`` makes the calls fail that bear it; one in ``fatal`` kills the thread, and one in
     ``fatal_once`` does so the first time. ``lose_next`` kills it whatever the next call bears.
@@ -119,12 +119,12 @@ class FakeDevice:
 
     @property
     def is_held(self) -> bool:
-        """Whether a call waits, and nothing lets it through."""
+        """Whether a call is blocked."""
         with self._changed:
             return self._waiting and not self._permits and not self._open
 
     def wait_for_calls(self, count: int) -> None:
-        """Blocks until so many calls have come, the last of which may be held."""
+        """Waits until that many calls were made, the last of which may be blocked."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.calls) >= count, PATIENCE), self.calls
 
@@ -151,7 +151,7 @@ class FakeDevice:
         if (steps < 1).any():
             raise ValueError("no steps")
         done = [row.step + 1 for row in rows]
-        for row in rows:  # what comes back is what went out
+        for row in rows:  # the state must be that of the last step
             expected = None if row.step == 0 else _row_tokens(row.label, row.seed, row.step)
             np.testing.assert_array_equal(row.tokens, expected)
         made = np.array([_row_tokens(row.label, row.seed, step) for row, step in zip(rows, done, strict=True)])
@@ -177,7 +177,7 @@ class FakeDevice:
 
 
 class FakeWorker:
-    """What a worker process does, in a thread: serves the device on a socket, and begins anew when it is lost."""
+    """A worker in a thread: serves the device on a socket, and restarts when the device is lost."""
 
     def __init__(self, address: Path, device_factory: Callable[[], Device], clock: Callable[[], float]) -> None:
         self.address = address
@@ -210,11 +210,11 @@ class FakeWorker:
         self.server.stop()
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
-        self.server.stop()  # it may have been replaced meanwhile
+        self.server.stop()  # the server may have been replaced meanwhile
 
 
 class FakeObserver:
-    """Keeps what it is told."""
+    """Records all events."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, int]] = []
@@ -244,7 +244,7 @@ class FakeObserver:
 
 
 class FakeClock:
-    """Seconds that pass when a test says so."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0

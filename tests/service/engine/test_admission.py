@@ -1,4 +1,4 @@
-"""What a lane takes, and how it refuses the rest."""
+"""Admission: limits of the queues and rejections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 IMAGE_BYTES = images(0).nbytes
 
 
-async def test_a_queue_takes_as_many_images_as_its_limit_and_refuses_the_next(
+async def test_a_full_queue_rejects_the_next_image(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start(max_images=3)
@@ -29,7 +29,7 @@ async def test_a_queue_takes_as_many_images_as_its_limit_and_refuses_the_next(
     await asyncio.gather(first, *others)
 
 
-async def test_a_queue_takes_as_many_bytes_as_its_limit_and_refuses_the_next(
+async def test_a_full_queue_rejects_by_bytes(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start(max_bytes=3 * IMAGE_BYTES)
@@ -59,7 +59,7 @@ async def test_lanes_have_their_own_limits(
 
 
 @pytest.mark.parametrize("limits", [{"max_images": 2}, {"max_bytes": 3 * IMAGE_BYTES - 1}])
-async def test_a_request_larger_than_the_queue_is_told_never_to_come_again(
+async def test_a_request_larger_than_the_queue_gets_no_retry_after(
     start: Start, observer: FakeObserver, soon: float, limits: dict[str, int]
 ) -> None:
     engine = await start(**limits)
@@ -69,7 +69,7 @@ async def test_a_request_larger_than_the_queue_is_told_never_to_come_again(
     assert observer.rejections == {("encode", "too_large"): 1}
 
 
-async def test_a_refusal_says_when_to_come_again_once_a_batch_has_been_measured(
+async def test_a_rejection_estimates_retry_after_from_measured_batches(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start(max_images=4)
@@ -84,7 +84,7 @@ async def test_a_refusal_says_when_to_come_again_once_a_batch_has_been_measured(
     await asyncio.gather(first, *others)
 
 
-async def test_an_image_to_generate_costs_all_of_its_steps(
+async def test_the_cost_of_a_generated_image_includes_all_steps(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start(max_images=2)
@@ -99,7 +99,7 @@ async def test_an_image_to_generate_costs_all_of_its_steps(
     await asyncio.gather(first, *others)
 
 
-async def test_a_refused_request_leaves_nothing_in_the_queue(
+async def test_a_rejected_request_leaves_nothing_in_the_queue(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_images=3)
@@ -115,7 +115,7 @@ async def test_a_refused_request_leaves_nothing_in_the_queue(
     assert device.rows_of("encode") == [(0,), (1, 2, 5)]
 
 
-async def test_there_is_room_again_when_the_device_has_taken_a_batch(
+async def test_room_is_free_again_when_the_device_has_taken_a_batch(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_images=2)
@@ -128,7 +128,7 @@ async def test_there_is_room_again_when_the_device_has_taken_a_batch(
     await asyncio.gather(first, *others)
 
 
-async def test_a_request_without_an_image_is_a_mistake_of_the_caller(start: Start, soon: float) -> None:
+async def test_a_request_without_images_raises_value_error(start: Start, soon: float) -> None:
     engine = await start()
     with pytest.raises(ValueError, match="at least one image"):
         await engine.encode(images(), deadline=soon)
@@ -136,7 +136,9 @@ async def test_a_request_without_an_image_is_a_mistake_of_the_caller(start: Star
         await engine.generate([], deadline=soon)
 
 
-async def test_an_engine_that_is_not_started_takes_nothing(build: Build, observer: FakeObserver, soon: float) -> None:
+async def test_an_engine_that_is_not_started_rejects_requests(
+    build: Build, observer: FakeObserver, soon: float
+) -> None:
     engine = build()
     with pytest.raises(EngineStopped, match="not started"):
         await engine.encode(images(1), deadline=soon)

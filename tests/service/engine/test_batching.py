@@ -1,4 +1,4 @@
-"""The device takes what gathered while it was busy, in fair turns between lanes."""
+"""Batches form while the device is busy, and lanes are served round robin."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_an_idle_device_takes_a_request_at_once(start: Start, device: Fake
     assert device.names == ["encode", "decode", "step", "step", "step"]
 
 
-async def test_what_gathers_while_the_device_is_busy_goes_out_as_one_batch(
+async def test_requests_queued_while_the_device_is_busy_form_one_batch(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_batch_size=8)
@@ -63,7 +63,7 @@ async def test_a_batch_has_at_most_max_batch_size_images(
     assert device.rows_of("encode") == [(0,), (1, 2, 3, 4), (5, 6, 7, 8), (9, 10)]
 
 
-async def test_a_large_request_is_split_over_batches_which_it_shares_in_order(
+async def test_a_large_request_is_split_over_shared_batches_in_order(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_batch_size=4)
@@ -81,7 +81,7 @@ async def test_a_large_request_is_split_over_batches_which_it_shares_in_order(
     assert device.rows_of("decode") == [(1, 2, 3, 4), (5, 6, 7, 8), (9, 10)]
 
 
-async def test_requests_of_a_lane_are_answered_in_the_order_they_came(
+async def test_requests_of_a_lane_are_answered_in_order(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_batch_size=2)
@@ -98,7 +98,7 @@ async def test_requests_of_a_lane_are_answered_in_the_order_they_came(
     assert order == [1, 2, 5, 6]
 
 
-async def test_under_a_flood_of_generate_an_encode_waits_at_most_one_step(
+async def test_under_generate_load_encode_waits_at_most_one_step(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_batch_size=2)
@@ -113,7 +113,7 @@ async def test_under_a_flood_of_generate_an_encode_waits_at_most_one_step(
     assert set(device.names[6:]) == {"step"}
 
 
-async def test_under_a_flood_of_encode_a_decode_waits_at_most_one_batch(
+async def test_under_encode_load_decode_waits_at_most_one_batch(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_batch_size=2)
@@ -127,7 +127,7 @@ async def test_under_a_flood_of_encode_a_decode_waits_at_most_one_batch(
     assert device.names == ["encode", "encode", "decode", "encode", "decode", *["encode"] * 4]
 
 
-async def test_lanes_that_are_all_full_take_turns(
+async def test_full_lanes_are_served_round_robin(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_batch_size=1)
@@ -152,7 +152,7 @@ async def test_one_thread_owns_the_device(start: Start, device: FakeDevice, soon
     assert len(device.threads) == 1
 
 
-async def test_a_request_says_what_it_cost(
+async def test_a_result_has_the_timing_of_its_request(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, clock: FakeClock, soon: float
 ) -> None:
     engine = await start(max_batch_size=4)
@@ -169,7 +169,7 @@ async def test_a_request_says_what_it_cost(
     assert observer.waits == [("encode", 0.0)] + [("encode", 3.0)] * 5
 
 
-async def test_a_snapshot_tells_what_waits_and_what_the_device_is_at(
+async def test_a_snapshot_counts_queued_and_active_images(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -188,7 +188,7 @@ async def test_a_snapshot_tells_what_waits_and_what_the_device_is_at(
     await asyncio.gather(first, *others)
 
 
-async def test_a_batch_is_reported_with_those_who_asked_for_it(
+async def test_a_batch_is_reported_with_the_callers_of_its_requests(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start()
@@ -202,12 +202,12 @@ async def test_a_batch_is_reported_with_those_who_asked_for_it(
     assert [sorted(map(str, callers)) for callers in observer.callers] == [[], ["one", "other"]]
 
 
-async def test_a_decode_batch_is_a_turns_worth_while_other_lanes_wait(
+async def test_a_decode_batch_is_limited_while_other_lanes_wait(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.engine.lanes._SHARED_BATCH_SECONDS", 0.0)  # room for no image: then it is one
+    monkeypatch.setattr("service.engine.lanes._SHARED_BATCH_SECONDS", 0.0)  # a limit below one image gives one
     engine = await start(max_batch_size=8)
-    await engine.decode(tokens(0), deadline=soon)  # what one takes is known from now on
+    await engine.decode(tokens(0), deadline=soon)  # measures the cost of an image
     first = await busy(engine)
     others = await submit(
         engine.generate(items(9), deadline=soon),
@@ -216,10 +216,10 @@ async def test_a_decode_batch_is_a_turns_worth_while_other_lanes_wait(
     device.release()
     await asyncio.gather(first, *others)
     assert device.names[2:] == ["step", "decode", "step", "decode", "step", "decode"]
-    assert device.rows_of("decode") == [(0,), (1,), (2,), (3, 4)]  # and all that is left when nobody waits any more
+    assert device.rows_of("decode") == [(0,), (1,), (2,), (3, 4)]  # no limit once no other lane waits
 
 
-async def test_a_turns_worth_of_images_goes_by_what_one_has_cost(observer: FakeObserver) -> None:
+async def test_the_limit_of_a_shared_batch_follows_the_cost_of_an_image(observer: FakeObserver) -> None:
     lane = DecodeLane(LaneLimits(max_batch_size=32), observer)
     future = asyncio.get_running_loop().create_future()
     request = EngineRequest(lane="decode", size=42, deadline=1e9, admitted_at=0.0, future=future)

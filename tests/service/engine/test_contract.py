@@ -1,4 +1,4 @@
-"""What the engine promises its callers beyond results: shapes, limits, one call into the loop, nothing kept."""
+"""The engine's contract besides results: shapes, limits, one call into the event loop, no retained memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_each_lane_can_have_limits_of_its_own(device: FakeDevice, clock: F
     await engine.stop(PATIENCE)
 
 
-async def test_a_request_that_never_fits_is_told_so_even_while_the_queue_is_full(
+async def test_a_request_that_can_never_fit_gets_no_retry_after_even_if_the_queue_is_full(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_images=4, max_bytes=3 * IMAGE_BYTES)
@@ -61,7 +61,7 @@ async def test_a_request_that_never_fits_is_told_so_even_while_the_queue_is_full
     await waiting
 
 
-async def test_a_request_that_comes_after_its_deadline_is_counted(
+async def test_a_request_after_its_deadline_is_counted_as_rejected(
     start: Start, observer: FakeObserver, clock: FakeClock
 ) -> None:
     engine = await start()
@@ -71,20 +71,20 @@ async def test_a_request_that_comes_after_its_deadline_is_counted(
 
 
 @pytest.mark.parametrize("batch", [np.zeros((4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3))])
-async def test_images_of_another_shape_or_type_are_refused(start: Start, soon: float, batch: Any) -> None:
+async def test_images_of_a_wrong_shape_or_type_raise_value_error(start: Start, soon: float, batch: Any) -> None:
     engine = await start()
     with pytest.raises(ValueError, match=r"images are .* uint8 of 4 dimensions expected"):
         await engine.encode(batch, deadline=soon)
 
 
 @pytest.mark.parametrize("batch", [np.zeros(8, np.int64), np.zeros((1, 8), np.int32)])
-async def test_tokens_of_another_shape_or_type_are_refused(start: Start, soon: float, batch: Any) -> None:
+async def test_tokens_of_a_wrong_shape_or_type_raise_value_error(start: Start, soon: float, batch: Any) -> None:
     engine = await start()
     with pytest.raises(ValueError, match=r"tokens are .* int64 of 2 dimensions expected"):
         await engine.decode(batch, deadline=soon)
 
 
-async def test_steps_and_results_of_a_batch_come_to_the_event_loop_in_one_call(
+async def test_steps_and_results_of_a_batch_reach_the_event_loop_in_one_call(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = await start()
@@ -112,7 +112,7 @@ async def test_steps_and_results_of_a_batch_come_to_the_event_loop_in_one_call(
     assert told == [(0, 1), (1, 1), (0, 2), (1, 2)]
 
 
-async def test_a_stop_that_is_cancelled_tells_every_waiter(
+async def test_a_cancelled_stop_fails_every_request(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice
 ) -> None:
     engine = await start()

@@ -1,4 +1,4 @@
-"""Requests whose time is up, and requests that nobody waits for any more."""
+"""Expired and cancelled requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 EMPTY = LaneSnapshot(queued_images=0, queued_bytes=0, active_images=0)
 
 
-async def test_a_request_that_comes_too_late_is_refused(
+async def test_a_request_after_its_deadline_is_rejected(
     start: Start, device: FakeDevice, observer: FakeObserver, clock: FakeClock
 ) -> None:
     engine = await start()
@@ -51,7 +51,7 @@ async def test_a_request_that_expires_in_the_queue_never_reaches_the_device(
     assert observer.abandonments == {("encode", "expired"): 3}
 
 
-async def test_an_expired_request_is_told_before_the_device_works_on_others(
+async def test_an_expired_request_fails_before_the_next_batch_runs(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, clock: FakeClock, soon: float
 ) -> None:
     engine = await start()
@@ -83,7 +83,7 @@ async def test_the_rest_of_a_large_request_that_expires_between_batches_is_dropp
     assert observer.abandonments == {("encode", "expired"): 3}
 
 
-async def test_a_waiter_is_told_of_its_deadline_while_the_device_is_held(
+async def test_a_request_expires_while_the_device_is_busy(
     start: Start, busy: Busy, device: FakeDevice, observer: FakeObserver, clock: FakeClock
 ) -> None:
     engine = await start()
@@ -98,7 +98,7 @@ async def test_a_waiter_is_told_of_its_deadline_while_the_device_is_held(
     assert device.rows_of("encode") == [(0,)]
 
 
-async def test_a_result_that_comes_after_the_deadline_is_discarded(
+async def test_a_result_after_the_deadline_is_discarded(
     start: Start, submit: Submit, device: FakeDevice, clock: FakeClock, soon: float
 ) -> None:
     engine = await start()
@@ -113,7 +113,7 @@ async def test_a_result_that_comes_after_the_deadline_is_discarded(
     assert device.rows_of("encode") == [(1,), (2,)]
 
 
-async def test_a_failure_that_comes_after_the_waiter_has_gone_is_discarded(
+async def test_a_failure_after_cancellation_is_discarded(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -128,7 +128,7 @@ async def test_a_failure_that_comes_after_the_waiter_has_gone_is_discarded(
     await engine.encode(images(2), deadline=soon)
 
 
-async def test_what_the_device_has_not_taken_of_a_cancelled_request_is_dropped_at_once(
+async def test_queued_images_of_a_cancelled_request_are_dropped_at_once(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start(max_images=4)
@@ -145,7 +145,7 @@ async def test_what_the_device_has_not_taken_of_a_cancelled_request_is_dropped_a
     assert device.rows_of("encode") == [(0,), (4, 5, 6, 7)]
 
 
-async def test_a_cancelled_request_that_the_device_is_at_hurts_nobody_in_its_batch(
+async def test_a_cancelled_request_does_not_affect_others_in_its_batch(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -199,7 +199,7 @@ async def test_the_rows_of_an_expired_request_leave_between_steps(
     assert observer.abandonments == {("generate", "expired"): 2}
 
 
-async def test_a_row_that_expires_while_the_generate_queue_waits_for_room_makes_room(
+async def test_an_expired_row_makes_room_for_a_waiting_one(
     start: Start, submit: Submit, device: FakeDevice, clock: FakeClock, soon: float
 ) -> None:
     engine = await start(max_batch_size=1)

@@ -1,4 +1,4 @@
-"""What the device does wrong: one bad image hurts its own request, a dead thread leaves nobody waiting."""
+"""Device errors: a failing image fails only its request, and a dead device thread fails all requests."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_only_the_request_with_the_bad_row_fails(
     assert engine.state.is_ready
 
 
-async def test_a_row_with_settings_that_the_device_refuses_fails_its_request_and_no_other(
+async def test_a_row_with_invalid_settings_fails_only_its_request(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -87,7 +87,7 @@ async def test_a_row_with_settings_that_the_device_refuses_fails_its_request_and
     assert device.rows_of("step") == [((1, 0), (2, 0), (3, 0)), ((1, 0),), ((2, 0),), ((1, 1),), ((1, 2),)]
 
 
-async def test_a_device_that_answers_with_too_few_rows_fails_the_request(
+async def test_a_device_that_returns_too_few_rows_fails_the_request(
     start: Start, device: FakeDevice, monkeypatch: pytest.MonkeyPatch, soon: float
 ) -> None:
     engine = await start()
@@ -103,7 +103,7 @@ async def test_a_device_that_answers_with_too_few_rows_fails_the_request(
 
 
 @pytest.mark.parametrize("form", ["inline"], indirect=True)
-async def test_when_the_device_thread_dies_every_waiter_is_told(
+async def test_when_the_device_thread_dies_every_request_fails(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_batch_size=2)
@@ -129,7 +129,7 @@ async def test_when_the_device_thread_dies_every_waiter_is_told(
 
 
 @pytest.mark.parametrize("form", ["inline"], indirect=True)
-async def test_when_the_device_thread_dies_sampling_every_row_is_told(
+async def test_when_the_device_thread_dies_while_sampling_every_row_fails(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -161,7 +161,7 @@ async def test_a_device_that_cannot_be_opened_fails_the_engine(build: Build, err
     assert engine.state.name == "failed"
 
 
-async def test_a_callback_that_raises_hurts_nobody(start: Start, soon: float) -> None:
+async def test_a_step_callback_that_raises_affects_no_request(start: Start, soon: float) -> None:
     engine = await start()
     loop = asyncio.get_running_loop()
     heard: list[object] = []
@@ -178,7 +178,7 @@ async def test_a_callback_that_raises_hurts_nobody(start: Start, soon: float) ->
     assert engine.state.is_ready
 
 
-async def test_every_try_of_a_batch_that_failed_is_counted(
+async def test_every_attempt_of_a_failed_batch_is_reported(
     start: Start, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start()

@@ -1,4 +1,4 @@
-"""Generation is batched by step: rows at different steps share one call, and come and go between steps."""
+"""Generation is batched by step: rows at different steps share one call, and join and leave between steps."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_every_row_has_its_own_class_and_seed(start: Start, soon: float) -
     np.testing.assert_array_equal(unknown.tokens, generated(5))
 
 
-async def test_every_step_is_told_in_order_in_the_event_loop_before_the_result(start: Start, soon: float) -> None:
+async def test_every_step_is_reported_in_order_in_the_event_loop_before_the_result(start: Start, soon: float) -> None:
     engine = await start()
     told: list[tuple[int, int, list[int]]] = []
     threads: set[int] = set()
@@ -66,7 +66,7 @@ async def test_every_step_is_told_in_order_in_the_event_loop_before_the_result(s
     assert threads == {threading.get_ident()}
 
 
-async def test_a_cancelled_request_is_told_of_no_more_steps(
+async def test_a_cancelled_request_gets_no_more_step_reports(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()

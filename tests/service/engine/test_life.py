@@ -44,7 +44,7 @@ async def test_an_engine_is_ready_when_its_device_is_open(build: Build, device: 
     assert engine.state.reason is None
 
 
-async def test_stop_finishes_what_was_accepted_and_refuses_new_work(
+async def test_stop_finishes_admitted_requests_and_rejects_new_ones(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start(max_batch_size=2)
@@ -65,7 +65,7 @@ async def test_stop_finishes_what_was_accepted_and_refuses_new_work(
     await asyncio.gather(first, *accepted)
 
 
-async def test_what_outlives_the_drain_is_told_while_the_device_is_still_held(
+async def test_requests_that_outlast_the_drain_fail_while_the_device_is_busy(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -81,7 +81,7 @@ async def test_what_outlives_the_drain_is_told_while_the_device_is_still_held(
     assert device.is_held
 
 
-async def test_rows_that_outlive_the_drain_are_told_while_the_device_is_still_held(
+async def test_rows_that_outlast_the_drain_fail_while_the_device_is_busy(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -97,7 +97,7 @@ async def test_rows_that_outlive_the_drain_are_told_while_the_device_is_still_he
     assert not device.rows_of("step")[1:]
 
 
-async def test_a_failure_during_the_drain_is_told_as_such(
+async def test_a_device_failure_during_the_drain_is_reported(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -160,7 +160,7 @@ async def test_an_engine_stops_while_its_device_is_being_opened(
     assert device.calls == []
 
 
-def test_a_device_that_comes_back_after_the_event_loop_has_closed_ends_its_thread(
+def test_a_device_that_returns_after_the_event_loop_has_closed_ends_its_thread(
     device: FakeDevice,
 ) -> None:
     engine = InlineEngine(lambda: device)

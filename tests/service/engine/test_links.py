@@ -1,4 +1,4 @@
-"""What goes over the way to one worker, without an engine in front of it."""
+"""A link to one worker, without an engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.service.engine.fakes import FakeClock, FakeDevice, FakeWorker, images
 
 @pytest.fixture
 def link(device: FakeDevice, clock: FakeClock, tmp_path: Path) -> Iterator[RemoteLink]:
-    """An open one, that may hold two jobs."""
+    """An open link of depth two."""
     worker = FakeWorker(tmp_path / "worker", lambda: device, clock)
     link = RemoteLink("fake", str(worker.address), 2)
     link.open()
@@ -32,7 +32,7 @@ def test_an_answer_is_not_overwritten_by_the_next(link: RemoteLink, soon: float)
     np.testing.assert_array_equal(second, images(2))
 
 
-def test_a_worker_does_not_begin_what_nobody_waits_for_any_more(
+def test_a_worker_does_not_start_an_expired_job(
     link: RemoteLink, device: FakeDevice, clock: FakeClock, soon: float
 ) -> None:
     link.send(Job(lane="decode", count=1, deadline=clock.now, tokens=tokens(1)))

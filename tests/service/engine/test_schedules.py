@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order: every request ends exactly once, and rightly."""
+"""Property tests: under any schedule of events every request ends exactly once, and correctly."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Advance:
 
 @dataclass(frozen=True)
 class Crash:
-    """The worker dies in the call that it is in, or in its next one."""
+    """The worker dies in its current or next call."""
 
 
 Action = Submit | Cancel | LetThrough | Advance | Crash
@@ -91,7 +91,7 @@ ACTIONS_AND_CRASHES = st.one_of(ACTIONS, st.builds(Crash))
 
 
 class Request:
-    """A request, and what it must not end with."""
+    """A request, and the outcomes that are allowed for it."""
 
     def __init__(self, engine: BatchingEngine, action: Submit, values: tuple[int, ...], now: float) -> None:
         self.values = values
@@ -130,14 +130,14 @@ class Request:
         elif isinstance(error, DeadlineExceeded):
             assert now >= self.deadline
         elif isinstance(error, EngineStopped) and ending == "drain":
-            assert lost  # refused in the moment between a worker's death and the next one's birth
+            assert lost  # rejected between a worker's death and its restart
             assert "the worker has gone" in str(error)
         else:
             assert isinstance(error, QueueFull | EngineStopped)
 
 
 class Watch:
-    """Of the thread of an engine's only link, whether it has taken note of all that its worker has done."""
+    """Tells whether the thread of an engine's only link has received all outcomes of its worker."""
 
     def __init__(self, engine: RemoteEngine) -> None:
         link = engine._links[0]
@@ -156,12 +156,12 @@ class Watch:
 
     @property
     def is_up_to_date(self) -> bool:
-        """It waits for the answer to the call that the device is in, and has had all those before."""
+        """Whether the thread waits for the outcome of the current call and has received all earlier ones."""
         return self._is_waiting and int(self.link._started[0]) == self.link._received + 1
 
 
 class Schedule:
-    """Plays actions on an engine whose device is held, one after the other."""
+    """Runs actions one after the other on an engine whose device is blocked."""
 
     def __init__(self, form: Form, folder: Path) -> None:
         self.depth = 1 if form == "inline" else 2
@@ -237,7 +237,7 @@ class Schedule:
         assert refused != fits
 
     async def _until_still(self) -> None:
-        """The device thread is held in a call, or has nothing left to do; and nothing is on its way to it, or from it."""
+        """Waits until the device thread is blocked in a call or idle, and no job or outcome is in transit."""
         async with asyncio.timeout(PATIENCE):
             while not (self._is_held() or self.engine.snapshot() == AT_REST) or not self.engine.state.is_ready:  # noqa: ASYNC110  a thread's doing
                 await asyncio.sleep(0)
@@ -257,16 +257,16 @@ class Schedule:
     def _check_bounds(self, *, crashes: int) -> None:
         snapshot = self.engine.snapshot()
         for lane in (snapshot.encode, snapshot.decode, snapshot.generate):
-            # What a worker had been handed and had not begun comes back to a queue that may be full again.
+            # Prefetched images of a dead worker return to a queue that may be full again.
             spare = LIMITS.max_batch_size if crashes else 0
             assert 0 <= lane.queued_images <= LIMITS.max_images + spare
             assert 0 <= lane.queued_bytes <= LIMITS.max_bytes + spare * images(0).nbytes
-            # The batch that runs, and images of one that failed, which wait to be run alone.
+            # The running batch, and images of a failed one that wait for an unbatched retry.
             assert 0 <= lane.active_images <= self.depth * LIMITS.max_batch_size
         assert all(1 <= len(call.rows) <= LIMITS.max_batch_size for call in self.device.calls)
 
     def _check_every_image_is_accounted_for(self) -> None:
-        """The device began with every image at most once, but for the second try that follows a failure or a death."""
+        """The device started every image at most once, except retries after a failure or a crash."""
         tries = Counter(value for call in self.device.calls if call.name != "step" for value in call.rows) + Counter(
             seed for call in self.device.calls if call.name == "step" for seed, step in call.rows if step == 0
         )
@@ -277,13 +277,13 @@ class Schedule:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(ACTIONS, max_size=25), st.sampled_from(["drain", "drain", "stop", "die"]))
-def test_every_request_of_any_schedule_ends_once_and_rightly(actions: list[Action], ending: Ending) -> None:
+def test_every_request_of_any_schedule_ends_exactly_once_and_correctly(actions: list[Action], ending: Ending) -> None:
     play("inline", actions, ending)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(ACTIONS_AND_CRASHES, max_size=25), st.sampled_from(["drain", "drain", "stop"]))
-def test_so_it_does_when_workers_die(actions: list[Action], ending: Ending) -> None:
+def test_every_request_ends_exactly_once_and_correctly_when_workers_die(actions: list[Action], ending: Ending) -> None:
     play("remote", actions, ending)
 
 

@@ -1,4 +1,4 @@
-"""Room for images before they are decoded: threads write each one straight into a row of the batch to come."""
+"""Encode tickets: room is reserved before decoding, and threads write images into rows of the next batch."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ pytestmark = pytest.mark.anyio
 IMAGE_BYTES = images(0).nbytes
 
 
-async def test_images_that_threads_write_in_any_order_come_back_in_that_of_the_request(
-    start: Start, soon: float
-) -> None:
+async def test_images_written_in_any_order_have_results_in_request_order(start: Start, soon: float) -> None:
     engine = await start(max_batch_size=16)
     values = list(range(200))
     with engine.open_encode(len(values), image_size=2, deadline=soon) as ticket, ThreadPoolExecutor(4) as threads:
@@ -40,7 +38,7 @@ async def test_images_that_threads_write_in_any_order_come_back_in_that_of_the_r
     np.testing.assert_array_equal(encoded.tokens, tokens(*values))
 
 
-async def test_room_is_refused_before_anything_is_decoded(start: Start, observer: FakeObserver, soon: float) -> None:
+async def test_admission_is_refused_before_decoding(start: Start, observer: FakeObserver, soon: float) -> None:
     engine = await start(max_images=3)
     with engine.open_encode(2, image_size=2, deadline=soon):
         with pytest.raises(QueueFull):
@@ -50,15 +48,15 @@ async def test_room_is_refused_before_anything_is_decoded(start: Start, observer
     assert observer.rejections == {("encode", "images"): 1}
 
 
-async def test_an_image_that_cannot_be_decoded_costs_the_others_nothing(
+async def test_an_image_that_cannot_be_decoded_does_not_affect_others(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start()
     first = await busy(engine)
     [other] = await submit(engine.encode(images(5), deadline=soon))
     with engine.open_encode(3, image_size=2, deadline=soon) as ticket:
-        ticket.put(0, images(6)[0])  # and the second image is no image
-    ticket.put(2, images(7)[0])  # a thread that had not heard of it
+        ticket.put(0, images(6)[0])  # the second image cannot be decoded
+    ticket.put(2, images(7)[0])  # a decoding thread that runs late
     device.release()
     await first
     np.testing.assert_array_equal((await other).tokens, tokens(5))
@@ -67,16 +65,14 @@ async def test_an_image_that_cannot_be_decoded_costs_the_others_nothing(
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((3, 2, 3), np.uint8), np.zeros((2, 2, 3), np.float32)])
-async def test_pixels_of_another_shape_or_type_are_a_mistake_of_the_caller(
-    start: Start, soon: float, pixels: np.ndarray
-) -> None:
+async def test_pixels_of_a_wrong_shape_or_type_raise_value_error(start: Start, soon: float, pixels: np.ndarray) -> None:
     engine = await start()
     ticket = engine.open_encode(1, image_size=2, deadline=soon)
     with ticket, pytest.raises(ValueError, match=r"uint8 \[2, 2, 3\] was announced"):
         ticket.put(0, pixels)
 
 
-async def test_a_request_whose_images_do_not_come_in_time_expires(start: Start, clock: FakeClock) -> None:
+async def test_a_request_whose_images_are_not_decoded_in_time_expires(start: Start, clock: FakeClock) -> None:
     engine = await start()
     with engine.open_encode(2, image_size=2, deadline=clock.now + 0.001) as ticket:
         ticket.put(0, images(1)[0])
@@ -96,7 +92,7 @@ async def test_a_drain_waits_for_images_that_are_still_being_decoded(start: Star
     assert engine.state.name == "stopped"
 
 
-async def test_nobody_is_left_waiting_for_images_when_the_drain_is_over(start: Start, soon: float) -> None:
+async def test_requests_still_decoding_fail_when_the_drain_is_over(start: Start, soon: float) -> None:
     engine = await start()
     with engine.open_encode(1, image_size=2, deadline=soon) as ticket:
         await engine.stop(0)
@@ -105,7 +101,7 @@ async def test_nobody_is_left_waiting_for_images_when_the_drain_is_over(start: S
             await ticket.result()
 
 
-async def test_memory_for_images_is_bounded_whatever_is_cancelled(
+async def test_block_memory_is_bounded_under_cancellation(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start(max_batch_size=4, max_images=8)
@@ -119,14 +115,14 @@ async def test_memory_for_images_is_bounded_whatever_is_cancelled(
             request.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
     last = await submit(*(engine.encode(images(value), deadline=soon) for value in range(8)))
-    assert engine.blocks_made <= 2 + 1 + 1  # for the queue, for what is being filled, and at the device
+    assert engine.blocks_made <= 2 + 1 + 1  # two queued, one being filled, one on the device
     device.release()
     await first
     for value, request in enumerate(last):
         np.testing.assert_array_equal((await request).tokens, tokens(value))
 
 
-async def test_an_image_waits_for_company_no_longer_than_it_is_told_to(
+async def test_an_image_waits_for_a_full_batch_at_most_max_wait(
     build: Build, submit: Submit, device: FakeDevice, clock: FakeClock, soon: float
 ) -> None:
     engine = build(max_batch_size=3, max_wait=50.0)
@@ -142,7 +138,7 @@ async def test_an_image_waits_for_company_no_longer_than_it_is_told_to(
     assert device.rows_of("encode") == [(1, 2), (3, 4, 5)]
 
 
-async def test_a_row_that_a_thread_still_writes_is_given_to_nobody_else(observer: FakeObserver) -> None:
+async def test_a_row_that_is_being_written_is_not_reused(observer: FakeObserver) -> None:
     lane = EncodeLane(LaneLimits(max_batch_size=1), observer, shared=False)
     loop = asyncio.get_running_loop()
     gone, other, third = (

@@ -1,4 +1,4 @@
-"""Workers in other processes: found, lost, found again; what they were running is not lost with them."""
+"""Remote workers: connecting, crashing and reconnecting without losing requests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Pool = Callable[..., Awaitable[tuple[RemoteEngine, list[FakeDevice], list[FakeWo
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Lets the loop run until a thread has done its part."""
+    """Lets the event loop run until a thread makes the condition true."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110  a thread's doing
             await asyncio.sleep(0)
@@ -81,7 +81,7 @@ async def pool(clock: FakeClock, observer: FakeObserver, tmp_path: Path, form: s
             worker.stop()
 
 
-async def test_what_a_dead_worker_was_running_is_run_again_image_by_image(
+async def test_the_batch_of_a_dead_worker_is_retried_unbatched(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -95,7 +95,7 @@ async def test_what_a_dead_worker_was_running_is_run_again_image_by_image(
     assert device.rows_of("encode") == [(0,), (1, 2, 3), (1,), (2,), (3,)]
 
 
-async def test_an_image_that_ends_two_workers_is_refused_and_its_company_is_answered(
+async def test_an_image_that_crashes_two_workers_fails_only_its_request(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -116,7 +116,9 @@ async def test_an_image_that_ends_two_workers_is_refused_and_its_company_is_answ
 
 
 @pytest.mark.parametrize("lane", ["decode", "generate"])
-async def test_ids_and_rows_are_run_again_too(start: Start, device: FakeDevice, soon: float, lane: str) -> None:
+async def test_decode_and_generate_batches_are_retried_too(
+    start: Start, device: FakeDevice, soon: float, lane: str
+) -> None:
     engine = await start()
     device.fatal_once = {2}
     if lane == "decode":
@@ -125,7 +127,7 @@ async def test_ids_and_rows_are_run_again_too(start: Start, device: FakeDevice, 
         np.testing.assert_array_equal((await engine.generate(items(1, 2), deadline=soon)).tokens, generated(1, 2))
 
 
-async def test_a_row_goes_on_at_the_step_that_its_worker_died_in(
+async def test_a_row_resumes_at_the_step_in_which_its_worker_died(
     start: Start, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = await start()
@@ -139,7 +141,7 @@ async def test_a_row_goes_on_at_the_step_that_its_worker_died_in(
     assert [rows[0][1] for rows in device.rows_of("step")] == [0, 1, 2, 2, 3]
 
 
-async def test_a_full_batch_is_handed_over_while_another_runs_and_a_partial_one_grows(
+async def test_a_full_batch_is_prefetched_and_a_partial_one_grows(
     build: Build, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = build(depth=2, max_batch_size=2)
@@ -162,7 +164,7 @@ async def test_a_full_batch_is_handed_over_while_another_runs_and_a_partial_one_
     assert device.rows_of("encode") == [(1, 1), (2, 2), (3, 3), (4, 5)]
 
 
-async def test_a_batch_that_waits_at_its_worker_counts_as_waiting(
+async def test_a_prefetched_batch_counts_as_queued(
     build: Build, submit: Submit, device: FakeDevice, clock: FakeClock, observer: FakeObserver, soon: float
 ) -> None:
     engine = build(depth=2, max_batch_size=2, max_images=4)
@@ -172,7 +174,7 @@ async def test_a_batch_that_waits_at_its_worker_counts_as_waiting(
     waiters = await submit(engine.encode(images(1, 1), deadline=soon))
     device.wait_for_calls(1)
     waiters += await submit(*(engine.encode(images(value, value), deadline=soon) for value in (2, 3)))
-    # Whether the worker has the second batch yet or not.
+    # Regardless of whether the worker has received the second batch.
     two = LaneSnapshot(queued_images=4, queued_bytes=images(2, 2, 3, 3).nbytes, active_images=2)
     assert engine.snapshot().encode == two
     with pytest.raises(QueueFull):
@@ -189,7 +191,7 @@ async def test_a_batch_that_waits_at_its_worker_counts_as_waiting(
     assert [each.timing.queue_seconds for each in encoded] == [0.0, 10.0, 20.0]
 
 
-async def test_a_batch_that_its_dead_worker_had_not_begun_is_not_blamed(
+async def test_a_prefetched_batch_is_not_blamed_for_a_crash(
     build: Build, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     engine = build(depth=2, max_batch_size=1)
@@ -204,7 +206,7 @@ async def test_a_batch_that_its_dead_worker_had_not_begun_is_not_blamed(
         np.testing.assert_array_equal((await waiter).tokens, tokens(value))
 
 
-async def test_a_batch_that_expires_on_its_way_never_reaches_the_device(
+async def test_a_prefetched_batch_that_expires_never_reaches_the_device(
     build: Build, submit: Submit, device: FakeDevice, clock: FakeClock, observer: FakeObserver, soon: float
 ) -> None:
     engine = build(depth=2, max_batch_size=1)
@@ -226,7 +228,7 @@ async def test_a_batch_that_expires_on_its_way_never_reaches_the_device(
     assert observer.abandonments == {("encode", "expired"): 1}
 
 
-async def test_without_a_worker_new_work_is_refused_and_accepted_work_waits_for_the_next(
+async def test_without_a_worker_new_requests_are_rejected_and_admitted_ones_wait(
     build: Build, submit: Submit, device: FakeDevice, soon: float
 ) -> None:
     may_open = threading.Event()
@@ -255,7 +257,7 @@ async def test_without_a_worker_new_work_is_refused_and_accepted_work_waits_for_
     assert engine.state.is_ready
 
 
-async def test_an_idle_worker_that_dies_is_noticed(build: Build, device: FakeDevice) -> None:
+async def test_the_death_of_an_idle_worker_is_detected(build: Build, device: FakeDevice) -> None:
     engine = build()
     engine.start()
     await engine.ready()
@@ -263,7 +265,7 @@ async def test_an_idle_worker_that_dies_is_noticed(build: Build, device: FakeDev
     await until(lambda: not engine.state.is_ready)
 
 
-async def test_a_worker_that_cannot_open_its_device_says_why_until_it_can(
+async def test_a_worker_that_cannot_open_its_device_reports_the_reason(
     build: Build, device: FakeDevice, soon: float
 ) -> None:
     works = threading.Event()
@@ -301,9 +303,7 @@ async def test_two_workers_share_the_queue(pool: Pool, submit: Submit, soon: flo
     np.testing.assert_array_equal(made.tokens, generated(5, 6))
 
 
-async def test_while_one_of_two_workers_is_left_the_engine_is_ready_and_answers(
-    pool: Pool, submit: Submit, soon: float
-) -> None:
+async def test_the_engine_stays_ready_while_one_of_two_workers_is_left(pool: Pool, submit: Submit, soon: float) -> None:
     engine, devices, workers = await pool(2, max_batch_size=1)
     for device in devices:
         device.hold()
@@ -320,7 +320,7 @@ async def test_while_one_of_two_workers_is_left_the_engine_is_ready_and_answers(
         np.testing.assert_array_equal((await waiter).tokens, tokens(value))
 
 
-async def test_two_front_ends_share_a_worker_and_one_that_leaves_takes_nothing_with_it(
+async def test_a_front_end_that_leaves_does_not_affect_the_other_on_its_worker(
     build: Build, busy: Busy, submit: Submit, device: FakeDevice, clock: FakeClock, soon: float
 ) -> None:
     staying = build()
@@ -341,14 +341,14 @@ async def test_two_front_ends_share_a_worker_and_one_that_leaves_takes_nothing_w
     np.testing.assert_array_equal((await staying.encode(images(2), deadline=soon)).tokens, tokens(2))
 
 
-async def test_answers_of_any_size_come_back_whole(start: Start, soon: float) -> None:
+async def test_answers_of_any_size_are_complete(start: Start, soon: float) -> None:
     engine = await start(max_batch_size=64)
     for count in (1, 3, 2, 40, 1, 64, 7):
         values = tuple(range(count))
         np.testing.assert_array_equal((await engine.decode(tokens(*values), deadline=soon)).images, images(*values))
 
 
-async def test_a_job_that_its_worker_did_not_come_to_is_never_blamed(
+async def test_a_job_that_was_never_started_is_never_blamed_for_a_crash(
     device: FakeDevice, clock: FakeClock, tmp_path: Path, form: str, soon: float
 ) -> None:
     address = tmp_path / form

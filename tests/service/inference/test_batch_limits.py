@@ -1,4 +1,4 @@
-"""The limit of a lane: what a device's speed, its memory and the budget make of it. Devices here are tables of seconds."""
+"""Batch limits from the speed and memory of a device and the time budget. Devices here are tables of seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.inference.stopwatch import cpu_seconds, wall_seconds
 
 
 class Trial:
-    """A device that takes ``cost(size)`` seconds, and has memory for ``fits`` images; its time is its own."""
+    """A device that takes ``cost(size)`` seconds of simulated time and has memory for ``fits`` images."""
 
     def __init__(self, cost: Callable[[int], float], *, fits: int = 10_000) -> None:
         self.cost, self.fits = cost, fits
@@ -75,7 +75,7 @@ def test_a_model_slower_than_the_budget_runs_one_image_at_a_time_and_is_run_once
     assert trial.runs == [1]
 
 
-def test_what_the_first_run_pays_for_once_does_not_count() -> None:
+def test_one_time_costs_of_the_first_run_do_not_count() -> None:
     costs = iter([0.9])
     assert Trial(lambda _: next(costs, 0.001)).limit(largest=64) == 64
 
@@ -105,31 +105,31 @@ def test_the_largest_is_a_bound_that_is_tried_itself(largest: int) -> None:
 
 
 @pytest.mark.parametrize(("budget", "limit"), [(4.0, 16), (60.0, 32)])
-def test_a_slow_search_ends_and_believes_what_the_fastest_size_promises(budget: float, limit: int) -> None:
+def test_a_slow_search_ends_with_an_estimate_from_the_fastest_size(budget: float, limit: int) -> None:
     trial = Trial(lambda _: 0.4)
     assert trial.limit(seconds=budget) == limit  # five images a second: twenty in four seconds; 32 are believed at most
     assert max(trial.runs) == 2
 
 
-def test_a_size_that_would_take_longer_than_the_search_may_is_not_begun() -> None:
+def test_a_size_that_would_exceed_the_search_time_is_not_tried() -> None:
     trial = Trial(lambda size: 0.8 * size)
     assert trial.limit(seconds=20.0) == 16
     assert max(trial.runs) == 1
 
 
 @pytest.mark.parametrize(("seconds", "limit"), [(0.1, 8), (0.01, 1), (0.005, 1), (5.0, 32)])
-def test_without_time_for_trials_one_image_tells(seconds: float, limit: int) -> None:
+def test_without_search_time_one_image_gives_the_estimate(seconds: float, limit: int) -> None:
     trial = Trial(lambda size: 0.01 * size)
     assert trial.limit(seconds=seconds, trial_seconds=0.0) == limit
     assert max(trial.runs) == 1
 
 
-def test_a_batch_on_a_machine_that_does_nothing_else_takes_what_the_clock_says() -> None:
+def test_on_an_idle_machine_a_batch_takes_the_elapsed_time() -> None:
     assert wall_seconds(threading.Event().is_set) < 1.0
     assert 0.0 <= cpu_seconds(threading.Event().is_set) < 1.0
 
 
-def test_a_batch_that_others_interrupt_counts_by_the_work_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preempted_batch_is_measured_by_the_cpu_time_of_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     counts, times = iter([5, 6]), iter([10.0, 10.6])
     threads = [4]
     monkeypatch.setattr("service.inference.stopwatch._preemptions", lambda: next(counts))

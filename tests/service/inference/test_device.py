@@ -1,4 +1,4 @@
-"""The models as the engine calls them: arrays and plain states in, arrays out."""
+"""``ModelDevice``: batches of arrays and row states in, arrays out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def state(label: int | None = 1, seed: int = 7, *, step: int = 0, tokens: np.nda
     return RowState(label=label, seed=seed, settings=SETTINGS, step=step, tokens=tokens)
 
 
-def test_states_stepped_to_the_end_are_what_the_generator_makes(device: ModelDevice) -> None:
+def test_stepping_to_the_end_equals_generate(device: ModelDevice) -> None:
     states = [state(None, 1), state(2, 2), state(4, 3)]
     for step in range(SETTINGS.steps):
         stepped = device.step(pickle.loads(pickle.dumps(states)))  # noqa: S301  as to another process
@@ -48,14 +48,14 @@ def test_states_stepped_to_the_end_are_what_the_generator_makes(device: ModelDev
     assert (np.stack([done.tokens for done in states if done.tokens is not None]) == expected.numpy()).all()
 
 
-def test_tokens_that_may_not_be_written_to_are_stepped_all_the_same(device: ModelDevice) -> None:
+def test_read_only_tokens_can_be_stepped(device: ModelDevice) -> None:
     tokens = device.step([state()]).tokens[0]
     expected = device.step([state(step=1, tokens=tokens)]).tokens
     tokens.flags.writeable = False
     assert (device.step([state(step=1, tokens=tokens)]).tokens == expected).all()
 
 
-def test_a_step_does_not_depend_on_the_other_rows_and_can_be_done_again(device: ModelDevice) -> None:
+def test_a_step_does_not_depend_on_other_rows_and_is_repeatable(device: ModelDevice) -> None:
     first = state(3, 5)
     later = state(1, 6, step=2, tokens=device.step([state(1, 6)]).tokens[0])
     unguided = state(None, 8)
@@ -79,14 +79,14 @@ def test_a_step_does_not_depend_on_the_other_rows_and_can_be_done_again(device: 
         (state(step=1, tokens=np.zeros(3, np.int64)), ValueError, r"tokens int64 \[16\]"),
     ],
 )
-def test_a_state_that_is_none_of_the_generators_is_refused(
+def test_an_invalid_row_state_is_rejected(
     device: ModelDevice, wrong: RowState, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         device.step([state(), wrong])
 
 
-def test_without_a_generator_no_row_is_stepped() -> None:
+def test_stepping_without_a_generator_raises_type_error() -> None:
     with pytest.raises(TypeError, match="no generator"):
         ModelDevice(tiny_tokenizer(), None).step([state()])
 
@@ -96,7 +96,7 @@ def images(count: int) -> np.ndarray:
 
 
 class ShortOfMemory:
-    """A model that has memory for some images at a time, and notes how many it was given."""
+    """A model with memory for a limited number of images, which records the batch sizes."""
 
     def __init__(self, model: Tokenizer | Generator, fits: int) -> None:
         self.model, self.fits = model, fits
@@ -122,7 +122,7 @@ def short_of_memory(fits: int, **options: Any) -> tuple[ModelDevice, ShortOfMemo
     return device, tokenizer, generator
 
 
-def test_a_batch_larger_than_the_limit_runs_in_parts_and_comes_back_whole() -> None:
+def test_a_batch_larger_than_the_limit_runs_in_parts() -> None:
     device, tokenizer, generator = short_of_memory(1000, max_batch_size=4)
     whole = ModelDevice(tiny_tokenizer(), tiny_generator())
     tokens = whole.encode(images(10))
@@ -135,13 +135,13 @@ def test_a_batch_larger_than_the_limit_runs_in_parts_and_comes_back_whole() -> N
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_batch_may_be_of_one_image_or_none(device: ModelDevice, count: int) -> None:
+def test_a_batch_may_have_one_image_or_none(device: ModelDevice, count: int) -> None:
     tokens = device.encode(images(count))
     assert tokens.shape == (count, 16)
     assert device.decode(tokens).shape == (count, 32, 32, 3)
 
 
-def test_out_of_memory_halves_the_lane_for_good_and_loses_nothing() -> None:
+def test_out_of_memory_halves_the_limit_permanently_and_loses_nothing() -> None:
     device, tokenizer, generator = short_of_memory(3, max_batch_size=16)
     whole = ModelDevice(tiny_tokenizer(), tiny_generator())
     expected = whole.encode(images(12))
@@ -165,7 +165,7 @@ def test_out_of_memory_halves_the_lane_for_good_and_loses_nothing() -> None:
     assert device.status()["out_of_memory"] == 3
 
 
-def test_one_image_that_does_not_fit_is_a_plain_failure() -> None:
+def test_one_image_that_does_not_fit_raises_out_of_memory() -> None:
     device, tokenizer, _ = short_of_memory(0, max_batch_size=2)
     with pytest.raises(torch.OutOfMemoryError):
         device.encode(images(2))
@@ -174,7 +174,7 @@ def test_one_image_that_does_not_fit_is_a_plain_failure() -> None:
     assert device.status()["out_of_memory"] == 2
 
 
-def test_any_other_failure_is_not_tried_again(device: ModelDevice) -> None:
+def test_other_errors_are_not_retried(device: ModelDevice) -> None:
     with pytest.raises(ValueError, match="expected images"):
         device.encode(np.zeros((3, 16, 16, 3), np.uint8))
     assert device.status()["out_of_memory"] == 0
@@ -192,11 +192,11 @@ def test_any_other_failure_is_not_tried_again(device: ModelDevice) -> None:
         (ValueError("out of memory"), False),
     ],
 )
-def test_devices_say_in_several_ways_that_memory_is_short(error: Exception, expected: bool) -> None:
+def test_out_of_memory_errors_of_all_kinds_are_recognized(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
-def test_warming_up_finds_limits_within_the_bound_and_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_up_finds_limits_within_the_bound_and_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.inference.device._CPU_TRIAL_SECONDS", math.inf)  # every size, as on a GPU
     device, tokenizer, generator = short_of_memory(4, max_batch_size=64, batch_seconds=60.0)
     device.warm_up()
@@ -204,10 +204,10 @@ def test_warming_up_finds_limits_within_the_bound_and_the_memory_there_is(monkey
     assert all(limit in (1, 2, 4) for limit in device.batch_limits.values())
     assert max(tokenizer.batches) <= 8
     assert set(generator.batches) <= {1, 2, 4, 8}
-    assert device.status()["out_of_memory"] == 0  # nothing was lost to it
+    assert device.status()["out_of_memory"] == 0  # trials do not count
 
 
-def test_a_batch_size_that_is_set_bounds_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_batch_size_bounds_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.inference.device._CPU_TRIAL_SECONDS", math.inf)
     device, tokenizer, _ = short_of_memory(1000, max_batch_size=2)
     device.warm_up()
@@ -215,14 +215,14 @@ def test_a_batch_size_that_is_set_bounds_what_is_found(monkeypatch: pytest.Monke
     assert max(tokenizer.batches) == 2
 
 
-def test_limits_that_are_known_are_not_looked_for_again() -> None:
+def test_known_limits_are_not_measured_again() -> None:
     device, tokenizer, generator = short_of_memory(1000, max_batch_size=16)
     device.warm_up({"encode": 8, "decode": 4, "generate": 64})
     assert device.batch_limits == {"encode": 8, "decode": 4, "generate": 16}
     assert set(tokenizer.batches) == set(generator.batches) == {1}
 
 
-def test_graphs_are_recorded_up_to_each_lanes_limit_and_give_the_same() -> None:
+def test_graphs_are_recorded_up_to_each_limit_and_give_equal_results() -> None:
     recorder = CallingRecorder()
     device = ModelDevice(tiny_tokenizer(), tiny_generator(), max_batch_size=3, recorder=recorder)
     plain = ModelDevice(tiny_tokenizer(), tiny_generator())
@@ -236,16 +236,16 @@ def test_graphs_are_recorded_up_to_each_lanes_limit_and_give_the_same() -> None:
     assert recorder.replays >= 5
 
 
-def test_rows_that_only_fill_up_a_recorded_size_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_padding_ratio_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.inference.device.find_batch_limit", lambda *_, **__: 4)
     device = ModelDevice(tiny_tokenizer(), None, recorder=CallingRecorder())
     device.warm_up()
     assert device.status()["padding"] == {"encode": 0.0, "decode": 0.0}
-    device.encode(images(7))  # as 4 and 3, the latter in 4
+    device.encode(images(7))  # batches of 4 and 3, the latter padded to 4
     assert device.status()["padding"] == {"encode": 1 / 8, "decode": 0.0}
 
 
-def test_where_graphs_cannot_be_recorded_batches_run_without_and_the_log_says_so(
+def test_without_graphs_batches_run_and_a_warning_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     recorder = CallingRecorder(fails="operation not permitted when stream is capturing")
@@ -255,7 +255,7 @@ def test_where_graphs_cannot_be_recorded_batches_run_without_and_the_log_says_so
     assert device.encode(images(2)).shape == (2, 16)
 
 
-def test_a_graph_that_does_not_fit_into_memory_halves_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_does_not_fit_into_memory_halves_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.inference.device.find_batch_limit", lambda *_, **__: 8)
     recorder = CallingRecorder(fits=2)
     device = ModelDevice(tiny_tokenizer(), None, recorder=recorder)
@@ -265,7 +265,7 @@ def test_a_graph_that_does_not_fit_into_memory_halves_its_lane(monkeypatch: pyte
     assert device.encode(images(5)).shape == (5, 16)
 
 
-def test_after_running_out_of_memory_graphs_beyond_the_new_limit_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_drops_the_graphs_above_the_new_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.inference.device.find_batch_limit", lambda *_, **__: 4)
     device, tokenizer, _ = short_of_memory(1000, recorder=CallingRecorder())
     device.warm_up()
@@ -275,7 +275,7 @@ def test_after_running_out_of_memory_graphs_beyond_the_new_limit_are_given_up(mo
     assert tokenizer.encoder.sizes == [1, 2]
 
 
-def test_images_are_decoded_into_memory_that_the_caller_has(device: ModelDevice) -> None:
+def test_decode_writes_into_a_given_array(device: ModelDevice) -> None:
     tokens = device.encode(images(5))
     out = np.zeros((5, 32, 32, 3), np.uint8)
     device.batch_limits["decode"] = 2
@@ -283,11 +283,11 @@ def test_images_are_decoded_into_memory_that_the_caller_has(device: ModelDevice)
     assert (out == device.decode(tokens)).all()
 
 
-def test_pinning_memory_for_a_cpu_is_nothing_to_do(device: ModelDevice) -> None:
+def test_pinning_memory_does_nothing_on_a_cpu(device: ModelDevice) -> None:
     device.pin(np.zeros((4, 32, 32, 3), np.uint8))
 
 
-def test_memory_that_cannot_be_pinned_costs_speed_only(
+def test_memory_that_cannot_be_pinned_only_logs_a_warning(
     device: ModelDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
@@ -298,7 +298,7 @@ def test_memory_that_cannot_be_pinned_costs_speed_only(
     assert "not pinned, which is slower: 49152 bytes cannot be pinned" in caplog.text
 
 
-def test_a_cuda_device_that_is_not_there_is_named_in_the_error() -> None:
+def test_a_missing_cuda_device_is_named_in_the_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ValueError, match="no CUDA device here for TITOK_DEVICES=cuda:1"):

@@ -1,4 +1,4 @@
-"""A process that is kept alive: real ones, each a few lines long."""
+"""Supervised child processes: real ones, each a few lines long."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tell(**status):
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Child]:
-    """Makes a child that runs the given lines."""
+    """Makes a child that runs the given program."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def make(program: str, **options: Any) -> Child:
@@ -43,7 +43,7 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_it_is_told_how_to_start_and_says_how_it_is(child: Callable[..., Child]) -> None:
+async def test_a_child_receives_its_settings_and_reports_its_status(child: Callable[..., Child]) -> None:
     one = child("tell(state='ready', greeting=start['greeting'])\nlines.read()", start={"greeting": "hello"})
     life = asyncio.create_task(one.run())
     assert one.state == "starting"
@@ -54,7 +54,7 @@ async def test_it_is_told_how_to_start_and_says_how_it_is(child: Callable[..., C
     assert (one.state, one.pid, one.restarts) == ("stopped", None, 0)
 
 
-async def test_one_that_ends_is_started_again_more_and_more_slowly(child: Callable[..., Child]) -> None:
+async def test_a_child_that_exits_is_restarted_with_backoff(child: Callable[..., Child]) -> None:
     ended: list[float] = []
     one = child(
         "tell(state='failed', reason='no luck')\nsys.exit(7)", after_death=lambda: ended.append(time.monotonic())
@@ -69,7 +69,7 @@ async def test_one_that_ends_is_started_again_more_and_more_slowly(child: Callab
     assert all(pause >= least for pause, least in zip(pauses, (0.1, 0.2, 0.4), strict=True))
 
 
-async def test_what_one_has_found_out_is_told_to_the_next(child: Callable[..., Child]) -> None:
+async def test_carried_over_status_is_passed_to_the_next_start(child: Callable[..., Child]) -> None:
     one = child(
         "found = start.get('limits', [])\n"
         "tell(state='ready', limits=[*found, os.getpid()])\n"
@@ -83,7 +83,7 @@ async def test_what_one_has_found_out_is_told_to_the_next(child: Callable[..., C
     await life
 
 
-async def test_one_that_falls_silent_is_killed_and_replaced(child: Callable[..., Child]) -> None:
+async def test_a_child_without_heartbeats_is_killed_and_restarted(child: Callable[..., Child]) -> None:
     one = child("tell(state='ready')\nlines.read()")
     life = asyncio.create_task(one.run())
     await until(lambda: one.deaths["hung"] == 1)
@@ -93,7 +93,7 @@ async def test_one_that_falls_silent_is_killed_and_replaced(child: Callable[...,
     await life
 
 
-async def test_one_that_still_opens_its_device_may_be_silent(child: Callable[..., Child]) -> None:
+async def test_a_child_that_opens_its_device_may_send_no_heartbeats(child: Callable[..., Child]) -> None:
     one = child("tell(state='opening')\ntime.sleep(1.2)\ntell(state='ready')\nlines.read()")
     life = asyncio.create_task(one.run())
     await until(lambda: one.state == "ready")
@@ -102,7 +102,7 @@ async def test_one_that_still_opens_its_device_may_be_silent(child: Callable[...
     await life
 
 
-async def test_one_that_is_in_a_batch_for_too_long_is_killed(child: Callable[..., Child]) -> None:
+async def test_a_child_with_a_batch_over_the_timeout_is_killed(child: Callable[..., Child]) -> None:
     one = child("while True:\n    tell(state='ready', busy_seconds=9.5)\n    time.sleep(0.05)")
     life = asyncio.create_task(one.run())
     await until(lambda: one.deaths["stuck"] == 1)
@@ -110,7 +110,7 @@ async def test_one_that_is_in_a_batch_for_too_long_is_killed(child: Callable[...
     await life
 
 
-async def test_a_supervisor_that_was_held_up_does_not_blame_its_children(child: Callable[..., Child]) -> None:
+async def test_a_suspended_supervisor_does_not_kill_its_children(child: Callable[..., Child]) -> None:
     one = child("while True:\n    tell(state='ready')\n    time.sleep(0.05)")
     life = asyncio.create_task(one.run())
     await until(lambda: one.state == "ready")
@@ -121,7 +121,7 @@ async def test_a_supervisor_that_was_held_up_does_not_blame_its_children(child: 
     await life
 
 
-async def test_a_farewell_reaches_one_that_is_only_starting(child: Callable[..., Child]) -> None:
+async def test_a_stop_command_reaches_a_child_that_is_starting(child: Callable[..., Child]) -> None:
     one = child("print(json.loads(lines.readline())['do'])\nsys.exit(0)")
     life = asyncio.create_task(one.run())
     await until(lambda: one.pid is not None)
@@ -130,7 +130,7 @@ async def test_a_farewell_reaches_one_that_is_only_starting(child: Callable[...,
     assert one.restarts == 0
 
 
-async def test_one_that_cannot_be_started_is_tried_again(
+async def test_a_child_that_cannot_be_started_is_retried(
     child: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
@@ -143,7 +143,7 @@ async def test_one_that_cannot_be_started_is_tried_again(
     await life
 
 
-async def test_one_whose_supervision_is_cancelled_is_killed(child: Callable[..., Child]) -> None:
+async def test_a_child_is_killed_when_its_task_is_cancelled(child: Callable[..., Child]) -> None:
     one = child("tell(state='ready')\nlines.read()", heartbeat_seconds=60.0)
     life = asyncio.create_task(one.run())
     await until(lambda: one.state == "ready")

@@ -1,4 +1,4 @@
-"""Which devices a setting means."""
+"""Resolving the devices setting to device names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def test_named_devices_are_taken_as_they_are() -> None:
     assert await device_names("cuda:1,cuda:0") == ["cuda:1", "cuda:0"]
 
 
-async def test_a_machine_without_a_driver_is_not_asked_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gpus_are_not_counted_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_DRIVERS", ("no-such-driver",))
     monkeypatch.setattr(module, "_COUNT", "raise SystemExit('asked')")
     assert await device_names("auto") == ["cpu"]
@@ -32,7 +32,7 @@ async def test_a_machine_without_a_driver_is_not_asked_for_gpus(monkeypatch: pyt
         ("raise SystemExit('no torch')", ["cpu"], ["cuda:0"]),
     ],
 )
-async def test_a_machine_with_a_driver_has_the_gpus_that_torch_counts(
+async def test_with_a_driver_torch_counts_the_gpus(
     monkeypatch: pytest.MonkeyPatch, answer: str, automatic: list[str], named: list[str]
 ) -> None:
     monkeypatch.setattr(module, "_DRIVERS", ("null",))
@@ -42,7 +42,7 @@ async def test_a_machine_with_a_driver_has_the_gpus_that_torch_counts(
 
 
 @pytest.mark.parametrize("devices", ["gpu", "cuda:", "cpu,cuda", "cuda:0,cuda:0", ""])
-def test_what_is_no_device_is_refused(devices: str) -> None:
+def test_invalid_devices_are_rejected(devices: str) -> None:
     with pytest.raises(ValidationError, match="devices"):
         Settings(devices=devices)
 

@@ -1,4 +1,4 @@
-"""What Prometheus is told of devices, from what their workers say."""
+"""Metrics of devices, from the statuses of their workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def told(**statuses: Any) -> CollectorRegistry:
     return registry
 
 
-def test_front_ends_tell_of_requests_under_way_and_images_that_wait() -> None:
+def test_requests_in_progress_and_queued_images_are_summed_over_front_ends() -> None:
     waiting, idle = ({"queued_images": queued, "queued_bytes": 0, "active_images": 1} for queued in (3, 0))
     front_ends = [
         cast(Child, SimpleNamespace(name=name, status={"health": health}, **CHILD))
@@ -46,20 +46,20 @@ def test_front_ends_tell_of_requests_under_way_and_images_that_wait() -> None:
         assert registry.get_sample_value("titok_queue_images", {"op": operation}) == count
 
 
-def test_a_gpu_tells_how_busy_and_how_hot_it_is() -> None:
+def test_utilization_and_temperature_of_a_gpu_are_exported() -> None:
     registry = told(gpu=GPU)
     assert registry.get_sample_value("titok_gpu_utilization_ratio", {"device": "gpu"}) == 0.5
     assert registry.get_sample_value("titok_gpu_temperature_celsius", {"device": "gpu"}) == 61
     assert registry.get_sample_value("titok_batch_padding_ratio", {"device": "gpu", "op": "encode"}) == 0.25
 
 
-def test_a_gpu_whose_driver_does_not_tell_is_told_of_by_its_memory_alone() -> None:
+def test_a_gpu_without_sensors_exports_its_memory_only() -> None:
     registry = told(gpu=GPU | {"sensors": None})
     assert registry.get_sample_value("titok_gpu_memory_bytes", {"device": "gpu", "kind": "total"}) == 3
     assert registry.get_sample_value("titok_gpu_utilization_ratio", {"device": "gpu"}) is None
 
 
-def test_a_worker_that_has_said_nothing_yet_is_left_out() -> None:
+def test_a_worker_without_a_status_is_not_exported() -> None:
     registry = told(gpu={}, cpu={"memory": None, "padding": {"encode": 0.0}})
     assert registry.get_sample_value("titok_batch_padding_ratio", {"device": "cpu", "op": "encode"}) == 0
     assert registry.get_sample_value("titok_batch_padding_ratio", {"device": "gpu", "op": "encode"}) is None
