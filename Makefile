@@ -18,7 +18,7 @@ install: $(VENV)/.dev ## create .venv with everything, tests and training includ
 test: $(VENV)/.dev ## run the tests; ARGS goes to pytest, for example ARGS="tests/e2e -k mix"
 	@requirements/programs
 	@# Threads that wait for each other do not spin for long, or they keep the cores from the servers under test.
-	GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest $(ARGS)
+	GOMP_SPINCOUNT=20000 $(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, strict mypy, and the import contracts of pyproject.toml
 	$(BIN)/ruff check .

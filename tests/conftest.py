@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,21 @@ sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import weights as filler
 
 GOLDEN = Path(__file__).parent / "golden"
+# Fixtures of a server that the tests of many files share: all of these tests run in one worker.
+SHARED_SERVERS = ("exact_server", "server")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    torch.set_num_threads(1)
 
 Manifest = Mapping[str, Any]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a file in one worker (its servers are started once), and those that share a server."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            shared = next((name for name in SHARED_SERVERS if name in getattr(item, "fixturenames", ())), None)
+            item.add_marker(pytest.mark.xdist_group(shared or item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +55,15 @@ def golden_manifest() -> Callable[[str], Manifest]:
 
 
 @pytest.fixture(scope="session")
-def golden_weights(golden_manifest: Callable[[str], Manifest]) -> Callable[[str], dict[str, torch.Tensor]]:
-    """The synthetic weights (seed 0) that the golden cases were computed with."""
-    return lambda name: {
-        key: torch.from_numpy(value) for key, value in filler.state_dict(golden_manifest(name)).items()
-    }
+def golden_weights(golden_manifest: Callable[[str], Manifest]) -> Callable[..., dict[str, torch.Tensor]]:
+    """The synthetic weights (seed 0) that the golden cases were computed with: all of a network, or some by their names."""
+
+    def make(name: str, keys: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+        tensors = golden_manifest(name)["tensors"]
+        chosen = tensors if keys is None else {key: tensors[key] for key in keys}
+        return {key: torch.from_numpy(value) for key, value in filler.state_dict(chosen).items()}
+
+    return make
 
 
 @pytest.fixture(scope="session")

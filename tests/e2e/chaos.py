@@ -35,6 +35,8 @@ CLIENTS = 32
 HANG_SECONDS = 120.0
 PAUSE_SECONDS = 0.25
 REFUSALS = (429, 503, 504)
+RETRIED = (429, 503)
+ANSWERS_BETWEEN_KILLS = 50
 AT_REST = {"queued_images": 0, "queued_bytes": 0, "active_images": 0}
 
 
@@ -115,7 +117,7 @@ class _Chaos:
         self.outcome.seconds = time.monotonic() - begun
 
     async def _client(self, client: httpx.AsyncClient) -> None:
-        while self._left > 0:
+        while self._left > 0 or not self.outcome.kills:
             self._left -= 1
             if self._left % max(1, self.outcome.requests // 10) == 0:
                 self.note_resources()
@@ -148,7 +150,9 @@ class _Chaos:
             return
         self.outcome.statuses[str(answer.status_code)] += 1
         if answer.status_code in REFUSALS:
-            await asyncio.sleep(PAUSE_SECONDS)  # or refusals would use up the run while a worker starts
+            if answer.status_code in RETRIED:  # or refusals would use up the run while a worker starts
+                self._left += 1
+                await asyncio.sleep(PAUSE_SECONDS)
             is_right = answer.headers["content-type"] == "application/problem+json"
         elif answer.status_code == httpx.codes.OK and sample.tokens is not None:
             is_right = [item["tokens"] for item in answer.json()["data"]] == sample.tokens
@@ -159,7 +163,10 @@ class _Chaos:
 
     async def _kill(self) -> None:
         while True:
+            answered = self.outcome.statuses["200"]
             await asyncio.sleep(self._kill_every)
+            while self.outcome.statuses["200"] < answered + ANSWERS_BETWEEN_KILLS:  # noqa: ASYNC110
+                await asyncio.sleep(PAUSE_SECONDS)
             await asyncio.to_thread(self._server.wait_until_ready)
             for child in await asyncio.to_thread(self._children, "worker"):
                 with suppress(ProcessLookupError):
