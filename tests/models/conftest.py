@@ -1,4 +1,4 @@
-"""The parity table, printed at the end of the run, and tiny photographs in the shapes that data comes in."""
+"""The parity table, printed at the end of the run, and tiny datasets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def record_parity(request: pytest.FixtureRequest) -> Callable[..., float]:
-    """Notes a deviation (or a number of equal ids among those compared) and gives the deviation back."""
+    """Records a deviation (or a number of equal ids among those compared) and returns the deviation."""
 
     def record(case: str, quantity: str, deviation: float, equal: int = 0, compared: int = 0) -> float:
         request.config.stash[ROWS].append((case, quantity, deviation, equal, compared))
@@ -71,7 +71,7 @@ def encoded_image_fixture() -> Callable[..., bytes]:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Two shards of 150 photographs each in two classes; some tests damage them."""
+    """Two shards of 150 images each in two classes; some tests damage them."""
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "classes.json").write_text(json.dumps({"0": "pets/cat", "1": "pets/dog"}))

@@ -1,4 +1,4 @@
-"""The published crops, and how every kind of image becomes RGB."""
+"""Parity of the crops with the published ones, and conversion of all image modes to RGB."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import skimage.data
 from PIL import ExifTags, Image
 
 from models import preprocess
+from models.arrays import Pixels
 from models.preprocess import adm_crop, eval_crop, ten_crop, to_rgb
-
-Pixels = npt.NDArray[np.uint8]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cases" / "preprocess.npz"
 
@@ -67,7 +65,7 @@ def test_both_crops_agree_on_images_smaller_than_the_crop(golden: Mapping[str, P
 
 
 @pytest.mark.parametrize("case", [0, 1])
-def test_ten_crop_equals_the_published_views_in_their_order(golden: Mapping[str, Pixels], case: int) -> None:
+def test_ten_crop_equals_the_published_crops_in_order(golden: Mapping[str, Pixels], case: int) -> None:
     views = ten_crop(Image.fromarray(golden[f"input{case}"]))
 
     assert views.shape == (10, 256, 256, 3)
@@ -75,7 +73,7 @@ def test_ten_crop_equals_the_published_views_in_their_order(golden: Mapping[str,
     np.testing.assert_array_equal(views[:, ::32, ::32], golden[f"tencrop{case}"])
 
 
-def test_the_last_five_views_are_taken_from_the_mirrored_image() -> None:
+def test_the_last_five_crops_are_of_the_mirrored_image() -> None:
     image = noise(300, 280)
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
@@ -86,7 +84,7 @@ def test_the_last_five_views_are_taken_from_the_mirrored_image() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1900, 700), (700, 1900), (300, 4000), (4000, 300), (50, 6000)])
-def test_pixels_are_those_of_a_horizontal_pass_followed_by_a_vertical_one(width: int, height: int) -> None:
+def test_resizing_is_a_horizontal_pass_followed_by_a_vertical_one(width: int, height: int) -> None:
     # As every Pillow before 13 did. Resizing in one call fails here: since then tall images go the other way round.
     image, size, bicubic = noise(width, height), 64, Image.Resampling.BICUBIC
     resized = (int(size * width / min(width, height)), int(size * height / min(width, height)))
@@ -118,7 +116,7 @@ def test_the_centre_offset_rounds_half_to_even(side: int, offset: int) -> None:
 
 
 @pytest.mark.parametrize("crop", [eval_crop, adm_crop])
-def test_an_image_of_the_right_size_is_returned_as_it_is(crop: Callable[[Image.Image, int], Pixels]) -> None:
+def test_an_image_of_the_right_size_is_unchanged(crop: Callable[[Image.Image, int], Pixels]) -> None:
     image = noise(64, 64)
 
     np.testing.assert_array_equal(crop(image, 64), np.asarray(image))
@@ -126,14 +124,16 @@ def test_an_image_of_the_right_size_is_returned_as_it_is(crop: Callable[[Image.I
 
 @pytest.mark.parametrize("crop", [eval_crop, adm_crop])
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 2), (2000, 3), (3, 2000), (777, 1234)])
-def test_every_size_of_image_gives_a_square(crop: Callable[[Image.Image, int], Pixels], size: tuple[int, int]) -> None:
+def test_images_of_any_size_are_cropped_to_a_square(
+    crop: Callable[[Image.Image, int], Pixels], size: tuple[int, int]
+) -> None:
     pixels = crop(Image.new("RGB", size, (10, 200, 30)), 256)
 
     assert pixels.shape == (256, 256, 3)
     assert (pixels == (10, 200, 30)).all()
 
 
-def test_the_way_of_elongated_images_gives_the_same_pixels_as_the_ordinary_one(
+def test_elongated_images_have_the_same_pixels_as_with_the_ordinary_method(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chance = random.Random(0)
@@ -152,7 +152,7 @@ def test_the_way_of_elongated_images_gives_the_same_pixels_as_the_ordinary_one(
 
 
 @pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (3, 1_000_000), (1_000_000, 3), (4000, 60)])
-def test_an_extreme_aspect_ratio_never_makes_a_large_resized_image(
+def test_an_extreme_aspect_ratio_creates_no_large_resized_image(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
     resize, largest = Image.Image.resize, 0
@@ -171,14 +171,14 @@ def test_an_extreme_aspect_ratio_never_makes_a_large_resized_image(
 
 
 @pytest.mark.parametrize("crop", [eval_crop, adm_crop, ten_crop])
-def test_crops_refuse_what_is_not_rgb_or_not_a_size(crop: Callable[[Image.Image, int], Pixels]) -> None:
+def test_crops_reject_other_modes_and_sizes_below_one(crop: Callable[[Image.Image, int], Pixels]) -> None:
     with pytest.raises(ValueError, match="'L'"):
         crop(Image.new("L", (8, 8)), 8)
     with pytest.raises(ValueError, match="size is 0"):
         crop(Image.new("RGB", (8, 8)), 0)
 
 
-def test_ten_crop_refuses_to_take_crops_from_a_smaller_square() -> None:
+def test_ten_crop_rejects_a_pad_factor_below_one() -> None:
     with pytest.raises(ValueError, match="pad_factor"):
         ten_crop(Image.new("RGB", (8, 8)), 8, pad_factor=0.5)
 
@@ -186,7 +186,7 @@ def test_ten_crop_refuses_to_take_crops_from_a_smaller_square() -> None:
 # --- any image -> RGB ------------------------------------------------------------------------------------------------
 
 
-def test_an_opaque_upright_rgb_image_is_returned_itself(photograph: Image.Image) -> None:
+def test_an_opaque_upright_rgb_image_is_returned_unchanged(photograph: Image.Image) -> None:
     assert to_rgb(photograph) is photograph
 
 
@@ -218,7 +218,7 @@ def test_one_bit_images_become_black_and_white() -> None:
 
 
 @pytest.mark.parametrize("mode", ["P", "PA"])
-def test_palettes_are_looked_up(photograph: Image.Image, mode: str) -> None:
+def test_palettes_are_converted(photograph: Image.Image, mode: str) -> None:
     palette = photograph.quantize(64)
     source = palette if mode == "P" else palette.convert("PA")
 
@@ -236,12 +236,12 @@ def test_sixteen_bit_gray_keeps_its_high_byte(mode: str) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 65536, 2**31 - 1])
-def test_integers_beyond_sixteen_bits_are_refused(value: int) -> None:
+def test_integers_beyond_sixteen_bits_are_rejected(value: int) -> None:
     with pytest.raises(ValueError, match=str(value)):
         to_rgb(Image.new("I", (2, 2), value))
 
 
-def test_floating_point_pixels_are_refused_by_name() -> None:
+def test_floating_point_pixels_are_rejected_by_name() -> None:
     with pytest.raises(ValueError, match="'F'"):
         to_rgb(Image.new("F", (2, 2)))
 
@@ -256,7 +256,7 @@ def test_floating_point_pixels_are_refused_by_name() -> None:
         ("La", (0, 51), (204, 204, 204)),
     ],
 )
-def test_transparency_is_laid_over_white(mode: str, colour: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def test_transparency_becomes_white(mode: str, colour: tuple[int, ...], expected: tuple[int, ...]) -> None:
     assert to_rgb(Image.new(mode, (3, 2), colour)).getpixel((1, 1)) == expected
 
 
@@ -288,7 +288,7 @@ def test_a_transparent_colour_or_palette_entry_becomes_white(
     assert to_rgb(image).getpixel((0, 0)) == expected
 
 
-def test_a_palette_with_alpha_is_laid_over_white() -> None:
+def test_a_palette_with_alpha_is_composed_over_white() -> None:
     image = Image.new("P", (2, 2), 1)
     image.putpalette([0, 0, 0, 255, 0, 100, 200, 51], "RGBA")
 
@@ -297,7 +297,7 @@ def test_a_palette_with_alpha_is_laid_over_white() -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(orientation: int, mode: str) -> None:
+def test_exif_orientation_is_applied(orientation: int, mode: str) -> None:
     upright = np.asarray(noise(5, 3).convert(mode))
     # What a camera stores, by the position of the stored picture's first row and column in the upright one.
     stored = {
@@ -322,14 +322,14 @@ def test_exif_orientation_is_undone(orientation: int, mode: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535, "upside down", b"\x06", (6, 6)])
-def test_an_orientation_that_does_not_exist_counts_as_none(photograph: Image.Image, orientation: object) -> None:
+def test_an_invalid_orientation_is_ignored(photograph: Image.Image, orientation: object) -> None:
     image = photograph.copy()
     image.getexif()[ExifTags.Base.Orientation] = orientation
 
     assert to_rgb(image) is image
 
 
-def test_unreadable_exif_counts_as_none(photograph: Image.Image) -> None:
+def test_unreadable_exif_is_ignored(photograph: Image.Image) -> None:
     image = photograph.copy()
     image.info["exif"] = b"Exif\0\0not a TIFF header"
 

@@ -1,4 +1,4 @@
-"""Weights are found, read and fitted strictly; what does not fit is named."""
+"""Strict loading of checkpoints, and errors that name what does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photographs in folders of classes, in plain shards, and what damages them."""
+"""Datasets in class folders and in uncompressed shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sort = Callable[[str, int], Path]
 
 @pytest.fixture
 def sort(tmp_path: Path, encoded_image: EncodedImage) -> Sort:
-    """Puts a number of different 16x16 photographs into a folder below ``tmp_path / "data"``, which it returns."""
+    """Writes different 16x16 images into a folder below ``tmp_path / "data"``, which it returns."""
 
     def put(folder: str, count: int) -> Path:
         home = tmp_path / "data"
@@ -29,13 +29,13 @@ def sort(tmp_path: Path, encoded_image: EncodedImage) -> Sort:
 
 @pytest.fixture(scope="session")
 def packed() -> dict[str, bytes]:
-    """Shards that some test has made already, by name."""
+    """Cache of shards created by earlier tests, by name."""
     return {}
 
 
 @pytest.fixture
 def plain_shards(tmp_path: Path, add_member: AddMember, encoded_image: EncodedImage, packed: dict[str, bytes]) -> Path:
-    """Two plain tars of 150 photographs each in three classes, and no ``classes.json``."""
+    """Two uncompressed tars of 150 images each in three classes, without ``classes.json``."""
     home = tmp_path / "plain"
     home.mkdir()
     for number in range(2):

@@ -1,8 +1,7 @@
-"""The networks give the numbers of the published implementation, computed with the same synthetic weights.
+"""Parity with the published implementation, with the same synthetic weights (see tests/golden/README.md).
 
-Cases and tolerances: tests/golden/README.md. A figure is compared with the reference relative to the largest value of
-its tensor; ids must be equal wherever the recorded margin exceeds what rounding can move. Every comparison leaves a row
-in the table that is printed after the run.
+Deviations are relative to the largest value of the reference tensor; ids must be equal where the recorded margin exceeds
+the rounding error. All comparisons are printed in a table after the run.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def memory_given_back() -> Iterator[None]:
 
 @pytest.mark.parametrize(("name", "variant"), TOKENIZER_CASES)
 @torch.inference_mode()
-def test_a_tokenizer_gives_the_published_numbers(
+def test_tokenizer_parity(
     name: str, variant: str, golden_case: Case, golden_weights: Weights, record_parity: Record
 ) -> None:
     config = TOKENIZERS[variant].config
@@ -156,9 +155,7 @@ def test_a_tokenizer_gives_the_published_numbers(
 
 
 @torch.inference_mode()
-def test_maskgit_vqgan_gives_the_published_numbers(
-    golden_case: Case, golden_weights: Weights, record_parity: Record
-) -> None:
+def test_maskgit_vqgan_parity(golden_case: Case, golden_weights: Weights, record_parity: Record) -> None:
     name = "maskgit_vqgan_f16_1024"
     case = golden_case(name)
     with torch.device("meta"):
@@ -190,7 +187,7 @@ def generator(name: str, variant: str, weights: Weights) -> Generator:
 
 
 @pytest.mark.parametrize(("name", "variant"), GENERATOR_CASES)
-def test_a_generator_gives_the_published_logits(
+def test_generator_logits_parity(
     name: str, variant: str, golden_case: Case, golden_weights: Weights, record_parity: Record
 ) -> None:
     case = golden_case(name)
@@ -204,7 +201,7 @@ def test_a_generator_gives_the_published_logits(
 
 
 @pytest.mark.parametrize(("name", "variant", "trace"), TRACES)
-def test_a_sampling_trace_replayed_with_its_noise_is_the_published_one(
+def test_sampling_trace_parity_with_replayed_noise(
     name: str,
     variant: str,
     trace: str,

@@ -1,4 +1,4 @@
-"""Networks without values: nothing is drawn, and nothing slow is imported to draw it."""
+"""Networks without initial values: no random numbers are drawn, and no slow imports happen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in
 """
 
 
-def test_parameters_have_a_shape_and_no_memory() -> None:
+def test_parameters_have_shapes_but_no_memory() -> None:
     state = torch.get_rng_state()
     with skip_init():
         layers = nn.ModuleList([nn.Embedding(3, 5), nn.Linear(5, 2)])
