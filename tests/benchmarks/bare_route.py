@@ -1,7 +1,7 @@
-"""A FastAPI route that reads a body and answers with a constant: ``python -m tests.benchmarks.bare_route FILE``.
+"""Baseline: a FastAPI route that reads a body and answers with a constant: ``python -m tests.benchmarks.bare_route FILE``.
 
-What HTTP, FastAPI and reading the body cost by themselves. It runs on the service's own uvicorn, with its settings, on a
-port that the system chooses and that it prints. The file holds the constant.
+Measures the cost of HTTP, FastAPI and reading the body. It runs on the service's HTTP server with its settings, on a
+free port that it prints. The file holds the constant.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def bare_app(constant: bytes) -> FastAPI:
 
 
 def main() -> None:
-    """Serves until it is killed."""
+    """Serves until killed."""
     sys.setswitchinterval(SWITCH_SECONDS)
     app = bare_app(Path(sys.argv[1]).read_bytes())
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)

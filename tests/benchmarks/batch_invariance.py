@@ -1,8 +1,8 @@
-"""Same image, same ids: how many ids change with the company an image is encoded in.
+"""Batch invariance: how many token ids depend on the batch that an image is encoded in.
 
-Many images, each encoded alone and then in random company at every batch size that is served (powers of two, which a CUDA
-device records as graphs and pads to), in each number format. By default the share must be nought, and the exit status says
-so: there an image whose codes are nearly tied is encoded again alone, and ``decided alone`` counts those.
+Many images are encoded one by one, and then in random batches of every size that is served (powers of two, which a CUDA
+device records as graphs and pads to), in each number format. In float32, the default format, no id may differ: the exit
+status is 1 otherwise. There an image whose codes are nearly tied is encoded again unbatched; ``re-encoded`` counts those.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from models.runtime.precision import FORMATS
 from tests.benchmarks.images import distinct_images
 from tests.benchmarks.models import OUTPUT, processor, tokenizer
 
-__all__ = ["Company", "compare", "formats_of", "table"]
+__all__ = ["BatchInvariance", "compare", "formats_of", "table"]
 
 SIZES = (2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
-class Company:
-    """Ids of images in batches of ``batch``, beside those of the same images alone."""
+class BatchInvariance:
+    """Ids of images in batches of ``batch`` compared with those of the same images encoded one by one."""
 
     model: str
     dtype: str
@@ -42,19 +42,17 @@ class Company:
     ids: int
     different_ids: int
     different_images: int
-    decided_alone: int
+    re_encoded: int
     tolerance: float
 
     @property
     def share(self) -> float:
-        """Ids that differ, of all."""
+        """Share of ids that differ."""
         return self.different_ids / self.ids
 
 
-class _Counting:
-    """What a tokenizer runs on the device, and how often it was one image: not counting the parts that the cores of a CPU
-    have of a batch, each in a thread of its own.
-    """
+class _CountingEncoder:
+    """Counts the calls of an encoder with a single image, without those in the threads that share a batch on a CPU."""
 
     def __init__(self, function: GraphedFunction) -> None:
         self._function = function
@@ -71,24 +69,24 @@ class _Counting:
         return self._function(inputs, *static)
 
 
-def compare(model: Tokenizer, dtype: str, images: np.ndarray, sizes: Sequence[int]) -> list[Company]:
-    """A row for every batch size. What is close is measured first, and a CUDA device uses graphs, as in the service."""
+def compare(model: Tokenizer, dtype: str, images: np.ndarray, sizes: Sequence[int]) -> list[BatchInvariance]:
+    """A row for every batch size. The tolerance is calibrated first, and a CUDA device uses graphs, as in the service."""
     if model.device.type == "cuda":
         model.encoder.record([1, *sizes], CudaRecorder(model.device))
     model.calibrate(distinct_images(16, model.image_size, seed=1), sizes, seconds=60.0)
-    counting = _Counting(model.encoder)
+    counting = _CountingEncoder(model.encoder)
     model.encoder = counting  # type: ignore[assignment]
-    alone = torch.cat([model.encode(image[None]) for image in images])
+    single = torch.cat([model.encode(image[None]) for image in images])
     random, rows = np.random.default_rng(1), []
     for size in sizes:
         order = random.permutation(len(images))
-        counting.singles = -int(len(images) % size == 1)  # the last batch of all
-        company = torch.cat(
+        counting.singles = -int(len(images) % size == 1)  # the last, incomplete batch
+        batched = torch.cat(
             [model.encode(images[order[first : first + size]]) for first in range(0, len(images), size)]
         )
-        different = company != alone[order]
+        different = batched != single[order]
         rows.append(
-            Company(
+            BatchInvariance(
                 model=model.name,
                 dtype=dtype,
                 batch=size,
@@ -96,7 +94,7 @@ def compare(model: Tokenizer, dtype: str, images: np.ndarray, sizes: Sequence[in
                 ids=different.numel(),
                 different_ids=int(different.sum()),
                 different_images=int(different.any(1).sum()),
-                decided_alone=counting.singles,
+                re_encoded=counting.singles,
                 tolerance=model.tolerance,
             )
         )
@@ -105,29 +103,29 @@ def compare(model: Tokenizer, dtype: str, images: np.ndarray, sizes: Sequence[in
 
 
 def formats_of(device: str) -> list[str]:
-    """Number formats that a device has."""
+    """Number formats that a device supports."""
     lower = ["float16", "bfloat16"] if device.startswith("cuda") else ["bfloat16"]
     tensor_cores = device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 0)
     return ["float32", *(["tf32", "tf32x3"] if tensor_cores else []), *lower]
 
 
-def table(rows: Sequence[Company]) -> str:
-    """The figures in Markdown."""
+def table(rows: Sequence[BatchInvariance]) -> str:
+    """The results in Markdown."""
     lines = [
-        "| model | format | batch | images | ids that differ | share | images with one | decided alone | closer than |",
+        "| model | format | batch | images | ids that differ | share | images with one | re-encoded | tolerance |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row.model} | {row.dtype} | {row.batch} | {row.images} | {row.different_ids} of {row.ids} | "
-        f"{100 * row.share:.3f} % | {row.different_images} | {row.decided_alone} | {row.tolerance:.1e} |"
+        f"{100 * row.share:.3f} % | {row.different_images} | {row.re_encoded} | {row.tolerance:.1e} |"
         for row in rows
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Prints the table and writes it, with JSON, to docs/benchmarks; exits with 1 if float32 ids depend on company."""
-    parser = argparse.ArgumentParser(description="Ids of the same images alone and in company.")
+    """Prints the table and writes it, with JSON, to docs/benchmarks; exits with 1 if float32 ids depend on the batch."""
+    parser = argparse.ArgumentParser(description="Compare ids of images encoded in batches and one by one.")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", default=[DEFAULT_VARIANT])
     parser.add_argument("--dtypes", nargs="+", choices=list(FORMATS), default=None)
@@ -136,29 +134,29 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        print("no CUDA device here: nothing to compare")
+        print("no CUDA device: nothing to compare")
         return
-    rows: list[Company] = []
+    rows: list[BatchInvariance] = []
     for name in arguments.models:
         for dtype in arguments.dtypes or formats_of(arguments.device):
             model = tokenizer(name, dtype, arguments.device)
             images = distinct_images(arguments.images, model.image_size)
             rows += compare(model, dtype, images, arguments.sizes)
             print(table(rows[-len(arguments.sizes) :]), flush=True)
-    write(arguments.output, f"company-{arguments.device.partition(':')[0]}", rows)
+    write(arguments.output, f"batch-invariance-{arguments.device.partition(':')[0]}", rows)
     if any(row.different_ids for row in rows if row.dtype == "float32"):
-        sys.exit("float32 ids depend on company")
+        sys.exit("float32 ids depend on the batch")
 
 
-def write(folder: Path, name: str, rows: Sequence[Company]) -> None:
-    """``name``.md and .json; figures of models and formats that were not measured this time stay."""
+def write(folder: Path, name: str, rows: Sequence[BatchInvariance]) -> None:
+    """Writes ``name``.md and .json; rows of models and formats that were not measured this time are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     before: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
     measured = {(row.model, row.dtype) for row in rows}
-    kept = [Company(**{key: row[key] for key in Company.__dataclass_fields__}) for row in before]
+    kept = [BatchInvariance(**{key: row[key] for key in BatchInvariance.__dataclass_fields__}) for row in before]
     rows = [*(row for row in kept if (row.model, row.dtype) not in measured), *rows]
-    head = f"Ids in company and alone, on {processor()}, torch {torch.__version__}."
+    head = f"Ids of images encoded in batches and one by one, on {processor()}, torch {torch.__version__}."
     document = {
         "processor": processor(),
         "torch": torch.__version__,

@@ -1,10 +1,10 @@
-"""How much of the bare model's speed ``titok tokenize`` keeps: ``python -m tests.benchmarks.bulk [IMAGES]``.
+"""Throughput of ``titok tokenize`` relative to the bare model: ``python -m tests.benchmarks.bulk [IMAGES]``.
 
-The same JPEG files, already of the model's size, through the whole command's work (reading, decoding, encoding, writing)
-and through loops over the bare model, with one batch size: one loop over pixels that are in memory, one that decodes each
-batch first. Loading the model counts in none of them. Medians of runs taken in turn, ratios within a turn, and
-the processor time of the run that took least. Then ``--ray`` on a cluster of two nodes with a core each: from when
-both actors have made a shard, and the whole of it, with the start of the actors.
+The same JPEG files of the model's size go through the whole command (reading, decoding, encoding, writing) and through
+two loops over the bare model with the same batch size: over pixels in memory, and with decoding before each batch.
+Loading the model is not measured. Results are medians of alternating runs, ratios within a round, and the least
+processor time. Then ``--ray`` on a cluster of two nodes with one core each: after both actors have written a shard, and
+in total, including the start of the actors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from models import Tokenizer
+from service.bulk.batches import PipelineOptions
 from service.bulk.crops import Crops
 from service.bulk.run import Job, load_tokenizer_of, tokenize_source
 from service.bulk.sources import open_source
@@ -35,9 +37,37 @@ RUNS, RAY_SHARD = 7, 64
 
 
 def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
-    """Prints a line for each way."""
+    """Prints a line for each method."""
+    job, tokenizer, options = _prepare(count, device, batch_size, folder)
+    methods = _methods(job, tokenizer, options)
+    rates: dict[str, list[float]] = {name: [] for name in methods}
+    cpu = dict.fromkeys(methods, math.inf)
+    for _ in range(RUNS):
+        for name, method in methods.items():
+            started, used = time.perf_counter(), time.process_time()
+            method()
+            rates[name].append(count / (time.perf_counter() - started))
+            cpu[name] = min(cpu[name], (time.process_time() - used) / count)
+    rows = {
+        name: (float(np.median(values)), float(np.median(np.divide(values, rates["bare model"]))))
+        for name, values in rates.items()
+    }
+    if importlib.util.find_spec("ray") and tokenizer.device.type == "cpu":
+        on_ray = _on_two_nodes(dataclasses.replace(job, destination=folder / "tokens-ray", threads=0))
+        for name, rate in zip(("--ray, two nodes", "--ray, including start-up"), on_ray, strict=True):
+            rows[name] = (rate, rate / rows["bare model"][0])
+    print(f"{'':<28} {'images/s':>8} {'of bare':>8} {'CPU ms/image':>13} {'of bare':>8}")
+    for name, (rate, share) in rows.items():
+        line = f"{name:<28} {rate:8.1f} {share:8.3f}"
+        if name in cpu:
+            line += f" {1e3 * cpu[name]:13.2f} {cpu['bare model'] / cpu[name]:8.3f}"
+        print(line)
+
+
+def _prepare(count: int, device: str, batch_size: int, folder: Path) -> tuple[Job, Tokenizer, PipelineOptions]:
+    """A job over ``count`` images of the model's size, and the loaded model."""
     source = folder / "images.tar"
-    asked = Job(
+    job = Job(
         source=open_source(str(_shard(source, 1, 8))),
         destination=folder / "tokens",
         tokenizer="titok-mini-32",
@@ -51,12 +81,17 @@ def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
         threads=usable_cores(),
         max_pixels=40_000_000,
     )
-    tokenizer, options = load_tokenizer_of(asked)
+    tokenizer, options = load_tokenizer_of(job)
     _shard(source, count, tokenizer.image_size)
-    asked = dataclasses.replace(asked, source=open_source(str(source)))
-    files = [entry.read() for part in asked.source.parts for entry in part.entries(0)]
+    return dataclasses.replace(job, source=open_source(str(source))), tokenizer, options
+
+
+def _methods(job: Job, tokenizer: Tokenizer, options: PipelineOptions) -> dict[str, Callable[[], None]]:
+    """The bare model on pixels in memory, the same with decoding, and the whole command; the model is warmed up."""
+    files = [entry.read() for part in job.source.parts for entry in part.entries(0)]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files])
-    batches = range(0, count, options.batch_size)
+    batches = range(0, len(files), options.batch_size)
+    runs = iter(range(100))
 
     def bare() -> None:
         for first in batches:
@@ -67,56 +102,31 @@ def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
             chosen = [decode_image(data, limits=MediaLimits()) for data in files[first : first + options.batch_size]]
             tokenizer.encode(np.stack([np.asarray(image.image) for image in chosen]))
 
-    runs = iter(range(100))
-
     def command() -> None:
-        tokenize_source(dataclasses.replace(asked, destination=folder / f"tokens-{next(runs)}"), tokenizer, options)
+        folder = job.destination.with_name(f"tokens-{next(runs)}")
+        tokenize_source(dataclasses.replace(job, destination=folder), tokenizer, options)
 
-    ways: dict[str, Callable[[], None]] = {
-        "bare model": bare,
-        "bare model, decoding first": bare_with_decoding,
-        "titok tokenize": command,
-    }
     tokenizer.encode(pixels[: options.batch_size])
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    least = dict.fromkeys(ways, math.inf)
-    for _ in range(RUNS):
-        for name, way in ways.items():
-            begun, used = time.perf_counter(), time.process_time()
-            way()
-            rates[name].append(count / (time.perf_counter() - begun))
-            least[name] = min(least[name], (time.process_time() - used) / count)
-    over = {name: float(np.median(np.divide(rates[name], rates["bare model"]))) for name in ways}
-    rows = {name: (float(np.median(rates[name])), over[name]) for name in ways}
-    if importlib.util.find_spec("ray") and tokenizer.device.type == "cpu":
-        on_ray = _on_two_nodes(dataclasses.replace(asked, destination=folder / "tokens-ray", threads=0))
-        for name, rate in zip(("--ray, two nodes", "--ray, with its start"), on_ray, strict=True):
-            rows[name] = (rate, rate / rows["bare model"][0])
-    print(f"{'':<28} {'images/s':>8} {'of bare':>8} {'CPU ms/image':>13} {'of bare':>8}")
-    for name, (rate, share) in rows.items():
-        line = f"{name:<28} {rate:8.1f} {share:8.3f}"
-        if name in least:
-            line += f" {1e3 * least[name]:13.2f} {least['bare model'] / least[name]:8.3f}"
-        print(line)
+    return {"bare model": bare, "bare model, decoding first": bare_with_decoding, "titok tokenize": command}
 
 
-def _on_two_nodes(asked: Job) -> tuple[float, float]:
-    """Images a second once both actors are at work, and from beginning to end."""
+def _on_two_nodes(job: Job) -> tuple[float, float]:
+    """Images per second after both actors have written a shard, and in total."""
     from service.bulk.on_ray import run_on_ray
     from tests.ray_cluster import two_nodes
 
     done: list[tuple[float, int]] = []
     with two_nodes():
-        begun = time.perf_counter()
+        started = time.perf_counter()
         run_on_ray(
-            dataclasses.replace(asked, shard_images=RAY_SHARD),
+            dataclasses.replace(job, shard_images=RAY_SHARD),
             "auto",
             progress=lambda images, _: done.append((time.perf_counter(), images)),
         )
         ended = time.perf_counter()
     images = [count for _, count in done]
     (second, _), (last, _) = done[1], done[-1]
-    return sum(images[2:]) / (last - second), sum(images) / (ended - begun)
+    return sum(images[2:]) / (last - second), sum(images) / (ended - started)
 
 
 def _shard(path: Path, count: int, size: int) -> Path:

@@ -1,9 +1,9 @@
-"""What becomes of requests while something is wrong with Redis: the rows of the table in ``tests.benchmarks.cache``.
+"""Requests during Redis faults: the rows of a table in ``tests.benchmarks.cache``.
 
-One service without a cache, one with a Redis that the rows kill, pause, fill and falsify, one with a Redis 200 ms away. All
-get the same load: images in turn at a fixed rate, whatever comes of them, each answer compared with what the service
-without a cache says. A request's time counts from when it was due. Each row is run three times, and its p99 is the median of
-theirs: a machine that halts for a tenth of a second makes one of them, whatever is wrong with Redis.
+One service without a cache, one with a Redis that is killed, paused, filled and corrupted, one with a Redis with 200 ms
+latency. All get the same load: images in rotation at a fixed rate; each answer is compared with that of the service
+without a cache. Latency counts from the time a request was due. Each row is run three times, and its p99 is the median of
+three: a pause of the machine of a tenth of a second spoils the p99 of a single run.
 """
 
 from __future__ import annotations

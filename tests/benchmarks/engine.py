@@ -1,8 +1,8 @@
-"""How much of a device's time the engine keeps busy, without HTTP: ``make bench``.
+"""Device utilisation of the engine, without HTTP: ``make bench``.
 
-A fake device takes exactly so long for each image. The engine's share of the ideal is the images it gets through in the
-time that the device would need for them if it never waited. Every request's answer is checked to be its own. The device
-is in a process of its own, as in the service, or in a thread of the engine's process.
+A fake device takes a fixed time per image. The share of the ideal is the throughput relative to a device that never
+waits. Every answer is checked. The device runs in a separate process, as in the service, or in a thread of the engine's
+process.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ async def measure(engine: Engine, images_per_request: int, *, seconds: float) ->
         while time.perf_counter() < end:
             encoded = await engine.encode(images, deadline=time.monotonic() + 60)
             if not np.array_equal(encoded.tokens, expected):
-                raise AssertionError("a request was given another one's tokens")
+                raise AssertionError("a request got the tokens of another one")
             if (now := time.perf_counter()) > warm:
                 finished.append(now)
 
@@ -153,7 +153,7 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 def main() -> None:
     """Prints the table and writes it, with JSON and a plot."""
-    parser = argparse.ArgumentParser(description="The engine's share of a device's time.")
+    parser = argparse.ArgumentParser(description="Measure the engine's device utilisation.")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each figure, after a warm-up of a fifth of it")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()

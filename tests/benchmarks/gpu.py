@@ -1,8 +1,8 @@
-"""What is to be known of a CUDA device, in less than eight minutes and without a network: ``make gpu-check``.
+"""Checks and measures a CUDA device in less than eight minutes, without a network: ``make gpu-check``.
 
-The tests that need one; images a second of the bare models by variant, number format and batch size, with their share of the
-device's own matrix products; ids in each format and in company; and images a second through HTTP. What cannot be done here,
-for want of a package or of time, is said and left out. Without a device nothing is done, and that is no failure.
+Runs the tests that need a device; measures images per second of the bare models by variant, number format and batch size,
+relative to the device's matrix products; compares ids between formats and batch sizes; and measures images per second
+through HTTP. Parts that lack a package or time are skipped and named. Without a device the check ends with status 0.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 from models.checkpoints.bundled import DEFAULT_VARIANT
-from tests.benchmarks import batch_invariance as company
-from tests.benchmarks import gpu_models, gpu_service, precision
+from tests.benchmarks import batch_invariance, gpu_models, gpu_service, precision
 from tests.benchmarks.images import distinct_images
 from tests.benchmarks.models import OUTPUT, processor, tokenizer
 
@@ -34,7 +33,7 @@ TEST_SECONDS = 150.0
 
 
 class Check:
-    """The parts, one after another, with what is left of the time; ``document`` is what they found."""
+    """The parts of the check within a time limit; ``document`` collects their results."""
 
     def __init__(self, device: torch.device, *, models: Sequence[str], batches: Sequence[int], seconds: float) -> None:
         self.device = device
@@ -52,17 +51,17 @@ class Check:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Remaining seconds."""
         return self._until - time.monotonic()
 
     def say(self, title: str, text: str) -> None:
-        """Prints a section, and keeps it."""
+        """Prints a section and stores it for the report."""
         section = f"## {title}\n\n{text}"
         print(f"\n{section}\n", flush=True)
         self.tables.append(section)
 
     def tests(self) -> None:
-        """The tests marked ``gpu``, in a process of their own, without this project's plug-ins."""
+        """Runs the tests marked ``gpu`` in a separate process, without this project's pytest options."""
         if importlib.util.find_spec("pytest") is None:
             self.say("Tests", "Not run: pytest is not installed.")
             return
@@ -83,8 +82,8 @@ class Check:
         self.say("Tests", f"```\n{output[-4000:].strip()}\n```")
 
     def throughput(self) -> None:
-        """The bare models."""
-        dtypes = company.formats_of(str(self.device))
+        """Measures the bare models."""
+        dtypes = batch_invariance.formats_of(str(self.device))
         peaks = {dtype: gpu_models.matrix_peak(dtype, self.device) for dtype in dtypes}
         rows: list[gpu_models.Throughput] = []
         skipped: list[str] = []
@@ -101,27 +100,27 @@ class Check:
         self.say("Bare models", gpu_models.table(rows, peaks) + late)
 
     def ids(self, *, images: int, synthetic_images: int) -> None:
-        """In each format beside float32, and in company beside alone."""
+        """Ids in each format compared with float32, and in batches compared with single images."""
         agreements: list[precision.Agreement] = []
-        companies: list[company.Company] = []
+        invariance: list[batch_invariance.BatchInvariance] = []
         for name, count in ((DEFAULT_VARIANT, images), ("titok-s-128", synthetic_images)):
             if name not in self.models or self.left < 100:
                 continue
             agreements += precision.compare_precisions(
                 name, str(self.device), images=count, batch=min(32, max(self.batches)), budget=self.budget, early=[1, 2]
             )
-            for dtype in company.formats_of(str(self.device)):
+            for dtype in batch_invariance.formats_of(str(self.device)):
                 made = tokenizer(name, dtype, str(self.device))
                 pixels = distinct_images(count, made.image_size)
-                companies += company.compare(made, dtype, pixels, [size for size in self.batches if size > 1])
+                invariance += batch_invariance.compare(made, dtype, pixels, [size for size in self.batches if size > 1])
         self.document["precision"] = [asdict(row) for row in agreements]
-        self.document["company"] = [asdict(row) | {"share": row.share} for row in companies]
-        self.failed |= any(row.different_ids for row in companies if row.dtype == "float32")
+        self.document["batch_invariance"] = [asdict(row) | {"share": row.share} for row in invariance]
+        self.failed |= any(row.different_ids for row in invariance if row.dtype == "float32")
         self.say("Ids by format", precision.table(agreements))
-        self.say("Ids in company", company.table(companies))
+        self.say("Batch invariance", batch_invariance.table(invariance))
 
     def service(self, *, seconds: float) -> None:
-        """Through HTTP, beside the bare model's best."""
+        """Measures throughput through HTTP, compared with the best rate of the bare model."""
         missing = gpu_service.missing_packages()
         if missing:
             self.say("Service", f"Not measured: {', '.join(missing)} not installed (`make install`).")
@@ -152,13 +151,13 @@ class Check:
 
 
 def main() -> None:
-    """Prints the sections and writes them, with JSON; exits with 1 if a test failed or float32 ids depend on company."""
+    """Prints the sections and writes them, with JSON; exits with 1 if a test failed or float32 ids depend on the batch."""
     parser = argparse.ArgumentParser(description="Checks and measures a CUDA device.")
-    parser.add_argument("--device", default="cuda:0", help="'cpu' tries this script out, and says nothing of a GPU")
+    parser.add_argument("--device", default="cuda:0", help="'cpu' only tests this script")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
-    parser.add_argument("--images", type=int, default=500, help="whose ids are compared")
-    parser.add_argument("--seconds", type=float, default=450.0, help="for everything")
+    parser.add_argument("--images", type=int, default=500, help="number of images whose ids are compared")
+    parser.add_argument("--seconds", type=float, default=450.0, help="time limit")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)

@@ -1,5 +1,5 @@
-"""What a CUDA device makes of the bare models: images a second by variant, number format and batch size, and what part of
-the device's own matrix products that is. A part of ``make gpu-check``.
+"""Throughput of the bare models on a CUDA device by variant, number format and batch size, relative to the device's matrix
+products. Part of ``make gpu-check``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Images a second through HTTP: a server process of its own, and clients that send forms of many JPEG files each, so that
-they cost little themselves. A part of ``make gpu-check``, where the larger service benchmarks' tools may not be installed.
+"""Throughput through HTTP: a server process, and clients that send forms of many JPEG files, to keep the clients' cost low.
+
+Part of ``make gpu-check``, where the tools of the larger service benchmarks may not be installed.
 """
 
 from __future__ import annotations

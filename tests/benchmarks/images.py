@@ -1,4 +1,4 @@
-"""Many images of many kinds for comparisons of ids: each of them different, the same ones every time."""
+"""Deterministic sets of distinct images of many kinds, for comparisons of ids."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Load on an HTTP server, by h2load: so many connections at once, or so many requests a second come what may.
+"""HTTP load generation with h2load: a fixed number of connections (closed loop) or a fixed request rate (open loop).
 
-``closed_loop`` keeps a number of connections busy: it finds what a server can do. ``open_loop`` opens a new connection
-for every request, at times fixed before it starts, so that a slow server cannot slow its own load down; a request's
-latency counts from the time it was due.
+``closed_loop`` keeps a number of connections busy, to measure capacity. ``open_loop`` opens a new connection for every
+request at times that are fixed in advance, so that a slow server does not reduce its load; a request's latency counts
+from the time it was due.
 
 h2load (of nghttp2; C, MIT; Debian's ``nghttp2-client``, Homebrew's ``nghttp2``) logs start, status and duration of every
-request; what it takes of the processor, which generator and server share, is part of the result. wrk, hey, autocannon
+request; its share of the processor, which generator and server share, is part of the result. wrk, hey, autocannon
 and locust send a request only when the one before it is answered; vegeta and oha do not, but are in neither PyPI nor
 Debian 12, k6 is under the AGPL, and artillery under the MPL.
 """
@@ -42,14 +42,14 @@ __all__ = [
 
 Seconds = npt.NDArray[np.float64]
 
-# Longer than any deadline of a server under test: what has no answer by then never gets one.
+# Longer than any deadline of a server under test.
 SILENCE = "90s"
-LONGEST = 60.0  # seconds after which a server that has shown no rate is given up
+LONGEST = 60.0  # seconds after which a server without a measurable rate is an error
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is posted, again and again."""
+    """A POST request that is sent repeatedly."""
 
     url: str
     body: bytes

@@ -1,12 +1,11 @@
-"""How many images a second the bare models do: ``make bench-models``.
+"""Throughput of the bare models: ``make bench-models``.
 
-Encode, decode and generate for the shipped checkpoint and for published shapes with synthetic weights, at batch 1 and 8,
-in float32 and bfloat16, and how many token ids the two precisions share. ``plain`` is what the networks cost without
-this project's savings: every position of the last blocks, attention written out, convolutions over the whole batch,
+Encode, decode and generate of the bundled checkpoint and of published shapes with synthetic weights, at batch sizes 1 and
+8, in float32 and bfloat16, and the share of token ids that are equal in both. ``plain`` is the network without this
+project's optimisations: all positions in the last blocks, unfused attention, convolutions over the whole batch,
 contiguous, float32.
 
-A machine that is doing something else gives other figures: run it alone. Each figure is the best of the runs that fit a
-time budget; the table names the processor.
+Each figure is the best of the runs that fit into a time budget; run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -104,9 +102,9 @@ def _fill(network: torch.nn.Module, manifest: str) -> None:
     load_strictly(network, Checkpoint(tensors=synthetic_weights(manifest), config=None, source="synthetic"))
 
 
-@lru_cache(maxsize=2)  # a tokenizer's and its generator's: gigabytes
+@lru_cache(maxsize=2)  # of a tokenizer and its generator: gigabytes
 def synthetic_weights(manifest: str) -> dict[str, torch.Tensor]:
-    """The golden cases' weights of a published shape, by tensor name. They take up to a quarter of a minute to make."""
+    """The golden cases' weights of a published shape, by tensor name. They take up to 15 seconds to make."""
     sys.path.insert(0, str(GOLDEN))
     import weights
 
@@ -116,7 +114,7 @@ def synthetic_weights(manifest: str) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def plain_networks() -> Iterator[None]:
-    """Undoes this project's savings, to compare with."""
+    """Replaces the optimised parts of the networks by plain ones, as a baseline."""
 
     def whole_block(block: Block, x: torch.Tensor, keep: slice = slice(None)) -> torch.Tensor:
         x = x + block.attn(block.ln_1(x), slice(None))
@@ -141,7 +139,7 @@ def plain_networks() -> Iterator[None]:
 
 
 def rate(run: Callable[[], object], images: int, budget: float) -> float:
-    """Images a second, the best run within ``budget`` seconds; the first one counts only if it takes all of them."""
+    """Images per second of the best run within ``budget`` seconds; the first run counts only if there is no other."""
 
     def once() -> float:
         begun = time.perf_counter()
@@ -158,67 +156,51 @@ def rate(run: Callable[[], object], images: int, budget: float) -> float:
     return images / best
 
 
-def measure(names: Sequence[str], device: str, budget: float) -> tuple[list[Row], dict[str, float]]:
-    """All rows, and by model the share of ids that bfloat16 and float32 have in common."""
-    rows: list[Row] = []
-    agreement: dict[str, float] = {}
+class Measurement:
+    """Rows of all models; ``agreement`` is the share of ids that are equal in bfloat16 and float32, by model."""
 
-    def note(*row: Any) -> None:
-        rows.append(Row(*row))
-        print(
-            f"  {rows[-1].operation:<16} {rows[-1].dtype:<9} batch {rows[-1].batch}: "
-            f"{rows[-1].images_per_second:8.2f} images/s",
-            flush=True,
-        )
+    def __init__(self, device: str, budget: float) -> None:
+        self.device = device
+        self.budget = budget
+        self.rows: list[Row] = []
+        self.agreement: dict[str, float] = {}
 
-    for name in names:
+    def measure(self, name: str) -> None:
+        """Measures one model in all number formats."""
         print(name, flush=True)
-        ids: dict[str, torch.Tensor] = {}
-        for dtype in DTYPES:
-            loaded = tokenizer(name, dtype, device)
-            images = images_of(loaded.image_size, 32 if name == DEFAULT_VARIANT else 8)
-            ids[dtype] = loaded.encode(images)
-            for batch in BATCHES:
-                tokens = ids["float32"][:batch]
-                note(
-                    name,
-                    "encode",
-                    dtype,
-                    batch,
-                    rate(lambda b=batch, t=loaded, i=images: t.encode(i[:b]), batch, budget),
-                )
-                note(name, "decode", dtype, batch, rate(lambda k=tokens, t=loaded: t.decode(k), batch, budget))
-            del loaded
-        agreement[name] = float((ids["float32"] == ids["bfloat16"]).float().mean())
+        ids = {dtype: self._tokenizer(name, dtype, BATCHES) for dtype in DTYPES}
+        self.agreement[name] = float((ids["float32"] == ids["bfloat16"]).float().mean())
         if name == "titok-s-128":
             with plain_networks():
-                loaded = tokenizer(name, "float32", device)
-                images = images_of(loaded.image_size, 8)
-                tokens = loaded.encode(images)
-                note(name, "encode (plain)", "float32", 8, rate(lambda t=loaded, i=images: t.encode(i), 8, budget))
-                note(name, "decode (plain)", "float32", 8, rate(lambda t=loaded, k=tokens: t.decode(k), 8, budget))
+                self._tokenizer(name, "float32", (8,), suffix=" (plain)")
         for dtype in DTYPES:
-            made = generator(name, dtype, device)
-            for batch in BATCHES:
-                labels, seeds = list(range(batch)), list(range(batch))
-                steps = 8
-                note(
-                    name,
-                    f"generate, {steps} steps",
-                    dtype,
-                    batch,
-                    rate(
-                        lambda g=made, a=labels, s=seeds, n=steps: g.generate(a, seeds=s, preset="published", steps=n),
-                        batch,
-                        budget,
-                    ),
-                )
-            del made
-    return rows, agreement
+            self._generator(name, dtype, steps=8)
+
+    def _tokenizer(self, name: str, dtype: str, batches: Sequence[int], *, suffix: str = "") -> torch.Tensor:
+        """Measures encode and decode; returns the ids of the images."""
+        loaded = tokenizer(name, dtype, self.device)
+        images = images_of(loaded.image_size, 32 if name == DEFAULT_VARIANT else 8)
+        ids = loaded.encode(images)
+        for batch in batches:
+            self._add(name, f"encode{suffix}", dtype, batch, partial(loaded.encode, images[:batch]))
+            self._add(name, f"decode{suffix}", dtype, batch, partial(loaded.decode, ids[:batch]))
+        return ids
+
+    def _generator(self, name: str, dtype: str, *, steps: int) -> None:
+        loaded = generator(name, dtype, self.device)
+        for batch in BATCHES:
+            labels = list(range(batch))
+            run = partial(loaded.generate, labels, seeds=labels, preset="published", steps=steps)
+            self._add(name, f"generate, {steps} steps", dtype, batch, run)
+
+    def _add(self, name: str, operation: str, dtype: str, batch: int, run: Callable[[], object]) -> None:
+        row = Row(name, operation, dtype, batch, rate(run, batch, self.budget))
+        self.rows.append(row)
+        print(f"  {operation:<16} {dtype:<9} batch {batch}: {row.images_per_second:8.2f} images/s", flush=True)
 
 
 def processor() -> str:
-    """The processor's name, and what it has for bfloat16."""
+    """The processor's name and its vector instructions."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     path = Path("/proc/cpuinfo")
@@ -229,7 +211,7 @@ def processor() -> str:
 
 
 def table(rows: Sequence[Row], agreement: dict[str, float]) -> str:
-    """The figures in Markdown."""
+    """The results in Markdown."""
     lines = [
         "| model | operation | float32, 1 | float32, 8 | bfloat16, 1 | bfloat16, 8 | bfloat16 / float32 at 8 |",
         "|---|---|---|---|---|---|---|",
@@ -264,10 +246,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        print("no CUDA device here: nothing to measure")
+        print("no CUDA device: nothing to measure")
         return
     started = time.perf_counter()
-    rows, agreement = measure(arguments.models, arguments.device, arguments.budget)
+    measurement = Measurement(arguments.device, arguments.budget)
+    for name in arguments.models:
+        measurement.measure(name)
+    rows, agreement = measurement.rows, measurement.agreement
     text = table(rows, agreement)
     head = f"Images a second on {processor()}, torch {torch.__version__}."
     print(f"\n{head}\n\n{text}\n\n{time.perf_counter() - started:.0f} s")

@@ -1,9 +1,10 @@
-"""The same model behind other servers.
+"""Baseline servers for the same model: LitServe and plain FastAPI.
 
 ``python -m tests.benchmarks.other_servers litserve --model titok-mini-32 --port 9000``.
 
-``litserve`` batches in worker processes; ``plain`` is FastAPI alone: files are decoded in its threads, and the model runs
-one image at a time. Both answer ``{"tokens": [...]}`` at ``/predict``, and 200 at ``/health`` once the model is loaded.
+``litserve`` batches in worker processes; ``plain`` is FastAPI without batching: files are decoded in threads, and the
+model encodes one image at a time. Both answer ``{"tokens": [...]}`` at ``/predict``, and 200 at ``/health`` once the
+model is loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class EncodeAPI(litserve.LitAPI):  # type: ignore[misc]  # LitServe is not typed
-    """Images in base64, because LitServe reads forms and JSON, and forms take it longer."""
+    """Accepts images as base64 in JSON, which LitServe parses faster than forms."""
 
     def __init__(self, model: Model, *, threads: int, max_batch_size: int, batch_timeout: float) -> None:
         super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout)
@@ -39,7 +40,7 @@ class EncodeAPI(litserve.LitAPI):  # type: ignore[misc]  # LitServe is not typed
     def setup(self, device: str) -> None:  # noqa: ARG002  LitServe's name for it
         torch.set_num_threads(self._threads)
         self._tokenizer: Tokenizer = self._model.load()
-        # What happens once should not happen to the first request.
+        # Warm-up, so that the first request is not slower.
         self._tokenizer.encode(np.zeros((1, self._tokenizer.image_size, self._tokenizer.image_size, 3), np.uint8))
 
     def decode_request(self, request: dict[str, str]) -> Pixels:
@@ -49,7 +50,7 @@ class EncodeAPI(litserve.LitAPI):  # type: ignore[misc]  # LitServe is not typed
         return np.stack(inputs)
 
     def predict(self, x: Pixels) -> npt.NDArray[np.int64]:
-        # With a largest batch of 1 there is no call of batch() or unbatch().
+        # With max_batch_size 1, LitServe does not call batch() and unbatch().
         ids: npt.NDArray[np.int64] = self._tokenizer.encode(x if x.ndim == 4 else x[None]).numpy()
         return ids if x.ndim == 4 else ids[0]
 
@@ -61,7 +62,7 @@ class EncodeAPI(litserve.LitAPI):  # type: ignore[misc]  # LitServe is not typed
 
 
 def plain_app(model: Model) -> FastAPI:
-    """FastAPI as its tutorial would have it, with a lock, because two runs at once only slow each other down."""
+    """FastAPI as in its tutorial, with a lock around the model: concurrent runs slow each other down."""
     tokenizer = model.load()
     lock = threading.Lock()
     app = FastAPI()
@@ -84,8 +85,8 @@ def plain_app(model: Model) -> FastAPI:
 
 
 def main() -> None:
-    """Serves until it is killed."""
-    parser = argparse.ArgumentParser(description="The model behind another server.")
+    """Serves until killed."""
+    parser = argparse.ArgumentParser(description="Serve the model with another server.")
     parser.add_argument("kind", choices=["litserve", "plain"])
     parser.add_argument("--model", required=True)
     parser.add_argument("--weights")

@@ -1,11 +1,10 @@
-"""What too much load does: ``make bench``.
+"""Behaviour under overload: ``make bench``.
 
-First S-128 with synthetic weights, so slow that the generator costs next to nothing beside it, under three times the
-requests it can answer, in an open loop: how much of its capacity still becomes answers, how long those take, and how
-fast the others are refused. The queue is short enough that a request which is let in can be answered by its deadline;
-so is a full queue divided by the capacity the longest that an accepted request should take.
+First S-128 with synthetic weights, so slow that the load generator costs almost nothing, under three times its capacity in
+an open loop: goodput, latency of accepted requests, and latency of refusals. The queue is short enough that accepted
+requests meet their deadline: they should take at most the time of a full queue at full capacity.
 
-Then the shipped checkpoint: how long encode takes while generate requests fill one batch after another.
+Then the bundled checkpoint: latency of encode while generate requests keep the device busy.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from tests.benchmarks.load import (
     require_h2load,
     throughput,
 )
-from tests.benchmarks.report import OUTPUT, machine, markdown, write
+from tests.benchmarks.report import OUTPUT, goals_table, machine, markdown, write
 from tests.benchmarks.served import DEFAULT_VARIANT, Model, jpegs, model_named, serve
 
 FACTOR = 3.0
-# So few that a processor which does three images a second still answers the last of them within the deadline.
+# Short enough that a processor with three images per second answers the last one within the deadline.
 QUEUE_IMAGES = 48
 MAX_BATCH = 8
-CAPACITY_CONNECTIONS = 32  # so many that the queue is never empty, so few that it is never full
-ENCODE_RATE = 10.0  # requests a second whose latency is looked at, with and without a flood
+CAPACITY_CONNECTIONS = 32  # the queue is never empty and never full
+ENCODE_RATE = 10.0  # requests per second whose latency is measured, with and without generate requests
 FLOOD_CONNECTIONS = 32
 FLOOD_BODY = b'{"class": 0, "n": 4, "seed": 1, "preset": "fast"}'
 GOALS = {
@@ -54,7 +53,7 @@ GOALS = {
 
 @dataclass(frozen=True)
 class Overload:
-    """Requests and images a second; latencies in seconds, from when a request was due."""
+    """Requests and images per second; latencies in seconds, from the time a request was due."""
 
     capacity_before: float
     capacity_after: float
@@ -70,18 +69,18 @@ class Overload:
 
     @property
     def capacity(self) -> float:
-        """As it was measured right before and right after."""
+        """The mean of the capacity before and after the overload."""
         return (self.capacity_before + self.capacity_after) / 2
 
     @property
     def queue_bound(self) -> float:
-        """Seconds that a full queue, the batch at the device and a request's own batch take."""
+        """Seconds for a full queue, the running batch and the request's own batch."""
         return (QUEUE_IMAGES + 2 * MAX_BATCH) / self.capacity
 
 
 @dataclass(frozen=True)
 class Fairness:
-    """Encode latencies in seconds, alone and beside generate, and what a sampling step takes meanwhile, on average."""
+    """Encode latencies in seconds, with and without generate requests, and the mean time of a sampling step."""
 
     unloaded_p95: float
     flooded_p95: float
@@ -90,12 +89,12 @@ class Fairness:
 
     @property
     def bound(self) -> float:
-        """What the latency beside generate may be."""
+        """The limit of the latency during generate requests."""
         return 3 * self.unloaded_p95 + self.step
 
 
 def overload(model: Model, *, seconds: float) -> tuple[Overload, Load]:
-    """The figures, and the answers they are made of."""
+    """The results, and the answers they are computed from."""
     settings: dict[str, object] = {
         "max_batch_size": MAX_BATCH,
         "queue_images": QUEUE_IMAGES,
@@ -111,9 +110,9 @@ def overload(model: Model, *, seconds: float) -> tuple[Overload, Load]:
         after, _ = capacity([request], connections=CAPACITY_CONNECTIONS, seconds=seconds / 6, warm_up=2.0)
     accepted, refused = load.latencies(200), load.latencies(429)
     last_due = max(answer.due for answer in load.answers)
-    # What is still in the queue when the load ends is answered without any load.
+    # Requests that are still queued when the load ends are answered without load.
     finished = [moment for moment in load.finished(200) if moment <= last_due]
-    # Too few for a rate is a figure here as well.
+    # Also report too few answers for a rate.
     goodput = throughput(finished, seconds=seconds) if len(finished) > 4 * MAX_BATCH else len(finished) / seconds
     result = Overload(
         capacity_before=before,
@@ -136,13 +135,13 @@ def _percentile(values: Seconds, percent: float) -> float:
 
 
 def fairness(*, seconds: float) -> tuple[Fairness, Load, Load]:
-    """The figures, and the encode requests they are made of: without and with generate beside them."""
+    """The results, and the encode requests without and with generate requests."""
     [jpeg] = jpegs(128, 1)
     with serve(Model(DEFAULT_VARIANT)) as (server, endpoint), ThreadPoolExecutor(1) as pool:
         encode = endpoint.request(jpeg)
         generate = Request(f"{server.url}/v1/generate", FLOOD_BODY, "application/json")
         alone = open_loop(encode, rate=ENCODE_RATE, seconds=seconds)
-        # The flood begins before the requests that are measured, and ends after them.
+        # The flood starts before the measured requests and ends after them.
         flood = pool.submit(closed_loop, [generate], connections=FLOOD_CONNECTIONS, seconds=seconds + 4)
         open_loop(encode, rate=ENCODE_RATE, seconds=2)
         begun = _steps(server.admin_url)
@@ -221,9 +220,9 @@ def figures_of(result: Overload, fair: Fairness) -> dict[str, float]:
 
 def main() -> None:
     """Prints the tables and writes them, with JSON and a plot."""
-    parser = argparse.ArgumentParser(description="The service under more load than it can take.")
-    parser.add_argument("--model", default="titok-s-128", help="to overload")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of overload; the other parts take a part of it")
+    parser = argparse.ArgumentParser(description="Measure the service under overload.")
+    parser.add_argument("--model", default="titok-s-128", help="the model to overload")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the overload; other parts are shorter")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     require_h2load()
@@ -248,9 +247,7 @@ def main() -> None:
         "goals": GOALS,
     }
     tables = [
-        markdown(
-            ["figure", "measured", "goal"], [[name, value, GOALS.get(name, "")] for name, value in figures.items()]
-        ),
+        goals_table(figures, GOALS),
         markdown(
             ["offered/s", "capacity before, after", "goodput/s", "answers by status", "no answer"],
             [

@@ -1,8 +1,7 @@
-"""The fastest format whose ids are float32's: speed and agreement of lower precision, in the whole encoder or in its first
-blocks only.
+"""Speed of lower precision, and agreement of its ids with float32, in the whole encoder or in its first blocks only.
 
-What early blocks round away, later ones see: a lower precision changes ids however few blocks run in it, and the question
-is how many. TF32 in three passes (CUDA) rounds about as float32 does. Every row is beside float32 of the same run.
+A lower precision in early blocks changes ids too, since later blocks see the rounded values; the question is how many.
+TF32 in three passes (CUDA) rounds about as float32 does. Every row is relative to float32 in the same run.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = ["Agreement", "compare_precisions", "early_blocks", "table"]
 
 @dataclass(frozen=True)
 class Agreement:
-    """One way to compute: images a second at a batch size, and what of float32's ids it gives."""
+    """One setting: images per second at a batch size, and the shares of ids and images that equal float32's."""
 
     model: str
     setting: str
@@ -96,12 +95,12 @@ def compare_precisions(
 
 
 def fastest_equal(rows: Sequence[Agreement]) -> Agreement:
-    """The fastest setting with every id of float32's; float32 itself if no other."""
+    """The fastest setting whose ids all equal float32's, possibly float32 itself."""
     return max((row for row in rows if row.equal_ids == 1.0), key=lambda row: row.images_per_second)
 
 
 def table(rows: Sequence[Agreement]) -> str:
-    """The figures in Markdown."""
+    """The results in Markdown."""
     lines = [
         "| model | encoder | batch | images/s | / float32 | ids equal to float32's | images with all ids equal |",
         "|---|---|---|---|---|---|---|",
@@ -131,10 +130,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        print("no CUDA device here: nothing to measure")
+        print("no CUDA device: nothing to measure")
         return
     if not has_fast_bfloat16(torch.device(arguments.device)):
-        print("this processor has no bfloat16 arithmetic: agreement means something here, speed does not")
+        print("this processor has no bfloat16 arithmetic: agreement is meaningful, speed is not")
     rows = [
         row
         for name in arguments.models

@@ -1,4 +1,4 @@
-"""What every benchmark leaves behind: a table in Markdown, the same figures as JSON, and one plot."""
+"""Output of the benchmarks: Markdown tables, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from tests.benchmarks.models import OUTPUT, processor
 
-__all__ = ["OUTPUT", "machine", "markdown", "write"]
+__all__ = ["OUTPUT", "goals_table", "machine", "markdown", "write"]
 
 
 def machine(*packages: str, **others: str) -> dict[str, str]:
-    """The processor, and the versions of Python, torch and whatever else is named."""
+    """The processor and the versions of Python, torch and other named programs."""
     versions = {name: version(name) for name in ("torch", *packages)}
     return {"processor": processor(), "python": platform.python_version(), **versions, **others}
 
@@ -26,6 +26,13 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table; floats are shown with three significant digits."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
+
+
+def goals_table(figures: Mapping[str, float], goals: Mapping[str, str]) -> str:
+    """The measured figures beside their goals."""
+    return markdown(
+        ["figure", "measured", "goal"], [[name, value, goals.get(name, "")] for name, value in figures.items()]
+    )
 
 
 def _cell(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The models that the service benchmarks serve, the images they send, and the servers they send them to."""
+"""Models, images and server processes of the service benchmarks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.benchmarks.models import GOLDEN, MANIFESTS, images_of
 from tests.e2e.conftest import START_SECONDS, Server, end, start_server
 from tests.golden.weights import state_dict
 
-__all__ = ["DEFAULT_VARIANT", "Endpoint", "Model", "jpegs", "model_named", "pixels_of", "rival", "serve"]
+__all__ = ["DEFAULT_VARIANT", "Endpoint", "Model", "jpegs", "model_named", "other_server", "pixels_of", "serve"]
 
 DRAIN_SECONDS = 5.0
 _LARGEST_BATCH = 32
@@ -44,28 +44,29 @@ _LARGEST_BATCH = 32
 
 @dataclass(frozen=True)
 class Model:
-    """A tokenizer by name, and its weights where they are not the variant's own."""
+    """A tokenizer by name, with weights other than the variant's own if given."""
 
     name: str
     weights: Path | None = None
 
     def load(self) -> Tokenizer:
-        """The bare model, in the precision that the service chooses, and calibrated as it does."""
+        """The bare model, with the precision and the calibration of the service."""
         tokenizer = load_tokenizer(self.name, weights=self.weights, dtype="auto")
         calibrate(tokenizer, _LARGEST_BATCH)
         return tokenizer
 
     @property
     def settings(self) -> dict[str, str]:
-        """What tells the service to serve it."""
+        """The service's settings for this model."""
         weights = {} if self.weights is None else {"tokenizer_weights": str(self.weights), "generator": "off"}
         return {"tokenizer": self.name, **weights}
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server encodes one image, how it wants the file, and where its answer has the ids. ``process_group`` is that
-    of a server whose processes are not to run while another is measured.
+    """The encode endpoint of a server: URL, request format, and the ids in its response.
+
+    ``process_group`` is set for servers that are stopped while another one is measured.
     """
 
     url: str
@@ -76,7 +77,7 @@ class Endpoint:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Lets its processes run for a while, and stops them afterwards: some look for work all the time."""
+        """Resumes the server's processes within the context and stops them afterwards: some poll all the time."""
         self._signal(signal.SIGCONT)
         try:
             yield
@@ -88,7 +89,7 @@ class Endpoint:
             os.killpg(self.process_group, number)
 
     def request(self, jpeg: bytes) -> Request:
-        """The image as this server takes it."""
+        """The request for one image."""
         return Request(self.url, self.wrap(jpeg), self.content_type)
 
     def encode(self, images: Sequence[bytes]) -> npt.NDArray[np.int64]:
@@ -106,7 +107,7 @@ class Endpoint:
 
 
 def model_named(name: str, folder: Path) -> Model:
-    """The shipped checkpoint; or a published shape with synthetic weights, put into ``folder`` as checkpoints are."""
+    """The bundled checkpoint, or a published shape with synthetic weights, written to ``folder`` as a checkpoint."""
     if name == DEFAULT_VARIANT:
         return Model(name)
     manifest = json.loads((GOLDEN / "manifests" / f"{MANIFESTS[name]}.json").read_text())
@@ -128,13 +129,13 @@ def jpegs(size: int, count: int) -> list[bytes]:
 
 
 def pixels_of(jpeg: bytes, size: int) -> npt.NDArray[np.uint8]:
-    """What the service makes of the file: uint8 [size, size, 3]."""
+    """The service's preprocessing of the file: uint8 [size, size, 3]."""
     return eval_crop(decode_image(jpeg, limits=MediaLimits(), pointer="body", declared="image/jpeg").image, size)
 
 
 @contextmanager
 def serve(model: Model, **settings: str) -> Iterator[tuple[Server, Endpoint]]:
-    """``titok serve`` with the cache off unless told otherwise; ``settings`` are its own, without ``TITOK_``."""
+    """``titok serve`` with the cache off by default; ``settings`` are named without ``TITOK_``."""
     server = start_server(**{"cache": "off", "drain_seconds": str(DRAIN_SECONDS), **model.settings, **settings})
     try:
         server.wait_until_ready()
@@ -150,13 +151,13 @@ def serve(model: Model, **settings: str) -> Iterator[tuple[Server, Endpoint]]:
 
 
 @contextmanager
-def rival(kind: str, model: Model, **options: object) -> Iterator[Endpoint]:
-    """A server of ``tests.benchmarks.other_servers`` with its command-line options, ready."""
+def other_server(kind: str, model: Model, **options: object) -> Iterator[Endpoint]:
+    """Starts a server of ``tests.benchmarks.other_servers`` with its command-line options and waits until it is ready."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     given = {"model": model.name, "port": port, **({"weights": model.weights} if model.weights else {}), **options}
     flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    # Its processes are a group of their own, so that they can be ended together.
+    # A process group of its own, so that all its processes can be stopped together.
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.other_servers", kind, *flags],
         start_new_session=True,

@@ -1,11 +1,11 @@
-"""What serving costs: images a second through HTTP beside the bare model, LitServe and plain FastAPI: ``make bench``.
+"""Throughput of the service, of LitServe and of plain FastAPI, relative to the bare model: ``make bench``.
 
-Two models: S-128 with synthetic weights, which a processor takes long for, and the shipped checkpoint, so small that
-everything around it shows. Pre-sized JPEGs, 64 connections that are always busy, no cache. The bare model is a loop over
-pixels that are in memory already, at the batch size that it does best with. LitServe gets the best settings of a small
-grid, and so does this service. Before each figure the server's ids are compared with the bare model's.
+Two models: S-128 with synthetic weights, which is slow on a CPU, and the bundled checkpoint, so small that all overhead
+shows. Pre-sized JPEGs, 64 connections that are always busy, no cache. The bare model is a loop over pixels in memory at
+its best batch size. LitServe and this service get the best settings of a small grid. Before each measurement the server's
+ids are compared with the bare model's.
 
-Then one client, one request after the other: how much longer than the bare model alone an answer takes.
+Then the latency of one client that sends one request after the other, compared with the bare model.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from matplotlib.figure import Figure
 
 from models import Tokenizer
 from tests.benchmarks.load import capacity, closed_loop, h2load_version, require_h2load
-from tests.benchmarks.report import OUTPUT, machine, markdown, write
-from tests.benchmarks.served import DEFAULT_VARIANT, Endpoint, Model, jpegs, model_named, pixels_of, rival, serve
+from tests.benchmarks.report import OUTPUT, goals_table, machine, markdown, write
+from tests.benchmarks.served import DEFAULT_VARIANT, Endpoint, Model, jpegs, model_named, other_server, pixels_of, serve
 
 CONNECTIONS = 64
 BATCHES = (1, 2, 4, 8, 16)
-IMAGES = 16  # how many different ones
-TURNS = 3
-ROUNDS = 4  # of one client
+IMAGES = 16  # distinct ones
+SERVER_ROUNDS = 3
+CLIENT_ROUNDS = 4
 GOALS = {
     "HTTP / bare model, titok-s-128": ">= 0.93",
     "this service / LitServe, titok-s-128": ">= 1.2",
@@ -48,8 +48,8 @@ Start = Callable[..., AbstractContextManager[Endpoint]]
 
 @dataclass(frozen=True)
 class Row:
-    """One server or the bare model: images a second, in each turn; ``generator_share`` is what the load generator took of a
-    core in the last.
+    """Images per second of one server or the bare model in each round; ``generator_share`` is the load generator's share
+    of a core in the last round.
     """
 
     model: str
@@ -64,7 +64,7 @@ class Row:
         return float(np.median(self.rates))
 
     def over(self, other: Row) -> float:
-        """The median of the ratios within a turn."""
+        """The median of the ratios within a round."""
         return float(np.median([ours / theirs for ours, theirs in zip(self.rates, other.rates, strict=True)]))
 
     def as_json(self) -> dict[str, object]:
@@ -74,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Latency:
-    """One client, no load: milliseconds, medians unless it says otherwise. ``preprocess`` is decoding the JPEG alone."""
+    """Latencies of one client in milliseconds, medians or p95. ``preprocess`` is the decoding of the JPEG."""
 
     bare: float
     preprocess: float
@@ -83,12 +83,12 @@ class Latency:
 
     @property
     def added(self) -> float:
-        """What an answer takes longer than the model."""
+        """The latency beyond that of the model."""
         return self.http - self.bare
 
 
 class Comparison:
-    """One model, bare and behind each server, in turn."""
+    """Compares one model, bare and behind each server, in alternating rounds."""
 
     def __init__(self, model: Model, *, seconds: float) -> None:
         self._model = model
@@ -107,7 +107,7 @@ class Comparison:
         best = max(sizes, key=lambda size: sizes[size])
         print(f"  bare model, images/s by batch: {', '.join(f'{size}: {rate:.1f}' for size, rate in sizes.items())}")
         self._rate = sizes[best]
-        # A slow model takes too long over a large batch for several of them to be seen.
+        # With a slow model, too few large batches would complete within the time.
         largest = 32 if self._rate > 50 else 8
         batches = [{"max_batch_size": size} for size in sorted({best, min(4 * best, largest), largest})]
         servers: dict[str, tuple[Start, Options]] = {
@@ -115,10 +115,10 @@ class Comparison:
             "LitServe": (self._litserve, self._best_litserve(batches)),
             "FastAPI, no batches": (self._plain, {}),
         }
-        return self._take_turns(best, servers)
+        return self._alternate(best, servers)
 
-    def _take_turns(self, batch: int, servers: Mapping[str, tuple[Start, Options]]) -> list[Row]:
-        """All servers are up, and those that can be are stopped while they are not measured."""
+    def _alternate(self, batch: int, servers: Mapping[str, tuple[Start, Options]]) -> list[Row]:
+        """All servers run; other servers are stopped (SIGSTOP) while they are not measured."""
         rates: dict[str, list[float]] = {"bare model": [], **{name: [] for name in servers}}
         shares: dict[str, float] = {}
         settings = {"bare model": f"batch {batch}", **{name: _text(options) for name, (_, options) in servers.items()}}
@@ -127,7 +127,7 @@ class Comparison:
             for name, endpoint in endpoints.items():
                 with endpoint.awake():
                     self._check_ids(name, endpoint)
-            for turn in range(1, TURNS + 1):
+            for number in range(1, SERVER_ROUNDS + 1):
                 before = bare_rate(self._tokenizer, self._pixels, batch, self._seconds / 2)
                 for name, endpoint in endpoints.items():
                     with endpoint.awake():
@@ -135,8 +135,8 @@ class Comparison:
                     rates[name].append(rate)
                 after = bare_rate(self._tokenizer, self._pixels, batch, self._seconds / 2)
                 rates["bare model"].append((before + after) / 2)
-                told = ", ".join(f"{name} {values[-1]:.2f}" for name, values in rates.items())
-                print(f"  {self._model.name}, turn {turn} of {TURNS}, images/s: {told}", flush=True)
+                shown = ", ".join(f"{name} {values[-1]:.2f}" for name, values in rates.items())
+                print(f"  {self._model.name}, round {number} of {SERVER_ROUNDS}, images/s: {shown}", flush=True)
         return [
             Row(self._model.name, name, settings[name], values, shares.get(name, 0.0)) for name, values in rates.items()
         ]
@@ -144,19 +144,19 @@ class Comparison:
     @contextmanager
     def _ours(self, **settings: object) -> Iterator[Endpoint]:
         given = {name: str(value) for name, value in settings.items()}
-        # No deadline for LitServe either: a processor may be too slow for 64 images in half a minute.
+        # As LitServe, without a deadline: a CPU may need more than half a minute for 64 images.
         with serve(self._model, request_timeout="600", **given) as (_, endpoint):
             yield endpoint
 
     def _litserve(self, **options: object) -> AbstractContextManager[Endpoint]:
-        return rival("litserve", self._model, **options)
+        return other_server("litserve", self._model, **options)
 
     def _plain(self) -> AbstractContextManager[Endpoint]:
-        return rival("plain", self._model)
+        return other_server("plain", self._model)
 
     def _best_litserve(self, batches: Sequence[Options]) -> Options:
-        """One worker with all cores, or one for each; then, with as many, batch sizes and, where a batch does not take so
-        long that the queue is never too short to fill the next, a time to wait for one.
+        """Chooses the number of workers, one or one per core; then the batch size and, for the fast model, whose queue can
+        be too short to fill a batch, the time to wait for one.
         """
         first = {**batches[0], "batch_timeout": 0.0}
         cores = len(os.sched_getaffinity(0))
@@ -166,7 +166,7 @@ class Comparison:
         return self._best("LitServe", self._litserve, others)
 
     def _best(self, name: str, start: Start, grid: Sequence[Options]) -> Options:
-        """The settings of the grid that do most images a second."""
+        """The settings of the grid with the highest throughput."""
         rows = []
         for options in grid:
             with start(**options) as endpoint:
@@ -179,7 +179,7 @@ class Comparison:
 
     def _rate_of(self, endpoint: Endpoint, options: Options, seconds: float) -> tuple[float, float]:
         """Images a second, and the load generator's share of a core."""
-        # Answers come in bursts, a batch at a time: no rate without a few of them.
+        # Answers come in bursts, one per batch: the rate needs several of them.
         seconds = max(seconds, 5 * options.get("max_batch_size", 1) / self._rate)
         requests = [endpoint.request(jpeg) for jpeg in self._jpegs]
         rate, load = capacity(requests, connections=CONNECTIONS, seconds=seconds, warm_up=min(3.0, seconds))
@@ -187,18 +187,15 @@ class Comparison:
 
     def _check_ids(self, name: str, endpoint: Endpoint) -> None:
         if not np.array_equal(endpoint.encode(self._jpegs), self._ids):
-            raise AssertionError(f"{name} gives other ids than the bare model")
+            raise AssertionError(f"ids of {name} differ from those of the bare model")
 
 
 def _text(options: Options) -> str:
-    return ", ".join(f"{key} {value}" for key, value in options.items()) or "as it comes"
+    return ", ".join(f"{key} {value}" for key, value in options.items()) or "defaults"
 
 
 def bare_rate(tokenizer: Tokenizer, images: Pixels, batch: int, seconds: float) -> float:
-    """Images a second of the model in a loop over all images, for so long at least.
-
-    Every image counts as often as the servers get it: one with close decisions is encoded twice.
-    """
+    """Images per second of the model in a loop over all images, for at least ``seconds``."""
     tokenizer.encode(images[:batch])
     begun, done = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - begun) < seconds:
@@ -209,7 +206,7 @@ def bare_rate(tokenizer: Tokenizer, images: Pixels, batch: int, seconds: float) 
 
 
 def latency(model: Model, *, seconds: float) -> Latency:
-    """Medians over rounds in which the bare model and the service take turns, so that both see the same machine."""
+    """Medians over alternating rounds of the bare model and the service."""
     tokenizer = model.load()
     size = tokenizer.image_size
     [jpeg] = jpegs(size, 1)
@@ -220,10 +217,10 @@ def latency(model: Model, *, seconds: float) -> Latency:
     with serve(model) as (_, endpoint):
         request = endpoint.request(jpeg)
         closed_loop([request], connections=1, seconds=1.0)
-        for _ in range(ROUNDS):
-            bare += _times(lambda: tokenizer.encode(pixels), seconds / ROUNDS)
+        for _ in range(CLIENT_ROUNDS):
+            bare += _times(lambda: tokenizer.encode(pixels), seconds / CLIENT_ROUNDS)
             preprocess += _times(lambda: pixels_of(jpeg, size), 0.1)
-            _, load = capacity([request], connections=1, seconds=seconds / ROUNDS, warm_up=0.0)
+            _, load = capacity([request], connections=1, seconds=seconds / CLIENT_ROUNDS, warm_up=0.0)
             http += load.latencies(200).tolist()
     return Latency(
         bare=1000 * float(np.median(bare)),
@@ -271,9 +268,11 @@ def plot(rows: Sequence[Row], one: Latency) -> Figure:
 
 def main() -> None:
     """Prints the tables and writes them, with JSON and a plot."""
-    parser = argparse.ArgumentParser(description="The service beside the bare model and other servers.")
+    parser = argparse.ArgumentParser(description="Compare the service with the bare model and other servers.")
     parser.add_argument("--models", nargs="+", default=["titok-s-128", DEFAULT_VARIANT])
-    parser.add_argument("--seconds", type=float, default=6.0, help="each figure in each turn; a third in the grid")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="per measurement and round; a third of it in the grid"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     require_h2load()
@@ -287,14 +286,7 @@ def main() -> None:
             rows += comparison.rows()
             grid += comparison.grid
     one = latency(Model(DEFAULT_VARIANT), seconds=arguments.seconds / 2)
-    rates = {(row.model, row.server): row for row in rows}
-    figures: dict[str, float] = {}
-    for name in dict.fromkeys(row.model for row in rows):
-        ours = rates[name, "this service"]
-        figures[f"HTTP / bare model, {name}"] = ours.over(rates[name, "bare model"])
-        for other, shown in (("LitServe", "LitServe"), ("FastAPI, no batches", "plain FastAPI")):
-            figures[f"this service / {shown}, {name}"] = ours.over(rates[name, other])
-    figures["added latency, ms (median)"] = one.added
+    figures = figures_of(rows, one)
     document = {
         "machine": machine("fastapi", "uvicorn", "litserve", h2load=h2load_version().removeprefix("h2load ")),
         "settings": {"connections": CONNECTIONS, "seconds": arguments.seconds, "images": IMAGES},
@@ -304,30 +296,36 @@ def main() -> None:
         "figures": figures,
         "goals": GOALS,
     }
-    tables = [
-        markdown(
-            ["model", "server", "settings", "images/s", "over the bare model", "load generator, of a core"],
-            [
-                [
-                    row.model,
-                    row.server,
-                    row.settings,
-                    row.images_per_second,
-                    row.over(rates[row.model, "bare model"]),
-                    row.generator_share,
-                ]
-                for row in rows
-            ],
-        ),
-        markdown(
-            ["one client, ms", "bare model", "JPEG decoding", "HTTP", "HTTP, p95", "added"],
-            [[DEFAULT_VARIANT, one.bare, one.preprocess, one.http, one.http_p95, one.added]],
-        ),
-        markdown(
-            ["figure", "measured", "goal"], [[name, value, GOALS.get(name, "")] for name, value in figures.items()]
-        ),
+    write("service", arguments.output, document=document, tables=tables(rows, one, figures), figure=plot(rows, one))
+
+
+def figures_of(rows: Sequence[Row], one: Latency) -> dict[str, float]:
+    """The ratios between servers, and the added latency."""
+    rates = {(row.model, row.server): row for row in rows}
+    figures: dict[str, float] = {}
+    for name in dict.fromkeys(row.model for row in rows):
+        ours = rates[name, "this service"]
+        figures[f"HTTP / bare model, {name}"] = ours.over(rates[name, "bare model"])
+        for other, shown in (("LitServe", "LitServe"), ("FastAPI, no batches", "plain FastAPI")):
+            figures[f"this service / {shown}, {name}"] = ours.over(rates[name, other])
+    return figures | {"added latency, ms (median)": one.added}
+
+
+def tables(rows: Sequence[Row], one: Latency, figures: Mapping[str, float]) -> list[str]:
+    """The results in Markdown."""
+    bare = {row.model: row for row in rows if row.server == "bare model"}
+    by_server = [
+        [row.model, row.server, row.settings, row.images_per_second, row.over(bare[row.model]), row.generator_share]
+        for row in rows
     ]
-    write("service", arguments.output, document=document, tables=tables, figure=plot(rows, one))
+    latencies = [DEFAULT_VARIANT, one.bare, one.preprocess, one.http, one.http_p95, one.added]
+    return [
+        markdown(
+            ["model", "server", "settings", "images/s", "/ bare model", "load generator, share of a core"], by_server
+        ),
+        markdown(["one client, ms", "bare model", "JPEG decoding", "HTTP", "HTTP, p95", "added"], [latencies]),
+        goals_table(figures, GOALS),
+    ]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_batched_ids_are_compared_with_unbatched_ones() -> None:
     rows = compare(tiny_tokenizer(), "float32", images, [2, 3])
     assert [(row.batch, row.images, row.different_ids) for row in rows] == [(2, IMAGES, 0), (3, IMAGES, 0)]
     # Cores with a single image of a batch repeat nothing.
-    assert all(row.decided_alone <= IMAGES // 2 for row in rows)
+    assert all(row.re_encoded <= IMAGES // 2 for row in rows)
 
 
 def test_a_tokenizer_that_is_not_batch_invariant_is_detected() -> None:

@@ -29,7 +29,7 @@ def fit(
     photographs: InMemoryDataset,
     output: Path,
     *,
-    report: Report | None = None,
+    report: Report = lambda *_: None,
     max_minutes: float | None = None,
     clock: Callable[[], float] = lambda: 0.0,
     resume: bool = False,
