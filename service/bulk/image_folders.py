@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -15,13 +14,6 @@ from service.bulk.entries import Entry
 from service.bulk.errors import BrokenImage
 
 __all__ = ["ImageFolder"]
-
-
-@dataclass(frozen=True)
-class _File:
-    path: str  # relative to the folder
-    key: str
-    label: int | None
 
 
 class ImageFolder:
@@ -36,14 +28,13 @@ class ImageFolder:
         self._system = files
         in_folders = class_folders(paths)
         self.classes: tuple[str, ...] = tuple(sorted(in_folders))
-        numbers = {folder: number for number, folder in enumerate(self.classes)}
+        labels: dict[str | None, int] = {folder: label for label, folder in enumerate(self.classes)}
         stems = {path: str(PurePosixPath(path).with_suffix("")) for path in sorted(paths)}
         shared = Counter(stems.values())
-        self._files = []
-        for path, stem in stems.items():
-            folder = class_of(path, in_folders)
-            key = path if shared[stem] > 1 else stem
-            self._files.append(_File(path, _text(key), None if folder is None else numbers[folder]))
+        self._files = [
+            (path, _text(path if shared[stem] > 1 else stem), labels.get(class_of(path, in_folders)))
+            for path, stem in stems.items()
+        ]
 
     def count(self) -> int:
         """Number of images."""
@@ -51,8 +42,8 @@ class ImageFolder:
 
     def entries(self, start: int) -> Iterator[Entry]:
         """See ``Part``."""
-        for file in self._files[start:]:
-            yield Entry(file.key, file.label, partial(self._read, file.path))
+        for path, key, label in self._files[start:]:
+            yield Entry(key, label, partial(self._read, path))
 
     def _read(self, path: str) -> bytes:
         try:

@@ -160,19 +160,12 @@ def _starts(job: Job, missing: list[MissingShards]) -> Iterator[dict[str, int]]:
     """Number and start of each missing shard, as rows for ``ShardActor``."""
     first, start, _ = missing[0]
     wanted = {number for some in missing[:-1] for number in range(some.first, some.first + (some.shards or 0))}
-    counts = _counts(job.source.parts[start.part :])
+    parts, count = job.source.parts[start.part :], ray.remote(num_cpus=1)(_count)
+    # To count an archive, all of it must be read. One part is counted here: it may be a long list of files to send.
+    counts = [parts[0].count()] if len(parts) == 1 else ray.get([count.remote(part) for part in parts])
     for number, position in enumerate(shard_starts(counts, start, job.shard_images), first):
         if number in wanted or number >= missing[-1].first:
             yield {"number": number, "part": position.part, "offset": position.offset}
-
-
-def _counts(parts: tuple[Part, ...]) -> list[int]:
-    """The number of entries of each part; to count an archive, all of it must be read."""
-    if len(parts) == 1:
-        return [parts[0].count()]
-    count = ray.remote(num_cpus=1)(_count)
-    counts: list[int] = ray.get([count.remote(part) for part in parts])
-    return counts
 
 
 def _count(part: Part) -> int:

@@ -12,7 +12,7 @@ validated on read, and a failing cache never fails a request.
 from service.cache.keys import KeySpace
 from service.cache.layered import LayeredCache
 from service.cache.memory import MemoryCache
-from service.cache.protocol import CachedCode, CacheObserver, Claim, CodeCache, NoCache
+from service.cache.protocol import CachedCode, CacheObserver, Claim, CodeCache
 
 __all__ = [
     "CacheObserver",
@@ -22,5 +22,4 @@ __all__ = [
     "KeySpace",
     "LayeredCache",
     "MemoryCache",
-    "NoCache",
 ]

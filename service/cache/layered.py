@@ -10,7 +10,7 @@ from service.cache.protocol import CachedCode, Claim, CodeCache
 __all__ = ["LayeredCache"]
 
 
-class LayeredCache:
+class LayeredCache(CodeCache):
     """Looks in ``front`` first and copies what ``back`` returns into it. A key's code never changes, so both agree."""
 
     def __init__(self, front: MemoryCache, back: CodeCache) -> None:

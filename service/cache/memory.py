@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from cachetools import LRUCache
 
-from service.cache.protocol import CachedCode, NoCache
+from service.cache.protocol import CachedCode, CodeCache
 
 __all__ = ["MemoryCache"]
 
 
-class MemoryCache(NoCache):
+class MemoryCache(CodeCache):
     """The ``capacity`` codes used most recently."""
 
     def __init__(self, capacity: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.cache.layered import LayeredCache
 from service.cache.memory import MemoryCache
-from service.cache.protocol import CacheObserver, CodeCache, NoCache
+from service.cache.protocol import CacheObserver, CodeCache
 from service.settings import Settings
 
 __all__ = ["open_cache"]
@@ -13,7 +13,7 @@ __all__ = ["open_cache"]
 def open_cache(settings: Settings, observer: CacheObserver) -> CodeCache:
     """A cache as configured. Connects to Redis at the first call, not here. Raises ``ValueError`` for an invalid URL."""
     if settings.cache == "off":
-        return NoCache()
+        return CodeCache()
     if settings.cache == "memory" or settings.redis_url is None:
         return MemoryCache(settings.cache_entries)
     from service.cache.redis.connection import connect  # slow to import

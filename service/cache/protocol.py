@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-__all__ = ["BreakerState", "CacheObserver", "CachedCode", "Claim", "CodeCache", "NoCache"]
+__all__ = ["BreakerState", "CacheObserver", "CachedCode", "Claim", "CodeCache"]
 
 BreakerState = Literal["closed", "half-open", "open"]
 
@@ -27,11 +27,14 @@ class Claim:
     known: CachedCode | None = None
 
 
-class CodeCache(Protocol):
-    """Stores codes by the keys of a ``KeySpace``. Used from one event loop; its methods never raise."""
+class CodeCache:
+    """The interface of a cache of codes, by the keys of a ``KeySpace``; this base class stores nothing. Used from one event
+    loop; its methods never raise.
+    """
 
     async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
         """The known codes, in the order of the keys. May be cancelled at any time."""
+        return [None] * len(keys)
 
     async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
         """Stores codes, best effort, possibly later."""
@@ -40,33 +43,13 @@ class CodeCache(Protocol):
         """Claims the computation of unknown codes; every claim is the caller's own where processes share no store. A claim
         ends with ``put_many``, with ``release_many``, or by itself after a while.
         """
+        return [Claim(is_own=True)] * len(keys)
 
     async def release_many(self, keys: Sequence[bytes]) -> None:
         """Releases the caller's own claims."""
 
     async def close(self) -> None:
         """Finishes pending writes, within a bounded time."""
-
-
-class NoCache:
-    """A cache that stores nothing."""
-
-    async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
-        """See ``CodeCache``."""
-        return [None] * len(keys)
-
-    async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
-        """See ``CodeCache``."""
-
-    async def claim_many(self, keys: Sequence[bytes]) -> list[Claim]:
-        """See ``CodeCache``."""
-        return [Claim(is_own=True)] * len(keys)
-
-    async def release_many(self, keys: Sequence[bytes]) -> None:
-        """See ``CodeCache``."""
-
-    async def close(self) -> None:
-        """See ``CodeCache``."""
 
 
 class CacheObserver:

@@ -22,7 +22,7 @@ from itertools import islice
 from redis.asyncio import RedisCluster
 
 from service.cache.keys import LEASE
-from service.cache.protocol import CachedCode, CacheObserver, Claim
+from service.cache.protocol import CachedCode, CacheObserver, Claim, CodeCache
 from service.cache.redis.connection import RedisClient
 from service.cache.redis.guard import RedisGuard
 from service.cache.values import pack_value, unpack_value
@@ -47,7 +47,7 @@ class _Lookup:
             self.future.set_result(found)
 
 
-class RedisCache:
+class RedisCache(CodeCache):
     """See ``CodeCache``.
 
     A round trip may take ``timeout`` seconds, and a look-up waits for at most two. Entries expire after ``ttl`` seconds
