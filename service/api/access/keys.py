@@ -72,14 +72,9 @@ class ApiKey(BaseModel):
 
     def table(self) -> str:
         """The key as a table of ``TITOK_API_KEYS_FILE``."""
-        lines = [
-            "[[keys]]",
-            f'name = "{self.name}"',
-            f"roles = [{', '.join(f'{chr(34)}{role}{chr(34)}' for role in self._sorted_roles())}]",
-            f'sha256 = "{self.sha256}"',
-            *([f'rate = "{self.rate}"'] if self.rate else []),
-        ]
-        return "\n".join(lines) + "\n"
+        roles = ", ".join(f'"{role}"' for role in self._sorted_roles())
+        rate = f'rate = "{self.rate}"\n' if self.rate else ""
+        return f'[[keys]]\nname = "{self.name}"\nroles = [{roles}]\nsha256 = "{self.sha256}"\n{rate}'
 
     def allows(self, required: frozenset[Role]) -> bool:
         """Whether the key has all required roles."""

@@ -30,6 +30,9 @@ from service.settings import Settings
 __all__ = ["RateLimitResult", "RateLimiter"]
 
 
+_parsed = lru_cache(maxsize=1024)(parse)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RateLimitResult:
     """Whether images are allowed; ``remaining`` of ``quota`` images in a window of ``window`` seconds, and ``reset``, the
@@ -96,8 +99,3 @@ async def _consume(limiter: Limiter, item: RateLimitItem, caller: str, images: i
         # The limiter takes a window's age modulo its length: it reports 0 for one opened within this millisecond.
         reset = float(window)
     return RateLimitResult(is_allowed=is_allowed, quota=item.amount, window=window, remaining=remaining, reset=reset)
-
-
-@lru_cache(maxsize=1024)
-def _parsed(rate: str) -> RateLimitItem:
-    return parse(rate)

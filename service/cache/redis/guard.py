@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -38,7 +38,7 @@ class RedisGuard:
         self._timeout = timeout
         self._observer = observer or CacheObserver()
         self._breaker = CircuitBreaker(pause=breaker_pause, on_change=self._observer.breaker)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     def is_available(self) -> bool:
         """Whether the circuit is closed. Starts a probe in the background if one is due."""
@@ -49,7 +49,7 @@ class RedisGuard:
     async def call(self, op: str, command: Awaitable[T], *, timeout_factor: float = 1.0) -> T | None:
         """The answer of ``command``; None if it failed or took longer than the timeout times ``timeout_factor``."""
         started = time.perf_counter()
-        task = self.start(_awaited(command))
+        task = self.start(command)
         await asyncio.wait({task}, timeout=self._timeout * timeout_factor)
         # A busy event loop handles timers before the data that has arrived: let it read that data.
         for _ in range(_EXTRA_LOOP_ITERATIONS):
@@ -68,9 +68,9 @@ class RedisGuard:
         self._breaker.record_success()
         return answer
 
-    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Runs a coroutine in the background until ``close``."""
-        task = asyncio.create_task(work)
+    def start(self, work: Awaitable[T]) -> asyncio.Future[T]:
+        """Runs ``work`` in a background task, until ``close`` at most."""
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._discard)
         return task
@@ -84,14 +84,10 @@ class RedisGuard:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await disconnect(self.client)
 
-    def _discard(self, task: asyncio.Task[Any]) -> None:
+    def _discard(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # marks it as retrieved; after a time-out nobody else would
-
-
-async def _awaited(command: Awaitable[T]) -> T:
-    return await command
 
 
 def _reason(error: Exception) -> str:
