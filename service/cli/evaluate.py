@@ -19,7 +19,7 @@ __all__ = ["evaluate"]
 
 Data = Annotated[
     Path,
-    typer.Option(help="Dataset: folder of train-*.tar and val-*.tar shards, or of class folders.", file_okay=False),
+    typer.Option(help="Dataset: folder of `train-*.tar` and `val-*.tar` shards, or of class folders.", file_okay=False),
 ]
 Output = Annotated[Path, typer.Option(help="Folder for the report and the images.", file_okay=False)]
 GeneratorWeights = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -64,27 +64,34 @@ def _titok(
     """Image tokenization with TiTok: images to discrete tokens and back, and class-conditional generation."""
 
 
+def _setting(name: str) -> Any:
+    """The command-line option of a setting, with the setting's description and default."""
+    setting = Settings.model_fields[name]
+    default = False if setting.default is None else str(setting.default)
+    return typer.Option(help=setting.description, show_default=default)
+
+
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the API.")] = None,
-    admin_port: Annotated[int | None, typer.Option(help="Port of metrics and health checks.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Variant name of the tokenizer.")] = None,
-    tokenizer_weights: Annotated[str | None, typer.Option(help="File, folder or Hugging Face repository.")] = None,
-    generator: Annotated[str | None, typer.Option(help="Variant name of the generator, 'auto' or 'off'.")] = None,
-    generator_weights: Annotated[str | None, typer.Option(help="File, folder or Hugging Face repository.")] = None,
-    devices: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0 or cuda:0,cuda:1.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, tf32, tf32x3, float16 or bfloat16.")] = None,
-    workers: Annotated[str | None, typer.Option(help="process, or inline: everything in one process.")] = None,
-    front_ends: Annotated[int | None, typer.Option(help="Number of HTTP processes; 0: by the number of cores.")] = None,
-    cache: Annotated[str | None, typer.Option(help="auto, memory, redis or off.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="auto, json or text.")] = None,
+    host: Annotated[str | None, _setting("host")] = None,
+    port: Annotated[int | None, _setting("port")] = None,
+    admin_port: Annotated[int | None, _setting("admin_port")] = None,
+    tokenizer: Annotated[str | None, _setting("tokenizer")] = None,
+    tokenizer_weights: Annotated[str | None, _setting("tokenizer_weights")] = None,
+    generator: Annotated[str | None, _setting("generator")] = None,
+    generator_weights: Annotated[str | None, _setting("generator_weights")] = None,
+    devices: Annotated[str | None, _setting("devices")] = None,
+    dtype: Annotated[str | None, _setting("dtype")] = None,
+    workers: Annotated[str | None, _setting("workers")] = None,
+    front_ends: Annotated[int | None, _setting("front_ends")] = None,
+    cache: Annotated[str | None, _setting("cache")] = None,
+    log_level: Annotated[str | None, _setting("log_level")] = None,
+    log_format: Annotated[str | None, _setting("log_format")] = None,
 ) -> None:
     """Start the service.
 
-    All settings are environment variables, TITOK_PORT for --port and so on; docs/configuration.md lists those without an
-    option and the defaults.
+    Every setting is an environment variable as well, such as TITOK_PORT for --port. docs/configuration.md lists those
+    without an option.
     """
     flags = {name: value for name, value in locals().items() if value is not None}
     from service.processes.serve import serve as run  # the web framework is slow to import

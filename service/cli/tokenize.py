@@ -39,7 +39,7 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         help="Folder of images (subfolders are classes), WebDataset tars or Parquet files: a folder, a file, or a pattern "
-        "with * or {000..099}; a path or a URL such as s3://bucket/set."
+        "with `*` or `{000..099}`; a path or a URL such as s3://bucket/set."
     ),
 ]
 Destination = Annotated[Path, typer.Argument(help="Output folder; an interrupted run in it is resumed.")]

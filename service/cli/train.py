@@ -34,7 +34,7 @@ Config = Annotated[
     typer.Argument(help="TOML or YAML file, or the name of a config in models/training/configs."),
 ]
 Data = Annotated[
-    Path, typer.Option(help="Dataset: folder of train-*.tar and val-*.tar shards (also .gz), or of class folders.")
+    Path, typer.Option(help="Dataset: folder of `train-*.tar` and `val-*.tar` shards (also .gz), or of class folders.")
 ]
 Output = Annotated[Path, typer.Option(help="Folder for the training state, log, sample images and checkpoint.")]
 Cache = Annotated[Path, typer.Option(help="Folder for decoded images and tokens.")]
