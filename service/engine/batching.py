@@ -174,22 +174,6 @@ class BatchingEngine:
         """See ``Engine``."""
         return self._queues.snapshot()
 
-    @property
-    def workers_up(self) -> int:
-        """Workers that can run a batch now."""
-        return len(self._up)
-
-    @property
-    def blocks_in_use(self) -> int:
-        """Blocks of memory that hold images; none at rest."""
-        with self._queues.wake:
-            return self._queues.encode.pool.in_use
-
-    @property
-    def blocks_made(self) -> int:
-        """Blocks of memory allocated so far."""
-        return self._queues.encode.pool.size
-
     def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
         """See ``Engine``."""
         row_shape = (image_size, image_size, 3)

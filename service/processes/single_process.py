@@ -8,9 +8,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
+from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
 from service.api.admin import create_admin_app
@@ -21,7 +22,7 @@ from service.engine import InlineEngine
 from service.inference.device import ServedDevice, open_device
 from service.processes.http_servers import admin_server, public_server
 from service.processes.process import SWITCH_SECONDS, event_loop, unblock_signals
-from service.processes.state_metrics import ProcessesCollector, ServiceCollector, WorkersCollector
+from service.processes.state_metrics import StateCollector, process_metrics, service_metrics, worker_metrics
 from service.settings import Settings
 
 __all__ = ["inline_engine", "serve_inline"]
@@ -57,9 +58,7 @@ class _SingleProcess:
         self._admin = admin_server(create_admin_app(app.state.health, self._exposition), admin, settings)
         self._stopping = asyncio.Event()
         self._registry = self._state.metrics.registry
-        self._registry.register(ServiceCollector(lambda: application_health(self._state)))
-        self._registry.register(WorkersCollector(self._workers))
-        self._registry.register(ProcessesCollector(lambda: {NAME: os.getpid()}))
+        self._registry.register(StateCollector(self._state_metrics))
 
     async def run(self) -> None:
         """Returns when both servers have stopped."""
@@ -86,9 +85,11 @@ class _SingleProcess:
         await self._public.run_until_stopped()
         self._admin.stop_accepting(shared=False)
 
-    def _workers(self) -> Mapping[str, bool]:
+    def _state_metrics(self) -> Iterator[Metric]:
         info = self._state.operations.models.loaded
-        return {} if info is None else {info.device: self._state.operations.engine.state.is_ready}
+        yield from service_metrics(application_health(self._state))
+        yield from worker_metrics({} if info is None else {info.device: self._state.operations.engine.state.is_ready})
+        yield from process_metrics({NAME: os.getpid()})
 
     async def _exposition(self) -> bytes:
         return generate_latest(self._registry)

@@ -24,11 +24,12 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
 from service.api.admin import create_admin_app
@@ -40,12 +41,13 @@ from service.processes.health import service_health
 from service.processes.http_servers import admin_server
 from service.processes.process import unblock_signals
 from service.processes.state_metrics import (
-    GpusCollector,
-    PaddingCollector,
-    ProcessesCollector,
-    RestartsCollector,
-    ServiceCollector,
-    WorkersCollector,
+    StateCollector,
+    gpu_metrics,
+    padding_metrics,
+    process_metrics,
+    restart_metrics,
+    service_metrics,
+    worker_metrics,
 )
 from service.settings import Settings
 from service.telemetry.metrics import clear_gauges, multiprocess_registry
@@ -89,15 +91,7 @@ class _Supervisor:
         self._tasks: dict[Child, asyncio.Task[None]] = {}
         self._stopping, self._killing = asyncio.Event(), asyncio.Event()
         self._metrics = multiprocess_registry(self._metrics_folder)
-        for collector in (
-            ServiceCollector(self._health_document),
-            WorkersCollector(lambda: {device: worker.state == "ready" for device, worker in self._workers.items()}),
-            RestartsCollector(self._front_ends, self._workers),
-            PaddingCollector(self._worker_statuses),
-            GpusCollector(self._worker_statuses),
-            ProcessesCollector(lambda: {"supervisor": os.getpid()} | {child.name: child.pid for child in self._tasks}),
-        ):
-            self._metrics.register(collector)
+        self._metrics.register(StateCollector(self._state_metrics))
 
     async def run(self) -> int:
         """Runs the service. Returns the exit status."""
@@ -209,8 +203,14 @@ class _Supervisor:
 
     # --- health and metrics ------------------------------------------------------------------------------------------
 
-    def _worker_statuses(self) -> dict[str, Mapping[str, Any]]:
-        return {device: worker.status for device, worker in self._workers.items()}
+    def _state_metrics(self) -> Iterator[Metric]:
+        statuses = {device: worker.status for device, worker in self._workers.items()}
+        yield from service_metrics(self._health_document())
+        yield from worker_metrics({device: worker.state == "ready" for device, worker in self._workers.items()})
+        yield from restart_metrics(self._front_ends, self._workers)
+        yield from padding_metrics(statuses)
+        yield from gpu_metrics(statuses)
+        yield from process_metrics({"supervisor": os.getpid()} | {child.name: child.pid for child in self._tasks})
 
     def _health_document(self) -> dict[str, Any]:
         return service_health(self._front_ends, self._workers, draining=self._stopping.is_set())

@@ -21,7 +21,7 @@ from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonit
 from fastapi.testclient import TestClient
 
 from service.api.admin import create_admin_app
-from service.processes.state_metrics import WorkersCollector
+from service.processes.state_metrics import worker_metrics
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.programs import require_program
@@ -274,7 +274,7 @@ def test_the_autoscaler_asks_for_what_the_service_tells_and_owns_the_number_of_r
 
 def told() -> set[str]:
     """Names of series."""
-    families = (*Metrics().registry.collect(), *WorkersCollector(dict).collect())
+    families = (*Metrics().registry.collect(), *worker_metrics({}))
     return {
         family.name + suffix
         for family in families

@@ -92,7 +92,7 @@ async def build(
             async with asyncio.timeout(PATIENCE):
                 while engine.snapshot() != AT_REST:  # noqa: ASYNC110  a thread's doing
                     await asyncio.sleep(0)
-            assert engine.blocks_in_use == 0
+            assert engine._queues.encode.pool.in_use == 0
         await engine.stop(PATIENCE)
         assert engine.snapshot() == AT_REST
     for worker in workers:

@@ -115,7 +115,7 @@ async def test_block_memory_is_bounded_under_cancellation(
             request.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
     last = await submit(*(engine.encode(images(value), deadline=soon) for value in range(8)))
-    assert engine.blocks_made <= 2 + 1 + 1  # two queued, one being filled, one on the device
+    assert engine._queues.encode.pool.size <= 2 + 1 + 1  # two queued, one being filled, one on the device
     device.release()
     await first
     for value, request in enumerate(last):

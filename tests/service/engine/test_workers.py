@@ -69,7 +69,7 @@ async def pool(clock: FakeClock, observer: FakeObserver, tmp_path: Path, form: s
         started.append((engine, workers, devices))
         engine.start()
         await engine.ready()
-        await until(lambda: engine.workers_up == count)
+        await until(lambda: len(engine._up) == count)
         return engine, devices, workers
 
     yield pool
@@ -313,7 +313,7 @@ async def test_the_engine_stays_ready_while_one_of_two_workers_is_left(pool: Poo
     workers[0].stays_down = True
     devices[0].lose_next = True
     devices[0].release()
-    await until(lambda: engine.workers_up == 1)
+    await until(lambda: len(engine._up) == 1)
     assert engine.state.is_ready
     devices[1].release()
     for value, waiter in enumerate(waiters, start=1):

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from service.processes.child import Child
 from service.processes.health import service_health
-from service.processes.state_metrics import GpusCollector, PaddingCollector, ServiceCollector
+from service.processes.state_metrics import StateCollector, gpu_metrics, padding_metrics, service_metrics
 
 GPU = {
     "memory": {"allocated": 1, "reserved": 2, "total": 3},
@@ -24,8 +24,8 @@ CHILD = {"pid": 1, "state": "ready", "reason": None, "uptime_seconds": 1.0, "res
 def told(**statuses: Any) -> CollectorRegistry:
     """Of workers by their devices."""
     registry = CollectorRegistry()
-    registry.register(GpusCollector(lambda: statuses))
-    registry.register(PaddingCollector(lambda: statuses))
+    registry.register(StateCollector(lambda: gpu_metrics(statuses)))
+    registry.register(StateCollector(lambda: padding_metrics(statuses)))
     return registry
 
 
@@ -39,7 +39,7 @@ def test_requests_in_progress_and_queued_images_are_summed_over_front_ends() -> 
         }.items()
     ]
     registry = CollectorRegistry()
-    registry.register(ServiceCollector(lambda: service_health(front_ends, {}, draining=False)))
+    registry.register(StateCollector(lambda: service_metrics(service_health(front_ends, {}, draining=False))))
     for operation, count in {"encode": 3, "other": 0}.items():
         assert registry.get_sample_value("titok_requests_in_progress", {"op": operation}) == count
     for operation, count in {"encode": 6, "decode": 0}.items():
