@@ -80,7 +80,8 @@ async def read_uploads(request: Request, *, seconds: float, max_images: int) -> 
 
 async def _read_form(request: Request, *, seconds: float, max_images: int) -> list[Upload]:
     try:
-        async with asyncio.timeout(seconds), request.form(max_files=max_images, max_fields=16) as form:
+        # One more file than allowed is parsed, so that the error can name the number of images and its limit.
+        async with asyncio.timeout(seconds), request.form(max_files=max_images + 1, max_fields=16) as form:
             uploads: list[Upload] = []
             for name, part in form.multi_items():
                 pointer = f"body/{len(uploads)}"
