@@ -112,8 +112,13 @@ class CodeFormat:
         return True
 
     def ids_of(self, packed: bytes) -> list[int]:
-        """The K ids of one packed code. Raises ``CodeError`` for an invalid one."""
-        ids: list[int] = self.unpack(np.frombuffer(packed, np.uint8)).tolist()
+        """The K ids of one packed code, faster than :meth:`unpack`. Raises ``CodeError`` for an invalid one."""
+        number, mask = int.from_bytes(packed, "big"), (1 << self.bits) - 1
+        padding = self.num_bytes * 8 - self.num_tokens * self.bits
+        first = padding + (self.num_tokens - 1) * self.bits
+        ids = [(number >> shift) & mask for shift in range(first, padding - 1, -self.bits)]
+        if len(packed) != self.num_bytes or number & ((1 << padding) - 1) or max(ids) >= self.codebook_size:
+            self.unpack(np.frombuffer(packed, np.uint8))  # raises the error
         return ids
 
     @staticmethod
