@@ -147,7 +147,7 @@ def test_a_file_of_packed_codes_says_whose_they_are(client: httpx.Client, encode
             assert answer.status_code == status
     cut = client.post("/v1/decode", content=packed.content[:-1], headers={"Content-Type": packed_codes.MEDIA_TYPE})
     assert cut.status_code == 422
-    assert "announces 2 images" in cut.json()["detail"]
+    assert "declares 2 images" in cut.json()["detail"]
 
 
 def test_tokens_and_code_become_the_same_picture_in_the_type_accept_asks_for(
