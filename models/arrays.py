@@ -7,8 +7,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Ids", "Pixels"]
-
 Ids: TypeAlias = NDArray[np.int64]
 """Token ids or class labels."""
 

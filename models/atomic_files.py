@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["PARTIAL_SUFFIX", "write_atomically"]
-
 PARTIAL_SUFFIX = ".partial"
 """Suffix of unfinished files; a killed process may leave one."""
 

@@ -13,15 +13,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "UnknownVariantError",
-    "UnreadableCheckpoint",
-    "missing_package",
-]
-
 
 class UnknownVariantError(LookupError):
     """The variant name is unknown."""

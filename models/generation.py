@@ -33,8 +33,6 @@ from models.runtime.transfers import PendingResults, transfers_for
 from models.sampling.settings import SamplingSettings
 from models.sampling.steps import SamplingRow, StepNoise, apply_guidance, pack_rows, sample_step, unpack_rows
 
-__all__ = ["Generator", "StepResult", "load_generator"]
-
 # Between batch sizes, rounding changes guided logits by about 1e-4 (float32, measured on the published shapes). A step
 # with a decision closer than ten times that (one in a hundred) is repeated unbatched.
 _TOLERANCE = 1e-3

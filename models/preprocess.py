@@ -25,8 +25,6 @@ from PIL import ExifTags, Image
 
 from models.arrays import Pixels
 
-__all__ = ["PREPROCESSING_VERSION", "adm_crop", "crop_at", "eval_crop", "ten_crop", "to_rgb"]
-
 PREPROCESSING_VERSION: str = "1"
 """Part of every cache key. Increase it with any change that may change the pixels of some image."""
 

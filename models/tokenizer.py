@@ -36,8 +36,6 @@ from models.runtime.precision import FORMATS, Precision
 from models.runtime.rounding_tolerance import measure_tolerance
 from models.runtime.transfers import PendingResults, transfers_for
 
-__all__ = ["Pending", "Tokenizer", "build_tokenizer", "load_tokenizer"]
-
 Images: TypeAlias = Tensor | Pixels
 Pending: TypeAlias = Callable[[], Tensor]
 """Waits for a result and returns it."""

@@ -28,8 +28,6 @@ from models.errors import CheckpointError, ConfigError, UnknownVariantError, Unr
 from models.preprocess import to_rgb
 from models.tokenizer import Tokenizer, build_tokenizer
 
-__all__ = ["KNOWN_TOKENS", "Comparison", "Difference", "KnownTokens", "Verdict", "Verification", "verify_tokenizer"]
-
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 TIE = 1e-2

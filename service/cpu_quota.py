@@ -16,8 +16,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["usable_cores"]
-
 _V1_FOLDERS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
 
 

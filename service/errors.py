@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ErrorDetail", "ServiceError"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorDetail:

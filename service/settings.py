@@ -12,8 +12,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models.checkpoints.bundled import DEFAULT_VARIANT
 from service.cpu_quota import usable_cores
 
-__all__ = ["LogFormat", "Settings", "check_rate", "invalid_settings"]
-
 MiB = 1024 * 1024
 LogFormat = Literal["auto", "json", "text"]
 _DEVICE = re.compile(r"cpu|cuda:\d{1,3}")

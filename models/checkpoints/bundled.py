@@ -4,7 +4,5 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["BUNDLED_WEIGHTS", "DEFAULT_VARIANT"]
-
 DEFAULT_VARIANT = "titok-mini-32"
 BUNDLED_WEIGHTS = Path(__file__).parents[1] / "weights"

@@ -16,8 +16,6 @@ from models.errors import ConfigError
 from models.networks.generator import GeneratorConfig
 from models.networks.titok import SIZES, TiTokConfig, TransformerSize
 
-__all__ = ["class_names", "class_sources", "generator_config", "tokenizer_config"]
-
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 

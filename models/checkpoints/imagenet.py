@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["IMAGENET_CLASSES"]
-
 IMAGENET_CLASSES: tuple[str, ...] = tuple(
     Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
 )

@@ -32,8 +32,6 @@ from torch import Tensor, nn
 
 from models.errors import CheckpointError, UnreadableCheckpoint
 
-__all__ = ["Checkpoint", "HubFile", "load_strictly", "open_checkpoint"]
-
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIG_FILE = "config.json"
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")

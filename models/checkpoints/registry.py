@@ -17,8 +17,6 @@ from models.networks.maskgit_vqgan import MaskGITVQGANConfig
 from models.networks.titok import SIZES, TiTokConfig
 from models.sampling.settings import SamplingSettings
 
-__all__ = ["GENERATORS", "TOKENIZERS", "GeneratorVariant", "TokenizerVariant"]
-
 PRESETS = ("published", "demo", "fast")
 
 # Known commits of the published repositories; the others follow main. A tokenizer's ``source`` names the downloaded

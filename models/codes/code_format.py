@@ -22,8 +22,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from models.arrays import Ids
 
-__all__ = ["CodeError", "CodeFormat"]
-
 _ALPHABET = re.compile(r"[A-Za-z0-9_-]*")
 
 

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from models.arrays import Ids
 from models.codes.code_format import CodeError, CodeFormat
 
-__all__ = ["MEDIA_TYPE", "SIGNATURE", "PackedCodes"]
-
 MEDIA_TYPE = "application/vnd.titok.codes"
 SIGNATURE = b"\x89TTK\r\n\x1a\n"
 _VERSION = 1

@@ -6,8 +6,6 @@ import logging
 
 from models.errors import DataError
 
-__all__ = ["MAX_BAD_FRACTION", "BadSamples"]
-
 log = logging.getLogger(__name__)
 
 MAX_BAD_FRACTION = 0.01

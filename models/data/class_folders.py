@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
-__all__ = ["class_folders", "class_of"]
-
 
 def class_folders(paths: Iterable[str]) -> set[str]:
     """The classes of files at ``paths``, which are relative and use slashes."""

@@ -27,15 +27,6 @@ from models.data.sources import Source, Split
 from models.data.streaming import StreamingDataset
 from models.errors import DataError
 
-__all__ = [
-    "ImageDataset",
-    "InMemoryDataset",
-    "StreamingDataset",
-    "class_names",
-    "load_dataset",
-    "open_dataset",
-]
-
 _ROWS_PER_COPY = 4096
 
 

@@ -33,8 +33,6 @@ from models.data.sources import Sample, Source, Split
 from models.errors import DataError
 from models.preprocess import PREPROCESSING_VERSION
 
-__all__ = ["Progress", "decode_to_cache"]
-
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], object]

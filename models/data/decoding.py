@@ -9,8 +9,6 @@ from PIL import Image, UnidentifiedImageError
 from models.arrays import Pixels
 from models.preprocess import crop_at, eval_crop, to_rgb
 
-__all__ = ["IMAGE_SUFFIXES", "decode_image"]
-
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 
 # Some files named .jpg are not JPEG (ImageNet has them). None of these formats can execute code.

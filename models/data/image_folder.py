@@ -25,8 +25,6 @@ from models.data.decoding import IMAGE_SUFFIXES
 from models.data.sources import Sample, Split
 from models.errors import DataError
 
-__all__ = ["ImageFolder"]
-
 VALIDATION_FRACTION = 0.05
 
 

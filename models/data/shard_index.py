@@ -17,8 +17,6 @@ from models.atomic_files import write_atomically
 from models.data.bad_samples import BadSamples
 from models.errors import DataError
 
-__all__ = ["ShardEntry", "ShardIndex"]
-
 
 class ShardEntry(NamedTuple):
     """An image in a shard: ``name`` for the log, its label, the shard's number, and offset and size in bytes."""

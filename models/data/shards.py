@@ -25,8 +25,6 @@ from models.data.sources import Sample, Split
 from models.data.strict_tar import StrictTarInfo
 from models.errors import DataError
 
-__all__ = ["WebDatasetShards", "find_shards", "read_class_names"]
-
 # Without classes.json nothing limits the class numbers, and one wrong number would create billions of names.
 MAX_UNNAMED_CLASSES = 100_000
 

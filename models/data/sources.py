@@ -9,8 +9,6 @@ from typing import Literal, NamedTuple, Protocol
 from models.arrays import Ids
 from models.data.bad_samples import BadSamples
 
-__all__ = ["IndexedSource", "Sample", "Source", "Split"]
-
 Split = Literal["train", "val"]
 
 

@@ -18,8 +18,6 @@ from models.data.decoding import decode_image
 from models.data.sources import IndexedSource
 from models.errors import DataError
 
-__all__ = ["StreamingDataset"]
-
 MAX_PREFETCHED = 2
 # A bad image among the first few proves nothing: the fraction counts from this many images on.
 MIN_ROWS_TO_JUDGE = 1000

@@ -5,8 +5,6 @@ from __future__ import annotations
 import tarfile
 from typing import Self
 
-__all__ = ["StrictTarInfo"]
-
 
 class StrictTarInfo(tarfile.TarInfo):
     """A tar header parser that rejects damaged headers; ``tarfile`` treats them as the end of the archive."""

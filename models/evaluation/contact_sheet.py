@@ -10,8 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from models.arrays import Pixels
 
-__all__ = ["Row", "contact_sheet"]
-
 _TEXT, _BACKGROUND = (20, 20, 20), (255, 255, 255)
 _FONT_SIZE, _CHARACTER_WIDTH = 13, 6.4
 _GAP, _MARGIN = 6, 12

@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["frechet_distance", "kernel_distance"]
-
 Matrix = NDArray[np.float64]
 
 

@@ -23,8 +23,6 @@ from models.atomic_files import write_atomically
 from models.evaluation.lite0 import Lite0
 from models.evaluation.progress import Track, no_progress
 
-__all__ = ["BATCH_SIZE", "Features", "as_tensor", "batches", "cached_embeddings", "extract_features"]
-
 BATCH_SIZE = 32
 _STRIDE = 32
 _FINGERPRINT_IMAGES = 256

@@ -26,8 +26,6 @@ from models.evaluation.progress import Track, no_progress
 from models.generation import Generator
 from models.tokenizer import Tokenizer
 
-__all__ = ["Generation", "Samples", "evaluate_generation", "generate_samples", "match_classes"]
-
 # Training images of each class that distributions are compared with: as many of each, as for generated images.
 _REFERENCES_PER_CLASS = 400
 

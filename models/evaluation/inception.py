@@ -22,8 +22,6 @@ from models.arrays import Pixels
 from models.atomic_files import write_atomically
 from models.errors import missing_package
 
-__all__ = ["InceptionFigures", "InceptionMissing", "check_inception", "inception_figures", "write_npz"]
-
 
 class InceptionMissing(Exception):
     """A package or the Inception weights are missing; the message says what to do."""

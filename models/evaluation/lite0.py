@@ -25,8 +25,6 @@ from torch.nn import functional as F
 
 from models.errors import missing_package
 
-__all__ = ["CHANNELS", "FEATURE_BLOCKS", "Lite0", "Lite0Missing", "load_lite0"]
-
 FEATURE_BLOCKS = (0, 2, 4, 10, 14)
 CHANNELS = (16, 24, 40, 112, 192)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["entropy_bits", "patch_steps", "seam_ratio"]
-
 
 def patch_steps(images: Tensor, patch: int) -> Tensor:
     """Mean absolute difference of neighbouring pixels across patch borders and inside patches, [B, 2] of [B, 3, S, S].

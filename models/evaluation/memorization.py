@@ -20,8 +20,6 @@ from models.evaluation.neighbours import ReferenceSet
 from models.evaluation.progress import Track, no_progress
 from models.tokenizer import Tokenizer
 
-__all__ = ["ImageSet", "NearestPhotographs", "compare_with_training"]
-
 
 class ImageSet(NamedTuple):
     """Images uint8 [N, S, S, 3], their Lite0 features [N, 1280], and their tokens int64 [N, K]; None: to be encoded."""

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Neighbours", "ReferenceSet"]
-
 _CHUNK = 256
 CLASSIFIER_NEIGHBOURS = 5
 

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["perceptual_distance"]
-
 # Added to the squared length of a feature, so that the gradient of a zero feature is finite.
 _EPSILON = 1e-8
 

@@ -31,20 +31,6 @@ from models.errors import missing_package
 from models.evaluation.features import as_tensor, batches
 from models.evaluation.progress import Track, no_progress
 
-__all__ = [
-    "BlurHash",
-    "Codec",
-    "Decoded",
-    "Grid",
-    "PlaceholdersMissing",
-    "PrincipalComponents",
-    "SmallWebP",
-    "ThumbHash",
-    "WebP",
-    "fit_principal_components",
-    "placeholders",
-]
-
 LANCZOS = Image.Resampling.LANCZOS
 PCA_SIZE = 16
 # Coefficients are clipped at five standard deviations, so that one level of a byte is a 25th of a deviation.

@@ -25,15 +25,6 @@ from models.evaluation.progress import Track, no_progress
 from models.evaluation.similarity import psnr, ssim
 from models.tokenizer import Tokenizer
 
-__all__ = [
-    "CodeUsage",
-    "CodecFigures",
-    "Reconstruction",
-    "TokenizerCodec",
-    "best_placeholder",
-    "evaluate_reconstruction",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CodeUsage:

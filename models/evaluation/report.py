@@ -23,8 +23,6 @@ from models.evaluation.generation import Generation
 from models.evaluation.inception import InceptionFigures, write_npz
 from models.evaluation.reconstruction import CodecFigures, Reconstruction, best_placeholder
 
-__all__ = ["Report", "generated_sheet", "neighbours_sheet", "reconstruction_sheet", "write_images", "write_report"]
-
 _SAMPLES_PER_CLASS = 6
 _PAIRS = 24
 

@@ -33,8 +33,6 @@ from models.evaluation.report import Report
 from models.generation import Generator, load_generator
 from models.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["EvaluationSettings", "evaluate"]
-
 # Class agreement is measured for classes with at least as many training images.
 _MIN_TRAINING_IMAGES = 400
 _NO_CLASS = "unlabelled"

@@ -10,8 +10,6 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["psnr", "ssim"]
-
 Pictures = TypeVar("Pictures", "Tensor", "npt.NDArray[np.floating]")
 
 _RADIUS, _SIGMA = 5, 1.5

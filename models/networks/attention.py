@@ -7,8 +7,6 @@ import math
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["attend"]
-
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool) -> Tensor:
     """Queries [B, H, M, d] over keys and values [B, H, N, d] -> [B, H, M, d], no mask, scale 1/sqrt(d).

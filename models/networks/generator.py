@@ -21,8 +21,6 @@ from torch.nn import functional as F
 
 from models.networks.attention import attend
 
-__all__ = ["GeneratorConfig", "MaskGITViT", "UViT", "build_generator"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:

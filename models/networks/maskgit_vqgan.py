@@ -18,8 +18,6 @@ from torch.nn import functional as F
 
 from models.networks.quantizer import Assignment, VectorQuantizer
 
-__all__ = ["Decoder", "Encoder", "MaskGITVQGAN", "MaskGITVQGANConfig", "to_channels_last"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MaskGITVQGANConfig:

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Assignment", "QuantizerLosses", "VectorQuantizer"]
-
 
 class Assignment(NamedTuple):
     """Nearest codes: ``ids`` int64 [...], and ``margin`` float32 [...], how much farther the second nearest code is.

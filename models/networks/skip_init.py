@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["skip_init"]
-
 
 class _SkipNormal(TorchFunctionMode):
     def __torch_function__(

@@ -24,8 +24,6 @@ from models.networks.maskgit_vqgan import Decoder as PixelDecoder
 from models.networks.maskgit_vqgan import MaskGITVQGANConfig, to_channels_last
 from models.networks.quantizer import Assignment, VectorQuantizer
 
-__all__ = ["SIZES", "Posterior", "TiTok", "TiTokConfig", "TransformerSize"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerSize:

@@ -23,8 +23,6 @@ from torch import Tensor
 
 from models.runtime.transfers import Compute
 
-__all__ = ["BatchSplitter", "torch_threads"]
-
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 

@@ -18,8 +18,6 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["CudaRecorder", "GraphedFunction", "Recorder", "Recording"]
-
 
 class Recording(NamedTuple):
     """``replay`` runs the recorded kernels again, from the same input memory into ``outputs``."""

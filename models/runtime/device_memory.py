@@ -7,8 +7,6 @@ import gc
 
 import torch
 
-__all__ = ["is_out_of_memory", "memory_bytes", "release_memory"]
-
 # Messages of the libraries behind torch.
 _MESSAGES = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 

@@ -23,8 +23,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["MatmulMode", "MatmulPrecision", "ThreePassLinear", "fp32_precision", "has_tf32", "set_fp32_precision"]
-
 MatmulMode: TypeAlias = Literal["float32", "tf32", "tf32x3"]
 
 # Matrix products, convolutions.

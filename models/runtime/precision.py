@@ -8,8 +8,6 @@ import torch
 
 from models.runtime.matmul_precision import MatmulMode, MatmulPrecision, has_tf32
 
-__all__ = ["DTYPES", "FORMATS", "NumberFormat", "Precision", "has_fast_bfloat16"]
-
 
 @dataclass(frozen=True)
 class NumberFormat:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["MeasuredTolerance", "measure_tolerance"]
-
 _SAFETY_FACTOR = 8.0
 
 

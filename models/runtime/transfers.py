@@ -17,16 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = [
-    "Compute",
-    "CudaTransfers",
-    "HostTransfers",
-    "PendingResults",
-    "base_array",
-    "pin",
-    "transfers_for",
-]
-
 Compute: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]
 """A function of a batch [B, ...] that returns tensors [B, ...]."""
 

@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["MAX_STEPS", "SamplingSettings"]
-
 MAX_STEPS = 256
 
 GuidanceDecay = Literal["constant", "linear", "power-cosine"]

@@ -26,17 +26,6 @@ from torch import Tensor
 
 from models.sampling.settings import SamplingSettings
 
-__all__ = [
-    "SamplingRow",
-    "StepNoise",
-    "StepOutcome",
-    "StepParameters",
-    "apply_guidance",
-    "pack_rows",
-    "sample_step",
-    "unpack_rows",
-]
-
 
 @dataclass(slots=True)
 class SamplingRow:

@@ -14,8 +14,6 @@ from torch import Tensor
 from models.atomic_files import write_atomically
 from models.networks.titok import TiTokConfig
 
-__all__ = ["checkpoint_config", "load_state", "save_checkpoint", "save_state"]
-
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Saves everything that a run needs to resume. Raises ``OSError``."""

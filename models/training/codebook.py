@@ -13,8 +13,6 @@ from models.training.config import CodebookConfig
 from models.training.distributed import all_rows, mean_of
 from models.training.task import Step
 
-__all__ = ["Codebook"]
-
 
 class Codebook:
     """The quantizer of a network in training; ``idle`` int64 [V] counts the steps since each code was used."""

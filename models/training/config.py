@@ -15,22 +15,6 @@ import yaml
 from models.networks.generator import GeneratorConfig
 from models.networks.titok import SIZES, TiTokConfig, TransformerSize
 
-__all__ = [
-    "CodebookConfig",
-    "ConfigError",
-    "DataConfig",
-    "DiscriminatorConfig",
-    "GeneratorRun",
-    "GeneratorTraining",
-    "InitialConfig",
-    "LossConfig",
-    "OptimizerConfig",
-    "ScheduleConfig",
-    "TokenizerRun",
-    "TrainingRun",
-    "read_config",
-]
-
 T = TypeVar("T", bound="TrainingRun")
 
 # YAML 1.1 reads 1e-4, without a point, as text.

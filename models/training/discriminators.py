@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-__all__ = ["FeatureDiscriminator", "PatchDiscriminator"]
-
 _SLOPE = 0.1
 _POOLED = 16
 

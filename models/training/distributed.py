@@ -14,8 +14,6 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["all_rows", "average_gradients", "is_main", "mean_of", "own_rows", "process_group", "world_size"]
-
 _TIMEOUT = timedelta(minutes=10)
 
 

@@ -29,8 +29,6 @@ from models.training.pretrained import FrozenTokenizer
 from models.training.seeding import batch_rows, seeded_generator
 from models.training.task import Step, Task
 
-__all__ = ["GeneratorTask", "TokenSet", "generator_classes", "tokenize"]
-
 log = logging.getLogger(__name__)
 
 EMBEDDING_STD = 0.3

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from models.errors import CheckpointError
 from models.networks.titok import TiTok
 
-__all__ = ["initialise", "initialise_as_published", "initialise_tokenizer", "load_into_larger", "sinusoidal_embedding"]
-
 MIDDLE_GREY = 0.45
 PUBLISHED_STD = 0.02
 

@@ -28,8 +28,6 @@ from models.training.seeding import seeded_generator
 from models.training.task import N, Step, Task
 from models.training.training_log import TrainingLog
 
-__all__ = ["LOG_EVERY", "Diverged", "learning_rate", "train"]
-
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 10

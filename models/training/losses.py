@@ -9,18 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    "LeCam",
-    "discriminator_loss",
-    "generator_loss",
-    "grid_loss",
-    "masked_token_loss",
-    "mean_logit",
-    "pixel_loss",
-    "proxy_code_loss",
-    "random_masks",
-]
-
 
 def pixel_loss(outputs: Tensor, images: Tensor, *, l2_weight: float = 1.0, l1_weight: float = 0.0) -> Tensor:
     """Weighted sum of the mean squared and the mean absolute error; images [B, 3, S, S] in [0, 1]."""

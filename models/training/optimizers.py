@@ -18,8 +18,6 @@ from torch.optim import AdamW, Optimizer
 
 from models.training.config import OptimizerConfig
 
-__all__ = ["Muon", "build_optimizers", "orthogonalised"]
-
 BLOCKS = {"transformer", "layer", "in_blocks", "mid_block", "out_blocks"}
 PACKED = ("in_proj_weight", "qkv.weight")
 UNDECAYED = ("ln", "bias", "latent_tokens", "mask_token", "embedding", "norm", "gamma", "embed")

@@ -16,8 +16,6 @@ from models.training.reconstruction_loss import ReconstructionLoss
 from models.training.task import Step
 from models.training.tokenizer import Reconstructed, TokenizerTask
 
-__all__ = ["PixelTask", "freeze_encoder"]
-
 
 class PixelTask(TokenizerTask):
     """The recipes that minimise a reconstruction loss.

@@ -20,8 +20,6 @@ from models.training.initialisation import initialise_tokenizer, load_into_large
 
 N = TypeVar("N", bound=nn.Module)
 
-__all__ = ["FrozenTokenizer", "build_tokenizer", "load_frozen_tokenizer", "load_tokenizer_weights", "load_vqgan"]
-
 
 @dataclass(frozen=True)
 class FrozenTokenizer:

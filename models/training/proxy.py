@@ -17,8 +17,6 @@ from models.training.pretrained import build_tokenizer
 from models.training.task import Step
 from models.training.tokenizer import Reconstructed, TokenizerTask
 
-__all__ = ["ProxyCodeTask"]
-
 
 class ProxyCodeTask(TokenizerTask):
     """The recipe ``stage-1``; ``vqgan`` is the frozen network whose codes are the targets."""

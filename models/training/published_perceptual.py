@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 from models.errors import CheckpointError
 
-__all__ = ["load_published_perceptual", "logit_distance"]
-
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SIZE = 224
 # lpips + 0.1 * convnext is what the published mean, weighted 1.0 and 0.1, times its weight of 1.1 comes to.

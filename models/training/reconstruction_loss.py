@@ -26,8 +26,6 @@ from models.training.losses import LeCam, discriminator_loss, generator_loss, gr
 from models.training.published_perceptual import load_published_perceptual
 from models.training.task import Step, autocast
 
-__all__ = ["ReconstructionLoss"]
-
 # Features are computed on a strided grid. With a fixed grid a decoder learns patterns that are invisible to it, so both
 # images of a pair are shifted by the same random number of pixels, less than this.
 _JITTER = 16

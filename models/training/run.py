@@ -8,8 +8,9 @@ from typing import Protocol
 
 import torch
 
-from models.data.datasets import InMemoryDataset, StreamingDataset, open_dataset
+from models.data.datasets import InMemoryDataset, open_dataset
 from models.data.sources import Split
+from models.data.streaming import StreamingDataset
 from models.training.config import ConfigError, GeneratorRun, TokenizerRun, read_config
 from models.training.distributed import process_group
 from models.training.generator import GeneratorTask, generator_classes, tokenize
@@ -18,8 +19,6 @@ from models.training.pixels import PixelTask
 from models.training.pretrained import load_frozen_tokenizer, load_vqgan
 from models.training.proxy import ProxyCodeTask
 from models.training.task import N, Task
-
-__all__ = ["RunOptions", "TrainingCallbacks", "find_config", "train_generator", "train_tokenizer"]
 
 CONFIGS = Path(__file__).parent / "configs"
 PROXY_TOKENIZER = "maskgit-vqgan-f16"

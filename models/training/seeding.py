@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["batch_rows", "seeded_generator"]
-
 
 def seeded_generator(*numbers: int) -> torch.Generator:
     """A random generator that depends on all of ``numbers``."""

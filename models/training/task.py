@@ -14,8 +14,6 @@ from torch.optim import Optimizer
 from models.runtime.precision import has_fast_bfloat16
 from models.training.config import TrainingRun
 
-__all__ = ["N", "Step", "Task", "autocast"]
-
 N = TypeVar("N", bound=nn.Module)
 
 

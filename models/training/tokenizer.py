@@ -24,8 +24,6 @@ from models.training.distributed import own_rows
 from models.training.seeding import batch_rows, seeded_generator
 from models.training.task import Step, Task
 
-__all__ = ["Reconstructed", "TokenizerTask"]
-
 log = logging.getLogger(__name__)
 
 SAMPLE_IMAGES = 16

@@ -18,8 +18,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from models.atomic_files import write_atomically
 
-__all__ = ["TrainingLog"]
-
 
 class TrainingLog:
     """Writes the log to ``output``; rows after the ``step`` that a run resumes from are removed."""

@@ -11,8 +11,6 @@ from service.api.routes import operations
 from service.http.problem_handlers import add_problem_handlers
 from service.version import VERSION
 
-__all__ = ["create_admin_app"]
-
 
 def create_admin_app(
     health: Callable[[], Awaitable[Mapping[str, Any]]], exposition: Callable[[], Awaitable[bytes]]

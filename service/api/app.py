@@ -43,8 +43,6 @@ from service.telemetry.observer import CacheMetrics, MetricsObserver
 from service.telemetry.tracing import Tracer, open_tracer
 from service.version import VERSION
 
-__all__ = ["EngineFactory", "create_app"]
-
 log = logging.getLogger(__name__)
 
 _DESCRIPTION = """Encodes images as discrete tokens, decodes tokens to images, and generates images of a class (TiTok).

@@ -17,8 +17,6 @@ from service.http.problems import Problem
 from service.imaging.errors import ImageTooLarge, UndecodableImage, UnsupportedImageFormat
 from service.operations import errors
 
-__all__ = ["add_error_handlers", "to_problem"]
-
 _RETRY_SECONDS = 2.0  # while no model or no device is ready
 
 _SERVICE_ERRORS: Mapping[type[ServiceError], type[Problem]] = {

@@ -12,8 +12,6 @@ from service.operations.generation import Generation, consecutive_seeds, random_
 from service.operations.rendering import RenderedImages
 from service.operations.served_models import ServedModels
 
-__all__ = ["generated_items", "generation_facts", "generation_from"]
-
 _SETTINGS = ("steps", "guidance_scale", "guidance_decay", "temperature")
 
 

@@ -27,8 +27,6 @@ from service.operations.build import Operations
 from service.operations.generation import Generation
 from service.telemetry.timings import RequestTimings
 
-__all__ = ["MAX_WAITING_STEPS", "PREVIEW_SECONDS", "GenerationStream", "Step", "StepFeed"]
-
 MAX_WAITING_STEPS = 256  # of a request whose client reads slowly
 PREVIEW_SECONDS = 5.0  # a step waits for its preview
 _PREVIEW_TYPE = image_media_type("jpeg")

@@ -14,8 +14,6 @@ from typing import Any
 
 from service.api.state import ApiState
 
-__all__ = ["application_health"]
-
 
 def application_health(state: ApiState) -> dict[str, Any]:
     """The document, as JSON values."""

@@ -13,17 +13,6 @@ from service.imaging.encoding import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
 from service.inference.model_info import ModelInfo
 from service.operations.rendering import RenderedImages
 
-__all__ = [
-    "MULTIPART",
-    "OCTETS",
-    "as_base64",
-    "choose_image_answer",
-    "image_media_type",
-    "image_response",
-    "model_headers",
-    "multipart_response",
-]
-
 MULTIPART = "multipart/mixed"
 OCTETS = "application/octet-stream"
 

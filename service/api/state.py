@@ -20,8 +20,6 @@ from service.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from service.inference.model_info import ModelInfo
 
-__all__ = ["ApiState", "check_image_count"]
-
 
 class ApiState:
     """Settings, operations and metrics. ``requests``: how many are in progress, by operation."""

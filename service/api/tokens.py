@@ -13,8 +13,6 @@ from service.api.schemas.images import DecodeRequest
 from service.errors import ErrorDetail
 from service.http.problems import InvalidRequest, invalid_value
 
-__all__ = ["packed_codes_from", "tokens_from_bytes", "tokens_from_code", "tokens_from_json"]
-
 
 def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> Ids:
     """Ids int64 [B, K] from ``tokens``, ``code`` or ``codes``. Raises ``InvalidRequest``, as all functions here do."""

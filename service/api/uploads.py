@@ -21,8 +21,6 @@ from service.http.problems import ContentTooLarge, InvalidRequest, MalformedBody
 from service.imaging.formats import ACCEPTED_FORMATS
 from service.operations.preprocessing import Upload
 
-__all__ = ["read_body", "read_json", "read_uploads"]
-
 # Some clients send every file as "octet-stream"; the format is sniffed from the bytes.
 RAW_TYPES = frozenset({"application/octet-stream"})
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)

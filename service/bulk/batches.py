@@ -19,8 +19,6 @@ from service.imaging.decoding import decode_image
 from service.imaging.errors import ImageError
 from service.imaging.limits import MediaLimits
 
-__all__ = ["BatchResult", "PipelineOptions", "Pixels", "batches", "crops_of", "encode_batch"]
-
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 

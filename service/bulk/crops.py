@@ -22,8 +22,6 @@ from PIL import Image
 from models.preprocess import eval_crop, ten_crop
 from service.bulk.errors import BulkError
 
-__all__ = ["CropMode", "Crops"]
-
 CropMode = Literal["centre", "ten"]
 
 

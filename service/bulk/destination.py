@@ -26,8 +26,6 @@ from service.bulk.entries import Position
 from service.bulk.errors import BulkError
 from service.bulk.shards import ShardFiles
 
-__all__ = ["Destination", "MissingShards", "RunSettings"]
-
 RunSettings = Mapping[str, Any]
 """Everything that determines the bytes of the output, as JSON."""
 

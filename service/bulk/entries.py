@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-__all__ = ["Entry", "Label", "LabelType", "Part", "Position", "Source"]
-
 Label = int | str | None
 LabelType = Literal["integer", "text"] | None
 """The type of a source's labels; None: it has no labels."""

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-__all__ = ["BrokenImage", "BulkError"]
-
 
 class BulkError(ValueError):
     """The run cannot start or continue with this source, destination or options; the message says what to do."""

@@ -28,8 +28,6 @@ from service.bulk.entries import LabelType
 from service.bulk.errors import BulkError
 from service.bulk.shards import Shard, ShardFiles
 
-__all__ = ["FORMATS", "Layout", "check_format", "files_of"]
-
 
 @dataclass(frozen=True)
 class Layout:

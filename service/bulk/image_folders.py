@@ -13,8 +13,6 @@ from models.data.class_folders import class_folders, class_of
 from service.bulk.entries import Entry
 from service.bulk.errors import BrokenImage
 
-__all__ = ["ImageFolder"]
-
 
 class ImageFolder:
     """The images of a folder and its subfolders, sorted by path. ``paths`` are relative to ``name``, with slashes.

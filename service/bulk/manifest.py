@@ -13,8 +13,6 @@ from service.bulk.errors import BulkError
 if TYPE_CHECKING:
     from models.tokenizer import Tokenizer
 
-__all__ = ["manifest_of", "settings_of"]
-
 VERSION = 1
 LARGEST_CODEBOOK = 1 << 16
 

@@ -46,8 +46,6 @@ try:
 except ModuleNotFoundError as missing:
     raise BulkError(missing_package(missing, "ray")) from None
 
-__all__ = ["ShardActor", "run_on_ray"]
-
 Columns = dict[str, npt.NDArray[Any]]
 
 

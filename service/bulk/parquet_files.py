@@ -16,8 +16,6 @@ from fsspec import AbstractFileSystem
 from service.bulk.entries import Entry, Label, LabelType
 from service.bulk.errors import BrokenImage, BulkError
 
-__all__ = ["Columns", "ParquetFile", "columns_of"]
-
 _ROWS_PER_READ = 64
 
 

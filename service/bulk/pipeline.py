@@ -29,8 +29,6 @@ from service.bulk.entries import Entry, Position
 from service.bulk.errors import BrokenImage
 from service.bulk.shards import Shard
 
-__all__ = ["Entries", "Progress", "cpu_pipeline", "gpu_pipeline", "tokenize_entries"]
-
 T = TypeVar("T")
 Entries = Iterable[tuple[Position, Entry]]
 Progress = Callable[[int, int], object]

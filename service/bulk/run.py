@@ -25,8 +25,6 @@ from service.bulk.shards import Shard
 from service.cpu_quota import usable_cores
 from service.inference.calibration import calibrate
 
-__all__ = ["Job", "Result", "complete", "load_tokenizer_of", "run_job", "tokenize_source", "with_resume_hint"]
-
 _CPU_BATCH, _GPU_BATCH = 16, 128
 
 

@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from service.bulk.entries import Label, Position
 
-__all__ = ["BrokenEntry", "Row", "Shard", "ShardFiles", "shard_starts"]
-
 
 @dataclass(frozen=True)
 class Row:

@@ -24,8 +24,6 @@ from service.bulk.image_folders import ImageFolder
 from service.bulk.tar_archives import TarArchive
 from service.imaging.formats import ACCEPTED_SUFFIXES
 
-__all__ = ["open_source"]
-
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _PARQUET = (".parquet",)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")

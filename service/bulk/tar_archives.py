@@ -15,8 +15,6 @@ from service.bulk.entries import Entry
 from service.bulk.errors import BrokenImage
 from service.imaging.formats import ACCEPTED_SUFFIXES
 
-__all__ = ["TarArchive"]
-
 _CLASS = "cls"
 
 

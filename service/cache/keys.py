@@ -16,8 +16,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["LAYOUT", "LEASE", "KeyParts", "KeySpace", "namespace_prefix"]
-
 LAYOUT = "v1"
 LEASE = b":lease"
 """Suffix of the key that claims the computation of a code."""

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from service.cache.memory import MemoryCache
 from service.cache.protocol import CachedCode, Claim, CodeCache
 
-__all__ = ["LayeredCache"]
-
 
 class LayeredCache(CodeCache):
     """Looks in ``front`` first and copies what ``back`` returns into it. A key's code never changes, so both agree."""

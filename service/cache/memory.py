@@ -8,8 +8,6 @@ from cachetools import LRUCache
 
 from service.cache.protocol import CachedCode, CodeCache
 
-__all__ = ["MemoryCache"]
-
 
 class MemoryCache(CodeCache):
     """The ``capacity`` codes used most recently."""

@@ -7,8 +7,6 @@ from service.cache.memory import MemoryCache
 from service.cache.protocol import CacheObserver, CodeCache
 from service.settings import Settings
 
-__all__ = ["open_cache"]
-
 
 def open_cache(settings: Settings, observer: CacheObserver) -> CodeCache:
     """A cache as configured. Connects to Redis at the first call, not here. Raises ``ValueError`` for an invalid URL."""

@@ -9,8 +9,6 @@ from service.cache.keys import KeyParts, namespace_prefix
 from service.cache.redis.connection import RedisClient
 from service.cache.redis.scanning import scan
 
-__all__ = ["Selection", "count_codes", "purge_codes"]
-
 _KEYS_PER_PIPELINE = 500
 
 

@@ -27,8 +27,6 @@ from service.cache.redis.connection import RedisClient
 from service.cache.redis.guard import RedisGuard
 from service.cache.values import pack_value, unpack_value
 
-__all__ = ["RedisCache"]
-
 _KEYS_PER_ROUND_TRIP = 1000
 _WRITES_PER_PIPELINE = 256
 

@@ -16,8 +16,6 @@ from service.cache.keys import KeyParts, namespace_prefix
 from service.cache.redis.connection import RedisClient
 from service.cache.redis.scanning import primaries, scan
 
-__all__ = ["CacheStatistics", "RevisionStatistics", "ServerInfo", "collect_statistics"]
-
 _KEYS_PER_PIPELINE = 500
 
 

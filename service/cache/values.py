@@ -18,8 +18,6 @@ from hashlib import blake2b
 
 from service.cache.protocol import CachedCode
 
-__all__ = ["pack_value", "unpack_value"]
-
 _LAYOUT = b"\x01"
 _DIGEST_BYTES = 4
 _MAX_SIDE = 2**32

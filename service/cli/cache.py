@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from service.cache.statistics import CacheStatistics, RevisionStatistics, ServerInfo
     from service.cli.cache_warming import WarmingResult
 
-__all__ = ["cache"]
-
 T = TypeVar("T")
 
 cache = typer.Typer(help="Inspect, fill and purge the cache of codes in Redis.", no_args_is_help=True)

@@ -38,8 +38,6 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.observer import MetricsObserver
 from service.telemetry.timings import RequestTimings
 
-__all__ = ["CachingEncoder", "WarmingResult", "local_encoder", "remote_encoder", "warm_cache"]
-
 _CHUNK_IMAGES = 128
 _DEADLINE = 3600.0  # seconds for one image; no caller waits for it
 _IMAGE_ERRORS = (400, 413, 415, 422)  # statuses caused by the image

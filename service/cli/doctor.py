@@ -18,8 +18,6 @@ from service.http.sockets import listen, url_of
 from service.settings import Settings
 from service.version import VERSION
 
-__all__ = ["Check", "doctor"]
-
 Verdict = Literal["ok", "warning", "wrong"]
 
 

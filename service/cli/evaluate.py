@@ -15,8 +15,6 @@ from service.cli.options import CommandError, Tokenizer, Weights
 from service.cli.terminal import console, say
 from service.settings import Settings
 
-__all__ = ["evaluate"]
-
 Data = Annotated[
     Path,
     typer.Option(help="Dataset: folder of `train-*.tar` and `val-*.tar` shards, or of class folders.", file_okay=False),

@@ -22,8 +22,6 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.client import Encoded, Generated, Picture, Reconstruction
 
-__all__ = ["ImageModels", "decode", "encode", "generate", "reconstruct"]
-
 _MEDIA_TYPES = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()} | {"jpeg": "image/jpeg"}
 _REMOTE_BATCH = 256  # files read and sent before their results are printed
 

@@ -10,8 +10,6 @@ from service.api.access.keys import ApiKey, new_key
 from service.api.access.roles import ROLES, Role
 from service.cli.options import CommandError
 
-__all__ = ["keys"]
-
 keys = typer.Typer(name="keys", help="Create API keys.", no_args_is_help=True)
 
 

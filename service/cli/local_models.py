@@ -22,8 +22,6 @@ from service.operations.classes import ClassIndex
 if TYPE_CHECKING:
     from models import Generator, Tokenizer
 
-__all__ = ["LocalModels"]
-
 
 class LocalModels:
     """A tokenizer and its generator on the CPU, loaded on first use.

@@ -24,8 +24,6 @@ from service.errors import ServiceError
 from service.settings import Settings, invalid_settings
 from service.version import VERSION
 
-__all__ = ["main"]
-
 app = typer.Typer(
     name="titok",
     no_args_is_help=True,

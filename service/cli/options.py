@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ApiKey", "CommandError", "Device", "Tokenizer", "Url", "Weights"]
-
 
 class CommandError(Exception):
     """An error that the user can correct; the message says how."""

@@ -9,8 +9,6 @@ from typing import cast
 from service.client import Encoded, Generated, Picture, Reconstruction, TiTokClient
 from service.client.calls import Format, GenerateOptions
 
-__all__ = ["RemoteModels"]
-
 
 class RemoteModels:
     """The models of the service at ``url``. Raises ``TiTokError``."""

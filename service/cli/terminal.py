@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["SOME_BROKEN", "console", "image_progress", "say"]
-
 SOME_BROKEN = 3
 """Exit code of a command that finished, but skipped broken images."""
 

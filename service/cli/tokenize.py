@@ -15,8 +15,6 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.bulk.run import Job, Result
 
-__all__ = ["tokenize"]
-
 
 class Format(StrEnum):
     """Output format."""

@@ -22,8 +22,6 @@ from service.cli.options import CommandError, Device
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["train"]
-
 train = typer.Typer(
     help="Train a tokenizer or a generator. On several GPUs: `torchrun --nproc-per-node N --no-python titok train ...`",
     no_args_is_help=True,

@@ -12,8 +12,6 @@ import typer
 if TYPE_CHECKING:
     from models.verification import Comparison, Verification
 
-__all__ = ["verify"]
-
 
 def verify(
     name: Annotated[str, typer.Argument(help="Variant name, such as titok-l-32.")],

@@ -45,8 +45,6 @@ from service.engine.queues import Queues
 from service.engine.requests import EngineRequest
 from service.engine.runner import LinkRunner
 
-__all__ = ["BatchingEngine", "EncodeTicket", "EngineOptions"]
-
 log = logging.getLogger(__name__)
 
 

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COUNTER_BYTES", "Block", "BlockPool", "Rows", "map_counter", "map_rows"]
-
 Rows = npt.NDArray[np.uint8]
 COUNTER_BYTES = np.dtype(np.int64).itemsize
 

@@ -10,8 +10,6 @@ from service.engine.lanes import Batch, Lane, LaneLimits
 from service.engine.protocol import EngineObserver
 from service.engine.requests import EngineRequest, ImageTask
 
-__all__ = ["EncodeLane"]
-
 
 class EncodeLane(Lane):
     """Images are queued when their request is admitted, and can be taken once a row of a block holds their pixels."""

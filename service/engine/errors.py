@@ -12,8 +12,6 @@
 
 from __future__ import annotations
 
-__all__ = ["DeadlineExceeded", "DeviceFailed", "EngineError", "EngineStopped", "QueueFull", "WorkerCrashed"]
-
 
 class EngineError(Exception):
     """Base class."""

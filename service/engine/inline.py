@@ -10,8 +10,6 @@ from service.engine.batching import BatchingEngine, EngineOptions
 from service.engine.jobs import Job, LinkDown, Outcome, execute
 from service.engine.protocol import Device
 
-__all__ = ["InlineEngine"]
-
 
 class _LocalLink:
     """See ``service.engine.jobs.Link``. ``receive`` runs the job in the calling thread."""

@@ -10,8 +10,6 @@ from typing import Any, Protocol
 from service.engine.blocks import Block, Rows
 from service.engine.protocol import Device, Ids, LaneName, RowState, Stepped
 
-__all__ = ["Job", "Link", "LinkDown", "Outcome", "execute"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:

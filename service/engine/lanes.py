@@ -27,8 +27,6 @@ from service.engine.jobs import Job
 from service.engine.protocol import EngineObserver, LaneName, LaneSnapshot, RowState
 from service.engine.requests import EngineRequest, ImageTask, TaskState
 
-__all__ = ["Batch", "Lane", "LaneLimits"]
-
 _DEFAULT_BATCH = 32
 # Target duration of a decode batch while other lanes wait.
 _SHARED_BATCH_SECONDS = 0.1

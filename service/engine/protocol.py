@@ -9,27 +9,6 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "BatchReport",
-    "Decoded",
-    "Device",
-    "EncodeTicket",
-    "Encoded",
-    "Engine",
-    "EngineObserver",
-    "EngineSnapshot",
-    "EngineState",
-    "GenerateItem",
-    "Generated",
-    "LaneName",
-    "LaneSnapshot",
-    "NullObserver",
-    "RowState",
-    "StepCallback",
-    "Stepped",
-    "Timing",
-]
-
 Ids = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 LaneName = Literal["encode", "decode", "generate"]

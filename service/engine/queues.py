@@ -15,8 +15,6 @@ from service.engine.protocol import EngineObserver, EngineSnapshot, LaneName, Pi
 from service.engine.requests import EngineRequest, ImageTask
 from service.engine.token_lanes import DecodeLane, GenerateLane
 
-__all__ = ["Queues"]
-
 
 class Queues:
     """``wake`` guards everything and is notified of new work, free room and the end. ``lanes`` are in the order of the

@@ -18,8 +18,6 @@ from service.engine.blocks import COUNTER_BYTES, Rows, map_counter, map_rows
 from service.engine.jobs import Job, LinkDown, Outcome
 from service.engine.wire import Answer, Channel, DeviceFailure, JobMessage, Memory, StartedCounter
 
-__all__ = ["RemoteEngine", "RemoteLink"]
-
 _RETRY_SECONDS = 0.05
 # One batch runs and one is prefetched. Further ones would wait at the worker, where they cannot grow.
 _DEPTH = 2

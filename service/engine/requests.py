@@ -13,8 +13,6 @@ from service.engine.blocks import Block
 from service.engine.errors import DeadlineExceeded, EngineError
 from service.engine.protocol import Ids, LaneName, StepCallback, Timing
 
-__all__ = ["EngineRequest", "ImageTask", "TaskState"]
-
 TaskState = Literal["new", "queued", "prefetched", "active", "done"]
 
 

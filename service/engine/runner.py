@@ -26,8 +26,6 @@ from service.engine.protocol import BatchReport, Stepped
 from service.engine.queues import Queues
 from service.engine.requests import EngineRequest, ImageTask
 
-__all__ = ["LinkRunner"]
-
 log = logging.getLogger(__name__)
 
 # How often the thread of an idle link checks that its worker is still connected.

@@ -10,8 +10,6 @@ from service.engine.lanes import Batch, Lane, LaneLimits
 from service.engine.protocol import EngineObserver, Ids, LaneName
 from service.engine.requests import EngineRequest, ImageTask
 
-__all__ = ["DecodeLane", "GenerateLane"]
-
 
 class _ListLane(Lane):
     """Base of both lanes."""

@@ -17,17 +17,6 @@ from typing import Any
 
 from service.engine.jobs import Job, Outcome
 
-__all__ = [
-    "Answer",
-    "Channel",
-    "DeviceFailure",
-    "DeviceReady",
-    "JobMessage",
-    "Memory",
-    "RemoteDeviceError",
-    "StartedCounter",
-]
-
 _HEADER = struct.Struct("!I")
 _MAX_DESCRIPTORS = 1
 _BUFFER_BYTES = 4 * 1024 * 1024

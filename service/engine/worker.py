@@ -29,8 +29,6 @@ from service.engine.jobs import Job, Outcome, execute
 from service.engine.protocol import Device
 from service.engine.wire import Answer, Channel, DeviceFailure, DeviceReady, JobMessage, Memory, RemoteDeviceError
 
-__all__ = ["DeviceServer"]
-
 log = logging.getLogger(__name__)
 
 # A front end that does not read its answers loses its connection; others are not held up for longer.

@@ -12,8 +12,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import ErrorDetail
 from service.http.problems import ContentTooLarge, Problem, TooManyRequests, problem_response
 
-__all__ = ["BodyLimits"]
-
 _RETRY_SECONDS = 1.0
 
 

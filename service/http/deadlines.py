@@ -9,8 +9,6 @@ from fastapi import Request
 from service.errors import ErrorDetail
 from service.http.problems import InvalidRequest
 
-__all__ = ["TIMEOUT_HEADER", "request_deadline"]
-
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 

@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-__all__ = ["run_while_connected"]
-
 T = TypeVar("T")
 
 

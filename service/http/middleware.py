@@ -22,8 +22,6 @@ from service.telemetry.request_record import RequestRecord
 from service.telemetry.timings import RequestTimings
 from service.telemetry.tracing import Tracer
 
-__all__ = ["RequestContext"]
-
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from service.errors import ErrorDetail
 from service.http.problems import NotAcceptable, UnsupportedMediaType
 
-__all__ = ["choose_media_type", "holds_etag", "media_type_of", "require_json", "unsupported_content_type"]
-
 
 def media_type_of(content_type: str | None) -> str:
     """The media type of a ``Content-Type`` header, lower case, without parameters; empty if there is none."""

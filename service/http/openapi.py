@@ -12,8 +12,6 @@ from pydantic import BaseModel
 
 from service.http.problems import PROBLEM_MEDIA_TYPE
 
-__all__ = ["Events", "answers", "request_body"]
-
 _BINARY = {"type": "string", "format": "binary"}
 _PROBLEM_SCHEMA = {
     "type": "object",

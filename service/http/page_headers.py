@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["page_headers"]
-
 # No page uses sensors, devices or anything that identifies a person.
 _PERMISSIONS = ", ".join(
     f"{feature}=()"

@@ -24,8 +24,6 @@ from service.http.problems import (
     problem_response,
 )
 
-__all__ = ["add_problem_handlers", "handle_problem"]
-
 log = logging.getLogger(__name__)
 
 

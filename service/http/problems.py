@@ -39,36 +39,6 @@ from starlette.responses import Response
 
 from service.errors import ErrorDetail
 
-__all__ = [
-    "PROBLEM_MEDIA_TYPE",
-    "ContentTooLarge",
-    "DeadlineExceeded",
-    "Forbidden",
-    "Gone",
-    "HeadersTooLarge",
-    "InternalError",
-    "InvalidRequest",
-    "MalformedBody",
-    "MalformedRequest",
-    "MethodNotAllowed",
-    "NotAcceptable",
-    "NotFound",
-    "Problem",
-    "RequestTimeout",
-    "RevisionMismatch",
-    "TooManyRequests",
-    "Unauthorized",
-    "Unavailable",
-    "UndecodableImage",
-    "UnknownClass",
-    "UnknownModel",
-    "UnsupportedMediaType",
-    "WorkerCrashed",
-    "invalid_value",
-    "problem_response",
-    "shutting_down",
-]
-
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 

@@ -38,8 +38,6 @@ from service.http.problems import (
     Unavailable,
 )
 
-__all__ = ["ConnectionLimits", "LimitedProtocol"]
-
 IGNORED_BYTES = 1024 * 1024
 HALF_CLOSED_SECONDS = 1.0
 

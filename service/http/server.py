@@ -32,8 +32,6 @@ from starlette.types import ASGIApp
 from service.http.protocol import ConnectionLimits, LimitedProtocol
 from service.http.sockets import refuse_handshakes
 
-__all__ = ["HttpServer"]
-
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 30

@@ -13,8 +13,6 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["allow_descriptors", "listen", "refuse_handshakes", "url", "url_of"]
-
 BACKLOG = 2048  # connections not yet accepted, as uvicorn's own default
 
 _SO_ATTACH_FILTER = 26

@@ -23,8 +23,6 @@ from starlette.types import Receive, Scope, Send
 from service.http.disconnects import run_while_connected
 from service.http.problems import InternalError, Problem, shutting_down
 
-__all__ = ["EVENT_STREAM", "EventStream", "event"]
-
 log = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream"

@@ -26,8 +26,6 @@ from service.imaging.errors import ImageError, UndecodableImage
 from service.imaging.formats import sniff, unrecognised
 from service.imaging.limits import MediaLimits, check_header, check_stream, peak_bytes
 
-__all__ = ["DecodedImage", "decode_image"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["DecodingMemory"]
-
 
 class DecodingMemory:
     """A memory budget of ``max_bytes`` for the decoding threads of one process, first come, first served.

@@ -19,8 +19,6 @@ from PIL import Image
 
 from models.arrays import Pixels
 
-__all__ = ["DEFAULT_QUALITY", "OUTPUT_EXTENSIONS", "OUTPUT_MEDIA_TYPES", "encode_image"]
-
 OUTPUT_EXTENSIONS: Mapping[str, str] = MappingProxyType(
     {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"},
 )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from service.errors import ServiceError
 
-__all__ = ["ImageError", "ImageTooLarge", "UndecodableImage", "UnsupportedImageFormat"]
-
 
 class ImageError(ServiceError):
     """Base class of the errors of ``decode_image``."""

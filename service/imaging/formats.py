@@ -9,8 +9,6 @@ from types import MappingProxyType
 from service.errors import ErrorDetail
 from service.imaging.errors import ImageError, UndecodableImage, UnsupportedImageFormat
 
-__all__ = ["ACCEPTED_FORMATS", "ACCEPTED_SUFFIXES", "sniff", "unrecognised"]
-
 ACCEPTED_FORMATS: Mapping[str, str] = MappingProxyType(
     {
         "JPEG": "image/jpeg",

@@ -10,8 +10,6 @@ from PIL import Image, TiffImagePlugin
 from service.errors import ErrorDetail
 from service.imaging.errors import ImageTooLarge, UndecodableImage
 
-__all__ = ["MediaLimits", "check_header", "check_stream", "peak_bytes"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:

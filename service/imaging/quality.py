@@ -9,8 +9,6 @@ import numpy as np
 from models.arrays import Pixels
 from models.evaluation.similarity import psnr, ssim
 
-__all__ = ["measure_quality"]
-
 
 def measure_quality(image: Pixels, original: Pixels) -> tuple[float | None, float]:
     """PSNR in dB (None: no difference) and SSIM of images uint8 [S, S, 3], rounded to two and four decimals."""

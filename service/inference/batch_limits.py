@@ -18,8 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-__all__ = ["LARGEST_BATCH", "batch_sizes", "find_batch_limit"]
-
 LARGEST_BATCH = 1024
 
 Run = Callable[[], object]

@@ -13,8 +13,6 @@ from models import Tokenizer
 from models.runtime.cpu_threads import torch_threads
 from service.inference.batch_limits import batch_sizes
 
-__all__ = ["calibrate"]
-
 _CPU_DECISIONS, _LEAST_PROBES, _CUDA_PROBES = 256, 2, 64
 _SECONDS = 1.5
 

@@ -30,8 +30,6 @@ from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.inference.stopwatch import cpu_seconds, wall_seconds
 from service.settings import Settings
 
-__all__ = ["ModelDevice", "ServedDevice", "open_device"]
-
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")

@@ -6,8 +6,6 @@ import logging
 
 import torch
 
-__all__ = ["GpuSensors", "open_sensors"]
-
 log = logging.getLogger(__name__)
 
 

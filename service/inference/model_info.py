@@ -12,8 +12,6 @@ from models.codes.code_format import CodeFormat
 from models.sampling.settings import SamplingSettings
 from service.engine.protocol import LaneName
 
-__all__ = ["GeneratorInfo", "ModelInfo"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorInfo:

@@ -14,8 +14,6 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["cpu_seconds", "wall_seconds"]
-
 Run = Callable[[], object]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from service.inference.model_info import ModelInfo
 
-__all__ = ["image_address"]
-
 
 def image_address(info: ModelInfo, code: str, extension: str, *, size: int | None, quality: int | None) -> str:
     """Canonical path and query of ``GET /v1/images/...`` for an image at a ``size`` and ``quality``."""

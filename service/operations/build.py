@@ -14,8 +14,6 @@ from service.operations.tokenization import ImageTokenizer
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
-__all__ = ["Operations", "build_operations", "lane_limits"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:

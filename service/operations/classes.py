@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from service.errors import ErrorDetail
 from service.operations.errors import InvalidArgument, UnknownClass
 
-__all__ = ["ClassIndex"]
-
 _SEPARATORS = re.compile(r"[\s_-]+")
 
 

@@ -16,17 +16,6 @@ from __future__ import annotations
 
 from service.errors import ServiceError
 
-__all__ = [
-    "InvalidArgument",
-    "ModelsNotLoaded",
-    "NotServed",
-    "OperationError",
-    "RevisionMismatch",
-    "TooManyImages",
-    "UnknownClass",
-    "UnknownModel",
-]
-
 
 class OperationError(ServiceError):
     """Base class of the errors of this package."""

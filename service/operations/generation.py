@@ -12,8 +12,6 @@ from service.errors import ErrorDetail
 from service.operations.errors import InvalidArgument
 from service.telemetry.timings import RequestTimings
 
-__all__ = ["Generation", "consecutive_seeds", "random_seeds"]
-
 _MAX_SEED = 2**63 - 1
 
 

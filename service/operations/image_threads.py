@@ -12,8 +12,6 @@ import anyio.to_thread
 
 from service.imaging.decoding_memory import DecodingMemory
 
-__all__ = ["ImageThreads"]
-
 T = TypeVar("T")
 
 

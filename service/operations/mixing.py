@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from models.arrays import Ids
 
-__all__ = ["mix_tokens"]
-
 
 def mix_tokens(
     tokens: Ids,

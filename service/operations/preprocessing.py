@@ -14,8 +14,6 @@ from service.operations.served_models import ServedModels
 from service.telemetry.metrics import Metrics
 from service.telemetry.timings import RequestTimings
 
-__all__ = ["ImagePreprocessor", "Upload"]
-
 
 @dataclass(frozen=True, slots=True)
 class Upload:

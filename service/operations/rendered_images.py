@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from cachetools import LRUCache
 
-__all__ = ["RenderedImageCache"]
-
 
 class RenderedImageCache(LRUCache[str, bytes]):
     """The most recently used files, up to ``maxsize`` bytes together. Used from one event loop."""

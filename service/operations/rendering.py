@@ -14,8 +14,6 @@ from service.operations.image_threads import ImageThreads
 from service.telemetry.metrics import Metrics
 from service.telemetry.timings import RequestTimings
 
-__all__ = ["SIDES", "RenderedImages", "Renderer"]
-
 SIDES = range(16, 2049)
 """Pixels of a side that an image can be scaled to."""
 

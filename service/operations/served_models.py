@@ -10,8 +10,6 @@ from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.operations.classes import ClassIndex
 from service.operations.errors import ModelsNotLoaded, NotServed, RevisionMismatch, UnknownModel
 
-__all__ = ["ServedModels"]
-
 
 class ServedModels:
     """What is known of the models. ``loaded`` is None until the engine has started for the first time."""

@@ -27,8 +27,6 @@ from service.operations.single_flight import SingleFlight
 from service.telemetry.metrics import Metrics
 from service.telemetry.timings import RequestTimings
 
-__all__ = ["CacheLookup", "ImageTokenizer", "TokenizedImage"]
-
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05  # seconds between two looks at another process's claim
 
 

@@ -23,8 +23,6 @@ from typing import Any, Literal
 from service.processes.control import ControlChannel
 from service.processes.process import block_signals, unblock_signals
 
-__all__ = ["Child", "DeathReason"]
-
 log = logging.getLogger(__name__)
 
 Command = Literal["status", "drain", "close", "stop"]

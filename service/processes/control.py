@@ -25,17 +25,6 @@ from typing import Any, Self
 
 from service.settings import Settings
 
-__all__ = [
-    "ControlChannel",
-    "FrontEndStart",
-    "WorkerStart",
-    "decode_message",
-    "encode_message",
-    "heartbeat_interval",
-    "pack_settings",
-    "unpack_settings",
-]
-
 LINE_BYTES = 1024 * 1024
 
 

@@ -7,8 +7,6 @@ import logging
 import sys
 from pathlib import Path
 
-__all__ = ["device_names"]
-
 log = logging.getLogger(__name__)
 
 # Entries in /dev of the NVIDIA (also under WSL) and AMD drivers. Without one, GPUs are not counted, which is slow.

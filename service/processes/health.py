@@ -8,8 +8,6 @@ from typing import Any
 
 from service.processes.child import Child
 
-__all__ = ["service_health"]
-
 # The states of an engine, best first.
 _STATES = ("ready", "starting", "failed", "draining", "stopped")
 

@@ -10,8 +10,6 @@ from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
 from service.settings import Settings
 
-__all__ = ["admin_server", "public_server"]
-
 
 def public_server(app: ASGIApp, listener: socket.socket, settings: Settings) -> HttpServer:
     """The server of the public API; it starts and stops the application (lifespan)."""

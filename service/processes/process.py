@@ -11,8 +11,6 @@ import setproctitle
 from service.settings import LogFormat
 from service.telemetry.log_lines import configure_log
 
-__all__ = ["SWITCH_SECONDS", "block_signals", "configure_process", "event_loop", "limit_spinning", "unblock_signals"]
-
 # For ``sys.setswitchinterval``: keeps the event loop responsive while threads decode and encode images.
 SWITCH_SECONDS = 0.0005
 

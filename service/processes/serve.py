@@ -11,8 +11,6 @@ from service.processes.process import block_signals, configure_process, limit_sp
 from service.settings import Settings
 from service.version import VERSION
 
-__all__ = ["serve"]
-
 log = logging.getLogger(__name__)
 
 _OWN_DESCRIPTORS = 512  # besides those of connections, twice as many because old ones may still be closing

@@ -25,8 +25,6 @@ from service.processes.process import SWITCH_SECONDS, event_loop, unblock_signal
 from service.processes.state_metrics import StateCollector, process_metrics, service_metrics, worker_metrics
 from service.settings import Settings
 
-__all__ = ["inline_engine", "serve_inline"]
-
 log = logging.getLogger(__name__)
 
 NAME = "front end 0"

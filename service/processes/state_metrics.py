@@ -13,16 +13,6 @@ from prometheus_client.registry import Collector
 from service.processes.child import Child, DeathReason
 from service.version import VERSION
 
-__all__ = [
-    "StateCollector",
-    "gpu_metrics",
-    "padding_metrics",
-    "process_metrics",
-    "restart_metrics",
-    "service_metrics",
-    "worker_metrics",
-]
-
 Statuses = Mapping[str, Mapping[str, Any]]
 
 

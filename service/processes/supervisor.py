@@ -52,8 +52,6 @@ from service.processes.state_metrics import (
 from service.settings import Settings
 from service.telemetry.metrics import clear_gauges, multiprocess_registry
 
-__all__ = ["supervise"]
-
 log = logging.getLogger(__name__)
 
 FRONT_ENDS_PER_GPU = 2

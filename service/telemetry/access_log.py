@@ -13,8 +13,6 @@ import structlog
 
 from service.telemetry.request_record import PROBES, RequestRecord
 
-__all__ = ["log_request"]
-
 log = structlog.get_logger()  # of structlog itself: logging and its formatters take several times as long
 
 

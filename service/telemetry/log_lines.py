@@ -19,8 +19,6 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from service.settings import LogFormat
 
-__all__ = ["configure_log"]
-
 log = logging.getLogger(__name__)
 
 

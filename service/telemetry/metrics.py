@@ -11,8 +11,6 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
 
-__all__ = ["Metrics", "clear_gauges", "enable_multiprocess_mode", "multiprocess_registry"]
-
 # From half a millisecond, a cache hit, to half a minute, the deadline.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

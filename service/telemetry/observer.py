@@ -6,8 +6,6 @@ from service.cache.protocol import BreakerState, CacheObserver
 from service.engine.protocol import BatchReport
 from service.telemetry.metrics import Metrics
 
-__all__ = ["CacheMetrics", "MetricsObserver"]
-
 
 class MetricsObserver:
     """See ``service.engine.protocol.EngineObserver``."""

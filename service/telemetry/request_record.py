@@ -9,8 +9,6 @@ from starlette.types import Message, Scope
 
 from service.telemetry.timings import RequestTimings
 
-__all__ = ["CLIENT_GONE", "PROBES", "OutcomeName", "RequestRecord"]
-
 OutcomeName = Literal["ok", "refused", "client_gone", "failed"]
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection
 PROBES = ("/livez", "/readyz", "/healthz")

@@ -40,8 +40,6 @@ from service.engine.protocol import BatchReport, EngineObserver
 from service.telemetry.request_record import PROBES, RequestRecord
 from service.version import VERSION
 
-__all__ = ["SpanTracer"]
-
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0  # time to send what is left when the process ends

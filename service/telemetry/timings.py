@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from service.engine.protocol import Timing
 
-__all__ = ["RequestTimings"]
-
 
 class RequestTimings:
     """``seconds``: by stage, in the order of first use. ``spans``: each interval that ``measure`` timed, as (stage, start,

@@ -9,8 +9,6 @@ from typing import Protocol
 from service.engine.protocol import EngineObserver
 from service.telemetry.request_record import RequestRecord
 
-__all__ = ["RequestTrace", "Tracer", "open_tracer"]
-
 log = logging.getLogger(__name__)
 
 

@@ -17,8 +17,6 @@ from service.errors import ErrorDetail
 from service.http.problems import ContentTooLarge, Forbidden, TooManyRequests, Unauthorized, Unavailable
 from service.settings import Settings
 
-__all__ = ["AccessControl", "authorize", "consume_quota"]
-
 _bearer = HTTPBearer(auto_error=False, description="API key, if keys are configured.")
 _header = APIKeyHeader(
     name="X-API-Key", auto_error=False, description="API key, for clients that cannot send `Authorization`."

@@ -10,8 +10,6 @@ from pathlib import Path
 from service.api.access.keys import KeySet, parse_keys_file
 from service.settings import Settings
 
-__all__ = ["ReloadingKeyStore", "load_keys"]
-
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_READS = 1.0

@@ -27,8 +27,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from service.api.access.roles import ROLES, Role
 from service.settings import check_rate
 
-__all__ = ["ApiKey", "KeySet", "new_key", "parse_keys_file"]
-
 Model = TypeVar("Model", bound=BaseModel)
 
 _PREFIX = "titok_"  # so that secret scanners find keys in source code

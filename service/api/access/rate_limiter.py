@@ -27,9 +27,6 @@ from service.cache.redis.connection import RedisClient, connect
 from service.cache.redis.guard import SOCKET_TIMEOUT, RedisGuard
 from service.settings import Settings
 
-__all__ = ["RateLimitResult", "RateLimiter"]
-
-
 _parsed = lru_cache(maxsize=1024)(parse)
 
 

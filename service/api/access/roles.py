@@ -10,8 +10,6 @@ if TYPE_CHECKING:  # keeps the command line from importing the web framework
     from fastapi import APIRouter
     from starlette.routing import BaseRoute
 
-__all__ = ["OPEN_PATHS", "REQUIRED_ROLES", "ROLES", "Role", "check_routes", "paths_of"]
-
 Role = Literal["encode", "decode", "generate", "admin"]
 
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -19,8 +19,6 @@ from service.http.problems import NotFound, invalid_value
 from service.inference.model_info import ModelInfo
 from service.operations.tokenization import TokenizedImage
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["tokens"])
 
 _DIGEST = re.compile(SHA256_PATTERN, re.ASCII)

@@ -31,8 +31,6 @@ from service.http.openapi import answers, request_body
 from service.http.problems import invalid_value
 from service.imaging.encoding import OUTPUT_MEDIA_TYPES
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["images"])
 
 _BODY = request_body(DecodeRequest, {"code": EXAMPLE_CODE}, binary=[PACKED_CODES, OCTETS])

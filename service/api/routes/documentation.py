@@ -12,8 +12,6 @@ from starlette.responses import Response
 
 from service.http.page_headers import page_headers
 
-__all__ = ["create_router"]
-
 _FILES = "/static-offline-docs"
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 

@@ -20,8 +20,6 @@ from service.imaging.formats import ACCEPTED_FORMATS
 from service.inference.model_info import ModelInfo
 from service.operations.tokenization import TokenizedImage
 
-__all__ = ["IMAGE_BODY", "router"]
-
 router = APIRouter(tags=["tokens"])
 
 _FILES = {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}, "minProperties": 1}

@@ -26,8 +26,6 @@ from service.http.sse import EVENT_STREAM, EventStream, event
 from service.imaging.encoding import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
 from service.operations.rendering import RenderedImages
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["images"])
 
 _BODY = request_body(GenerateRequest, {"class": "cat", "n": 2, "seed": 7, "preset": "demo"})

@@ -23,8 +23,6 @@ from service.operations.addresses import image_address
 from service.operations.errors import RevisionMismatch
 from service.operations.rendering import SIDES
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["images"])
 
 _EXTENSIONS = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()}

@@ -19,8 +19,6 @@ from service.http.problems import NotFound, invalid_value
 from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.operations.mixing import mix_tokens
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["images"])
 
 _BODY = request_body(MixRequest, {"codes": [EXAMPLE_CODE, "A" * 64], "weights": [0.7, 0.3]})

@@ -19,8 +19,6 @@ from service.api.schemas.models import (
 from service.api.state import ApiState
 from service.http.openapi import answers
 
-__all__ = ["router"]
-
 _EXAMPLE = {
     "id": "titok-mini-32",
     "revision": EXAMPLE_REVISION,

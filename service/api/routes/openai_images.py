@@ -32,8 +32,6 @@ from service.operations.errors import UnknownClass
 from service.operations.generation import Generation, random_seeds
 from service.operations.rendering import SIDES
 
-__all__ = ["router"]
-
 _SIZE = re.compile(r"([1-9][0-9]{1,3})x\1", re.ASCII)
 _PHRASE = re.compile(
     r"(?:(?:an?|the)\s+)?(?:(?:photo|photograph|picture|image)\s+of\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE

@@ -14,8 +14,6 @@ from fastapi import APIRouter, Request
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
-__all__ = ["health_router", "metrics_router"]
-
 health_router = APIRouter(tags=["operations"])
 metrics_router = APIRouter(tags=["operations"])
 

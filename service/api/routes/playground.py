@@ -15,8 +15,6 @@ from service.http.page_headers import page_headers
 from service.http.problems import NotFound
 from service.version import VERSION
 
-__all__ = ["create_router"]
-
 _MEDIA_TYPES = {
     "css": "text/css; charset=utf-8",
     "html": "text/html; charset=utf-8",

@@ -26,8 +26,6 @@ from service.operations.rendering import RenderedImages
 from service.operations.tokenization import TokenizedImage
 from service.telemetry.timings import RequestTimings
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["images"])
 
 _EXAMPLE = {

@@ -6,21 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
-__all__ = [
-    "CODE_PATTERN",
-    "EXAMPLE_CODE",
-    "EXAMPLE_REVISION",
-    "EXAMPLE_TOKENS",
-    "MAX_DIGESTS",
-    "SHA256_PATTERN",
-    "ImageFormat",
-    "Size",
-    "StrictRequest",
-    "exactly_one",
-    "or_null",
-]
-
-
 ImageFormat = Literal["jpeg", "png", "webp"]
 
 # The shipped tokenizer's.

@@ -9,17 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.sampling.settings import MAX_STEPS
 from service.api.schemas.base import ImageFormat, StrictRequest, or_null
 
-__all__ = [
-    "GenerateRequest",
-    "GenerateResponse",
-    "GeneratedItem",
-    "GenerationFacts",
-    "ImageObject",
-    "ImagesRequest",
-    "ImagesResponse",
-    "StepEvent",
-]
-
 
 class GenerateRequest(StrictRequest):
     """Settings of a generation. Absent settings are taken from the preset."""

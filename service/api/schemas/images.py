@@ -17,17 +17,6 @@ from service.api.schemas.base import (
     or_null,
 )
 
-__all__ = [
-    "DecodeRequest",
-    "DecodeResponse",
-    "DecodedItem",
-    "MixRequest",
-    "MixResponse",
-    "Quality",
-    "ReconstructResponse",
-]
-
-
 _CODE = {"type": "string", "pattern": CODE_PATTERN}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 

@@ -4,16 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = [
-    "ClassEntry",
-    "ClassList",
-    "GeneratorEntry",
-    "Limits",
-    "ModelEntry",
-    "ModelList",
-    "SamplingValues",
-]
-
 
 class SamplingValues(BaseModel):
     """Sampling settings of a preset."""

@@ -11,9 +11,6 @@ from service.api.schemas.base import StrictRequest
 from service.errors import ErrorDetail
 from service.http.problems import InvalidRequest, MalformedBody
 
-__all__ = ["RequestT", "parse_body"]
-
-
 RequestT = TypeVar("RequestT", bound=StrictRequest)
 
 

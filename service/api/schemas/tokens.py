@@ -17,15 +17,6 @@ from service.api.schemas.base import (
     or_null,
 )
 
-__all__ = [
-    "Base64Images",
-    "EncodeResponse",
-    "EncodedItem",
-    "KnownCode",
-    "LookupRequest",
-    "LookupResponse",
-]
-
 
 class Base64Images(StrictRequest):
     """Images in JSON: exactly one of `image` and `images`. An image as the body, or a form of files, is faster."""

@@ -13,8 +13,6 @@ from collections.abc import Callable
 
 from service.cache.protocol import BreakerState
 
-__all__ = ["CircuitBreaker"]
-
 
 class CircuitBreaker:
     """Opens after ``threshold`` failures in a row, then wants one probe every ``pause`` seconds until one succeeds."""

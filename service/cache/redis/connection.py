@@ -19,8 +19,6 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 
-__all__ = ["RedisClient", "connect", "disconnect"]
-
 RedisClient = Redis | RedisCluster
 
 _CONNECTIONS = 16

@@ -14,8 +14,6 @@ from service.cache.protocol import CacheObserver
 from service.cache.redis.circuit_breaker import CircuitBreaker
 from service.cache.redis.connection import RedisClient, disconnect
 
-__all__ = ["SOCKET_TIMEOUT", "RedisGuard"]
-
 T = TypeVar("T")
 
 SOCKET_TIMEOUT = 1.0

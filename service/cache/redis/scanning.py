@@ -10,8 +10,6 @@ from redis.asyncio import RedisCluster
 
 from service.cache.redis.connection import RedisClient
 
-__all__ = ["Primary", "primaries", "scan"]
-
 _KEYS_PER_STEP = 1000
 _SPECIAL = re.compile(rb"([*?\[\]\\^-])")
 
