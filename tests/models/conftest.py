@@ -15,26 +15,22 @@ from PIL import Image
 
 from models.data.datasets import InMemoryDataset
 
-ROWS = pytest.StashKey[list[tuple[str, str, float, int, int]]]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
-
 
 @pytest.fixture
 def record_parity(request: pytest.FixtureRequest) -> Callable[..., float]:
     """Records a deviation (or a number of equal ids among those compared) and returns the deviation."""
 
     def record(case: str, quantity: str, deviation: float, equal: int = 0, compared: int = 0) -> float:
-        request.config.stash[ROWS].append((case, quantity, deviation, equal, compared))
+        request.node.user_properties.append(("parity", (case, quantity, deviation, equal, compared)))
         return deviation
 
     return record
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash[ROWS]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())]
+    calls = (report for report in reports if getattr(report, "when", "") == "call")
+    rows = [row for report in calls for name, row in report.user_properties if name == "parity"]
     if not rows:
         return
     terminalreporter.section("parity with the published implementation")
