@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,10 @@ def require_program(name: str) -> str:
     pytest.skip(f"needs {name}")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # after pytest's own summary
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
     """Prints how many tests were not run, and what each needs."""
+    yield
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", ())]
     needs = Counter(match[1] for reason in reasons if (match := re.fullmatch(r"Skipped: needs (.+)", reason)))
     if needs:
