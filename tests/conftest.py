@@ -23,7 +23,8 @@ GOLDEN = Path(__file__).parent / "golden"
 # Fixtures of a server that the tests of many files share: all of these tests run in one worker.
 SHARED_SERVERS = ("exact_server", "server")
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and so do the processes that they start
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 Manifest = Mapping[str, Any]

@@ -17,7 +17,7 @@ from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
-INTERVAL_SECONDS = 0.5
+INTERVAL_SECONDS = 2.0  # reading the memory maps of large processes costs time
 
 
 def descendants(root: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 import subprocess
@@ -149,6 +150,6 @@ def test_a_tokenizer_that_cannot_be_loaded_leaves_the_service_alive_but_not_read
 
 def test_every_flag_of_serve_is_a_setting_of_the_same_name(titok: Path) -> None:
     usage = subprocess.run([titok, "serve", "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
-    flags = {word.strip("-").replace("-", "_") for word in usage.split() if word.startswith("--")} - {"help"}
+    flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]*)", usage)} - {"help"}
     assert flags <= set(Settings.model_fields)
     assert {"port", "admin_port", "tokenizer", "tokenizer_weights", "generator", "devices", "dtype", "cache"} <= flags
