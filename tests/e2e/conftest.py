@@ -73,8 +73,9 @@ def child_of(health: Any, name: str) -> Any:
 
 def start_server(program: Path = TITOK, *, port: str = "0", admin_port: str = "0", **settings: str) -> Server:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TITOK_")}
-    # One thread for a model: tests run in parallel, and threads that wait for each other's cores are slow.
-    environment |= {f"TITOK_{name.upper()}": value for name, value in {"threads": "1", **settings}.items()}
+    if "PYTEST_XDIST_WORKER" in os.environ:  # servers of parallel tests share the cores
+        settings = {"threads": "1", **settings}
+    environment |= {f"TITOK_{name.upper()}": value for name, value in settings.items()}
     process = subprocess.Popen(
         [program, "serve", "--port", port, "--admin-port", admin_port],
         env=environment,
