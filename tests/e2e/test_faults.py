@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import socket
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ PATIENCE = 120.0
 PATIENT = {"request_timeout": "300", "drain_seconds": "300", "threads": "1", "max_batch_size": "4"}
 JPEG = {"Content-Type": "image/jpeg"}
 LONG_GENERATE = {"class": 0, "n": 2, "steps": 64, "seed": 1}
+
+
+@pytest.fixture
+def runtime_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder for the service's sockets, whose paths may have 107 bytes at most: ``tmp_path`` is longer."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
 
 
 def command_line(pid: int) -> str:
@@ -181,9 +190,8 @@ def test_a_worker_without_its_weights_is_tried_again_and_says_what_is_missing(
 
 
 def test_nothing_outlives_a_killed_supervisor_but_the_requests_it_had_accepted(
-    serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Any], runtime_folder: Path
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     server = serve(**PATIENT, front_ends="2")
     server.wait_until_ready()
     pids = server.pids()
@@ -197,7 +205,7 @@ def test_nothing_outlives_a_killed_supervisor_but_the_requests_it_had_accepted(
     assert asyncio.run(run()).status_code == 200
     server.process.wait()
     wait_until(lambda: not any(is_running(pid) for pid in pids))
-    assert list(tmp_path.glob("titok-*")) == []
+    assert list(runtime_folder.glob("titok-*")) == []
     listen("127.0.0.1", httpx.URL(server.url).port or 0).close()  # nobody holds the port
 
 
@@ -206,9 +214,8 @@ def test_nothing_outlives_a_killed_supervisor_but_the_requests_it_had_accepted(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_drains_as_one_to_the_supervisor(
-    serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    serve: Callable[..., Any], runtime_folder: Path, number: signal.Signals
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     server = serve(**PATIENT, front_ends="2")
     server.wait_until_ready()
     pids = server.pids()
@@ -222,7 +229,7 @@ def test_a_signal_to_the_whole_group_drains_as_one_to_the_supervisor(
     assert asyncio.run(run()).status_code == 200
     assert server.process.wait(timeout=PATIENCE) == 0
     assert not any(is_running(pid) for pid in pids)
-    assert list(tmp_path.glob("titok-*")) == []
+    assert list(runtime_folder.glob("titok-*")) == []
 
 
 def test_readiness_goes_first_then_answers_end_their_connections_and_a_second_signal_ends_at_once(
