@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -26,12 +27,18 @@ SHARED_SERVERS = ("exact_server", "server")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and so do the processes that they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    # execnet ignores SIGINT, and processes that are started inherit that; a handler of Python's they do not inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Manifest = Mapping[str, Any]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file in one worker (its servers are started once), and those that share a server."""
+    """Keeps the tests of a file in one worker (its servers are started once), and those that share a server.
+
+    The longest file comes first, so that no worker is left with it at the end.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/models/networks/test_parity.py"))
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             shared = next((name for name in SHARED_SERVERS if name in getattr(item, "fixturenames", ())), None)
