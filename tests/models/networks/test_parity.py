@@ -145,13 +145,17 @@ def test_tokenizer_parity(
         assert likeliest[case["pixel_argmax_margin"] > 10 * float(case["fp64_err_pixel_logits"])].all()
     else:
         images = network.decode_codes(codes)
+    check_images(name, case, images, random_images, record_parity)
+
+
+def check_images(name: str, case: Any, images: torch.Tensor, random_images: torch.Tensor, record: Record) -> None:
     crop = images[:, :, 112:144, 112:144].numpy()
-    assert record_parity(name, "image (float crop)", deviation(crop, case["recon_crop"])) <= RELATIVE
+    assert record(name, "image (float crop)", deviation(crop, case["recon_crop"])) <= RELATIVE
     assert np.abs(images.mean(dim=(2, 3)).numpy() - case["recon_mean"]).max() <= RELATIVE
     levels = np.abs(to_uint8(images).astype(int) - case["recon_u8"]).max()
-    assert record_parity(name, "image (levels of 255)", float(levels)) <= 1
+    assert record(name, "image (levels of 255)", float(levels)) <= 1
     crop = random_images[:, :, 112:144, 112:144].numpy()
-    assert record_parity(name, "image of random tokens", deviation(crop, case["random_recon_crop"])) <= RELATIVE
+    assert record(name, "image of random tokens", deviation(crop, case["random_recon_crop"])) <= RELATIVE
 
 
 @torch.inference_mode()
