@@ -113,7 +113,7 @@ class RequestContext:
         added["x-content-type-options"] = "nosniff"
         if record.traceparent:
             added["traceparent"] = record.traceparent
-        added |= record.scope["state"].get("rate_headers", {})  # set by the access gate
+        added |= record.scope["state"].get("rate_headers", {})  # set by api/access
         # A new list: the other one belongs to a response that may be sent again.
         start["headers"] = [
             *start["headers"],
