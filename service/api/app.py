@@ -9,11 +9,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from service.api.access.authorization import AccessControl, authorize
-from service.api.access.roles import check_routes
+from service.api.access.roles import all_routes, check_routes
 from service.api.error_table import add_error_handlers
 from service.api.health import application_health
 from service.api.routes import (
@@ -40,6 +41,7 @@ from service.operations.build import build_operations, lane_limits
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.observer import CacheMetrics, MetricsObserver
+from service.telemetry.request_record import CLIENT_GONE, UNMATCHED
 from service.telemetry.tracing import Tracer, open_tracer
 from service.version import VERSION
 
@@ -103,6 +105,10 @@ _ROUTERS = (
 )
 
 
+# Besides the codes that a route declares: success, a client that left, an internal error.
+_UNDECLARED_CODES = (200, CLIENT_GONE, 500)
+
+
 class EngineFactory(Protocol):
     """Creates the engine of an application, not started."""
 
@@ -145,6 +151,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         app.include_router(playground.create_router())
     app.include_router(documentation.create_router(app))
     check_routes(app.routes)
+    _create_series(app, metrics)
     return app
 
 
@@ -156,6 +163,7 @@ def _create_state(
         observer = tracer.observe(observer)
 
     def set_model_info(info: ModelInfo) -> None:
+        metrics.expect_device(info.device)
         built.models.set_model_info(info)
 
     engine = create_engine(limits=lane_limits(settings), observer=observer, on_model_info=set_model_info)
@@ -205,6 +213,14 @@ def _add_middleware(app: FastAPI, state: ApiState, tracer: Tracer | None) -> Non
         access_log=settings.access_log,
         tracer=tracer,
     )
+
+
+def _create_series(app: FastAPI, metrics: Metrics) -> None:
+    """Creates the request counters of every route of the API, and of requests that end before they reach a route."""
+    for route in all_routes(app.routes):
+        if isinstance(route, APIRoute) and route.include_in_schema:
+            metrics.expect_requests(route.path, route.methods or (), {*map(int, route.responses), *_UNDECLARED_CODES})
+    metrics.expect_requests(UNMATCHED, ("GET", "POST"), (404, 405, 408, 413, 429, 503, *_UNDECLARED_CODES))
 
 
 async def _log_readiness(state: ApiState) -> None:

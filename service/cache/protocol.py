@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 BreakerState = Literal["closed", "half-open", "open"]
+CacheOp = Literal["get", "claim", "put", "probe", "consume"]
+CacheFailure = Literal["timeout", "connection", "response", "value", "too_long", "backlog"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,10 @@ class CodeCache:
 class CacheObserver:
     """Receives what happens in a Redis cache; this one ignores it. Called in the event loop: must be quick, never raise."""
 
-    def finished(self, op: str, seconds: float) -> None:
-        """A round trip succeeded: ``get``, ``claim``, ``put`` or ``probe``."""
+    def finished(self, op: CacheOp, seconds: float) -> None:
+        """A round trip succeeded."""
 
-    def failed(self, op: str, reason: str) -> None:
+    def failed(self, op: CacheOp, reason: CacheFailure) -> None:
         """A round trip failed (``timeout``, ``connection``, ``response``), a value was unreadable (``value``) or too long
         (``too_long``), or was dropped because too many wait to be written (``backlog``).
         """

@@ -25,7 +25,7 @@ from service.bulk.entries import Entry, Position, Source
 from service.bulk.errors import BrokenImage, BulkError
 from service.cache import KeySpace
 from service.cache.opening import open_cache
-from service.cache.protocol import CacheObserver
+from service.cache.protocol import CacheFailure, CacheObserver, CacheOp
 from service.client import AsyncTiTokClient, NotFound, ServiceProblem
 from service.engine import EngineError, EngineStopped
 from service.imaging.errors import ImageError
@@ -217,6 +217,6 @@ class _FailureCounter(CacheObserver):
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
 
-    def failed(self, op: str, reason: str) -> None:
+    def failed(self, op: CacheOp, reason: CacheFailure) -> None:
         """See ``CacheObserver``."""
         self.counts[op, reason] += 1

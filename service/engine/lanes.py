@@ -24,7 +24,7 @@ import numpy as np
 from service.engine.blocks import Block
 from service.engine.errors import QueueFull
 from service.engine.jobs import Job
-from service.engine.protocol import EngineObserver, LaneName, LaneSnapshot, RowState
+from service.engine.protocol import EngineObserver, LaneName, LaneSnapshot, RejectReason, RowState
 from service.engine.requests import EngineRequest, ImageTask, TaskState
 
 _DEFAULT_BATCH = 32
@@ -114,7 +114,7 @@ class Lane(ABC):
         """Queues all images of a request, or none. Raises ``QueueFull``; ``wait`` estimates the seconds until there is
         room.
         """
-        bounds = (
+        bounds: tuple[tuple[RejectReason, int, int, int], ...] = (
             ("images", len(payloads), self.queued_images, self.limits.max_images),
             ("bytes", num_bytes * len(payloads), self.queued_bytes, self.limits.max_bytes),
         )

@@ -12,6 +12,8 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 LaneName = Literal["encode", "decode", "generate"]
+RejectReason = Literal["images", "bytes", "too_large", "deadline", "stopped"]
+AbandonStage = Literal["expired", "cancelled"]
 StepCallback = Callable[[int, int, Ids, Ids], None]
 
 
@@ -222,13 +224,13 @@ class EngineObserver(Protocol):
     def batch(self, report: BatchReport) -> None:
         """A device has run a batch (of generate: one step). Called before the callers get the results."""
 
-    def queue_wait(self, lane: str, seconds: float) -> None:
+    def queue_wait(self, lane: LaneName, seconds: float) -> None:
         """A device has started an image."""
 
-    def rejected(self, lane: str, reason: str) -> None:
-        """A request was rejected at admission: ``images``, ``bytes``, ``too_large``, ``deadline`` or ``stopped``."""
+    def rejected(self, lane: LaneName, reason: RejectReason) -> None:
+        """A request was rejected at admission."""
 
-    def abandoned(self, lane: str, stage: str) -> None:
+    def abandoned(self, lane: LaneName, stage: AbandonStage) -> None:
         """An image was dropped unfinished: ``expired``, or ``cancelled`` because no caller waits for it."""
 
 
@@ -242,11 +244,11 @@ class NullObserver:
     def batch(self, report: BatchReport) -> None:
         """See ``EngineObserver``."""
 
-    def queue_wait(self, lane: str, seconds: float) -> None:
+    def queue_wait(self, lane: LaneName, seconds: float) -> None:
         """See ``EngineObserver``."""
 
-    def rejected(self, lane: str, reason: str) -> None:
+    def rejected(self, lane: LaneName, reason: RejectReason) -> None:
         """See ``EngineObserver``."""
 
-    def abandoned(self, lane: str, stage: str) -> None:
+    def abandoned(self, lane: LaneName, stage: AbandonStage) -> None:
         """See ``EngineObserver``."""

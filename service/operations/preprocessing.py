@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from models.arrays import Pixels
 from models.preprocess import eval_crop
 from service.imaging.decoding import decode_image
+from service.imaging.formats import ACCEPTED_FORMATS
 from service.imaging.limits import MediaLimits
 from service.operations.image_threads import ImageThreads
 from service.operations.served_models import ServedModels
@@ -31,6 +32,8 @@ class ImagePreprocessor:
         self._threads = threads
         self._models = models
         self._metrics = metrics
+        for image_format in ACCEPTED_FORMATS:
+            metrics.preprocess.labels(image_format)
         self._limits = MediaLimits(max_pixels=max_pixels)
 
     async def preprocess(

@@ -33,6 +33,8 @@ class Renderer:
         self._engine = engine
         self._threads = threads
         self._metrics = metrics
+        for image_format in (*OUTPUT_EXTENSIONS.values(), "raw"):
+            metrics.render.labels(image_format)
 
     async def render(
         self,

@@ -1,19 +1,39 @@
 """Prometheus metrics. Names have the prefix ``titok_`` and base units; labels take few, known values.
 
+Series exist at 0 before their first event: ``rate()`` does not see the event that a series begins with.
+
 Several front ends count in files of one folder (prometheus_client's multiprocess mode); the supervisor exposes the sums.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
+from prometheus_client.metrics import MetricWrapperBase
+
+from service.cache.protocol import CacheFailure, CacheOp
+from service.engine.protocol import AbandonStage, LaneName, RejectReason
 
 # From half a millisecond, a cache hit, to half a minute, the deadline.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LANES: tuple[LaneName, ...] = get_args(LaneName)
+_BATCH_STAGES = ("hand_over", "device", "results")
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+def _with_series(metric: M, *values: Iterable[str]) -> M:
+    """The metric, after the series of all combinations of its label values were created."""
+    for labels in product(*values):
+        metric.labels(*labels)
+    return metric
 
 
 class Metrics:
@@ -36,7 +56,9 @@ class Metrics:
         self.render = duration(
             "titok_render_duration_seconds", "Scaling and encoding one image of a response.", ("format",)
         )
-        self.queue_wait = duration("titok_queue_wait_seconds", "From admission to the device.", ("op",))
+        self.queue_wait = _with_series(
+            duration("titok_queue_wait_seconds", "From admission to the device.", ("op",)), _LANES
+        )
         self.batch_images = histogram(
             "titok_batch_images", "Images of a device batch.", ("op", "device"), buckets=IMAGES
         )
@@ -45,17 +67,29 @@ class Metrics:
             "Batches by stage: handed over to the worker, on the device, results copied to their requests.",
             ("op", "device", "stage"),
         )
-        self.rejections = counter("titok_rejected", "Images refused at admission.", ("op", "reason"))
-        self.abandonments = counter(
-            "titok_abandoned", "Images dropped before they were finished: expired or cancelled.", ("op", "stage")
+        self.rejections = _with_series(
+            counter("titok_rejected", "Images refused at admission.", ("op", "reason")), _LANES, get_args(RejectReason)
         )
-        self.cache_requests = counter("titok_cache_requests", "Images looked up in the cache of codes.", ("result",))
-        self.rendered_image_requests = counter(
-            "titok_picture_requests", "Images requested by their address, by cache result.", ("result",)
+        self.abandonments = _with_series(
+            counter("titok_abandoned", "Images dropped unfinished: expired or cancelled.", ("op", "stage")),
+            _LANES,
+            get_args(AbandonStage),
         )
-        self.cache_duration = duration("titok_cache_duration_seconds", "Round trips to Redis.", ("op",))
-        self.cache_failures = counter(
-            "titok_cache_failures", "Failed round trips to Redis, and unusable values.", ("op", "reason")
+        self.cache_requests = _with_series(
+            counter("titok_cache_requests", "Images looked up in the cache of codes.", ("result",)),
+            ("hit", "pixels", "lookup", "shared", "miss"),
+        )
+        self.rendered_image_requests = _with_series(
+            counter("titok_picture_requests", "Images requested by their address, by cache result.", ("result",)),
+            ("hit", "miss"),
+        )
+        self.cache_duration = _with_series(
+            duration("titok_cache_duration_seconds", "Round trips to Redis.", ("op",)), get_args(CacheOp)
+        )
+        self.cache_failures = _with_series(
+            counter("titok_cache_failures", "Failed round trips to Redis, and unusable values.", ("op", "reason")),
+            get_args(CacheOp),
+            get_args(CacheFailure),
         )
         self.cache_breaker = Gauge(
             "titok_cache_breaker",
@@ -63,6 +97,16 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+
+    def expect_requests(self, route: str, methods: Iterable[str], codes: Iterable[int]) -> None:
+        """Creates the series of a route."""
+        _with_series(self._requests, (route,), methods, map(str, codes))
+        _with_series(self._request_duration, (route,), methods)
+
+    def expect_device(self, device: str) -> None:
+        """Creates the series of a device."""
+        _with_series(self.batch_images, _LANES, (device,))
+        _with_series(self.batch_duration, _LANES, (device,), _BATCH_STAGES)
 
     def record_request(self, route: str, method: str, code: int, seconds: float) -> None:
         """Counts a request that has ended."""

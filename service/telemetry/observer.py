@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.cache.protocol import BreakerState, CacheObserver
-from service.engine.protocol import BatchReport
+from service.cache.protocol import BreakerState, CacheFailure, CacheObserver, CacheOp
+from service.engine.protocol import AbandonStage, BatchReport, LaneName, RejectReason
 from service.telemetry.metrics import Metrics
 
 
@@ -28,15 +28,15 @@ class MetricsObserver:
         ):
             self._metrics.batch_duration.labels(lane, device, stage).observe(seconds)
 
-    def queue_wait(self, lane: str, seconds: float) -> None:
+    def queue_wait(self, lane: LaneName, seconds: float) -> None:
         """Records the wait of an image that the device has started."""
         self._metrics.queue_wait.labels(lane).observe(seconds)
 
-    def rejected(self, lane: str, reason: str) -> None:
+    def rejected(self, lane: LaneName, reason: RejectReason) -> None:
         """Counts a request that was refused at admission."""
         self._metrics.rejections.labels(lane, reason).inc()
 
-    def abandoned(self, lane: str, stage: str) -> None:
+    def abandoned(self, lane: LaneName, stage: AbandonStage) -> None:
         """Counts an image that was dropped before the device."""
         self._metrics.abandonments.labels(lane, stage).inc()
 
@@ -47,11 +47,11 @@ class CacheMetrics(CacheObserver):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def finished(self, op: str, seconds: float) -> None:
+    def finished(self, op: CacheOp, seconds: float) -> None:
         """Records a round trip to Redis that succeeded."""
         self._metrics.cache_duration.labels(op).observe(seconds)
 
-    def failed(self, op: str, reason: str) -> None:
+    def failed(self, op: CacheOp, reason: CacheFailure) -> None:
         """Counts a failed round trip or an unusable value."""
         self._metrics.cache_failures.labels(op, reason).inc()
 

@@ -11,6 +11,7 @@ from service.telemetry.timings import RequestTimings
 
 OutcomeName = Literal["ok", "refused", "client_gone", "failed"]
 CLIENT_GONE = 499  # nginx's status for a client that closed the connection
+UNMATCHED = "unmatched"  # the route of requests that no route has answered
 PROBES = ("/livez", "/readyz", "/healthz")
 _OPERATIONS = ("encode", "decode", "generate", "reconstruct", "mix", "codes", "images", "models")
 
@@ -58,7 +59,7 @@ class RequestRecord:
         """The path pattern of the route. All paths without a route share one value, which bounds the number of series in
         Prometheus.
         """
-        return getattr(self.scope.get("route"), "path", "unmatched")
+        return getattr(self.scope.get("route"), "path", UNMATCHED)
 
     @property
     def method(self) -> str:

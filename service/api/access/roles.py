@@ -54,16 +54,16 @@ OPEN_PATHS: frozenset[str] = frozenset(
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:
     """Raises ``LookupError`` for a route of the public application whose path is in neither table."""
-    for path in paths_of(routes):
+    for path in (getattr(route, "path", None) for route in all_routes(routes)):
         if path not in REQUIRED_ROLES and path not in OPEN_PATHS:
             raise LookupError(f"service/api/access/roles.py does not list {path!r}")
 
 
-def paths_of(routes: Iterable[BaseRoute]) -> Iterator[str | None]:
-    """Paths of routes, including those of nested routers."""
+def all_routes(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
+    """The routes, including those of nested routers."""
     for route in routes:
         router: APIRouter | None = getattr(route, "original_router", None)
         if router is not None:
-            yield from paths_of(router.routes)
+            yield from all_routes(router.routes)
         else:
-            yield getattr(route, "path", None)
+            yield route

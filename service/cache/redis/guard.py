@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from service.cache.protocol import CacheObserver
+from service.cache.protocol import CacheFailure, CacheObserver, CacheOp
 from service.cache.redis.circuit_breaker import CircuitBreaker
 from service.cache.redis.connection import RedisClient, disconnect
 
@@ -44,7 +44,7 @@ class RedisGuard:
             self.start(self.call("probe", self.client.ping()))
         return self._breaker.state == "closed"
 
-    async def call(self, op: str, command: Awaitable[T], *, timeout_factor: float = 1.0) -> T | None:
+    async def call(self, op: CacheOp, command: Awaitable[T], *, timeout_factor: float = 1.0) -> T | None:
         """The answer of ``command``; None if it failed or took longer than the timeout times ``timeout_factor``."""
         started = time.perf_counter()
         task = self.start(command)
@@ -88,7 +88,7 @@ class RedisGuard:
             task.exception()  # marks it as retrieved; after a time-out nobody else would
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception) -> CacheFailure:
     if isinstance(error, TimeoutError | RedisTimeoutError):
         return "timeout"
     return "connection" if isinstance(error, RedisConnectionError | OSError) else "response"
