@@ -11,11 +11,11 @@ import httpx
 
 from . import calls
 from .calls import Class, GenerateOptions
-from .connection import Connection
+from .connection import ClientOptions, Connection
 from .events import GenerationEvents
 from .operations import Operations
 from .results import Generated, Step
-from .retries import Attempts, RetryPolicy
+from .retries import Attempts
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -27,28 +27,10 @@ class AsyncTiTokClient(Operations):
     It reads files, and encodes pixels, in threads. ``http`` is an ``httpx.AsyncClient``.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout: float | None = 60.0,
-        retry: RetryPolicy | None = None,
-        concurrency: int = 4,
-        http: httpx.AsyncClient | None = None,
-    ) -> None:
+    def __init__(self, url: str, *, http: httpx.AsyncClient | None = None, **options: Unpack[ClientOptions]) -> None:
         self._http = http or httpx.AsyncClient()
         self._owns_http = http is None
-        super().__init__(
-            Connection(
-                _AsyncTransport(self._http),
-                url,
-                api_key=api_key,
-                timeout=timeout,
-                retry=retry,
-                concurrency=concurrency,
-            )
-        )
+        super().__init__(Connection(_AsyncTransport(self._http), url, **options))
 
     async def __aenter__(self) -> Self:
         return self

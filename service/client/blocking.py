@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self, TypeVar, Unpack, cast, overload
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import httpx
 
 from . import calls
-from .calls import Class, DecodeOptions, GenerateOptions, TokenSource
-from .connection import Connection, Progress
+from .calls import Class, GenerateOptions
+from .connection import ClientOptions, Connection
 from .events import GenerationEvents
-from .images import ImageSource
 from .operations import Operations
-from .results import Encoded, Generated, ImageClass, Mixed, Model, Picture, Reconstruction, Step
-from .retries import Attempts, RetryPolicy
+from .results import Generated, Step
+from .retries import Attempts
 
-T = TypeVar("T")
+P = ParamSpec("P")
 S = TypeVar("S")
+T = TypeVar("T")
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine that never suspends, without an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a coroutine of the blocking client must not suspend")
+
+
+def _blocking(
+    method: Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[TiTokClient, P], T]:
+    """The blocking form of a method of ``Operations``; type checkers keep its signature and overloads."""
+
+    @wraps(method)
+    def call(client: TiTokClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return run(method(client.operations, *args, **kwargs))
+
+    return call
 
 
 class TiTokClient:
@@ -37,22 +61,11 @@ class TiTokClient:
     cannot be read.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        timeout: float | None = 60.0,
-        retry: RetryPolicy | None = None,
-        concurrency: int = 4,
-        http: httpx.Client | None = None,
-    ) -> None:
+    def __init__(self, url: str, *, http: httpx.Client | None = None, **options: Unpack[ClientOptions]) -> None:
         self._http = http or httpx.Client()
         self._owns_http = http is None
-        self._connection = Connection(
-            _BlockingTransport(self._http), url, api_key=api_key, timeout=timeout, retry=retry, concurrency=concurrency
-        )
-        self._operations = Operations(self._connection)
+        self._connection = Connection(_BlockingTransport(self._http), url, **options)
+        self.operations = Operations(self._connection)
 
     def __enter__(self) -> Self:
         return self
@@ -65,83 +78,14 @@ class TiTokClient:
         if self._owns_http:
             self._http.close()
 
-    # A string is a path, although its type is also that of an iterable of strings.
-    @overload
-    def encode(  # type: ignore[overload-overlap]
-        self, images: ImageSource, *, lookup_first: bool = False, progress: Progress | None = None
-    ) -> Encoded: ...
-
-    @overload
-    def encode(
-        self, images: Iterable[ImageSource], *, lookup_first: bool = False, progress: Progress | None = None
-    ) -> list[Encoded]: ...
-
-    def encode(
-        self,
-        images: ImageSource | Iterable[ImageSource],
-        *,
-        lookup_first: bool = False,
-        progress: Progress | None = None,
-    ) -> Encoded | list[Encoded]:
-        """The tokens of one image, or of several in their order; an iterable is read as needed.
-
-        ``lookup_first`` looks images up by their digests and uploads only those that are not cached; all of them if the
-        service does not offer look-ups. A broken image fails the call: ``ServiceProblem.index`` is its position.
-        """
-        result = run(self._operations.encode(images, lookup_first=lookup_first, progress=progress))
-        return cast("Encoded | list[Encoded]", result)
-
-    def lookup(
-        self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
-    ) -> dict[str, Encoded | None]:
-        """The cached tokens of images, by the SHA-256 of their files in hexadecimal; None for those that are not cached.
-
-        Images are as for ``encode``, or digests: a string of 64 hexadecimal digits is one. Raises ``NotFound`` if the
-        service does not offer look-ups.
-        """
-        return run(self._operations.lookup(images, progress=progress))
-
-    @overload
-    def decode(  # type: ignore[overload-overlap]
-        self, tokens: TokenSource, *, progress: Progress | None = None, **options: Unpack[DecodeOptions]
-    ) -> Picture: ...
-
-    @overload
-    def decode(
-        self, tokens: Iterable[TokenSource], *, progress: Progress | None = None, **options: Unpack[DecodeOptions]
-    ) -> list[Picture]: ...
-
-    def decode(
-        self,
-        tokens: TokenSource | Iterable[TokenSource],
-        *,
-        progress: Progress | None = None,
-        **options: Unpack[DecodeOptions],
-    ) -> Picture | list[Picture]:
-        """The image of a code, of a result that has one, or of K token ids; or the images of several, in their order."""
-        result = run(self._operations.decode(tokens, progress=progress, **options))
-        return cast("Picture | list[Picture]", result)
-
-    def reconstruct(self, image: ImageSource) -> Reconstruction:
-        """An image after encoding and decoding, with PSNR and SSIM."""
-        return run(self._operations.reconstruct(image))
-
-    def mix(
-        self,
-        tokens: Iterable[TokenSource],
-        *,
-        weights: Sequence[float] | None = None,
-        positions: Sequence[int | None] | None = None,
-        **options: Unpack[DecodeOptions],
-    ) -> Mixed:
-        """One image of several codes: their weighted mean in codebook space, or the token of one code per position."""
-        return run(self._operations.mix(tokens, weights=weights, positions=positions, **options))
-
-    def generate(
-        self, class_: Class, *, n: int = 1, progress: Progress | None = None, **options: Unpack[GenerateOptions]
-    ) -> list[Generated]:
-        """``n`` new images of a class. Image i has the seed ``seed`` + i; ``seed`` is random by default."""
-        return run(self._operations.generate(class_, n=n, progress=progress, **options))
+    encode = _blocking(Operations.encode)
+    lookup = _blocking(Operations.lookup)
+    decode = _blocking(Operations.decode)
+    reconstruct = _blocking(Operations.reconstruct)
+    mix = _blocking(Operations.mix)
+    generate = _blocking(Operations.generate)
+    models = _blocking(Operations.models)
+    classes = _blocking(Operations.classes)
 
     def generate_stream(
         self, class_: Class, *, n: int = 1, preview: bool = False, **options: Unpack[GenerateOptions]
@@ -161,25 +105,6 @@ class TiTokClient:
         finally:
             response.close()
         events.end()
-
-    def models(self) -> list[Model]:
-        """The models of the service, with the limits of a request."""
-        return run(self._operations.models())
-
-    def classes(self, search: str | None = None) -> list[ImageClass]:
-        """The classes of the generator; with ``search``, those with similar names, most similar first."""
-        return run(self._operations.classes(search))
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine that never suspends, without an event loop."""
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    coroutine.close()
-    raise RuntimeError("a coroutine of the blocking client must not suspend")
 
 
 class _BlockingTransport:

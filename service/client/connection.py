@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
 
 import httpx
 
@@ -24,6 +24,15 @@ S = TypeVar("S")
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Called after each request of a list with the number of results so far and the total (None if it is not known)."""
+
+
+class ClientOptions(TypedDict, total=False):
+    """Options of a client; :class:`Connection` documents them."""
+
+    api_key: str | None
+    timeout: float | None
+    retry: RetryPolicy | None
+    concurrency: int
 
 
 class Transport(Protocol):
@@ -67,10 +76,10 @@ class Connection:
         transport: Transport,
         url: str,
         *,
-        api_key: str | None,
-        timeout: float | None,
-        retry: RetryPolicy | None,
-        concurrency: int,
+        api_key: str | None = None,
+        timeout: float | None = 60.0,
+        retry: RetryPolicy | None = None,
+        concurrency: int = 4,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"{url!r} is not a service's URL, which begins with http:// or https://")

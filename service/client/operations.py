@@ -15,14 +15,15 @@ from .results import Encoded, Generated, ImageClass, Limits, Mixed, Model, Pictu
 
 
 class Operations:
-    """The calls of both clients; :class:`~.blocking.TiTokClient` documents them."""
+    """The calls of both clients; ``AsyncTiTokClient`` inherits them, ``TiTokClient`` runs them to their end."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._limits: Limits | None = None
 
+    # A string is a path, although its type is also that of an iterable of strings.
     @overload
-    async def encode(  # type: ignore[overload-overlap]  # see TiTokClient
+    async def encode(  # type: ignore[overload-overlap]
         self, images: ImageSource, *, lookup_first: bool = False, progress: Progress | None = None
     ) -> Encoded: ...
 
@@ -38,7 +39,11 @@ class Operations:
         lookup_first: bool = False,
         progress: Progress | None = None,
     ) -> Encoded | list[Encoded]:
-        """The tokens of one image, or of several in their order."""
+        """The tokens of one image, or of several in their order; an iterable is read as needed.
+
+        ``lookup_first`` looks images up by their digests and uploads only those that are not cached; all of them if the
+        service does not offer look-ups. A broken image fails the call: ``ServiceProblem.index`` is its position.
+        """
         if is_image(images):
             return await self._encode_one(images, lookup_first)
         sources = cast("Iterable[ImageSource]", images)
@@ -55,7 +60,11 @@ class Operations:
     async def lookup(
         self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
     ) -> dict[str, Encoded | None]:
-        """The cached tokens of images, by the SHA-256 of their files in hexadecimal."""
+        """The cached tokens of images, by the SHA-256 of their files in hexadecimal; None for those that are not cached.
+
+        Images are as for ``encode``, or digests: a string of 64 hexadecimal digits is one. Raises ``NotFound`` if the
+        service does not offer look-ups.
+        """
         sources = [images] if is_image(images) else cast("Iterable[ImageSource]", images)
         parts = batches(map(image_digest, sources), max_items=calls.LOOKUP_DIGESTS)
         requests = (calls.lookup(part.items) for part in parts)
@@ -99,13 +108,13 @@ class Operations:
         positions: Sequence[int | None] | None = None,
         **options: Unpack[DecodeOptions],
     ) -> Mixed:
-        """One image of several codes."""
+        """One image of several codes: their weighted mean in codebook space, or the token of one code per position."""
         return await self._connection.run(calls.mix(tokens, weights, positions, options))
 
     async def generate(
         self, class_: Class, *, n: int = 1, progress: Progress | None = None, **options: Unpack[GenerateOptions]
     ) -> list[Generated]:
-        """``n`` new images of a class."""
+        """``n`` new images of a class. Image i has the seed ``seed`` + i; ``seed`` is random by default."""
         max_images = (await self._service_limits()).max_generate if n > 1 else 1
         requests = calls.generate(class_, n, max_images, options)
         return await self._connection.run_all(self._connection.run, requests, progress, items=range(n))
