@@ -23,7 +23,7 @@ from models.data.bad_samples import BadSamples
 from models.data.decode_cache import Progress, decode_to_cache
 from models.data.image_folder import ImageFolder
 from models.data.shards import WebDatasetShards, find_shards, read_class_names
-from models.data.sources import Source, Split
+from models.data.sources import Source, Split, names_of
 from models.data.streaming import StreamingDataset
 from models.errors import DataError
 
@@ -110,8 +110,7 @@ def open_dataset(
     The limit is half of the machine's memory by default. Images are resized and cropped to S x S by
     :func:`models.preprocess.eval_crop`. ``progress`` is called for each image that is decoded into the cache.
 
-    Raises ``DataError``: no images, mismatched classes, more than 1 % unreadable, compressed shards above the limit, no
-    space in ``cache``.
+    Raises ``DataError``: no images, mismatched classes, more than 1 % unreadable, no space in ``cache``.
     """
     if memory_limit_bytes is None:
         memory_limit_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -153,5 +152,4 @@ def _source(folder: Path, split: Split) -> Source:
 
 
 def _in_memory(source: Source, images: Pixels, labels: Ids) -> InMemoryDataset:
-    names = tuple(map(str, range(int(labels.max()) + 1))) if source.names is None else source.names
-    return InMemoryDataset(images, labels, names)
+    return InMemoryDataset(images, labels, names_of(source.names, labels))

@@ -29,7 +29,7 @@ from models.arrays import Ids, Pixels
 from models.atomic_files import write_atomically
 from models.data.bad_samples import BadSamples
 from models.data.decoding import decode_image
-from models.data.sources import Sample, Source, Split
+from models.data.sources import IndexedSource, Source, Split
 from models.errors import DataError
 from models.preprocess import PREPROCESSING_VERSION
 
@@ -64,10 +64,10 @@ def decode_to_cache(
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{stem}.lock"):
         if not label_file.exists():
-            total = source.count(limit, bad_samples)
-            if total > limit:
+            index = source.index(cache, bad_samples)
+            if len(index.labels) > limit:
                 return None
-            _decode(source, total, size, (image_file, label_file), bad_samples, progress)
+            _decode(index, size, (image_file, label_file), bad_samples, progress)
     labels: Ids = np.load(label_file)
     if len(labels) > limit:
         return None
@@ -75,8 +75,7 @@ def decode_to_cache(
 
 
 def _decode(
-    source: Source,
-    total: int,
+    source: IndexedSource,
     size: int,
     files: tuple[Path, Path],
     bad_samples: BadSamples,
@@ -84,20 +83,20 @@ def _decode(
 ) -> None:
     """Writes the image file, then the label file."""
     image_file, label_file = files
+    total = len(source.labels)
     needed = total * (size * size * 3 + 8)
     labels: list[int] = []
 
     def write_images(sink: BinaryIO) -> None:
-        for done, (sample, pixels) in enumerate(_decode_in_order(source.samples(bad_samples), size), 1):
+        for row, pixels in enumerate(_decode_in_order(source, size)):
             if isinstance(pixels, Exception):
-                bad_samples.add(sample.name, pixels)
-                # Stops early: these are too many even if all remaining images are good.
-                bad_samples.check(max(total, done))
+                bad_samples.add(source.name(row), pixels)
+                bad_samples.check(total)  # stops early: these are too many even if all remaining images are good
             else:
                 sink.write(pixels.data)
-                labels.append(sample.label)
+                labels.append(int(source.labels[row]))
             if progress is not None:
-                progress(done, total)
+                progress(row + 1, total)
         bad_samples.check(len(labels) + len(bad_samples))
         if not labels:
             raise DataError(f"no images for {image_file.name.partition('-')[0]}")
@@ -119,26 +118,23 @@ def _no_space(folder: Path, needed: int, reason: str) -> str:
     return f"cannot store {needed / 1e9:.1f} GB of decoded images in {folder}: {reason}; choose another cache folder"
 
 
-def _decode_in_order(samples: Iterator[Sample], size: int) -> Iterator[tuple[Sample, Pixels | Exception]]:
-    """Decodes in threads, a few images ahead of the consumer."""
-    waiting: deque[tuple[Sample, Future[Pixels | Exception]]] = deque()
+def _decode_in_order(source: IndexedSource, size: int) -> Iterator[Pixels | Exception]:
+    """The images, or why they cannot be decoded. Threads work a few images ahead of the consumer."""
+    waiting: deque[Future[Pixels | Exception]] = deque()
     with ThreadPoolExecutor(THREADS, "decode") as pool:
         try:
-            for sample in samples:
-                waiting.append((sample, pool.submit(_decode_sample, sample, size)))
+            for row in range(len(source.labels)):
+                waiting.append(pool.submit(_decode_row, source, row, size))
                 if len(waiting) > 4 * THREADS:
-                    sample, future = waiting.popleft()
-                    yield sample, future.result()
+                    yield waiting.popleft().result()
             while waiting:
-                sample, future = waiting.popleft()
-                yield sample, future.result()
+                yield waiting.popleft().result()
         finally:
-            for _, future in waiting:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
-def _decode_sample(sample: Sample, size: int) -> Pixels | Exception:
+def _decode_row(source: IndexedSource, row: int, size: int) -> Pixels | Exception:
     try:
-        return decode_image(sample.read(), size)
+        return decode_image(source.read(row), size)
     except (OSError, ValueError) as error:
         return error

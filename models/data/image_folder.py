@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +20,7 @@ from models.arrays import Ids
 from models.data.bad_samples import BadSamples
 from models.data.class_folders import class_folders, class_of
 from models.data.decoding import IMAGE_SUFFIXES
-from models.data.sources import Sample, Split
+from models.data.sources import Split
 from models.errors import DataError
 
 VALIDATION_FRACTION = 0.05
@@ -66,25 +64,12 @@ class ImageFolder:
             digest.update(f"{path}\0{size}\0{modified}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
-    def count(self, limit: int, bad_samples: BadSamples) -> int:  # noqa: ARG002
-        """The number of images in class folders."""
-        return len(self._files)
-
-    def samples(self, bad_samples: BadSamples) -> Iterator[Sample]:
-        """In the order of their paths."""
-        self._report_unlabelled(bad_samples)
-        for row, label in enumerate(self.labels.tolist()):
-            yield Sample(self.name(row), label, partial(self.read, row))
-
     def index(self, cache: Path, bad_samples: BadSamples) -> ImageFolder:  # noqa: ARG002
         """The folder itself."""
-        self._report_unlabelled(bad_samples)
-        bad_samples.check(len(self._files) + len(bad_samples))
-        return self
-
-    def _report_unlabelled(self, bad_samples: BadSamples) -> None:
         for path in self._unlabelled:
             bad_samples.add(path, f"is in {self._root} itself, not in a class folder")
+        bad_samples.check(len(self._files) + len(bad_samples))
+        return self
 
     def name(self, row: int) -> str:
         """The path of an image, relative to the folder."""

@@ -8,21 +8,25 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
-import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import NamedTuple
 
-from webdataset import tariterators
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
 
+from models.arrays import Ids
+from models.atomic_files import write_atomically
 from models.data.bad_samples import BadSamples
 from models.data.decoding import IMAGE_SUFFIXES
-from models.data.shard_index import ShardEntry, ShardIndex
-from models.data.sources import Sample, Split
-from models.data.strict_tar import StrictTarInfo
+from models.data.sources import Split, names_of
+from models.data.tar_samples import DAMAGE, read_samples
 from models.errors import DataError
 
 # Without classes.json nothing limits the class numbers, and one wrong number would create billions of names.
@@ -49,6 +53,37 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
         raise DataError(f'{file} is not {{"0": "name", "1": "name", ...}} without gaps: {error!r}') from error
 
 
+class _Entry(NamedTuple):
+    name: str
+    label: int
+    shard: int
+    offset: int  # of the image in its shard, in bytes
+    size: int
+
+
+class ShardIndex:
+    """Images of uncompressed shards. See ``IndexedSource``."""
+
+    def __init__(self, shards: list[Path], table: Ids, keys: NDArray[np.bytes_], names: tuple[str, ...] | None) -> None:
+        self.labels: Ids = table[:, 0].copy()
+        self.names = names_of(names, self.labels)
+        self._shards = shards
+        self._extents = table[:, 1:]  # [N, 3]: shard, offset, size
+        self._keys = keys
+
+    def name(self, row: int) -> str:
+        """``shard/key`` of an image."""
+        return bytes(self._keys[row]).decode(errors="surrogateescape")
+
+    def read(self, row: int) -> bytes:
+        """The bytes of an image file. Raises ``OSError``."""
+        shard, offset, size = self._extents[row].tolist()
+        with self._shards[shard].open("rb") as file:
+            file.seek(offset)
+            content: bytes = file.read(size)
+            return content
+
+
 class WebDatasetShards:
     """The shards of one split. See ``Source``. Raises ``DataError`` if there are none."""
 
@@ -63,63 +98,56 @@ class WebDatasetShards:
         """Names, sizes and modification times of the shards."""
         return json.dumps([(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in self._shards])
 
-    def count(self, limit: int, bad_samples: BadSamples) -> int:
-        """The number of image headers; a shard without a valid end mark is a bad sample."""
-        count = 0
-        for shard in self._shards:
-            for member in _headers(shard, bad_samples):
-                count += member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
-                if count > limit:
-                    return count
-        return count
-
-    def samples(self, bad_samples: BadSamples) -> Iterator[Sample]:
-        """In the order of the shards."""
-        for shard in self._shards:
-            for name, sample in _group(shard, _contents(shard, bad_samples), bad_samples):
-                try:
-                    image = _image_of(sample)
-                    label = self._label(sample["cls"])
-                except ValueError as error:
-                    bad_samples.add(name, error)
-                    continue
-                yield Sample(name, label, partial(bytes, image))
-
     def index(self, cache: Path, bad_samples: BadSamples) -> ShardIndex:
-        """The offset of each image, cached in ``cache``. Raises ``DataError`` for compressed shards."""
-        if packed := [shard.name for shard in self._shards if shard.suffix == ".gz"]:
-            raise DataError(
-                f"{packed[0]} is one of {len(packed)} compressed shards. Decoded, they exceed the memory limit, and "
-                f"compressed files allow no random access: unpack them (gunzip {self._split}-*.tar.gz)"
-            )
+        """The offset of each image. ``cache`` keeps it, and the compressed shards unpacked."""
+        digest = hashlib.sha256(json.dumps([self.fingerprint(), self.names]).encode()).hexdigest()[:12]
+        file = cache / f"{self._split}-{digest}.index.npz"
+        plain = [
+            shard if shard.suffix == ".tar" else cache / f"{self._split}-{digest}-{number}.unpacked"
+            for number, shard in enumerate(self._shards)
+        ]
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists():
+                entries = [
+                    entry for number, path in enumerate(plain) for entry in self._entries(number, path, bad_samples)
+                ]
+                bad_samples.check(len(entries) + len(bad_samples))
+                if not entries:
+                    raise DataError(f"no images in {self._shards[0].parent} for {self._split}")
+                table = np.array([entry[1:] for entry in entries], dtype=np.int64)
+                keys = np.array([entry.name.encode(errors="surrogateescape") for entry in entries])
+                write_atomically(file, lambda sink: np.savez(sink, table=table, keys=keys))
+        with np.load(file) as arrays:
+            return ShardIndex(plain, arrays["table"], arrays["keys"], self.names)
 
-        def entries() -> Iterator[ShardEntry]:
-            for number, shard in enumerate(self._shards):
-                try:
-                    with shard.open("rb") as file:
-                        yield from self._entries(shard, file, number, bad_samples)
-                except OSError as error:
-                    bad_samples.add(shard.name, error)
-
-        fingerprint = self.fingerprint()
-        return ShardIndex.open(cache, self._split, self._shards, fingerprint, self.names, entries, bad_samples)
-
-    def _entries(self, shard: Path, file: BinaryIO, number: int, bad_samples: BadSamples) -> Iterator[ShardEntry]:
-        length = shard.stat().st_size
-        extents = (
-            {"fname": member.name, "data": (member.offset_data, member.size), "__url__": shard.name}
-            for member in _headers(shard, bad_samples)
-            if member.offset_data + member.size <= length
-        )
-        for name, sample in _group(shard, extents, bad_samples):
-            try:
-                offset, size = _image_of(sample)
-                file.seek(sample["cls"][0])
-                label = self._label(file.read(sample["cls"][1]))
-            except ValueError as error:
-                bad_samples.add(name, error)
-                continue
-            yield ShardEntry(name, label, number, offset, size)
+    def _entries(self, number: int, plain: Path, bad_samples: BadSamples) -> Iterator[_Entry]:
+        """The images of a shard, whose uncompressed file is ``plain``; it is unpacked if it is missing."""
+        shard = self._shards[number]
+        try:
+            if plain != shard and not plain.exists():
+                _unpack(shard, plain)
+            with plain.open("rb") as file:
+                length = plain.stat().st_size
+                extents = read_samples(file, lambda _, member: (member.offset_data, member.size), mode="r:")
+                for key, files in extents:
+                    name = f"{shard.name}/{key}"
+                    if len(dict(files)) < len(files):
+                        bad_samples.add(name, "two of its files have the same name")
+                    whole = {suffix: (at, size) for suffix, (at, size) in reversed(files) if at + size <= length}
+                    image = next((whole[suffix] for suffix in IMAGE_SUFFIXES if suffix in whole), None)
+                    if image is None or "cls" not in whole:
+                        bad_samples.add(name, "not an image with a class")
+                        continue
+                    file.seek(whole["cls"][0])
+                    try:
+                        label = self._label(file.read(whole["cls"][1]))
+                    except ValueError as error:
+                        bad_samples.add(name, error)
+                    else:
+                        yield _Entry(name, label, number, *image)
+        except (OSError, *DAMAGE) as error:
+            bad_samples.add(shard.name, error)
 
     def _label(self, content: bytes) -> int:
         label = int(content)
@@ -130,45 +158,19 @@ class WebDatasetShards:
         return label
 
 
-def _image_of(sample: dict[str, Any]) -> Any:
-    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in sample), None)
-    if suffix is None or "cls" not in sample:
-        raise ValueError("not an image with a class")
-    return sample[suffix]
+def _unpack(shard: Path, target: Path) -> None:
+    """Decompresses a shard, or the part before the damage. Raises ``OSError`` if it cannot be opened."""
 
+    def chunks() -> Iterator[bytes]:
+        with suppress(OSError, EOFError, zlib.error), gzip.open(packed) as stream:
+            while chunk := stream.read1(1 << 20):
+                yield chunk
 
-def _contents(shard: Path, bad_samples: BadSamples) -> Iterator[dict[str, Any]]:
-    """The files of a shard. A truncated shard is a bad sample; the files before the damage count."""
-
-    def report(error: Exception) -> bool:
-        bad_samples.add(shard.name, error.args[0])
-        return True
-
-    try:
-        # webdataset can open shards itself, but does not close them.
-        with shard.open("rb") as stream:
-            yield from tariterators.tar_file_expander([{"url": shard.name, "stream": stream}], handler=report)
-    except OSError as error:
-        bad_samples.add(shard.name, error)
-
-
-def _group(
-    shard: Path, members: Iterable[dict[str, Any]], bad_samples: BadSamples
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Groups files with the same key into a sample, named ``shard/key``."""
-
-    def report(error: Exception) -> bool:
-        name = str(error.args[0]).partition(":")[0]
-        bad_samples.add(f"{shard.name}/{name}", "two files have this name")
-        return True
-
-    for sample in tariterators.group_by_keys(members, handler=report):
-        yield f"{shard.name}/{sample['__key__']}", sample
-
-
-def _headers(shard: Path, bad_samples: BadSamples) -> Iterator[tarfile.TarInfo]:
-    try:
-        with tarfile.open(shard, "r|gz" if shard.suffix == ".gz" else "r:", tarinfo=StrictTarInfo) as archive:
-            yield from (member for member in archive if member.isreg())
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        bad_samples.add(shard.name, error)
+    with shard.open("rb") as packed:
+        try:
+            write_atomically(target, lambda sink: sink.writelines(chunks()))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DataError(
+                f"cannot unpack {shard} in {target.parent}: {reason}; choose another cache folder"
+            ) from error

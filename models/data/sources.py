@@ -1,23 +1,14 @@
-"""Protocols of dataset sources: count, iterate, or index the images of a split."""
+"""Protocols of dataset sources: the images of a split, with random access."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from models.arrays import Ids
 from models.data.bad_samples import BadSamples
 
 Split = Literal["train", "val"]
-
-
-class Sample(NamedTuple):
-    """One image: ``name`` for the log, ``label``, and ``read``, which returns the file's bytes."""
-
-    name: str
-    label: int
-    read: Callable[[], bytes]
 
 
 class IndexedSource(Protocol):
@@ -43,16 +34,15 @@ class Source(Protocol):
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """The class names; None if only the samples tell how many classes there are."""
+        """The class names; None if only the labels tell how many classes there are."""
 
     def fingerprint(self) -> str:
         """A text that changes whenever a file changes."""
 
-    def count(self, limit: int, bad_samples: BadSamples) -> int:
-        """The number of images, or any number above ``limit`` if there are more."""
-
-    def samples(self, bad_samples: BadSamples) -> Iterator[Sample]:
-        """All samples in order; those without image or class go to ``bad_samples``. Raises no ``OSError``."""
-
     def index(self, cache: Path, bad_samples: BadSamples) -> IndexedSource:
-        """The images with random access. Raises ``DataError`` if the files do not allow it."""
+        """The images; files without image or class go to ``bad_samples``. Raises ``DataError`` if these are too many."""
+
+
+def names_of(names: tuple[str, ...] | None, labels: Ids) -> tuple[str, ...]:
+    """The class names, or without any the class numbers of ``labels``."""
+    return tuple(map(str, range(int(labels.max()) + 1))) if names is None else names

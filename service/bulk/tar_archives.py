@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from tarfile import TarFile, TarInfo
 from typing import BinaryIO
 
 from fsspec import AbstractFileSystem
 
-from models.data.strict_tar import StrictTarInfo
+from models.data.tar_samples import DAMAGE, read_samples
 from service.bulk.entries import Entry
 from service.bulk.errors import BrokenImage
 from service.imaging.formats import ACCEPTED_SUFFIXES
@@ -41,44 +40,29 @@ class TarArchive:
                     yield entry
 
     def _samples(self, stream: BinaryIO) -> Iterator[Entry]:
-        key, sample = "", dict[str, bytes]()
         try:
-            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as archive:
-                for member in archive:
-                    if not member.isreg() or "/__MACOSX/" in f"/{member.name}":
-                        continue
-                    member_key, suffix = _split(member.name)
-                    if member_key != key and sample:
-                        yield _entry(key, sample)
-                        sample = {}
-                    content = archive.extractfile(member)
-                    key = member_key
-                    sample[suffix] = b"" if content is None else content.read()
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            if sample:
-                yield _entry(key, sample)
+            for key, files in read_samples(stream, _content, mode="r|*"):
+                yield _entry(key, files)
+        except DAMAGE as error:
             yield Entry(self.name, None, partial(_refuse, f"the archive ends here: {error}"))
-            return
-        if sample:
-            yield _entry(key, sample)
 
 
-def _split(path: str) -> tuple[str, str]:
-    folder, slash, file = path.removeprefix("./").rpartition("/")
-    stem, _, suffix = file.partition(".")
-    return f"{folder}{slash}{stem}", suffix.lower()
+def _content(archive: TarFile, member: TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    return b"" if file is None else file.read()
 
 
-def _entry(key: str, sample: dict[str, bytes]) -> Entry:
-    images = [content for suffix, content in sample.items() if f".{suffix.rpartition('.')[2]}" in ACCEPTED_SUFFIXES]
+def _entry(key: str, files: list[tuple[str, bytes]]) -> Entry:
+    images = [content for suffix, content in files if f".{suffix.rpartition('.')[2]}" in ACCEPTED_SUFFIXES]
+    classes = [content for suffix, content in files if suffix == _CLASS]
     try:
-        label = int(sample[_CLASS]) if _CLASS in sample else None
+        label = int(classes[0]) if classes else None
     except ValueError:
-        return Entry(key, None, partial(_refuse, f"its class is no whole number: {sample[_CLASS][:20]!r}"))
+        return Entry(key, None, partial(_refuse, f"its class is no whole number: {classes[0][:20]!r}"))
     if len(images) != 1:
-        return Entry(key, label, partial(_refuse, f"{len(images)} images in one sample, which has {sorted(sample)}"))
-    read: Callable[[], bytes] = partial(bytes, images[0])
-    return Entry(key, label, read)
+        reason = f"{len(images)} images in one sample, which has {sorted(suffix for suffix, _ in files)}"
+        return Entry(key, label, partial(_refuse, reason))
+    return Entry(key, label, partial(bytes, images[0]))
 
 
 def _refuse(reason: str) -> bytes:

@@ -67,7 +67,7 @@ class Check:
             return
         options = ["-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default", "-o", "timeout=0"]
         paths = ["tests/gpu"]
-        if importlib.util.find_spec("webdataset") is not None:
+        if importlib.util.find_spec("filelock") is not None:
             paths.append("tests/models/training")
         command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", *options, *paths]
         try:

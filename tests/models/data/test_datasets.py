@@ -48,7 +48,7 @@ def test_a_batch_is_rgb_from_zero_to_one(shards: Path) -> None:
 
 def test_a_second_call_reads_the_cache_only(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(shards)
-    monkeypatch.setattr("models.data.shards.tariterators", None)
+    monkeypatch.setattr("models.data.shards.read_samples", None)
     assert np.array_equal(load(shards).images, first.images)
 
 

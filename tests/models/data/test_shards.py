@@ -3,11 +3,11 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from models.data.bad_samples import BadSamples
 from models.data.datasets import InMemoryDataset, StreamingDataset, class_names, open_dataset
-from models.data.shards import WebDatasetShards
 from models.errors import DataError
 
 AddMember = Callable[[tarfile.TarFile, str, bytes], None]
@@ -110,12 +110,6 @@ def test_an_unreadable_shard_is_a_bad_sample(plain_shards: Path, caplog: pytest.
     assert "skipped train-2.tar: " in caplog.text
 
 
-def test_counting_stops_above_the_limit(plain_shards: Path) -> None:
-    shards = WebDatasetShards(plain_shards, "train")
-    assert shards.count(1000, BadSamples()) == 300
-    assert shards.count(5, BadSamples()) == 6
-
-
 def test_duplicate_file_names_are_logged(
     plain_shards: Path, add_member: AddMember, encoded_image: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,9 +117,34 @@ def test_duplicate_file_names_are_logged(
         for name, content in (("x.png", encoded_image(0)), ("x.png", encoded_image(1)), ("x.cls", b"0")):
             add_member(shard, name, content)
     assert len(opened(plain_shards, HELD)) == 301
-    assert "skipped train-1.tar/x.png: two files have this name" in caplog.text
+    assert "skipped train-1.tar/x: two of its files have the same name" in caplog.text
 
 
-def test_compressed_shards_above_the_memory_limit_are_an_error(shards: Path) -> None:
-    with pytest.raises(DataError, match=r"train-0000.tar.gz is one of 2 compressed .* unpack them \(gunzip train-\*"):
+def test_compressed_shards_above_the_memory_limit_are_unpacked_once(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, streamed = opened(shards, HELD), opened(shards, STREAMED)
+    monkeypatch.setattr("models.data.shards.gzip", None)
+    again = opened(shards, STREAMED)
+    rows = np.array([0, 149, 150, 299])
+    assert torch.equal(streamed.batch(rows), held.batch(rows))
+    assert torch.equal(again.batch(rows), held.batch(rows))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_no_space_for_unpacked_shards_is_an_error(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(shards, STREAMED)
+    cache = shards.parent / "cache"
+    (unpacked, *_) = cache.glob("*.unpacked")
+    for file in cache.iterdir():
+        file.unlink()
+    (cache / f"{unpacked.name}.partial").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"cannot unpack .*: No space left on device; choose another cache folder"):
         opened(shards, STREAMED)
+
+
+def test_hidden_files_belong_to_no_sample(plain_shards: Path, add_member: AddMember) -> None:
+    with tarfile.open(plain_shards / "train-1.tar", "a") as shard:
+        for number in range(20):
+            add_member(shard, f"._{number:03d}.png", b"a system's notes")
+    assert len(opened(plain_shards, HELD)) == 300

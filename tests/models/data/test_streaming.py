@@ -42,7 +42,7 @@ def test_batches_equal_those_of_the_in_memory_dataset(request: pytest.FixtureReq
 
 def test_the_shard_index_is_built_once(plain_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = stream(plain_shards).batch(np.arange(300))
-    monkeypatch.setattr("models.data.shards.tariterators", None)
+    monkeypatch.setattr("models.data.shards.read_samples", None)
     assert torch.equal(stream(plain_shards).batch(np.arange(300)), first)
 
 

@@ -154,7 +154,7 @@ def test_wrong_options_raise_before_the_evaluation_starts(
     assert not list((tmp_path / "cache").glob("lite0-*"))
 
 
-@pytest.mark.parametrize("package", ["webdataset", "fast_blurhash"])
+@pytest.mark.parametrize("package", ["filelock", "fast_blurhash"])
 def test_a_missing_package_is_named_with_its_extra(
     folders: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
