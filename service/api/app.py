@@ -8,13 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from service.api.access.authorization import AccessControl, authorize
-from service.api.access.roles import all_routes, check_routes
+from service.api.access.authorization import SECURITY_SCHEMES, AccessControl, check_routes
 from service.api.error_table import add_error_handlers
 from service.api.health import application_health
 from service.api.routes import (
@@ -92,17 +90,7 @@ _CORS_READ = (
 )
 
 
-_ROUTERS = (
-    encode.router,
-    decode.router,
-    codes.router,
-    images.router,
-    generate.router,
-    reconstruct.router,
-    mix.router,
-    openai_images.router,
-    models.router,
-)
+_RESOURCES = (encode, decode, codes, images, generate, reconstruct, mix, openai_images, models, documentation)
 
 
 # Besides the codes that a route declares: success, a client that left, an internal error.
@@ -118,13 +106,25 @@ class EngineFactory(Protocol):
         """``on_model_info`` is called when the models are loaded."""
 
 
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document with the security schemes of ``KeyedRoute``."""
+        document = super().openapi()
+        document["components"]["securitySchemes"] = SECURITY_SCHEMES
+        return document
+
+
 def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     """The public API. Its lifespan starts and stops the engine."""
     metrics = Metrics()
     tracer = open_tracer()
     state = _create_state(settings, create_engine, metrics, tracer)
     access_control = AccessControl(settings)
-    app = FastAPIOffline(
+    routers = [*(resource.router for resource in _RESOURCES), operations.health_router]
+    if settings.playground:
+        # Needs no key: the page holds no data, and asks for a key where the API needs one.
+        routers.append(playground.create_router())
+    app = _Application(
         docs_url=None,  # routes/documentation.py serves the page with a content security policy
         redoc_url=None,
         title="TiTok image tokens",
@@ -133,6 +133,9 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=_lifespan(state, access_control, tracer),
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
+        # In one list: FastAPI solves an included router's prefixes and dependencies again for each request.
+        routes=[route for router in routers for route in router.routes],
+        redirect_slashes=False,
     )
 
     async def health() -> dict[str, Any]:
@@ -143,13 +146,6 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
     app.state.health = health
     _add_middleware(app, state, tracer)
     add_error_handlers(app)
-    for router in _ROUTERS:
-        app.include_router(router, dependencies=[Depends(authorize)])
-    app.include_router(operations.health_router)
-    if settings.playground:
-        # Needs no key: the page holds no data, and asks for a key where the API needs one.
-        app.include_router(playground.create_router())
-    app.include_router(documentation.create_router(app))
     check_routes(app.routes)
     _create_series(app, metrics)
     return app
@@ -217,7 +213,7 @@ def _add_middleware(app: FastAPI, state: ApiState, tracer: Tracer | None) -> Non
 
 def _create_series(app: FastAPI, metrics: Metrics) -> None:
     """Creates the request counters of every route of the API, and of requests that end before they reach a route."""
-    for route in all_routes(app.routes):
+    for route in app.routes:
         if isinstance(route, APIRoute) and route.include_in_schema:
             metrics.expect_requests(route.path, route.methods or (), {*map(int, route.responses), *_UNDECLARED_CODES})
     metrics.expect_requests(UNMATCHED, ("GET", "POST"), (404, 405, 408, 413, 429, 503, *_UNDECLARED_CODES))

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Coroutine, Iterable
 from ipaddress import IPv6Address, ip_address
-from typing import Annotated
+from typing import Any
 
-from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Request
+from fastapi.routing import APIRoute
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from service.api.access.key_store import ReloadingKeyStore
 from service.api.access.keys import ApiKey
 from service.api.access.rate_limiter import RateLimiter
-from service.api.access.roles import REQUIRED_ROLES, Role
+from service.api.access.roles import OPEN_PATHS, REQUIRED_ROLES, Role
 from service.errors import ErrorDetail
 from service.http.problems import ContentTooLarge, Forbidden, TooManyRequests, Unauthorized, Unavailable
 from service.settings import Settings
 
-_bearer = HTTPBearer(auto_error=False, description="API key, if keys are configured.")
-_header = APIKeyHeader(
-    name="X-API-Key", auto_error=False, description="API key, for clients that cannot send `Authorization`."
-)
+SECURITY_SCHEMES = {
+    "HTTPBearer": {"type": "http", "scheme": "bearer", "description": "API key, if keys are configured."},
+    "APIKeyHeader": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "API key, for clients that cannot send `Authorization`.",
+    },
+}
+"""The components of the OpenAPI document that ``KeyedRoute`` refers to."""
 
 
 class AccessControl:
@@ -41,8 +51,8 @@ class AccessControl:
         """Closes connections to Redis."""
         await self._limiter.close()
 
-    async def authorize(self, request: Request, given: str) -> None:
-        """Checks the key ``given`` and counts one image. Raises the problem that applies. Sets in ``request.state``:
+    async def authorize(self, request: Request, required: frozenset[Role]) -> None:
+        """Checks the request's key and counts one image. Raises the problem that applies. Sets in ``request.state``:
 
         - ``caller``: a digest of the key, the same in every process; None where no key is needed;
         - ``key_name``: the key's name, for logs; None likewise;
@@ -50,8 +60,8 @@ class AccessControl:
         """
         state = request.scope["state"]
         state["caller"] = state["key_name"] = state["rate_limit"] = None
-        required = REQUIRED_ROLES[request.scope["route"].path]
         if self._keys.are_required:
+            given = _key_of(request)
             key = self._identify(given)
             state["caller"] = hashlib.sha256(b"titok:caller:" + given.encode()).hexdigest()[:16]
             state["key_name"] = key.name
@@ -97,21 +107,44 @@ class AccessControl:
         return key
 
 
-async def authorize(
-    request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    key: Annotated[str | None, Depends(_header)],
-) -> None:
-    """The dependency of every route that needs a key."""
-    await AccessControl.of(request).authorize(
-        request, credentials.credentials if credentials is not None else key or ""
-    )
+class KeyedRoute(APIRoute):
+    """A route that needs an API key with the roles of its path, where keys are configured. The key is checked before
+    anything else of the request.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.openapi_extra = {**(self.openapi_extra or {}), "security": [{name: []} for name in SECURITY_SCHEMES]}
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route's handler after authorization. Raises ``KeyError`` for a path without roles."""
+        handle, required = super().get_route_handler(), REQUIRED_ROLES[self.path]
+
+        async def authorize_and_handle(request: Request) -> Response:
+            await AccessControl.of(request).authorize(request, required)
+            return await handle(request)
+
+        return authorize_and_handle
+
+
+def check_routes(routes: Iterable[BaseRoute]) -> None:
+    """Raises ``LookupError`` for a route that needs no key and is not listed as open."""
+    for route in routes:
+        path = getattr(route, "path", None)
+        if not isinstance(route, KeyedRoute) and path not in OPEN_PATHS:
+            raise LookupError(f"service/api/access/roles.py does not list {path!r}")
 
 
 async def consume_quota(request: Request, images: int) -> None:
     """Counts all ``images`` of a request but the first, which ``authorize`` has counted."""
     if images > 1 and request.scope["state"]["rate_limit"] is not None:
         await AccessControl.of(request).consume_quota(request, images - 1)
+
+
+def _key_of(request: Request) -> str:
+    """The key that a request was sent with, or nothing."""
+    scheme, token = get_authorization_scheme_param(request.headers.get("authorization"))
+    return token if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
 
 
 def _check_roles(key: ApiKey, required: frozenset[Role]) -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, get_args
-
-if TYPE_CHECKING:  # keeps the command line from importing the web framework
-    from fastapi import APIRouter
-    from starlette.routing import BaseRoute
+from typing import Literal, get_args
 
 Role = Literal["encode", "decode", "generate", "admin"]
 
@@ -50,20 +46,3 @@ OPEN_PATHS: frozenset[str] = frozenset(
     }
 )
 """Paths that need no key: pages and documents that are the same for everybody, and health."""
-
-
-def check_routes(routes: Iterable[BaseRoute]) -> None:
-    """Raises ``LookupError`` for a route of the public application whose path is in neither table."""
-    for path in (getattr(route, "path", None) for route in all_routes(routes)):
-        if path not in REQUIRED_ROLES and path not in OPEN_PATHS:
-            raise LookupError(f"service/api/access/roles.py does not list {path!r}")
-
-
-def all_routes(routes: Iterable[BaseRoute]) -> Iterator[BaseRoute]:
-    """The routes, including those of nested routers."""
-    for route in routes:
-        router: APIRouter | None = getattr(route, "original_router", None)
-        if router is not None:
-            yield from all_routes(router.routes)
-        else:
-            yield route

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from starlette.responses import Response
 
+from service.api.access.authorization import KeyedRoute
 from service.api.image_responses import model_headers
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, MAX_DIGESTS, SHA256_PATTERN, Size
 from service.api.schemas.tokens import KnownCode, LookupRequest, LookupResponse
@@ -19,7 +20,7 @@ from service.http.problems import NotFound, invalid_value
 from service.inference.model_info import ModelInfo
 from service.operations.tokenization import TokenizedImage
 
-router = APIRouter(tags=["tokens"])
+router = APIRouter(tags=["tokens"], route_class=KeyedRoute)
 
 _DIGEST = re.compile(SHA256_PATTERN, re.ASCII)
 _SAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"

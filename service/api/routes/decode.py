@@ -8,7 +8,7 @@ from starlette.responses import Response
 from models.arrays import Ids
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import SIGNATURE
-from service.api.access.authorization import consume_quota
+from service.api.access.authorization import KeyedRoute, consume_quota
 from service.api.image_responses import (
     MULTIPART,
     OCTETS,
@@ -31,7 +31,7 @@ from service.http.openapi import answers, request_body
 from service.http.problems import invalid_value
 from service.imaging.encoding import OUTPUT_MEDIA_TYPES
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 _BODY = request_body(DecodeRequest, {"code": EXAMPLE_CODE}, binary=[PACKED_CODES, OCTETS])
 _EXAMPLE = {

@@ -6,35 +6,33 @@ import base64
 import hashlib
 import re
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
 
 from service.http.page_headers import page_headers
 
 _FILES = "/static-offline-docs"
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
+router = APIRouter(include_in_schema=False)
+router.mount(_FILES, StaticFiles(packages=[("fastapi_offline", "static")]))
 
-def create_router(app: FastAPI) -> APIRouter:
-    """The page of an application that serves the files of Swagger UI."""
-    router = APIRouter(include_in_schema=False)
 
-    @router.get("/docs")
-    async def docs(request: Request) -> Response:
-        """Swagger UI."""
-        root = request.scope.get("root_path", "")
-        page = get_swagger_ui_html(
-            openapi_url=f"{root}{app.openapi_url}",
-            title=f"{app.title}: API",
-            swagger_js_url=f"{root}{_FILES}/swagger-ui-bundle.js",
-            swagger_css_url=f"{root}{_FILES}/swagger-ui.css",
-            swagger_favicon_url=f"{root}{_FILES}/favicon.png",
-        )
-        page.headers.update(page_headers(_policy(bytes(page.body))))
-        return page
-
-    return router
+@router.get("/docs")
+async def docs(request: Request) -> Response:
+    """Swagger UI."""
+    app, root = request.app, request.scope["root_path"]
+    page = get_swagger_ui_html(
+        openapi_url=f"{root}{app.openapi_url}",
+        title=f"{app.title}: API",
+        swagger_js_url=f"{root}{_FILES}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{_FILES}/swagger-ui.css",
+        swagger_favicon_url=f"{root}{_FILES}/favicon.png",
+    )
+    page.headers.update(page_headers(_policy(bytes(page.body))))
+    return page
 
 
 def _policy(page: bytes) -> dict[str, str]:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import PackedCodes
-from service.api.access.authorization import consume_quota
+from service.api.access.authorization import KeyedRoute, consume_quota
 from service.api.image_responses import OCTETS, model_headers
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Size
 from service.api.schemas.tokens import Base64Images, EncodedItem, EncodeResponse
@@ -20,7 +20,7 @@ from service.imaging.formats import ACCEPTED_FORMATS
 from service.inference.model_info import ModelInfo
 from service.operations.tokenization import TokenizedImage
 
-router = APIRouter(tags=["tokens"])
+router = APIRouter(tags=["tokens"], route_class=KeyedRoute)
 
 _FILES = {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}, "minProperties": 1}
 _PICTURE = (  # 4 x 4 pixels

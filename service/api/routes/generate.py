@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from models.arrays import Ids
-from service.api.access.authorization import consume_quota
+from service.api.access.authorization import KeyedRoute, consume_quota
 from service.api.error_table import to_problem
 from service.api.generation import generated_items, generation_facts, generation_from
 from service.api.generation_stream import GenerationStream
@@ -26,7 +26,7 @@ from service.http.sse import EVENT_STREAM, EventStream, event
 from service.imaging.encoding import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
 from service.operations.rendering import RenderedImages
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 _BODY = request_body(GenerateRequest, {"class": "cat", "n": 2, "seed": 7, "preset": "demo"})
 

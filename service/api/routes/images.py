@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
 from starlette.responses import Response
 
+from service.api.access.authorization import KeyedRoute
 from service.api.schemas.base import CODE_PATTERN, EXAMPLE_CODE
 from service.api.state import ApiState
 from service.api.tokens import tokens_from_code
@@ -23,7 +24,7 @@ from service.operations.addresses import image_address
 from service.operations.errors import RevisionMismatch
 from service.operations.rendering import SIDES
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 _EXTENSIONS = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()}
 _DAY = 24 * 60 * 60

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from models.arrays import Ids
+from service.api.access.authorization import KeyedRoute
 from service.api.image_responses import OCTETS, as_base64, image_media_type, image_response, model_headers
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS
 from service.api.schemas.images import MixRequest, MixResponse
@@ -19,7 +20,7 @@ from service.http.problems import NotFound, invalid_value
 from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.operations.mixing import mix_tokens
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 _BODY = request_body(MixRequest, {"codes": [EXAMPLE_CODE, "A" * 64], "weights": [0.7, 0.3]})
 _EXAMPLE = {

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
+from service.api.access.authorization import KeyedRoute
 from service.api.schemas.base import EXAMPLE_REVISION
 from service.api.schemas.models import (
     ClassEntry,
@@ -34,7 +35,7 @@ _EXAMPLE = {
 }
 _CLASSES = {"model": "titok-mini-32", "data": [{"id": 10, "name": "cat", "names": ["cat"]}]}
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=KeyedRoute)
 
 
 def _entry(state: ApiState) -> ModelEntry:

@@ -9,10 +9,9 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from service.api.access.authorization import consume_quota
+from service.api.access.authorization import KeyedRoute, consume_quota
 from service.api.error_table import to_problem
 from service.api.image_responses import as_base64, image_media_type
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION
@@ -53,11 +52,11 @@ _EXAMPLE = {
 }
 
 
-class OpenAIRoute(APIRoute):
+class OpenAIRoute(KeyedRoute):
     """Adds a member ``error`` in OpenAI's form to problem documents."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The route with its dependencies."""
+        """The route's handler."""
         handle = super().get_route_handler()
 
         async def handle_and_shape(request: Request) -> Response:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from models.arrays import Pixels
+from service.api.access.authorization import KeyedRoute
 from service.api.image_responses import as_base64, image_media_type, image_response, model_headers
 from service.api.routes.encode import IMAGE_BODY
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Size
@@ -26,7 +27,7 @@ from service.operations.rendering import RenderedImages
 from service.operations.tokenization import TokenizedImage
 from service.telemetry.timings import RequestTimings
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 _EXAMPLE = {
     "model": "titok-mini-32",

@@ -45,6 +45,14 @@ async def test_the_reference_may_run_its_own_script_and_the_files_it_loads_are_h
             assert (await client.get(address)).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/encode/", "/v1/models/", "/docs/", "/livez/"])
+async def test_a_trailing_slash_is_404_and_no_redirect_to_an_address_that_the_client_named(path: str) -> None:
+    async with open_service() as client:
+        answer = await client.post(path, headers={"Host": "evil.example"})
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert "location" not in answer.headers
+
+
 async def test_pages_of_other_origins_may_not_call_the_api_unless_they_are_named() -> None:
     async with open_service() as client:
         assert "access-control-allow-origin" not in (await client.options("/v1/encode", headers=PREFLIGHT)).headers
