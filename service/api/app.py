@@ -181,6 +181,7 @@ def _lifespan(
         finally:
             ready.cancel()
             await engine.stop(state.settings.drain_seconds)
+            await asyncio.to_thread(state.operations.threads.close)
             await cache.close()
             await access_control.close()
             if tracer is not None:

@@ -185,6 +185,7 @@ async def local_encoder(settings: Settings) -> AsyncIterator[CachingEncoder]:
         yield _LocalEncoder(operations, settings.cache_namespace)
     finally:
         await engine.stop(0.0)
+        operations.threads.close()
         await operations.cache.close()
     if failures.counts:
         listed = ", ".join(f"{op}: {reason} {count} times" for (op, reason), count in failures.counts.items())

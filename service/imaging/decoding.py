@@ -14,8 +14,10 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from PIL import WebPImagePlugin as WebPImagePlugin  # registered at import, not by the first request that needs it
@@ -57,7 +59,8 @@ def decode_image(
         limits: limits on pixels and scans.
         pointer: where the image is in the request, for the error's details.
         declared: the Content-Type that came with the bytes, named in the error message.
-        reserve: is called once, with the bytes of memory that decoding will take at most, before it takes them.
+        reserve: is called once, with the bytes of memory that file and decoding take at most, before decoding takes
+            them. What it raises is passed on.
 
     Raises:
         UndecodableImage: empty, truncated, corrupt, or not an image.
@@ -68,20 +71,32 @@ def decode_image(
     if format_name is None:
         raise unrecognised(data, pointer, declared)
     _ignore_pillow_warnings()
-    try:
+    is_corrupt = partial(_as_corrupt, format_name, pointer)
+    with is_corrupt():
         canvas = check_stream(data, format_name, limits, pointer)
-        if canvas is not None:
-            reserve(peak_bytes(format_name, *canvas))
-        with Image.open(io.BytesIO(data), formats=[format_name]) as image:
+    if canvas is not None:
+        reserve(len(data) + peak_bytes(format_name, *canvas))
+    with is_corrupt():
+        image = Image.open(io.BytesIO(data), formats=[format_name])
+    with image:
+        with is_corrupt():
             check_header(image, limits, pointer)
-            if canvas is None:
-                reserve(peak_bytes(format_name, *image.size))
+        if canvas is None:
+            reserve(len(data) + peak_bytes(format_name, *image.size))
+        with is_corrupt():
             rgb = to_rgb(image)
+    return DecodedImage(image=rgb, original_size=rgb.size, format=format_name)
+
+
+@contextmanager
+def _as_corrupt(format_name: str, pointer: str) -> Iterator[None]:
+    """Turns exceptions of Pillow into ``UndecodableImage``; on hostile bytes it raises nearly every type."""
+    try:
+        yield
     except ImageError:
         raise
-    except Exception as error:  # on hostile bytes Pillow raises nearly every exception type
+    except Exception as error:
         raise _corrupt(error, format_name, pointer) from error
-    return DecodedImage(image=rgb, original_size=rgb.size, format=format_name)
 
 
 def _corrupt(error: Exception, format_name: str, pointer: str) -> UndecodableImage:

@@ -31,7 +31,9 @@ class Operations:
 def build_operations(settings: Settings, *, engine: Engine, cache: CodeCache, metrics: Metrics) -> Operations:
     """Operations on an engine, whose models become known when it calls ``models.set_model_info``."""
     models = ServedModels(engine)
-    threads = ImageThreads(settings.image_threads, max_bytes=settings.decoded_bytes_in_flight)
+    threads = ImageThreads(
+        settings.image_threads, max_bytes=settings.decoded_bytes_in_flight, max_calls=2 * settings.queue_images
+    )
     preprocessor = ImagePreprocessor(threads=threads, models=models, metrics=metrics, max_pixels=settings.max_pixels)
     tokenizer = ImageTokenizer(
         engine=engine,

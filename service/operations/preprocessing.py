@@ -37,26 +37,34 @@ class ImagePreprocessor:
         self._limits = MediaLimits(max_pixels=max_pixels)
 
     async def preprocess(
-        self, uploads: Sequence[Upload], timings: RequestTimings, *, use: Callable[[int, Pixels], None]
+        self,
+        uploads: Sequence[Upload],
+        timings: RequestTimings,
+        *,
+        deadline: float,
+        use: Callable[[int, Pixels], None],
     ) -> list[tuple[int, int]]:
         """Calls ``use`` with the index and the pixels uint8 [S, S, 3] of each upload, in a thread.
 
-        Returns the original sizes (width, height). Raises the ``ImageError`` of the first bad upload.
+        Returns the original sizes (width, height). Raises the ``ImageError`` of the first bad upload, or as
+        ``ImageThreads.map`` does.
         """
         size = self._models.info.image_size
 
         def work(index: int, upload: Upload) -> tuple[int, int]:
             watch = RequestTimings()
-            with self._threads.memory.lease() as reserve:
-                decoded = decode_image(
-                    upload.data, limits=self._limits, pointer=upload.pointer, declared=upload.declared, reserve=reserve
-                )
-                pixels = eval_crop(decoded.image, size)
-                original_size, image_format = decoded.original_size, decoded.format
-                del decoded  # its memory is released before another image may take it
-            self._metrics.preprocess.labels(image_format).observe(watch.total)
+            decoded = decode_image(
+                upload.data,
+                limits=self._limits,
+                pointer=upload.pointer,
+                declared=upload.declared,
+                reserve=self._threads.reserve,
+            )
+            self._threads.check()
+            pixels = eval_crop(decoded.image, size)
+            self._metrics.preprocess.labels(decoded.format).observe(watch.total)
             use(index, pixels)
-            return original_size
+            return decoded.original_size
 
         with timings.measure("preprocess"):
-            return await self._threads.map(work, list(enumerate(uploads)))
+            return await self._threads.map(work, list(enumerate(uploads)), deadline=deadline)

@@ -58,7 +58,8 @@ class Renderer:
             return file
 
         with timings.measure("encode"):
-            files = await self._threads.map(encode, [(pixels,) for pixels in decoded.images])
+            calls = [(pixels,) for pixels in decoded.images]
+            files = await self._threads.map(encode, calls, deadline=deadline, urgent=True)
         return RenderedImages(decoded.images, files)
 
 

@@ -163,7 +163,7 @@ class ImageTokenizer:
     ) -> list[TokenizedImage]:
         """Tokens without the cache: decoding threads write pixels straight into the batch."""
         with self._open_ticket(len(uploads), deadline) as ticket:
-            sizes = await self._preprocessor.preprocess(uploads, timings, use=ticket.put)
+            sizes = await self._preprocessor.preprocess(uploads, timings, deadline=deadline, use=ticket.put)
             encoded = await ticket.result()
         timings.add_engine(encoded.timing)
         packed = self._models.info.code_format.pack(encoded.tokens)
@@ -231,7 +231,9 @@ class ImageTokenizer:
         encoded: Encoded | None = None
         # Admission first: a full queue refuses before any work is done.
         with self._open_ticket(len(wanted), request.deadline) as ticket:
-            sizes = await self._preprocessor.preprocess(list(wanted.values()), timings, use=keep)
+            sizes = await self._preprocessor.preprocess(
+                list(wanted.values()), timings, deadline=request.deadline, use=keep
+            )
             with timings.measure("cache"):
                 results = await self._get_many([keys[index] for index in range(len(wanted))], "pixels")
             new = [index for index, result in enumerate(results) if result is None]

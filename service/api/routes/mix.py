@@ -67,7 +67,8 @@ async def mix(request: Request) -> Response:
         raise NotFound(f"{info.name} has no codebook, so its tokens cannot be mixed.")
     with timings.measure("mix"):
         mixed = await state.operations.threads.run(
-            lambda: mix_tokens(tokens, info.codebook, weights=body.weights, positions=body.positions)
+            lambda: mix_tokens(tokens, info.codebook, weights=body.weights, positions=body.positions),
+            deadline=deadline,
         )
     code = info.code_format.to_text(mixed[None])[0]
     headers = model_headers(info, Code=code)

@@ -66,7 +66,9 @@ async def reconstruct(request: Request) -> Response:
         request, _reconstruct(state.operations, uploads[0], media_type, space=space, deadline=deadline, timings=timings)
     )
     with timings.measure("quality"):
-        decibels, similarity = await state.operations.threads.run(measure_quality, rendered.pixels[0], original)
+        decibels, similarity = await state.operations.threads.run(
+            measure_quality, rendered.pixels[0], original, deadline=deadline
+        )
     quality = Quality(psnr=decibels, ssim=similarity)
     code = info.code_format.text_of(image.packed)
     if answer != "application/json":
@@ -102,6 +104,8 @@ async def _reconstruct(
     originals: list[Pixels] = []
     rendered, _ = await asyncio.gather(
         operations.renderer.render(tokens, media_type, None, deadline=deadline, timings=timings),
-        operations.preprocessor.preprocess([upload], timings, use=lambda _, pixels: originals.append(pixels)),
+        operations.preprocessor.preprocess(
+            [upload], timings, deadline=deadline, use=lambda _, pixels: originals.append(pixels)
+        ),
     )
     return image, originals[0], rendered

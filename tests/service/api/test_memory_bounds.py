@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
+import time
 
 import pytest
 from PIL import Image
@@ -15,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from service.http.body_limits import BodyLimits
 from service.http.problems import TooManyRequests
 from service.imaging.decoding import decode_image
-from service.imaging.decoding_memory import DecodingMemory
 from service.imaging.errors import ImageTooLarge
 from service.imaging.limits import MediaLimits
+from service.operations.image_threads import ImageThreads
 from tests.service.api.test_overload import PNG, HeldDevice, picture
 from tests.service.application import app_of, service
 from tests.service.asgi_client import AsgiClient, request
@@ -67,42 +68,28 @@ async def test_a_body_that_will_not_fit_is_refused_by_its_header_and_a_promise_t
             assert (await other.start())["status"] == 200
 
 
-def test_images_wait_for_each_others_memory_and_one_that_needs_all_of_it_is_decoded_alone() -> None:
-    memory = DecodingMemory(100)
-    most, now, lock = 0, 0, threading.Lock()
-
-    def decode(cost: int) -> None:
-        nonlocal most, now
-        with memory.lease() as reserve:
-            reserve(cost)
-            with lock:
-                now += min(cost, 100)
-                most = max(most, now)
-            with lock:
-                now -= min(cost, 100)
-
-    threads = [threading.Thread(target=decode, args=(cost,)) for cost in (30, 1000, 60, 50, 100, 1, 99) * 20]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
-    assert 0 < most <= 100
-
-
 async def test_a_request_whose_image_finds_no_memory_waits_for_it_and_then_succeeds() -> None:
     device = HeldDevice()
     device.release.set()
-    async with service(device) as client:
-        memory: DecodingMemory = app_of(client).state.api.operations.threads.memory
-        with memory.lease() as reserve:
-            reserve(2**40)
-            asked = asyncio.ensure_future(client.post("/v1/encode", content=picture(7), headers=PNG))
-            async with asyncio.timeout(60):
-                while not memory._order.locked():  # noqa: ASYNC110  a thread waits
-                    await asyncio.sleep(0)
-            assert not asked.done()
-            assert device.batches == []
+    async with service(device, decode_threads=2) as client:
+        threads: ImageThreads = app_of(client).state.api.operations.threads
+        is_held, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            threads.reserve(2**40)
+            is_held.set()
+            release.wait()
+
+        holding = asyncio.ensure_future(threads.run(hold, deadline=time.monotonic() + 60))
+        await asyncio.to_thread(is_held.wait)
+        asked = asyncio.ensure_future(client.post("/v1/encode", content=picture(7), headers=PNG))
+        async with asyncio.timeout(60):
+            while not threads._set_aside:  # noqa: ASYNC110  a thread has read the image's header
+                await asyncio.sleep(0)
+        assert not asked.done()
+        assert device.batches == []
+        release.set()
+        await holding
         assert (await asked).status_code == 200
 
 
