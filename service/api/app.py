@@ -33,6 +33,7 @@ from service.api.state import ApiState
 from service.cache.opening import open_cache
 from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.http.body_limits import BodyLimits
+from service.http.deadlines import Deadlines
 from service.http.middleware import RequestContext
 from service.inference.model_info import ModelInfo
 from service.operations.build import build_operations, lane_limits
@@ -194,6 +195,7 @@ def _add_middleware(app: FastAPI, state: ApiState, tracer: Tracer | None) -> Non
     """From the innermost to the outermost."""
     settings = state.settings
     app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, max_bytes_in_flight=settings.body_bytes_in_flight)
+    app.add_middleware(Deadlines, max_seconds=settings.request_timeout)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

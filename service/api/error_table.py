@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.engine import DeadlineExceeded, DeviceFailed, EngineError, EngineStopped, QueueFull, WorkerCrashed
 from service.errors import ServiceError
 from service.http import problems
-from service.http.deadlines import TIMEOUT_HEADER
+from service.http.deadlines import deadline_exceeded
 from service.http.problem_handlers import add_problem_handlers, handle_problem
 from service.http.problems import Problem
 from service.imaging.errors import ImageTooLarge, UndecodableImage, UnsupportedImageFormat
@@ -38,16 +38,10 @@ def _queue_full(error: QueueFull) -> Problem:
     return problems.TooManyRequests(f"{error}. Try again after the time in Retry-After.", retry_after=error.retry_after)
 
 
-def _deadline_exceeded(_: DeadlineExceeded) -> Problem:
-    return problems.DeadlineExceeded(
-        f"The answer was not ready in time. The limit is TITOK_REQUEST_TIMEOUT, or less by {TIMEOUT_HEADER}."
-    )
-
-
 _OTHER_ERRORS: Mapping[type[Exception], Callable[[Any], Problem]] = {
     errors.ModelsNotLoaded: lambda error: problems.Unavailable(str(error), retry_after=_RETRY_SECONDS),
     QueueFull: _queue_full,
-    DeadlineExceeded: _deadline_exceeded,
+    DeadlineExceeded: lambda _: deadline_exceeded(),
     EngineStopped: lambda error: problems.Unavailable(f"{error}.", retry_after=_RETRY_SECONDS),
     WorkerCrashed: lambda error: problems.WorkerCrashed(f"{error}. It is not tried again."),
     DeviceFailed: lambda _: problems.InternalError(

@@ -10,7 +10,6 @@ from fastapi import Request
 from service.cache import KeySpace
 from service.engine import EngineState
 from service.errors import ErrorDetail
-from service.http.deadlines import request_deadline
 from service.operations.build import Operations
 from service.operations.errors import TooManyImages
 from service.operations.rendered_images import RenderedImageCache
@@ -53,9 +52,11 @@ class ApiState:
             return EngineState(name="starting", reason="the models are not known yet")
         return state
 
-    def deadline(self, request: Request) -> float:
-        """The end of a request's time, on ``time.monotonic``. Raises ``InvalidRequest`` for an invalid header."""
-        return request_deadline(request, self.settings.request_timeout)
+    @staticmethod
+    def deadline(request: Request) -> float:
+        """The end of a request's time, on ``time.monotonic``; set by the middleware ``Deadlines``."""
+        deadline: float = request.state.deadline
+        return deadline
 
     def key_space(self, request: Request) -> KeySpace:
         """The cache keys that a request reads and writes: shared by all callers, or those of its API key."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from models.codes.code_format import CodeFormat
 from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.operations.errors import InvalidArgument
+from service.operations.image_threads import ImageThreads
 from service.settings import Settings
 from tests.service.application import app_of, served, service, until
 
@@ -117,6 +119,27 @@ async def test_a_deadline_that_passes_is_answered_with_504() -> None:
         assert late.json()["type"] == "urn:titok:problem:deadline-exceeded"
         device.release.set()
         assert (await client.post("/v1/encode", content=picture(9), headers=PNG)).status_code == 200
+
+
+async def test_large_images_that_wait_past_their_deadline_are_answered_and_never_decoded() -> None:
+    device = HeldDevice()
+    device.release.set()
+    async with service(device, decode_threads=1) as client:
+        threads: ImageThreads = app_of(client).state.api.operations.threads
+        release = threading.Event()
+        holding = asyncio.ensure_future(threads.run(release.wait, deadline=time.monotonic() + 60))
+        buffer = io.BytesIO()
+        Image.new("L", (2000, 2000)).save(buffer, "WEBP")
+        headers = {"Content-Type": "image/webp", "X-Request-Timeout-Ms": "50"}
+        posts = [client.post("/v1/encode", content=buffer.getvalue(), headers=headers) for _ in range(12)]
+        assert {answer.status_code for answer in await asyncio.gather(*posts)} == {504}
+        release.set()
+        await holding
+        assert (await client.post("/v1/encode", content=picture(9), headers=PNG)).status_code == 200
+        registry = app_of(client).state.api.metrics.registry
+        counted = "titok_preprocess_duration_seconds_count"
+        assert registry.get_sample_value(counted, {"format": "PNG"}) == 1
+        assert not registry.get_sample_value(counted, {"format": "WEBP"})
 
 
 async def test_an_image_that_breaks_the_device_fails_alone() -> None:
