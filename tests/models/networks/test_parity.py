@@ -36,19 +36,17 @@ TOKENIZER_CASES = [
     pytest.param("titok_sl256_vq8k", "titok-sl-256-vq8k", marks=slow),
     pytest.param("titok_bl64_vae_c16", "titok-bl-64-vae", marks=slow),
 ]
-GENERATOR_CASES = [
-    pytest.param("generator_titok_l32", "titok-l-32", marks=slow),
-    pytest.param("generator_titok_b64", "titok-b-64", marks=slow),
-    pytest.param("generator_titok_s128", "titok-s-128", marks=slow),
-]
-TRACES = [
-    pytest.param("generator_titok_l32", "titok-l-32", "benchmark", marks=slow),
-    pytest.param("generator_titok_l32", "titok-l-32", "readme", marks=slow),
-    pytest.param("generator_titok_b64", "titok-b-64", "benchmark", marks=slow),
-    pytest.param("generator_titok_s128", "titok-s-128", "8steps", marks=slow),
-    # 64 steps of two forward passes each through 295 million parameters
-    pytest.param("generator_titok_s128", "titok-s-128", "benchmark", marks=[slow, pytest.mark.timeout(1200)]),
-]
+VARIANTS = {
+    "generator_titok_l32": "titok-l-32",
+    "generator_titok_b64": "titok-b-64",
+    "generator_titok_s128": "titok-s-128",
+}
+# Every so many steps of a trace are replayed: all 64 are 128 passes through 295 million parameters.
+TRACES = {
+    "generator_titok_l32": {"benchmark": 1, "readme": 1},
+    "generator_titok_b64": {"benchmark": 1},
+    "generator_titok_s128": {"8steps": 1, "benchmark": 8},
+}
 
 Weights = Callable[..., dict[str, torch.Tensor]]
 Case = Callable[[str], Mapping[str, np.ndarray]]
@@ -179,24 +177,33 @@ def test_maskgit_vqgan_parity(golden_case: Case, golden_weights: Weights, record
     assert record_parity(name, "image (levels of 255)", float(levels)) <= 1
 
 
-def generator(name: str, variant: str, weights: Weights) -> Generator:
-    published = GENERATORS[variant]
+@pytest.fixture(scope="module")
+def generator(request: pytest.FixtureRequest, golden_weights: Weights) -> Generator:
+    """The generator that the parameter names, the same one for all of its tests."""
+    published = GENERATORS[VARIANTS[request.param]]
     assert isinstance(published.config, GeneratorConfig)
     with torch.device("meta"):
         network = build_generator(published.config)
-    load_strictly(network, Checkpoint(tensors=weights(name), config=None, source=name))
+    weights = golden_weights(request.param)
+    load_strictly(network, Checkpoint(tensors=weights, config=None, source=request.param))
     return Generator(
-        network, variant=published, names=(), digest="", source=name, device=torch.device("cpu"), dtype="float32"
+        network,
+        variant=published,
+        names=(),
+        digest="",
+        source=request.param,
+        device=torch.device("cpu"),
+        dtype="float32",
     )
 
 
-@pytest.mark.parametrize(("name", "variant"), GENERATOR_CASES)
-def test_generator_logits_parity(
-    name: str, variant: str, golden_case: Case, golden_weights: Weights, record_parity: Record
-) -> None:
+@slow
+@pytest.mark.parametrize("generator", VARIANTS, indirect=True)
+def test_generator_logits_parity(generator: Generator, golden_case: Case, record_parity: Record) -> None:
+    name = generator.source
     case = golden_case(name)
     labels = [None if null else int(label) for label, null in zip(case["labels"], case["is_null_class"], strict=True)]
-    logits = generator(name, variant, golden_weights).logits(torch.from_numpy(case["input_ids"]).long(), labels)
+    logits = generator.logits(torch.from_numpy(case["input_ids"]).long(), labels)
     assert record_parity(name, "logits", deviation(logits[:, :, ::64].numpy(), case["logits"])) <= RELATIVE
     assert np.abs(logits.logsumexp(dim=2).numpy() - case["logits_logsumexp"]).max() <= RELATIVE
     equal = logits.argmax(dim=2).numpy() == case["logits_argmax"]
@@ -204,57 +211,56 @@ def test_generator_logits_parity(
     assert equal[case["logits_argmax_margin"] > 1e-3].all()
 
 
-@pytest.mark.parametrize(("name", "variant", "trace"), TRACES)
+@slow
+@pytest.mark.parametrize("generator", VARIANTS, indirect=True)
 def test_sampling_trace_parity_with_replayed_noise(
-    name: str,
-    variant: str,
-    trace: str,
-    golden_case: Case,
-    golden_weights: Weights,
-    golden_noise: Callable[..., np.ndarray],
-    record_parity: Record,
+    generator: Generator, golden_case: Case, golden_noise: Callable[..., np.ndarray], record_parity: Record
 ) -> None:
-    case = golden_case(f"{name}_trace_{trace}")
-    network = generator(name, variant, golden_weights)
+    for trace, stride in TRACES[generator.source].items():
+        name = f"{generator.source} {trace}"
+        replay_trace(
+            name, generator, golden_case(f"{generator.source}_trace_{trace}"), stride, golden_noise, record_parity
+        )
+
+
+def replay_trace(
+    name: str, generator: Generator, case: Any, stride: int, noise_of: Callable[..., np.ndarray], record: Record
+) -> None:
+    """Each step starts from the recorded ids: the first one with every row, the others with one row in turn."""
     settings = published_settings(json.loads(str(case["settings"])))
     labels = [int(label) for label in case["labels"]]
     count, compared, (batch, num_tokens) = 0, 0, case["ids_before_step"].shape[1:]
-    mask = network.codebook_size
-    last = settings.steps - 1
-    for step in range(settings.steps):
-        # Each step starts from the recorded ids. Of a long trace every fourth step is replayed, one row in turn: all of it
-        # takes minutes, and the short traces replay every step of every row.
-        if settings.steps > 8 and step % 4 and step != last:
-            continue
-        chosen = [step // 4 % batch] if step and settings.steps > 8 else list(range(batch))
+    mask = generator.codebook_size
+    for step in sorted({*range(0, settings.steps, stride), settings.steps - 1}):
+        chosen = [step // stride % batch] if step else list(range(batch))
         given, after = case["ids_before_step"][step : step + 2, chosen]
         rows = [
             SamplingRow(labels[row], 0, settings, torch.from_numpy(ids).long(), step)
             for row, ids in zip(chosen, given, strict=True)
         ]
         tokens, parameters = unpack_rows(pack_rows(rows))
-        conditional = network.logits(tokens, [labels[row] for row in chosen])
+        conditional = generator.logits(tokens, [labels[row] for row in chosen])
         needed = settings.needs_unconditional(step)
         assert 1 + needed == case["num_forward"][step]
         assert settings.guidance_weight(step) == pytest.approx(case["cfg_scale"][step])
         assert settings.noise_scale(step) == pytest.approx(case["annealed_temperature"][step])
         assert settings.logit_divisor(step) == pytest.approx(case["softmax_temperature"][step])
         guided = apply_guidance(
-            parameters, conditional, network.logits(tokens, [None] * len(chosen)) if needed else conditional
+            parameters, conditional, generator.logits(tokens, [None] * len(chosen)) if needed else conditional
         )
         if step == 0:
             first = deviation(conditional[:, :, ::64].numpy(), case["first_step_logits"])
-            assert record_parity(f"{name} {trace}", "logits of the first step", first) <= RELATIVE
+            assert record(name, "logits of the first step", first) <= RELATIVE
         key = f"{case['noise_key']}/step{step}"
         noise = StepNoise(
-            torch.from_numpy(golden_noise(f"{key}/token", (batch, num_tokens, mask), int(case["noise_seed"]))[chosen]),
-            torch.from_numpy(golden_noise(f"{key}/confidence", (batch, num_tokens), int(case["noise_seed"]))[chosen]),
+            torch.from_numpy(noise_of(f"{key}/token", (batch, num_tokens, mask), int(case["noise_seed"]))[chosen]),
+            torch.from_numpy(noise_of(f"{key}/confidence", (batch, num_tokens), int(case["noise_seed"]))[chosen]),
         )
         outcome = sample_step(parameters, guided, tokens, noise, mask_token=mask)
         count, compared = count + int((outcome.tokens.numpy() == after).sum()), compared + after.size
         assert (outcome.sampled.numpy() == case["sampled_ids"][step, chosen]).all()
         assert (outcome.tokens.numpy() == after).all()
-    record_parity(f"{name} {trace}", "ids of every step", float("nan"), count, compared)
+    record(name, "ids of the steps", float("nan"), count, compared)
 
 
 def published_settings(recorded: dict[str, Any]) -> SamplingSettings:
