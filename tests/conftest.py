@@ -33,6 +33,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and so d
 Manifest = Mapping[str, Any]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a file in one worker (its servers are started once), and those that share a server.
 

@@ -1,4 +1,7 @@
-"""A real server process, on ports the system chooses, for all tests of this folder."""
+"""Real server processes on ports that the system chooses.
+
+The scope of shared servers is the package: they end when a worker goes on to tests of another folder.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +134,7 @@ def access_line(server: Server, request_id: str) -> dict[str, Any]:
         assert time.monotonic() < deadline, "".join(server.log)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
     """The service with its default settings and the shipped checkpoint, ready."""
     started = start_server()
@@ -140,7 +143,7 @@ def server() -> Iterator[Server]:
     end(started)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def exact_server() -> Iterator[Server]:
     """In float32: in bfloat16 an image's last bits depend on how it is computed, and JPEG makes half a level of them."""
     started = start_server(dtype="float32")
@@ -174,7 +177,7 @@ def serve() -> Iterator[Callable[..., Server]]:
         end(started)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60.0) as opened:
         yield opened

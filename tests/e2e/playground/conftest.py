@@ -19,18 +19,18 @@ from tests.e2e.playground.browser import (
 from tests.programs import require_program
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(exact_server: Server) -> Server:
     return exact_server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def client(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60.0) as opened:
         yield opened
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     path = require_program("chromium")
     with sync_playwright() as playwright:
@@ -39,7 +39,7 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def visits(browser: Browser) -> Iterator[Callable[..., Visit]]:
     """Opens a page; all that the browser complains of, and every request to another host, is a failure."""
     expect.set_options(timeout=PATIENCE)

@@ -87,13 +87,23 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return images.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-@pytest.fixture(autouse=True)
-def memory_given_back() -> Iterator[None]:
+def give_memory_back() -> None:
     """The C library keeps freed arrays of up to 32 MB each: gigabytes after a few networks."""
-    yield
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(autouse=True)
+def memory_after_each_test() -> Iterator[None]:
+    yield
+    give_memory_back()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_after_the_last_generator() -> Iterator[None]:
+    yield
+    give_memory_back()
 
 
 @pytest.mark.parametrize(("name", "variant"), TOKENIZER_CASES)

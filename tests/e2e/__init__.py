@@ -1,0 +1,1 @@
+"""Tests of servers and commands as users run them."""
