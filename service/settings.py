@@ -180,7 +180,11 @@ class Settings(BaseSettings):
     max_wait_ms: float = Field(
         0.0, ge=0, le=10_000, description="Milliseconds that an idle device waits for a larger batch."
     )
-    queue_images: int = Field(512, ge=1, description="Maximum images in each queue of a front end (else 429).")
+    queue_images: int = Field(
+        512,
+        ge=1,
+        description="Maximum images in each queue of a front end. A request waits up to 2 seconds for room (else 429).",
+    )
     queue_bytes: int = Field(
         256 * MiB, ge=MiB, description="Maximum size in bytes of each queue of a front end (else 429)."
     )

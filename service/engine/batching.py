@@ -24,9 +24,10 @@ from typing import Any, Literal, TypedDict, cast
 import numpy as np
 import numpy.typing as npt
 
+from service.engine.admission import AdmissionQueue
 from service.engine.errors import DeadlineExceeded, EngineStopped
 from service.engine.jobs import Link, LinkDown
-from service.engine.lanes import LaneLimits
+from service.engine.lanes import Lane, LaneLimits
 from service.engine.protocol import (
     Decoded,
     Encoded,
@@ -108,6 +109,9 @@ class BatchingEngine:
         self._links = list(links)
         self._on_model_info = on_model_info
         self._queues = Queues(limits or LaneLimits(), observer or NullObserver(), clock, shared=shared)
+        self._admission = {
+            name: AdmissionQueue(lane, partial(self._free_images, lane)) for name, lane in self._queues.lanes.items()
+        }
         self._up: set[str] = set()
         self._down: dict[str, LinkDown] = {}
         self._state = EngineState(name="starting", reason="not started")
@@ -172,8 +176,18 @@ class BatchingEngine:
         """See ``Engine``."""
         return self._queues.snapshot()
 
-    def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
+    async def wait_for_room(self, lane: LaneName, *, deadline: float) -> None:
         """See ``Engine``."""
+        await self._wait_for_room(lane, 1, deadline)
+        with self._queues.wake:
+            self._queues.lanes[lane].check_room(1, 0, wait=self._expected_wait)
+
+    async def _wait_for_room(self, lane: LaneName, images: int, deadline: float) -> None:
+        await self._admission[lane].wait(images, deadline - self._queues.clock())
+
+    async def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
+        """See ``Engine``."""
+        await self._wait_for_room("encode", count, deadline)
         row_shape = (image_size, image_size, 3)
         request = self._admit("encode", [None] * count, image_size**2 * 3, deadline)
         return EncodeTicket(self, self._queues, request, row_shape)
@@ -181,6 +195,7 @@ class BatchingEngine:
     async def encode(self, images: Pixels, *, deadline: float) -> Encoded:
         """See ``Engine``."""
         _check(images, "images", dtype=np.uint8, ndim=4)
+        await self._wait_for_room("encode", len(images), deadline)
         request = self._admit("encode", [None] * len(images), images[:1].nbytes, deadline)
         self._queues.write(request.tasks, images)
         del images
@@ -189,6 +204,7 @@ class BatchingEngine:
     async def decode(self, tokens: Ids, *, deadline: float) -> Decoded:
         """See ``Engine``."""
         _check(tokens, "tokens", dtype=np.int64, ndim=2)
+        await self._wait_for_room("decode", len(tokens), deadline)
         request = self._admit("decode", list(tokens), tokens[:1].nbytes, deadline)
         return Decoded(images=await self.wait(request), timing=request.timing)
 
@@ -196,6 +212,7 @@ class BatchingEngine:
         self, items: Sequence[GenerateItem], *, deadline: float, on_step: StepCallback | None = None
     ) -> Generated:
         """See ``Engine``."""
+        await self._wait_for_room("generate", len(items), deadline)
         request = self._admit("generate", items, 0, deadline, on_step)
         return Generated(tokens=await self.wait(request), timing=request.timing)
 
@@ -258,6 +275,11 @@ class BatchingEngine:
             if not request.ended:
                 request.abandoned = True
                 self._queues.drop(request)
+
+    def _free_images(self, lane: Lane) -> int:
+        """Room in a lane, for requests that wait for it; they wait no longer when the engine admits none."""
+        with self._queues.wake:
+            return lane.free_images() if self._state.is_ready else lane.limits.max_images
 
     def _expected_wait(self) -> float:
         """Seconds until everything queued now is done, at the rate of recent batches."""

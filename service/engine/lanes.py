@@ -35,14 +35,16 @@ _WAITING: tuple[TaskState, ...] = ("queued", "prefetched")
 
 @dataclass(frozen=True, kw_only=True)
 class LaneLimits:
-    """Images per batch (None: the workers' own limit), images and bytes that may wait, and the seconds that an image may
-    wait for a batch to fill (0: an idle worker takes what is queued). The first three are at least 1.
+    """Images per batch (None: the workers' own limit), images and bytes that may wait, the seconds that an image may
+    wait for a batch to fill (0: an idle worker takes what is queued), and that a request may wait for room in a full lane.
+    The first three are at least 1.
     """
 
     max_batch_size: int | None = None
     max_images: int = 512
     max_bytes: int = 256 * 1024 * 1024
     max_wait: float = 0.0
+    admission_wait: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_images", "max_bytes"):
@@ -111,12 +113,18 @@ class Lane(ABC):
     def admit(
         self, request: EngineRequest, payloads: Sequence[Any], num_bytes: int, *, wait: Callable[[], float]
     ) -> None:
-        """Queues all images of a request, or none. Raises ``QueueFull``; ``wait`` estimates the seconds until there is
-        room.
-        """
+        """Queues all images of a request, or none. Raises as ``check_room`` does."""
+        self.check_room(len(payloads), num_bytes, wait=wait)
+        request.tasks = [ImageTask(request, index, payload, num_bytes) for index, payload in enumerate(payloads)]
+        for task in request.tasks:
+            self._set_state(task, "queued")
+        self._enqueue(request.tasks)
+
+    def check_room(self, images: int, num_bytes: int, *, wait: Callable[[], float]) -> None:
+        """Raises ``QueueFull`` if images of ``num_bytes`` each do not fit; ``wait`` estimates the seconds until they do."""
         bounds: tuple[tuple[RejectReason, int, int, int], ...] = (
-            ("images", len(payloads), self.queued_images, self.limits.max_images),
-            ("bytes", num_bytes * len(payloads), self.queued_bytes, self.limits.max_bytes),
+            ("images", images, self.queued_images, self.limits.max_images),
+            ("bytes", num_bytes * images, self.queued_bytes, self.limits.max_bytes),
         )
         # Both limits are checked before the current queue: a request that can never fit gets no retry time.
         for kind, requested, _, limit in bounds:
@@ -129,10 +137,10 @@ class Lane(ABC):
                 self._observer.rejected(self.name, kind)
                 message = f"The {self.name} queue is full ({held} of {limit} {kind})"
                 raise QueueFull(message, lane=self.name, limit=limit, retry_after=wait())
-        request.tasks = [ImageTask(request, index, payload, num_bytes) for index, payload in enumerate(payloads)]
-        for task in request.tasks:
-            self._set_state(task, "queued")
-        self._enqueue(request.tasks)
+
+    def free_images(self) -> int:
+        """How many more images may wait."""
+        return self.limits.max_images - self.queued_images if self.queued_bytes < self.limits.max_bytes else 0
 
     @abstractmethod
     def _enqueue(self, tasks: Sequence[ImageTask]) -> None: ...

@@ -166,7 +166,12 @@ class Engine(Protocol):
     def snapshot(self) -> EngineSnapshot:
         """How many images wait and are being processed."""
 
-    def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
+    async def wait_for_room(self, lane: LaneName, *, deadline: float) -> None:
+        """Waits a moment for room for an image in a full lane, or raises ``QueueFull``. For callers that have something
+        expensive to do first: the calls below wait themselves.
+        """
+
+    async def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
         """Reserves room for ``count`` images of S x S pixels before they are decoded."""
 
     async def encode(self, images: Pixels, *, deadline: float) -> Encoded:

@@ -14,6 +14,8 @@ from service.operations.tokenization import ImageTokenizer
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
+_ADMISSION_SECONDS = 2.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
@@ -62,4 +64,5 @@ def lane_limits(settings: Settings) -> LaneLimits:
         max_images=settings.queue_images,
         max_bytes=settings.queue_bytes,
         max_wait=settings.max_wait_ms / 1000,
+        admission_wait=_ADMISSION_SECONDS,
     )

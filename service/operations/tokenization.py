@@ -88,6 +88,14 @@ class ImageTokenizer:
         self._metrics = metrics
         self._in_progress: SingleFlight[TokenizedImage] = SingleFlight()
 
+    async def wait_for_room(self, deadline: float) -> None:
+        """Called before a body is read. Waits a moment for room in a full queue, or raises ``QueueFull``.
+
+        Does nothing with a cache, which may hold the images of the body.
+        """
+        if not self._is_cached:
+            await self._engine.wait_for_room("encode", deadline=deadline)
+
     async def tokenize(
         self, uploads: Sequence[Upload], *, space: KeySpace, deadline: float, timings: RequestTimings
     ) -> list[TokenizedImage]:
@@ -162,7 +170,7 @@ class ImageTokenizer:
         self, uploads: Sequence[Upload], *, deadline: float, timings: RequestTimings
     ) -> list[TokenizedImage]:
         """Tokens without the cache: decoding threads write pixels straight into the batch."""
-        with self._open_ticket(len(uploads), deadline) as ticket:
+        with await self._open_ticket(len(uploads), deadline) as ticket:
             sizes = await self._preprocessor.preprocess(uploads, timings, deadline=deadline, use=ticket.put)
             encoded = await ticket.result()
         timings.add_engine(encoded.timing)
@@ -230,7 +238,7 @@ class ImageTokenizer:
 
         encoded: Encoded | None = None
         # Admission first: a full queue refuses before any work is done.
-        with self._open_ticket(len(wanted), request.deadline) as ticket:
+        with await self._open_ticket(len(wanted), request.deadline) as ticket:
             sizes = await self._preprocessor.preprocess(
                 list(wanted.values()), timings, deadline=request.deadline, use=keep
             )
@@ -240,7 +248,7 @@ class ImageTokenizer:
             if len(new) == len(wanted):
                 encoded = await encode(ticket)
         if 0 < len(new) < len(wanted):
-            with self._open_ticket(len(new), request.deadline) as ticket:  # fewer images than were just released
+            with await self._open_ticket(len(new), request.deadline) as ticket:  # fewer images than were just released
                 encoded = await encode(ticket)
         if encoded is not None:
             timings.add_engine(encoded.timing)
@@ -255,8 +263,8 @@ class ImageTokenizer:
         )
         return dict(zip(wanted, images, strict=True))
 
-    def _open_ticket(self, count: int, deadline: float) -> EncodeTicket:
-        return self._engine.open_encode(count, image_size=self._models.info.image_size, deadline=deadline)
+    async def _open_ticket(self, count: int, deadline: float) -> EncodeTicket:
+        return await self._engine.open_encode(count, image_size=self._models.info.image_size, deadline=deadline)
 
     async def _get_many(
         self, keys: Sequence[bytes], result: Literal["hit", "pixels", "lookup"]

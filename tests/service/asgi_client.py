@@ -30,6 +30,7 @@ class AsgiClient:
             "server": ("127.0.0.1", 80),
             "state": {"request_id": "1"},
         }
+        self.messages_read = 0
         self._requests: asyncio.Queue[Message] = asyncio.Queue()
         self._requests.put_nowait({"type": "http.request", "body": body, "more_body": False})
         self._answers: asyncio.Queue[Message] = asyncio.Queue()
@@ -52,6 +53,7 @@ class AsgiClient:
         self._requests.put_nowait({"type": "http.disconnect"})
 
     async def receive(self) -> Message:
+        self.messages_read += 1
         return await self._requests.get()
 
     async def send(self, message: Message) -> None:

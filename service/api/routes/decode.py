@@ -63,6 +63,7 @@ async def decode(request: Request) -> Response:
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
+    await state.operations.engine.wait_for_room("decode", deadline=deadline)
     with timings.measure("read"):
         data = await read_body(request, seconds=state.settings.body_timeout)
     body, tokens = _parse(request, data, state)

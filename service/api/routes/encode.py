@@ -69,6 +69,7 @@ async def encode(request: Request) -> Response:
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
     media_type = choose_media_type(request.headers.get("accept"), ["application/json", OCTETS, PACKED_CODES])
+    await state.operations.tokenizer.wait_for_room(deadline)
     with timings.measure("read"):
         uploads = await read_uploads(request, seconds=state.settings.body_timeout, max_images=state.settings.max_images)
     await consume_quota(request, len(uploads))

@@ -85,6 +85,7 @@ async def generate(request: Request) -> Response:
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
+    await state.operations.engine.wait_for_room("generate", deadline=deadline)
     with timings.measure("read"):
         body = await read_json(request, GenerateRequest, seconds=state.settings.body_timeout)
     operations = state.operations

@@ -59,6 +59,7 @@ async def reconstruct(request: Request) -> Response:
     info, deadline = state.info, state.deadline(request)
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS])
     media_type = image_media_type(None) if answer == "application/json" else answer
+    await state.operations.tokenizer.wait_for_room(deadline)
     with timings.measure("read"):
         uploads = await read_uploads(request, seconds=state.settings.body_timeout, max_images=1)
     space = state.key_space(request)

@@ -179,7 +179,8 @@ async def test_a_full_queue_is_answered_with_429_and_a_time_to_come_back(held: S
     limits = {"queue_images": 2, "max_images": 2, "max_generate": 2, "max_batch_size": 1}
     async with service(held, **limits) as client, request(app_of(client), reader(n=2)):
         await until(client, lambda health: health["lanes"]["generate"]["queued_images"] == 1)
-        refused = await generate(client, n=2)
+        # It waits for room for half of its time.
+        refused = await generate(client, n=2, headers={"X-Request-Timeout-Ms": "200"})
         check_problem(refused, 429)
         assert int(refused.headers["retry-after"]) >= 1
 

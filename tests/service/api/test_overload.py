@@ -16,11 +16,13 @@ import pytest
 from PIL import Image
 
 from models.codes.code_format import CodeFormat
+from service.engine import Engine
 from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.operations.errors import InvalidArgument
 from service.operations.image_threads import ImageThreads
 from service.settings import Settings
 from tests.service.application import app_of, served, service, until
+from tests.service.asgi_client import AsgiClient, request
 
 pytestmark = pytest.mark.anyio
 
@@ -91,6 +93,10 @@ def lane_images(health: Any) -> tuple[int, int]:
     return lane["queued_images"], lane["active_images"]
 
 
+def post_decode(client: httpx.AsyncClient, token: int) -> asyncio.Future[httpx.Response]:
+    return asyncio.ensure_future(client.post("/v1/decode", json={"tokens": [[token] * 4]}))
+
+
 async def test_a_full_queue_is_answered_with_429_and_a_time_to_come_back() -> None:
     device = HeldDevice()
     async with service(device, queue_images=4, max_images=4, max_generate=4, max_batch_size=2) as client:
@@ -98,7 +104,9 @@ async def test_a_full_queue_is_answered_with_429_and_a_time_to_come_back() -> No
         for brightness in range(1, 6):  # one at the device, four in the queue
             waiting.append(asyncio.create_task(client.post("/v1/encode", content=picture(brightness), headers=PNG)))
             await until(client, lambda health, n=brightness: lane_images(health) == (n - 1, 1))
-        refused = await client.post("/v1/encode", content=picture(200), headers=PNG)
+        # It waits for room for half of its time.
+        hurried = {**PNG, "X-Request-Timeout-Ms": "200"}
+        refused = await client.post("/v1/encode", content=picture(200), headers=hurried)
         assert (await client.get("/healthz")).json()["requests"]["encode"] == len(waiting)
         assert refused.status_code == 429
         assert refused.json()["type"] == "urn:titok:problem:too-many-requests"
@@ -109,6 +117,25 @@ async def test_a_full_queue_is_answered_with_429_and_a_time_to_come_back() -> No
         assert (await client.get("/healthz")).json()["requests"]["encode"] == 0
         assert max(device.batches) <= 2
         assert (await client.post("/v1/encode", content=picture(200), headers=PNG)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["encode", "decode", "reconstruct"])
+async def test_no_body_is_read_for_a_refusal(path: str) -> None:
+    device = HeldDevice()
+    async with service(device, cache="off", queue_images=1, max_images=1, max_generate=1) as client:
+        busy = [post_decode(client, 1)]
+        await until(client, lambda health: health["lanes"]["decode"]["active_images"] == 1)
+        busy.append(post_decode(client, 2))
+        await until(client, lambda health: health["lanes"]["decode"]["queued_images"] == 1)
+        engine: Engine = app_of(client).state.api.operations.engine
+        with await engine.open_encode(1, image_size=8, deadline=time.monotonic() + 60):
+            asked = AsgiClient(path=f"/v1/{path}", headers={**PNG, "X-Request-Timeout-Ms": "100"}, body=b"")
+            async with request(app_of(client), asked) as answered:
+                assert (await asked.start())["status"] == 429
+                await answered
+            assert asked.messages_read == 0
+        device.release.set()
+        assert [answer.status_code for answer in await asyncio.gather(*busy)] == [200, 200]
 
 
 async def test_a_deadline_that_passes_is_answered_with_504() -> None:

@@ -29,6 +29,30 @@ async def test_a_full_queue_rejects_the_next_image(
     await asyncio.gather(first, *others)
 
 
+async def test_requests_wait_for_room_in_order_and_for_no_longer_than_allowed(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
+) -> None:
+    engine = await start(max_images=2, max_batch_size=1, admission_wait=60.0)
+    first = await busy(engine)
+    full = await submit(engine.encode(images(1), deadline=soon), engine.encode(images(2), deadline=soon))
+    waiting = await submit(*(engine.encode(images(value), deadline=soon) for value in (3, 4, 5)))
+    with pytest.raises(QueueFull):  # half of its time is over
+        await engine.wait_for_room("encode", deadline=soon - 3600 + 0.02)
+    assert not any(task.done() for task in waiting)
+    assert engine.snapshot().encode.queued_images == 2
+    device.release()
+    await asyncio.gather(first, *full, *waiting)
+    assert device.rows_of("encode")[1:] == [(1,), (2,), (3,), (4,), (5,)]
+    assert observer.rejections == {("encode", "images"): 1}
+
+
+async def test_a_request_larger_than_the_queue_does_not_wait_for_room(start: Start, soon: float) -> None:
+    engine = await start(max_images=2, admission_wait=60.0)
+    with pytest.raises(QueueFull) as refused:
+        await engine.encode(images(1, 2, 3), deadline=soon)
+    assert refused.value.retry_after is None
+
+
 async def test_a_full_queue_rejects_by_bytes(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:

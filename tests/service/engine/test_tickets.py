@@ -31,7 +31,7 @@ IMAGE_BYTES = images(0).nbytes
 async def test_images_written_in_any_order_have_results_in_request_order(start: Start, soon: float) -> None:
     engine = await start(max_batch_size=16)
     values = list(range(200))
-    with engine.open_encode(len(values), image_size=2, deadline=soon) as ticket, ThreadPoolExecutor(4) as threads:
+    with await engine.open_encode(len(values), image_size=2, deadline=soon) as ticket, ThreadPoolExecutor(4) as threads:
         for value in reversed(values):
             threads.submit(ticket.put, value, images(value)[0])
         encoded = await ticket.result()
@@ -40,9 +40,9 @@ async def test_images_written_in_any_order_have_results_in_request_order(start: 
 
 async def test_admission_is_refused_before_decoding(start: Start, observer: FakeObserver, soon: float) -> None:
     engine = await start(max_images=3)
-    with engine.open_encode(2, image_size=2, deadline=soon):
+    with await engine.open_encode(2, image_size=2, deadline=soon):
         with pytest.raises(QueueFull):
-            engine.open_encode(2, image_size=2, deadline=soon)
+            await engine.open_encode(2, image_size=2, deadline=soon)
         assert engine.snapshot().encode == LaneSnapshot(queued_images=2, queued_bytes=2 * IMAGE_BYTES, active_images=0)
     assert engine.snapshot().encode.queued_images == 0
     assert observer.rejections == {("encode", "images"): 1}
@@ -54,7 +54,7 @@ async def test_an_image_that_cannot_be_decoded_does_not_affect_others(
     engine = await start()
     first = await busy(engine)
     [other] = await submit(engine.encode(images(5), deadline=soon))
-    with engine.open_encode(3, image_size=2, deadline=soon) as ticket:
+    with await engine.open_encode(3, image_size=2, deadline=soon) as ticket:
         ticket.put(0, images(6)[0])  # the second image cannot be decoded
     ticket.put(2, images(7)[0])  # a decoding thread that runs late
     device.release()
@@ -67,14 +67,14 @@ async def test_an_image_that_cannot_be_decoded_does_not_affect_others(
 @pytest.mark.parametrize("pixels", [np.zeros((3, 2, 3), np.uint8), np.zeros((2, 2, 3), np.float32)])
 async def test_pixels_of_a_wrong_shape_or_type_raise_value_error(start: Start, soon: float, pixels: np.ndarray) -> None:
     engine = await start()
-    ticket = engine.open_encode(1, image_size=2, deadline=soon)
+    ticket = await engine.open_encode(1, image_size=2, deadline=soon)
     with ticket, pytest.raises(ValueError, match=r"uint8 \[2, 2, 3\] was announced"):
         ticket.put(0, pixels)
 
 
 async def test_a_request_whose_images_are_not_decoded_in_time_expires(start: Start, clock: FakeClock) -> None:
     engine = await start()
-    with engine.open_encode(2, image_size=2, deadline=clock.now + 0.001) as ticket:
+    with await engine.open_encode(2, image_size=2, deadline=clock.now + 0.001) as ticket:
         ticket.put(0, images(1)[0])
         with pytest.raises(DeadlineExceeded) as late:
             await ticket.result()
@@ -84,7 +84,7 @@ async def test_a_request_whose_images_are_not_decoded_in_time_expires(start: Sta
 
 async def test_a_drain_waits_for_images_that_are_still_being_decoded(start: Start, submit: Submit, soon: float) -> None:
     engine = await start()
-    with engine.open_encode(1, image_size=2, deadline=soon) as ticket:
+    with await engine.open_encode(1, image_size=2, deadline=soon) as ticket:
         [stopping] = await submit(engine.stop(10))
         ticket.put(0, images(3)[0])
         np.testing.assert_array_equal((await ticket.result()).tokens, tokens(3))
@@ -94,7 +94,7 @@ async def test_a_drain_waits_for_images_that_are_still_being_decoded(start: Star
 
 async def test_requests_still_decoding_fail_when_the_drain_is_over(start: Start, soon: float) -> None:
     engine = await start()
-    with engine.open_encode(1, image_size=2, deadline=soon) as ticket:
+    with await engine.open_encode(1, image_size=2, deadline=soon) as ticket:
         await engine.stop(0)
         ticket.put(0, images(3)[0])
         with pytest.raises(EngineStopped):
