@@ -22,7 +22,7 @@ import weights as filler
 
 GOLDEN = Path(__file__).parent / "golden"
 # Fixtures of a server that the tests of many files share: all of these tests run in one worker.
-SHARED_SERVERS = ("exact_server", "server")
+SHARED_SERVERS = ("exact_server", "server", "keyed_server")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and so do the processes that they start
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -38,6 +38,14 @@ class Server:
     url: str
     admin_url: str
     log: list[str] = field(default_factory=list)
+    # One for all questions: each new client reads all certificates of the system, which takes longer than an answer.
+    admin: httpx.Client = field(
+        default_factory=lambda: httpx.Client(
+            verify=False,  # noqa: S501  not TLS
+            timeout=START_SECONDS,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
+    )
 
     def wait_until_ready(self) -> None:
         self.until(lambda health: health["status"] == "ready")
@@ -52,7 +60,7 @@ class Server:
         return health
 
     def health(self) -> Any:
-        return httpx.get(f"{self.admin_url}/healthz", timeout=START_SECONDS).json()
+        return self.admin.get(f"{self.admin_url}/healthz").json()
 
     def child(self, name: str) -> Any:
         """What the health document says of a process, by its name."""
@@ -64,7 +72,7 @@ class Server:
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample, 0 if there is none."""
-        text = httpx.get(f"{self.admin_url}/metrics", timeout=START_SECONDS).text
+        text = self.admin.get(f"{self.admin_url}/metrics").text
         samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
         return sum(sample.value for sample in samples if (sample.name, sample.labels) == (name, labels))
 
@@ -115,6 +123,7 @@ def end(server: Server) -> None:
     finally:
         server.process.kill()
         server.process.wait()
+        server.admin.close()
         if server.process.stdout is not None:
             server.process.stdout.close()
 
@@ -136,8 +145,8 @@ def access_line(server: Server, request_id: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
-    """The service with its default settings and the shipped checkpoint, ready."""
-    started = start_server()
+    """The service with the shipped checkpoint, ready; a slow machine needs more time than the default for 256 steps."""
+    started = start_server(request_timeout="600")
     started.wait_until_ready()
     yield started
     end(started)
@@ -147,6 +156,15 @@ def server() -> Iterator[Server]:
 def exact_server() -> Iterator[Server]:
     """In float32: in bfloat16 an image's last bits depend on how it is computed, and JPEG makes half a level of them."""
     started = start_server(dtype="float32")
+    started.wait_until_ready()
+    yield started
+    end(started)
+
+
+@pytest.fixture(scope="package")
+def keyed_server() -> Iterator[Server]:
+    """A ready service that answers those who send ``first-key`` or ``second-key``."""
+    started = start_server(max_batch_size="4", api_keys="first-key, second-key")
     started.wait_until_ready()
     yield started
     end(started)

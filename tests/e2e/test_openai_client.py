@@ -102,11 +102,9 @@ def test_what_cannot_be_done_is_refused_in_the_clients_own_words(
     assert raised.value.body["message"] == raised.value.response.json()["detail"]
 
 
-def test_a_key_is_asked_for_in_the_clients_own_words(serve: Any) -> None:
-    keyed = serve(api_keys="s3cret")
-    keyed.wait_until_ready()
-    for key, is_known in (("wrong", False), ("s3cret", True)):
-        with openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=key, max_retries=0) as client:
+def test_a_key_is_asked_for_in_the_clients_own_words(keyed_server: Server) -> None:
+    for key, is_known in (("wrong", False), ("first-key", True)):
+        with openai.OpenAI(base_url=f"{keyed_server.url}/v1", api_key=key, max_retries=0) as client:
             if is_known:
                 assert client.images.generate(prompt="cat").data
                 continue
