@@ -26,6 +26,7 @@ PHOTOGRAPH = DEPLOY.parent / "docs" / "images" / "photograph.jpg"
 # Only workers on a GPU tell of these.
 OF_GPUS = ("titok_gpu_",)
 START_SECONDS = 90
+SCRAPE_SECONDS = 1
 
 
 def rules(name: str) -> list[dict[str, Any]]:
@@ -67,7 +68,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
     server = start_server(max_batch_size="4")
     server.wait_until_ready()
     configuration = yaml.safe_load((RULES / "prometheus.yml").read_text())
-    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    configuration["global"] = dict.fromkeys(("scrape_interval", "evaluation_interval"), f"{SCRAPE_SECONDS}s")
     [service, _] = configuration["scrape_configs"]
     service["static_configs"] = [{"targets": [server.admin_url.removeprefix("http://")]}]
     configuration["scrape_configs"] = [service]
@@ -86,6 +87,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
         with httpx.Client(base_url=f"http://{address}", timeout=30) as client:
             deadline = time.monotonic() + START_SECONDS
             while not _has_counted(client, server.url):
+                time.sleep(SCRAPE_SECONDS)
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline, (folder / "log").read_text()
             yield client
@@ -98,10 +100,11 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
 def _has_counted(client: httpx.Client, url: str) -> bool:
     """Sends a request of each kind, and says whether every rule has recorded something since."""
     photograph = PHOTOGRAPH.read_bytes()
-    code = httpx.post(f"{url}/v1/encode", content=photograph, headers={"Content-Type": "image/jpeg"}, timeout=60)
-    tokens = code.raise_for_status().json()["data"][0]["tokens"]
-    httpx.post(f"{url}/v1/decode", json={"tokens": [tokens]}, timeout=60).raise_for_status()
-    httpx.post(f"{url}/v1/generate", json={"class": 0, "n": 1, "steps": 2}, timeout=60).raise_for_status()
+    with httpx.Client(base_url=url, timeout=60) as service:
+        code = service.post("/v1/encode", content=photograph, headers={"Content-Type": "image/jpeg"})
+        tokens = code.raise_for_status().json()["data"][0]["tokens"]
+        service.post("/v1/decode", json={"tokens": [tokens]}).raise_for_status()
+        service.post("/v1/generate", json={"class": 0, "n": 1, "steps": 2}).raise_for_status()
     try:
         return bool(ask(client, 'rate(titok_batch_images_count{op="generate"}[1m]) > 0')) and all(
             ask(client, rule["record"]) for rule in rules("recording.yml")
