@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from models.preprocess import PREPROCESSING_VERSION
-from service.bulk.batches import PipelineOptions
 from service.bulk.destination import RunSettings
-from service.bulk.entries import Source
 from service.bulk.errors import BulkError
+from service.bulk.job import Job
 
 if TYPE_CHECKING:
     from models.tokenizer import Tokenizer
@@ -17,13 +16,13 @@ VERSION = 1
 LARGEST_CODEBOOK = 1 << 16
 
 
-def settings_of(source: Source, tokenizer: Tokenizer, options: PipelineOptions, format_name: str) -> RunSettings:
+def settings_of(job: Job, tokenizer: Tokenizer) -> RunSettings:
     """Everything that determines the bytes of the output. Raises ``BulkError`` if the token ids do not fit uint16."""
     if not tokenizer.is_discrete:
         raise BulkError(f"{tokenizer.name} is a VAE: its tokens are vectors, not ids")
     if tokenizer.codebook_size > LARGEST_CODEBOOK:
         raise BulkError(f"{tokenizer.name} has {tokenizer.codebook_size} codes; uint16 holds {LARGEST_CODEBOOK}")
-    encoder = tokenizer.precision.encoder
+    source, encoder = job.source, tokenizer.precision.encoder
     return {
         "version": VERSION,
         "source": {
@@ -43,17 +42,17 @@ def settings_of(source: Source, tokenizer: Tokenizer, options: PipelineOptions, 
         },
         "preprocessing": {
             "version": PREPROCESSING_VERSION,
-            "crops": options.crops.mode,
-            "flip": options.crops.flip,
-            "views": options.crops.count,
-            "max_pixels": options.max_pixels,
+            "crops": job.crops.mode,
+            "flip": job.crops.flip,
+            "views": job.crops.count,
+            "max_pixels": job.max_pixels,
         },
         "computed_in": {
             "dtype": encoder.name,
             # Below float32 the other images of a batch may change a token.
-            "batch_size": None if encoder.is_batch_invariant else options.batch_images * options.crops.count,
+            "batch_size": None if encoder.is_batch_invariant else job.batch_images * job.crops.count,
         },
-        "output": {"format": format_name, "dtype": "uint16", "shard_images": options.shard_images},
+        "output": {"format": job.format, "dtype": "uint16", "shard_images": job.shard_images},
     }
 
 

@@ -33,9 +33,10 @@ from service.bulk.destination import Destination, MissingShards, RunSettings
 from service.bulk.entries import Part, Position
 from service.bulk.errors import BulkError
 from service.bulk.formats import Layout, check_format, files_of
+from service.bulk.job import Job, Result
 from service.bulk.manifest import settings_of
 from service.bulk.pipeline import Progress, tokenize_entries
-from service.bulk.run import Job, Result, complete, load_tokenizer_of, with_resume_hint
+from service.bulk.run import complete, load_tokenizer_of, with_resume_hint
 from service.bulk.shards import ShardFiles, shard_starts
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
@@ -125,8 +126,8 @@ def _actor_pool(job: Job, actors: int) -> _ActorPool:
 
 def _settings(job: Job, cores: int) -> RunSettings:
     torch.set_num_threads(cores)
-    tokenizer, options = load_tokenizer_of(job)
-    return settings_of(job.source, tokenizer, options, job.format)
+    tokenizer, job = load_tokenizer_of(job)
+    return settings_of(job, tokenizer)
 
 
 def _shards(job: Job, settings: RunSettings, pool: _ActorPool, missing: list[MissingShards]) -> Iterator[ShardFiles]:
@@ -175,13 +176,12 @@ class ShardActor:
 
     def __init__(self, job: Job, settings: RunSettings, cores: int) -> None:
         torch.set_num_threads(cores)
-        self._job = job
-        self._tokenizer, self._options = load_tokenizer_of(job)
-        if settings_of(job.source, self._tokenizer, self._options, job.format) != settings:
+        self._tokenizer, self._job = load_tokenizer_of(job)
+        if settings_of(self._job, self._tokenizer) != settings:
             raise BulkError(
                 f"{job.tokenizer} differs between nodes: install the same weights and version of titok-service on each"
             )
-        self._layout = Layout(self._options.crops.count, self._tokenizer.num_tokens, job.source.labels)
+        self._layout = Layout(job.crops.count, self._tokenizer.num_tokens, job.source.labels)
 
     def __call__(self, row: Columns) -> Columns:
         """``number``, ``part`` and ``offset`` of one shard -> ``result``: its ``ShardFiles``, or the exception that was
@@ -195,6 +195,6 @@ class ShardActor:
         return {"result": np.array([pickle.dumps(result)], dtype=object)}
 
     def _files(self, number: int, start: Position) -> ShardFiles:
-        entries = islice(self._job.source.entries(start), self._options.shard_images)
-        (shard,) = tokenize_entries(entries, self._tokenizer, self._options, first_shard=number)
+        entries = islice(self._job.source.entries(start), self._job.shard_images)
+        (shard,) = tokenize_entries(entries, self._tokenizer, self._job, first_shard=number)
         return files_of(shard, self._job.format, self._layout)

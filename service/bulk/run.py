@@ -5,72 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import torch
 
 from models.runtime.cuda_graphs import CudaRecorder
 from models.tokenizer import Tokenizer, load_tokenizer
-from service.bulk.batches import PipelineOptions
-from service.bulk.crops import Crops
 from service.bulk.destination import Destination, RunSettings
-from service.bulk.entries import Source
 from service.bulk.errors import BulkError
 from service.bulk.formats import Layout, check_format, files_of
+from service.bulk.job import Job, Result
 from service.bulk.manifest import manifest_of, settings_of
 from service.bulk.pipeline import Progress, tokenize_entries
 from service.bulk.shards import Shard
-from service.cpu_quota import usable_cores
 from service.inference.calibration import calibrate
-
-_CPU_BATCH, _GPU_BATCH = 16, 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """The options of ``titok tokenize``. ``batch_size`` 0: depends on the device; ``threads`` 0: one per core."""
-
-    source: Source
-    destination: Path
-    tokenizer: str
-    weights: str | None
-    device: str
-    dtype: str
-    format: str
-    crops: Crops
-    shard_images: int
-    batch_size: int
-    threads: int
-    max_pixels: int
-
-    def options(self, device: torch.device) -> PipelineOptions:
-        """The options of the pipeline on a device."""
-        return PipelineOptions(
-            crops=self.crops,
-            shard_images=self.shard_images,
-            batch_size=self.batch_size or (_CPU_BATCH if device.type == "cpu" else _GPU_BATCH),
-            threads=self.threads or usable_cores(),
-            max_pixels=self.max_pixels,
-        )
-
-
-@dataclass(frozen=True)
-class Result:
-    """Counts of everything in the destination, whichever run wrote it."""
-
-    images: int
-    broken: int
-    shards: int
 
 
 def run_job(job: Job, *, progress: Progress | None = None) -> Result:
     """Makes the missing shards. Raises ``BulkError``, and what loading the tokenizer raises."""
     check_format(job.format)
-    tokenizer, options = load_tokenizer_of(job)
+    tokenizer, job = load_tokenizer_of(job)
     with with_resume_hint(job):
-        return tokenize_source(job, tokenizer, options, progress=progress)
+        return tokenize_source(job, tokenizer, progress=progress)
 
 
 @contextmanager
@@ -85,8 +41,8 @@ def with_resume_hint(job: Job) -> Iterator[None]:
         ) from error
 
 
-def load_tokenizer_of(job: Job) -> tuple[Tokenizer, PipelineOptions]:
-    """Loads the tokenizer on its device, prepared for batches of the job's size."""
+def load_tokenizer_of(job: Job) -> tuple[Tokenizer, Job]:
+    """Loads the tokenizer on its device, prepared for batches of the job's size; the job has the device's defaults."""
     name = job.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -94,22 +50,20 @@ def load_tokenizer_of(job: Job) -> tuple[Tokenizer, PipelineOptions]:
         device = torch.device(name)
     except RuntimeError:
         raise BulkError(f"{name!r} is not a device: use auto, cpu, cuda or cuda:N") from None
-    options = job.options(device)
-    batch = options.batch_images * options.crops.count
+    job = job.on(device.type)
+    batch = job.batch_images * job.crops.count
     tokenizer = load_tokenizer(job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         tokenizer.encoder.record({1, batch}, CudaRecorder(device))
     # On a CPU each core encodes batches of its own.
     calibrate(tokenizer, batch, threads=1 if device.type == "cpu" else None)
-    return tokenizer, options
+    return tokenizer, job
 
 
-def tokenize_source(
-    job: Job, tokenizer: Tokenizer, options: PipelineOptions, *, progress: Progress | None = None
-) -> Result:
+def tokenize_source(job: Job, tokenizer: Tokenizer, *, progress: Progress | None = None) -> Result:
     """Makes the missing shards with a loaded tokenizer."""
-    layout = Layout(options.crops.count, tokenizer.num_tokens, job.source.labels)
+    layout = Layout(job.crops.count, tokenizer.num_tokens, job.source.labels)
 
     def make(destination: Destination) -> None:
         def write(shard: Shard) -> None:
@@ -120,17 +74,15 @@ def tokenize_source(
             for missing in destination.missing:
                 entries = job.source.entries(missing.start)
                 if missing.shards is not None:
-                    entries = islice(entries, missing.shards * options.shard_images)
-                for shard in tokenize_entries(
-                    entries, tokenizer, options, first_shard=missing.first, progress=progress
-                ):
+                    entries = islice(entries, missing.shards * job.shard_images)
+                for shard in tokenize_entries(entries, tokenizer, job, first_shard=missing.first, progress=progress):
                     if writing is not None:
                         writing.result()
                     writing = writer.submit(write, shard)
             if writing is not None:
                 writing.result()
 
-    return complete(job, settings_of(job.source, tokenizer, options, job.format), make, progress=progress)
+    return complete(job, settings_of(job, tokenizer), make, progress=progress)
 
 
 def complete(

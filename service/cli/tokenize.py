@@ -13,7 +13,7 @@ from service.cli.terminal import SOME_BROKEN, image_progress, say
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.bulk.run import Job, Result
+    from service.bulk.job import Job, Result
 
 
 class Format(StrEnum):
@@ -90,7 +90,7 @@ def tokenize(
     Broken images are skipped and listed in DEST/errors.jsonl; the exit code is then 3.
     """
     from service.bulk.crops import Crops
-    from service.bulk.run import Job  # torch is slow to import
+    from service.bulk.job import Job
     from service.bulk.sources import open_source
 
     settings = Settings()

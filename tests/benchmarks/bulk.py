@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 from models import Tokenizer
-from service.bulk.batches import PipelineOptions
 from service.bulk.crops import Crops
-from service.bulk.run import Job, load_tokenizer_of, tokenize_source
+from service.bulk.job import Job
+from service.bulk.run import load_tokenizer_of, tokenize_source
 from service.bulk.sources import open_source
 from service.cpu_quota import usable_cores
 from service.imaging.decoding import decode_image
@@ -38,8 +38,8 @@ RUNS, RAY_SHARD = 7, 64
 
 def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
     """Prints a line for each method."""
-    job, tokenizer, options = _prepare(count, device, batch_size, folder)
-    methods = _methods(job, tokenizer, options)
+    job, tokenizer = _prepare(count, device, batch_size, folder)
+    methods = _methods(job, tokenizer)
     rates: dict[str, list[float]] = {name: [] for name in methods}
     cpu = dict.fromkeys(methods, math.inf)
     for _ in range(RUNS):
@@ -64,7 +64,7 @@ def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
         print(line)
 
 
-def _prepare(count: int, device: str, batch_size: int, folder: Path) -> tuple[Job, Tokenizer, PipelineOptions]:
+def _prepare(count: int, device: str, batch_size: int, folder: Path) -> tuple[Job, Tokenizer]:
     """A job over ``count`` images of the model's size, and the loaded model."""
     source = folder / "images.tar"
     job = Job(
@@ -81,32 +81,32 @@ def _prepare(count: int, device: str, batch_size: int, folder: Path) -> tuple[Jo
         threads=usable_cores(),
         max_pixels=40_000_000,
     )
-    tokenizer, options = load_tokenizer_of(job)
+    tokenizer, job = load_tokenizer_of(job)
     _shard(source, count, tokenizer.image_size)
-    return dataclasses.replace(job, source=open_source(str(source))), tokenizer, options
+    return dataclasses.replace(job, source=open_source(str(source))), tokenizer
 
 
-def _methods(job: Job, tokenizer: Tokenizer, options: PipelineOptions) -> dict[str, Callable[[], None]]:
+def _methods(job: Job, tokenizer: Tokenizer) -> dict[str, Callable[[], None]]:
     """The bare model on pixels in memory, the same with decoding, and the whole command; the model is warmed up."""
     files = [entry.read() for part in job.source.parts for entry in part.entries(0)]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files])
-    batches = range(0, len(files), options.batch_size)
+    batches = range(0, len(files), job.batch_size)
     runs = iter(range(100))
 
     def bare() -> None:
         for first in batches:
-            tokenizer.encode(pixels[first : first + options.batch_size])
+            tokenizer.encode(pixels[first : first + job.batch_size])
 
     def bare_with_decoding() -> None:
         for first in batches:
-            chosen = [decode_image(data, limits=MediaLimits()) for data in files[first : first + options.batch_size]]
+            chosen = [decode_image(data, limits=MediaLimits()) for data in files[first : first + job.batch_size]]
             tokenizer.encode(np.stack([np.asarray(image.image) for image in chosen]))
 
     def command() -> None:
         folder = job.destination.with_name(f"tokens-{next(runs)}")
-        tokenize_source(dataclasses.replace(job, destination=folder), tokenizer, options)
+        tokenize_source(dataclasses.replace(job, destination=folder), tokenizer)
 
-    tokenizer.encode(pixels[: options.batch_size])
+    tokenizer.encode(pixels[: job.batch_size])
     return {"bare model": bare, "bare model, decoding first": bare_with_decoding, "titok tokenize": command}
 
 

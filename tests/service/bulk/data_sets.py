@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from service.bulk.crops import Crops
 from service.bulk.destination import Destination
 from service.bulk.entries import Source
+from service.bulk.job import Job, Result
 from service.bulk.pipeline import Progress
-from service.bulk.run import Job, Result, tokenize_source
+from service.bulk.run import tokenize_source
 from service.bulk.shards import ShardFiles
 from service.bulk.sources import open_source
 from tests.tiny_models import tiny_tokenizer
@@ -138,7 +138,7 @@ def job(source: Source | Path | str, destination: Path, **changes: Any) -> Job:
 
 
 def run(asked: Job, *, progress: Progress | None = None, **tokenizer: Any) -> Result:
-    return tokenize_source(asked, tiny_tokenizer(**tokenizer), asked.options(torch.device("cpu")), progress=progress)
+    return tokenize_source(asked, tiny_tokenizer(**tokenizer), progress=progress)
 
 
 class Killed(BaseException):

@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from models.tokenizer import Tokenizer
-from service.bulk.batches import PipelineOptions
 from service.bulk.crops import Crops
-from service.bulk.entries import Entry, Position
-from service.bulk.pipeline import OpenPipeline, cpu_pipeline, gpu_pipeline, tokenize_entries
+from service.bulk.entries import Entry, Position, Source
+from service.bulk.pipeline import Pipeline, cpu_pipeline, gpu_pipeline, tokenize_entries
 from tests.service.bulk.data_sets import COUNT, broken_images, folder_of, images, job
 from tests.tiny_models import tiny_tokenizer
 
 BOTH = pytest.mark.parametrize("pipeline", [cpu_pipeline, gpu_pipeline], ids=["cpu", "gpu"])
-OPTIONS = PipelineOptions(crops=Crops(), shard_images=5, batch_size=2, threads=2, max_pixels=1_000_000)
+JOB = job(Source("", "folder", (), ""), Path())
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +33,7 @@ def entries(files: list[bytes]) -> Iterator[tuple[Position, Entry]]:
 
 @pytest.mark.parametrize("crops", [Crops(), Crops(flip=True), Crops("ten")], ids=["centre", "flip", "ten"])
 def test_both_pipelines_make_the_same_shards(crops: Crops, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    source = job(folder_of(tmp_path, broken_images()), tmp_path / "tokens").source
-    options = PipelineOptions(crops=crops, shard_images=5, batch_size=20, threads=3, max_pixels=1_000_000)
+    asked = job(folder_of(tmp_path, broken_images()), tmp_path / "tokens", crops=crops, batch_size=20, threads=3)
     seen: list[tuple[int, int]] = []
 
     def count(done: int, broken: int) -> None:
@@ -46,12 +44,12 @@ def test_both_pipelines_make_the_same_shards(crops: Crops, tokenizer: Tokenizer,
         seen.clear()
         shards = list(
             tokenize_entries(
-                source.entries(Position(0, 0)),
+                asked.source.entries(Position(0, 0)),
                 tokenizer,
-                options,
+                asked,
                 first_shard=7,
                 progress=count,
-                open_pipeline=pipeline,
+                pipeline=pipeline,
             )
         )
         assert [shard.number for shard in shards] == [7, 8, 9, 10, 11]
@@ -77,13 +75,13 @@ def test_the_cpu_pipeline_runs_as_many_threads_as_configured(tokenizer: Tokenize
         (position, Entry(entry.key, None, partial(together, entry.read()))) for position, entry in entries(images())
     )
     before = torch.get_num_threads()
-    assert sum(len(shard.rows) for shard in tokenize_entries(given, tokenizer, OPTIONS)) == COUNT
+    assert sum(len(shard.rows) for shard in tokenize_entries(given, tokenizer, JOB)) == COUNT
     assert len(at_work) == 2
     assert torch.get_num_threads() == before
 
 
 @BOTH
-def test_read_ahead_is_bounded(pipeline: OpenPipeline, tokenizer: Tokenizer) -> None:
+def test_read_ahead_is_bounded(pipeline: Pipeline, tokenizer: Tokenizer) -> None:
     read = 0
 
     def endless() -> Iterator[tuple[Position, Entry]]:
@@ -93,7 +91,7 @@ def test_read_ahead_is_bounded(pipeline: OpenPipeline, tokenizer: Tokenizer) -> 
             read += 1
             yield Position(0, read), Entry(str(read), None, partial(bytes, data))
 
-    shards = tokenize_entries(endless(), tokenizer, OPTIONS, open_pipeline=pipeline)
+    shards = tokenize_entries(endless(), tokenizer, JOB, pipeline=pipeline)
     next(shards)
     shards.close()
     assert read < 40
@@ -103,27 +101,21 @@ def test_read_ahead_is_bounded(pipeline: OpenPipeline, tokenizer: Tokenizer) -> 
 
 
 @BOTH
-def test_errors_of_the_source_are_raised(pipeline: OpenPipeline, tokenizer: Tokenizer) -> None:
+def test_errors_of_the_source_are_raised(pipeline: Pipeline, tokenizer: Tokenizer) -> None:
     def failing() -> Iterator[tuple[Position, Entry]]:
         yield from entries(images(15))
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(tokenize_entries(failing(), tokenizer, OPTIONS, open_pipeline=pipeline))
+        list(tokenize_entries(failing(), tokenizer, JOB, pipeline=pipeline))
     with pytest.raises(RuntimeError, match="no such file"):
-        list(
-            tokenize_entries(
-                iter([(Position(0, 1), Entry("a", None, _fail))]), tokenizer, OPTIONS, open_pipeline=pipeline
-            )
-        )
+        list(tokenize_entries(iter([(Position(0, 1), Entry("a", None, _fail))]), tokenizer, JOB, pipeline=pipeline))
 
 
 @BOTH
-def test_no_entries_make_no_shard_and_broken_entries_an_empty_shard(
-    pipeline: OpenPipeline, tokenizer: Tokenizer
-) -> None:
-    assert list(tokenize_entries(iter([]), tokenizer, OPTIONS, open_pipeline=pipeline)) == []
-    (shard,) = tokenize_entries(entries([b"", b"broken", b"\xff\xd8\xff"]), tokenizer, OPTIONS, open_pipeline=pipeline)
+def test_no_entries_make_no_shard_and_broken_entries_an_empty_shard(pipeline: Pipeline, tokenizer: Tokenizer) -> None:
+    assert list(tokenize_entries(iter([]), tokenizer, JOB, pipeline=pipeline)) == []
+    (shard,) = tokenize_entries(entries([b"", b"broken", b"\xff\xd8\xff"]), tokenizer, JOB, pipeline=pipeline)
     assert (shard.rows, [broken.key for broken in shard.broken]) == ([], ["0000", "0001", "0002"])
 
 
