@@ -1,4 +1,4 @@
-"""Parser of a checkpoint's ``config.json`` into network configurations.
+"""Network configurations in a checkpoint's ``config.json``, read and written.
 
 Published files contain the whole training configuration, sometimes with unresolved interpolations such as
 ``${model.vq_model.codebook_size}``. Defaults for keys that old files lack follow the published code (1d-tokenizer, commit
@@ -9,14 +9,94 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from models.errors import ConfigError
 from models.networks.generator import GeneratorConfig
-from models.networks.titok import SIZES, TiTokConfig, TransformerSize
+from models.networks.titok import SIZES, TiTokConfig
+
+T = TypeVar("T")
 
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+_TOKENIZER_KEYS = {
+    "image_size": "dataset.preprocessing.crop_size",
+    "encoder": "model.vq_model.vit_enc_model_size",
+    "decoder": "model.vq_model.vit_dec_model_size",
+    "encoder_patch_size": "model.vq_model.vit_enc_patch_size",
+    "decoder_patch_size": "model.vq_model.vit_dec_patch_size",
+    **{
+        name: f"model.vq_model.{name}"
+        for name in (
+            *("codebook_size", "token_size", "use_l2_norm", "num_latent_tokens", "quantize_mode", "is_legacy"),
+            *("finetune_decoder", "commitment_cost"),
+            *("pixel_head", "pixel_head_channels", "pixel_head_blocks", "pixel_head_noise"),
+        )
+    },
+}
+_GENERATOR_KEYS = {
+    "codebook_size": "model.vq_model.codebook_size",
+    **{
+        name: f"model.generator.{name}"
+        for name in (
+            *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+            *("image_seq_len", "condition_num_classes"),
+        )
+    },
+}
+
+
+def tokenizer_config(root: Mapping[str, Any]) -> TiTokConfig:
+    """Network configuration from a tokenizer's ``config.json``. Raises ``ConfigError``."""
+    return _parse(TiTokConfig, root, _TOKENIZER_KEYS)
+
+
+def generator_config(root: Mapping[str, Any], *, model_type: Literal["ViT", "UViT"] | None = None) -> GeneratorConfig:
+    """Network configuration from a generator's ``config.json``; ``model_type`` is the default. Raises ``ConfigError``."""
+    return _parse(GeneratorConfig, root, _GENERATOR_KEYS, **({} if model_type is None else {"model_type": model_type}))
+
+
+def config_document(tokenizer: TiTokConfig, generator: GeneratorConfig | None = None) -> dict[str, Any]:
+    """The ``config.json`` of these networks, with the keys of the published ones."""
+    values = {path: asdict(tokenizer)[name] for name, path in _TOKENIZER_KEYS.items()}
+    if generator is not None:
+        values |= {path: asdict(generator)[name] for name, path in _GENERATOR_KEYS.items()}
+    document: dict[str, Any] = {}
+    for path, value in values.items():
+        *sections, key = path.split(".")
+        section = document
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[key] = value
+    return document
+
+
+def class_names(root: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The class names of a generator, by id; None if ``config.json`` has none."""
+    return _names(root, "model.generator.classes")
+
+
+def class_sources(root: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The class names of a generator's training data, by id; None if ``config.json`` has none."""
+    return _names(root, "model.generator.sources")
+
+
+def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with names of sizes such as ``base`` replaced by the sizes."""
+    return {name: SIZES.get(value, value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _parse(kind: type[T], root: Mapping[str, Any], keys: Mapping[str, str], **defaults: Any) -> T:
+    """A configuration of the values at ``keys``, by field; fields without a value have their defaults."""
+    values = {name: value for name, path in keys.items() if (value := _lookup(root, path)) is not None}
+    try:
+        return TypeAdapter(kind).validate_python({**defaults, **with_sizes(values)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join([keys[str(name)] if name in keys else str(name) for name in first["loc"]])
+        raise ConfigError(f"config key {path!r}: {first['msg']}, not {first['input']!r}") from None
 
 
 def _lookup(root: Mapping[str, Any], path: str) -> Any:
@@ -30,93 +110,6 @@ def _lookup(root: Mapping[str, Any], path: str) -> Any:
             return value
         path, value = match[1], root
     raise ConfigError(f"config key {path!r} refers to itself")
-
-
-def _number(root: Mapping[str, Any], path: str, default: int | None = None) -> int:
-    value = _lookup(root, path)
-    if value is None and default is not None:
-        return default
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"config key {path!r} is {value!r}, not a whole number") from None
-
-
-def _size(root: Mapping[str, Any], path: str) -> TransformerSize:
-    value = _lookup(root, path)
-    if isinstance(value, str) and value in SIZES:
-        return SIZES[value]
-    if isinstance(value, Mapping) and set(value) == {field.name for field in fields(TransformerSize)}:
-        return TransformerSize(**{name: int(number) for name, number in value.items()})
-    raise ConfigError(
-        f"config key {path!r} is {value!r}: expected one of {', '.join(SIZES)}, or width, layers and heads"
-    )
-
-
-def tokenizer_config(root: Mapping[str, Any]) -> TiTokConfig:
-    """Network configuration from a tokenizer's ``config.json``. Raises ``ConfigError``."""
-    model = "model.vq_model"
-
-    def switch(name: str, default: Any) -> Any:
-        value = _lookup(root, f"{model}.{name}")
-        return default if value is None else value
-
-    mode = switch("quantize_mode", "vq")
-    if mode not in ("vq", "vae"):
-        raise ConfigError(f"config key '{model}.quantize_mode' is {mode!r}: expected vq or vae")
-    try:
-        return TiTokConfig(
-            image_size=_number(root, "dataset.preprocessing.crop_size", 256),
-            encoder=_size(root, f"{model}.vit_enc_model_size"),
-            decoder=_size(root, f"{model}.vit_dec_model_size"),
-            encoder_patch_size=_number(root, f"{model}.vit_enc_patch_size", 16),
-            decoder_patch_size=_number(root, f"{model}.vit_dec_patch_size", 16),
-            num_latent_tokens=_number(root, f"{model}.num_latent_tokens"),
-            quantize_mode=mode,
-            codebook_size=_number(root, f"{model}.codebook_size", None if mode == "vq" else 4096),
-            token_size=_number(root, f"{model}.token_size"),
-            use_l2_norm=bool(switch("use_l2_norm", False)),
-            commitment_cost=float(switch("commitment_cost", 0.25)),
-            is_legacy=bool(switch("is_legacy", True)),
-            finetune_decoder=bool(switch("finetune_decoder", True)),
-            pixel_head=switch("pixel_head", "linear"),
-            pixel_head_channels=_number(root, f"{model}.pixel_head_channels", 64),
-            pixel_head_blocks=_number(root, f"{model}.pixel_head_blocks", 1),
-            pixel_head_noise=_number(root, f"{model}.pixel_head_noise", 0),
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def generator_config(root: Mapping[str, Any], *, model_type: Literal["ViT", "UViT"] | None = None) -> GeneratorConfig:
-    """Network configuration from a generator's ``config.json``; ``model_type`` is the default. Raises ``ConfigError``."""
-    model = "model.generator"
-    kind = _lookup(root, f"{model}.model_type") or model_type
-    if kind not in ("ViT", "UViT"):
-        raise ConfigError(f"config key '{model}.model_type' is {kind!r}: expected ViT or UViT")
-    try:
-        return GeneratorConfig(
-            model_type=kind,
-            image_seq_len=_number(root, f"{model}.image_seq_len"),
-            codebook_size=_number(root, "model.vq_model.codebook_size"),
-            condition_num_classes=_number(root, f"{model}.condition_num_classes", 1000),
-            hidden_size=_number(root, f"{model}.hidden_size", 768),
-            num_hidden_layers=_number(root, f"{model}.num_hidden_layers", 24),
-            num_attention_heads=_number(root, f"{model}.num_attention_heads", 16),
-            intermediate_size=_number(root, f"{model}.intermediate_size", 3072),
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def class_names(root: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The class names of a generator, by id; None if ``config.json`` has none."""
-    return _names(root, "model.generator.classes")
-
-
-def class_sources(root: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The class names of a generator's training data, by id; None if ``config.json`` has none."""
-    return _names(root, "model.generator.sources")
 
 
 def _names(root: Mapping[str, Any], path: str) -> tuple[str, ...] | None:

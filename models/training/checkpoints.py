@@ -12,7 +12,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from models.atomic_files import write_atomically
-from models.networks.titok import TiTokConfig
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -35,21 +34,3 @@ def save_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Ten
     write_atomically(folder / "model.safetensors", lambda file: file.write(save(halves)))
     text = json.dumps(config, indent=2) + "\n"
     write_atomically(folder / "config.json", lambda file: file.write(text.encode()))
-
-
-def checkpoint_config(network: TiTokConfig) -> dict[str, Any]:
-    """The ``config.json`` of a tokenizer, with the keys of the published ones."""
-    copied = ("codebook_size", "token_size", "use_l2_norm", "num_latent_tokens", "quantize_mode", "is_legacy")
-    pixel_head = ("pixel_head", "pixel_head_channels", "pixel_head_blocks", "pixel_head_noise")
-    sizes = {
-        f"vit_{part}_model_size": {"width": size.width, "layers": size.layers, "heads": size.heads}
-        for part, size in (("enc", network.encoder), ("dec", network.decoder))
-    }
-    vq_model = {
-        **{name: getattr(network, name) for name in (*copied, "finetune_decoder")},
-        **sizes,
-        "vit_enc_patch_size": network.encoder_patch_size,
-        "vit_dec_patch_size": network.decoder_patch_size,
-        **{name: getattr(network, name) for name in pixel_head},
-    }
-    return {"model": {"vq_model": vq_model}, "dataset": {"preprocessing": {"crop_size": network.image_size}}}

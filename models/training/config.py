@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from models.checkpoints.configuration import with_sizes
+from models.errors import ConfigError
 from models.networks.generator import GeneratorConfig
-from models.networks.titok import SIZES, TiTokConfig, TransformerSize
+from models.networks.titok import TiTokConfig
 
 T = TypeVar("T", bound="TrainingRun")
-
-# YAML 1.1 reads 1e-4, without a point, as text.
-_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
-
-
-class ConfigError(ValueError):
-    """A key that is unknown, missing, or has a value of the wrong type; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +140,8 @@ class GeneratorTraining:
 class TrainingRun:
     """What the configs of tokenizers and generators share."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     schedule: ScheduleConfig
     optimizer: OptimizerConfig
 
@@ -177,54 +172,18 @@ class GeneratorRun(TrainingRun):
 
 
 def read_config(path: Path, kind: type[T]) -> T:
-    """Reads a :class:`TokenizerRun` or :class:`GeneratorRun`. Raises :class:`ConfigError`, which names the wrong key."""
+    """Reads a :class:`TokenizerRun` or :class:`GeneratorRun`. Raises ``ConfigError``, which names the wrong keys."""
     try:
         text = path.read_text(encoding="utf-8")
         table = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: expected sections such as network and schedule, not {table!r}")
-    run: T = _build(kind, table, "")
-    return run
-
-
-def _build(kind: Any, table: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    if unknown := sorted(set(table) - set(fields)):
-        known = ", ".join(sorted(fields))
-        raise ConfigError(f"unknown key {where}{unknown[0]}; known here: {known}")
-    for name, item in sorted(fields.items()):
-        if name not in table and item.default is item.default_factory:  # both are MISSING
-            raise ConfigError(f"missing key {where}{name}")
-    values = {name: _value(hints[name], value, f"{where}{name}") for name, value in table.items()}
+    if not isinstance(table, dict) or not isinstance(table.get("network"), dict):
+        raise ConfigError(f"{path}: expected sections such as network and schedule")
     try:
-        return kind(**values)
-    except ValueError as error:
-        raise ConfigError(f"{where.rstrip('.')}: {error}") from error
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is TransformerSize and isinstance(value, str) and value in SIZES:
-        return SIZES[value]
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where} must be a table")
-        return _build(hint, value, f"{where}.")
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {value!r}")
-        return value
-    if origin is tuple and isinstance(value, list) and len(value) == len(arguments):
-        return tuple(_value(arguments[i], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is UnionType:  # optional keys are X | None, and TOML has no null
-        return _value(arguments[0], value, where)
-    if hint is float and (type(value) is int or (isinstance(value, str) and _EXPONENT.fullmatch(value))):
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, not {value!r}")
-    return value
+        return TypeAdapter(kind).validate_python({**table, "network": with_sizes(table["network"])})
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise ConfigError(
+            f"{path}: {'; '.join(problems)}".replace("Unexpected keyword argument", "unknown key")
+        ) from None

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from models.arrays import Ids
 from models.atomic_files import write_atomically
+from models.checkpoints.configuration import config_document
 from models.checkpoints.loading import load_strictly, open_checkpoint
 from models.data.datasets import ImageDataset
+from models.errors import ConfigError
 from models.networks.generator import MaskGITViT, UViT, build_generator
 from models.networks.titok import TiTok
-from models.training.checkpoints import checkpoint_config, save_checkpoint
-from models.training.config import ConfigError, GeneratorRun
+from models.training.checkpoints import save_checkpoint
+from models.training.config import GeneratorRun
 from models.training.distributed import own_rows
 from models.training.initialisation import initialise, initialise_as_published
 from models.training.losses import masked_token_loss, random_masks
@@ -173,14 +175,8 @@ class GeneratorTask(Task[MaskGITViT | UViT]):
 
     def export(self, network: MaskGITViT | UViT, folder: Path) -> None:
         """See :meth:`Task.export`."""
-        shape = self.run.network
-        copied = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        config = checkpoint_config(self.tokenizer)
-        config["model"]["generator"] = {
-            **{name: getattr(shape, name) for name in (*copied, "image_seq_len", "condition_num_classes")},
-            "classes": list(self.classes.values()),
-            "sources": list(self.classes),
-        }
+        config = config_document(self.tokenizer, self.run.network)
+        config["model"]["generator"] |= {"classes": list(self.classes.values()), "sources": list(self.classes)}
         save_checkpoint(folder, config, network.state_dict())
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from models.data.datasets import ImageDataset
+from models.errors import ConfigError
 from models.networks.titok import TiTok
-from models.training.config import ConfigError, TokenizerRun
+from models.training.config import TokenizerRun
 from models.training.pretrained import build_tokenizer, load_vqgan
 from models.training.reconstruction_loss import ReconstructionLoss
 from models.training.task import Step

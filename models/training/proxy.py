@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from models.data.datasets import ImageDataset
+from models.errors import ConfigError
 from models.networks.maskgit_vqgan import MaskGITVQGAN
 from models.networks.titok import TiTok
-from models.training.config import ConfigError, TokenizerRun
+from models.training.config import TokenizerRun
 from models.training.losses import proxy_code_loss
 from models.training.pretrained import build_tokenizer
 from models.training.task import Step

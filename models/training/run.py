@@ -11,7 +11,8 @@ import torch
 from models.data.datasets import InMemoryDataset, open_dataset
 from models.data.sources import Split
 from models.data.streaming import StreamingDataset
-from models.training.config import ConfigError, GeneratorRun, TokenizerRun, read_config
+from models.errors import ConfigError
+from models.training.config import GeneratorRun, TokenizerRun, read_config
 from models.training.distributed import process_group
 from models.training.generator import GeneratorTask, generator_classes, tokenize
 from models.training.loop import train

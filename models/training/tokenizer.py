@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from models.checkpoints.configuration import config_document
 from models.data.datasets import ImageDataset
 from models.evaluation.measures import entropy_bits, seam_ratio
 from models.evaluation.similarity import psnr
 from models.networks.titok import TiTok
 from models.training.augmentation import augment
-from models.training.checkpoints import checkpoint_config, save_checkpoint
+from models.training.checkpoints import save_checkpoint
 from models.training.codebook import Codebook
 from models.training.config import TokenizerRun
 from models.training.distributed import own_rows
@@ -131,7 +132,7 @@ class TokenizerTask(Task[TiTok]):
 
     def export(self, network: TiTok, folder: Path) -> None:
         """See :meth:`Task.export`."""
-        save_checkpoint(folder, checkpoint_config(self.run.network), network.state_dict())
+        save_checkpoint(folder, config_document(self.run.network), network.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """The codebook's state."""

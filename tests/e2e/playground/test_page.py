@@ -13,9 +13,10 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from models.checkpoints.configuration import config_document
 from models.codes.code_format import CodeFormat
 from models.networks.titok import TiTok, TiTokConfig, TransformerSize
-from models.training.checkpoints import checkpoint_config, save_checkpoint
+from models.training.checkpoints import save_checkpoint
 from tests.e2e.conftest import Server
 from tests.e2e.playground.browser import (
     DESKTOP,
@@ -119,7 +120,7 @@ def test_another_tokenizer_a_key_and_no_generator(
         is_legacy=False,
         finetune_decoder=False,
     )
-    save_checkpoint(tmp_path, checkpoint_config(config), TiTok(config).state_dict())
+    save_checkpoint(tmp_path, config_document(config), TiTok(config).state_dict())
     server = serve(tokenizer="mine", tokenizer_weights=str(tmp_path), api_keys="sesame")
     server.wait_until_ready()
     opened = visits(server.url)

@@ -121,7 +121,7 @@ def test_old_configs_with_missing_keys_and_interpolations_are_parsed() -> None:
         ("vit_enc_model_size", "huge", "vit_enc_model_size"),
         ("num_latent_tokens", None, "num_latent_tokens"),
         ("num_latent_tokens", "${model.vq_model.num_latent_tokens}", "refers to itself"),
-        ("quantize_mode", "fsq", "expected vq or vae"),
+        ("quantize_mode", "fsq", "quantize_mode': Input should be 'vq' or 'vae', not 'fsq'"),
         ("vit_enc_patch_size", 15, "not a multiple of encoder_patch_size"),
     ],
 )

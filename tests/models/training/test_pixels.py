@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from models.data.datasets import InMemoryDataset
+from models.errors import ConfigError
 from models.networks.titok import TiTok
-from models.training.config import ConfigError, InitialConfig, LossConfig, TokenizerRun
+from models.training.config import InitialConfig, LossConfig, TokenizerRun
 from models.training.loop import train
 from models.training.pixels import PixelTask
 from models.training.seeding import batch_rows, seeded_generator
@@ -147,10 +148,11 @@ def test_a_two_stage_network_is_fine_tuned_through_its_pixel_decoder(
         torch.randint(256, (8, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy(),
         torch.zeros(8, dtype=torch.int64).numpy(),
     )
-    from models.training.checkpoints import checkpoint_config, save_checkpoint
+    from models.checkpoints.configuration import config_document
+    from models.training.checkpoints import save_checkpoint
 
     first = TiTok(dataclasses.replace(network, finetune_decoder=False))
-    save_checkpoint(tmp_path / "first", checkpoint_config(first.config), first.state_dict())
+    save_checkpoint(tmp_path / "first", config_document(first.config), first.state_dict())
     run = second_stage(dataclasses.replace(tokenizer_run, network=network), tmp_path / "first", adversarial_weight=0.01)
     task = PixelTask(
         dataclasses.replace(run, discriminator=dataclasses.replace(run.discriminator, channels=8)),

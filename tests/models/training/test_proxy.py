@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from models.data.datasets import InMemoryDataset
+from models.errors import ConfigError
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
-from models.training.config import CodebookConfig, ConfigError, TokenizerRun
+from models.training.config import CodebookConfig, TokenizerRun
 from models.training.loop import train
 from models.training.proxy import ProxyCodeTask
 from models.training.seeding import seeded_generator
