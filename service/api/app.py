@@ -220,6 +220,7 @@ def _create_series(app: FastAPI, metrics: Metrics) -> None:
         if isinstance(route, APIRoute) and route.include_in_schema:
             metrics.expect_requests(route.path, route.methods or (), {*map(int, route.responses), *_UNDECLARED_CODES})
     metrics.expect_requests(UNMATCHED, ("GET", "POST"), (404, 405, 408, 413, 429, 503, *_UNDECLARED_CODES))
+    metrics.expect_requests(UNMATCHED, ("other",), (400, 405, 408, 431, 503))  # most of them refused by the server
 
 
 async def _log_readiness(state: ApiState) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.http.problems import InternalError, problem_response, shutting_down
 from service.telemetry.access_log import log_request
 from service.telemetry.metrics import Metrics
-from service.telemetry.request_record import RequestRecord
+from service.telemetry.request_record import RequestRecord, new_request_id
 from service.telemetry.timings import RequestTimings
 from service.telemetry.tracing import Tracer
 
@@ -26,6 +25,15 @@ log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def record_refusal(metrics: Metrics, access_log: bool, status: int, request_id: str) -> None:
+    """Counts and logs a request that the server has refused before the application saw it."""
+    record = RequestRecord({"path": "", "method": "", "state": {}}, request_id, RequestTimings())
+    record.status, record.is_complete = status, True
+    metrics.record_refusal(record.route, record.method, status)
+    if access_log:
+        log_request(record)
 
 
 class RequestContext:
@@ -61,7 +69,7 @@ class RequestContext:
         headers = Headers(scope=scope)
         request_id, traceparent = headers.get("x-request-id", ""), headers.get("traceparent", "")
         if not _REQUEST_ID.fullmatch(request_id):
-            request_id = f"{random.getrandbits(128):032x}"
+            request_id = new_request_id()
         if not _TRACEPARENT.fullmatch(traceparent):
             traceparent = ""
         timings = RequestTimings()

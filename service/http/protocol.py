@@ -5,28 +5,30 @@
     no complete header within header_seconds ──> 408; a connection that has sent nothing is closed
     request line and headers, trailers or chunk extensions over header_bytes ──> 431
     more than ``connections`` connections ──> the one that has been idle for longest is closed; 503 if none is idle
-    bytes that are not HTTP ──> 400
+    bytes that are not HTTP, CONNECT ──> 400
+    Upgrade: h2c, websocket ... ──> ignored, the request is answered (RFC 9110, section 7.8)
     body bytes after the response, over IGNORED_BYTES ──> closed
 
-These responses are problem documents. If an earlier response on the connection is still in progress, the connection is
-closed instead. After a response to a request that has not arrived as a whole, the connection stays half-closed for a
-second and drops what it receives: the system resets a connection that is closed with unread bytes, and the client might
-never see the response.
+These responses are problem documents, and are reported to ``on_refusal``, because the application does not see the requests.
+If an earlier response on the connection is still in progress, the connection is closed instead. After a response to a
+request that has not arrived as a whole, the connection stays half-closed for a second and drops what it receives: the
+system resets a connection that is closed with unread bytes, and the client might never see the response.
 
 uvicorn has no public interface for this. The class overrides or uses these internals, which is why pyproject.toml has an
-upper bound for uvicorn: the parser callbacks (``on_*``), ``send_400_response``, ``url``, ``headers``, ``connections``,
-``flow`` and ``server_state`` of ``HttpToolsProtocol``; ``transport``, ``response_complete`` and ``more_body`` of
-``RequestResponseCycle``.
+upper bound for uvicorn: the parser callbacks (``on_*``), ``parser``, ``url``, ``headers``, ``connections``, ``flow``,
+``server_state`` and ``_unset_keepalive_if_required`` of ``HttpToolsProtocol``; ``transport``, ``response_complete`` and
+``more_body`` of ``RequestResponseCycle``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.http.problems import (
@@ -37,6 +39,7 @@ from service.http.problems import (
     RequestTimeout,
     Unavailable,
 )
+from service.telemetry.request_record import new_request_id
 
 IGNORED_BYTES = 1024 * 1024
 HALF_CLOSED_SECONDS = 1.0
@@ -51,13 +54,34 @@ class ConnectionLimits:
     header_seconds: float
 
 
-class LimitedProtocol(HttpToolsProtocol):
-    """One connection. ``idle_since``: when the last response ended, on ``time.monotonic``."""
+@dataclass
+class OpenConnections:
+    """The connections of one server by state, so that a new one is accepted in constant time: ``idle`` in the order in
+    which they became idle, and how many are ``half_closed``.
+    """
 
-    def __init__(self, *, limits: ConnectionLimits, **options: Any) -> None:
+    idle: dict[LimitedProtocol, None] = field(default_factory=dict)
+    half_closed: int = 0
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. ``idle_since``: when the last response ended, on ``time.monotonic``. ``on_refusal`` is called with the
+    status and the id of each request that is refused here.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: ConnectionLimits,
+        open_connections: OpenConnections,
+        on_refusal: Callable[[int, str], None],
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.idle_since = time.monotonic()
         self._limits = limits
+        self._open = open_connections
+        self._on_refusal = on_refusal
         self._header_timer: asyncio.TimerHandle | None = None
         self._open_requests = 0  # begun to arrive and not yet answered
         self._unparsed_bytes = 0
@@ -75,41 +99,58 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuses a connection over the limit."""
         super().connection_made(transport)
-        if self._is_over_limit() and not self._close_longest_idle():
+        # Half-closed connections have been answered and do not count.
+        if len(self.connections) - self._open.half_closed > self._limits.connections and not self._close_longest_idle():
             self._refuse(Unavailable("Too many connections are open.", retry_after=1.0))
             return
+        self._open.idle[self] = None
         self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the timer."""
         self._stop_header_timer()
+        self._open.idle.pop(self, None)
+        self._open.half_closed -= self._is_half_closed
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parses data."""
-        if self._is_half_closed or self.transport.is_closing():
+        if self._drops_input():
             return
         self._has_progressed = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stopped:
+            self._ignore_upgrade(data[stopped.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(MalformedRequest("The bytes are not HTTP/1.1."))
         # The parser buffers a header, a trailer or a chunk extension until it is complete, without a limit.
         self._unparsed_bytes = 0 if self._has_progressed else self._unparsed_bytes + len(data)
         if self._unparsed_bytes > self._limits.header_bytes:
             self._refuse(self._headers_too_large())
 
-    def _is_over_limit(self) -> bool:
-        """Half-closed connections have been answered and do not count."""
-        allowed = self._limits.connections
-        return len(self.connections) > allowed and sum(not other._is_half_closed for other in self._others()) >= allowed
-
-    def _others(self) -> Iterator[LimitedProtocol]:
-        return (other for other in self.connections if isinstance(other, LimitedProtocol) and other is not self)
-
     def _close_longest_idle(self) -> bool:
-        idle = [other for other in self._others() if other.is_idle]
-        if not idle:
-            return False
-        min(idle, key=lambda other: other.idle_since).transport.close()
-        return True
+        for other in self._open.idle:
+            if other.is_idle:  # and not closing
+                other.transport.close()
+                return True
+        return False
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Parses a request again without its ``Upgrade`` header, where the parser has stopped. ``rest``: what follows its
+        headers.
+        """
+        if self._drops_input():
+            return
+        head = [self.parser.get_method(), b" ", self.url, f" HTTP/{self.parser.get_http_version()}\r\n".encode()]
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._open_requests -= 1
+        self.data_received(b"".join([*head, b"\r\n", rest]))
 
     # --- callbacks of the parser -------------------------------------------------------------------------------------
 
@@ -117,6 +158,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._open_requests += 1
+        self._open.idle.pop(self, None)
         self._start_header_timer()
 
     def on_headers_complete(self) -> None:
@@ -125,7 +167,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._has_progressed = True
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self._limits.header_bytes:
             self._refuse(self._headers_too_large())
-        if self._drops_input():
+        elif self.parser.get_method() == b"CONNECT":
+            self._refuse(MalformedRequest("CONNECT is not supported."))
+        if self._drops_input() or self.parser.should_upgrade():
             return
         before = self.cycle
         super().on_headers_complete()
@@ -148,7 +192,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """The last byte of a request."""
         self._has_progressed = True
         self._ignored_bytes = 0
-        if not self._drops_input():
+        if not (self._drops_input() or self.parser.should_upgrade()):
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -158,18 +202,16 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_half_closed:
             self.server_state.total_requests += 1
             self.flow.resume_reading()
-        else:
-            super().on_response_complete()
+            return
+        super().on_response_complete()
+        if self.is_idle:
+            self._open.idle[self] = None
 
     def _drops_input(self) -> bool:
         """Whether a request was refused while the parser is still working on the data that held it."""
         return self._is_half_closed or self.transport.is_closing()
 
     # --- refusals ----------------------------------------------------------------------------------------------------
-
-    def send_400_response(self, msg: str) -> None:
-        """Sends a problem document where uvicorn would send plain text."""
-        self._refuse(MalformedRequest(f"{msg} The bytes are not HTTP/1.1."))
 
     def _headers_too_large(self) -> HeadersTooLarge:
         return HeadersTooLarge(f"The request's line and headers have more than {self._limits.header_bytes} bytes.")
@@ -193,14 +235,17 @@ class LimitedProtocol(HttpToolsProtocol):
         """Sends a problem and half-closes; closes without a response if an earlier response is still in progress."""
         if self._drops_input():
             return
+        request_id = new_request_id()
+        self._on_refusal(problem.status, request_id)
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.close()
             return
-        body = problem.to_json().encode()
+        body = problem.to_json(instance=request_id).encode()
         headers = {
             "Content-Type": PROBLEM_MEDIA_TYPE,
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
+            "X-Request-ID": request_id,
             **problem.headers,
             "Connection": "close",
         }
@@ -213,6 +258,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_half_closed:
             return
         self._is_half_closed = True
+        self._open.half_closed += 1
+        self._open.idle.pop(self, None)
         self._stop_header_timer()
         self.transport.write_eof()
         if len(self.connections) > 2 * self._limits.connections:

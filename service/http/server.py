@@ -22,14 +22,14 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from service.http.protocol import ConnectionLimits, LimitedProtocol
+from service.http.protocol import ConnectionLimits, LimitedProtocol, OpenConnections
 from service.http.sockets import refuse_handshakes
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,9 @@ CANCEL_SECONDS = 1.0  # for the responses of requests that are cancelled at the 
 
 
 class HttpServer(uvicorn.Server):
-    """Serves ``app`` on ``listener`` until ``stop_accepting``. It does not handle signals."""
+    """Serves ``app`` on ``listener`` until ``stop_accepting``. It does not handle signals. ``on_refusal`` is called with the
+    status and the id of each request that is refused before ``app`` sees it.
+    """
 
     def __init__(
         self,
@@ -50,11 +52,15 @@ class HttpServer(uvicorn.Server):
         drain_seconds: float,
         idle_seconds: float,
         limits: ConnectionLimits,
+        on_refusal: Callable[[int, str], None] = lambda _status, _request_id: None,
     ) -> None:
+        self._open = OpenConnections()
+        protocol = partial(LimitedProtocol, limits=limits, open_connections=self._open, on_refusal=on_refusal)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(LimitedProtocol, limits=limits),  # type: ignore[arg-type]
+                http=protocol,  # type: ignore[arg-type]
+                ws="none",
                 lifespan=lifespan,
                 log_config=None,
                 access_log=False,
@@ -128,8 +134,10 @@ class HttpServer(uvicorn.Server):
         """Returns when every connection has ended or the time is over. Closes connections that have been idle for long."""
         deadline = time.monotonic() + seconds
         while self.server_state.connections and time.monotonic() < deadline:
-            for connection in cast(set[LimitedProtocol], self.server_state.connections).copy():
-                if connection.is_idle and self._has_idled(connection) and not _has_input(connection.transport):
+            for connection in list(self._open.idle):
+                if not self._has_idled(connection):
+                    break
+                if connection.is_idle and not _has_input(connection.transport):
                     connection.transport.close()
             await asyncio.sleep(0.02)
 

@@ -45,7 +45,7 @@ class _FrontEnd:
         self._channel = channel
         app = create_app(settings, partial(RemoteEngine, start.workers))
         self._state: ApiState = app.state.api
-        self._server = public_server(app, socket.socket(fileno=start.listener), settings)
+        self._server = public_server(app, socket.socket(fileno=start.listener), settings, self._state.metrics)
         self._closing = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 
 from starlette.types import ASGIApp
 
+from service.http.middleware import record_refusal
 from service.http.protocol import ConnectionLimits
 from service.http.server import HttpServer
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 
 
-def public_server(app: ASGIApp, listener: socket.socket, settings: Settings) -> HttpServer:
+def public_server(app: ASGIApp, listener: socket.socket, settings: Settings, metrics: Metrics) -> HttpServer:
     """The server of the public API; it starts and stops the application (lifespan)."""
     return HttpServer(
         app,
@@ -20,6 +23,7 @@ def public_server(app: ASGIApp, listener: socket.socket, settings: Settings) -> 
         drain_seconds=settings.drain_seconds,
         idle_seconds=settings.shutdown_delay,
         limits=_limits(settings),
+        on_refusal=partial(record_refusal, metrics, settings.access_log),
     )
 
 

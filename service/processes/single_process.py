@@ -52,7 +52,7 @@ class _SingleProcess:
         app = create_app(settings, inline_engine(settings))
         self._settings = settings
         self._state: ApiState = app.state.api
-        self._public = public_server(app, public, settings)
+        self._public = public_server(app, public, settings, self._state.metrics)
         self._admin = admin_server(create_admin_app(app.state.health, self._exposition), admin, settings)
         self._stopping = asyncio.Event()
         self._registry = self._state.metrics.registry

@@ -108,6 +108,10 @@ class Metrics:
         _with_series(self.batch_images, _LANES, (device,))
         _with_series(self.batch_duration, _LANES, (device,), _BATCH_STAGES)
 
+    def record_refusal(self, route: str, method: str, code: int) -> None:
+        """Counts a request that was refused before the application saw it; it has no duration."""
+        self._requests.labels(route, method, code).inc()
+
     def record_request(self, route: str, method: str, code: int, seconds: float) -> None:
         """Counts a request that has ended."""
         self._requests.labels(route, method, code).inc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,11 @@ CLIENT_GONE = 499  # nginx's status for a client that closed the connection
 UNMATCHED = "unmatched"  # the route of requests that no route has answered
 PROBES = ("/livez", "/readyz", "/healthz")
 _OPERATIONS = ("encode", "decode", "generate", "reconstruct", "mix", "codes", "images", "models")
+
+
+def new_request_id() -> str:
+    """A random id."""
+    return f"{random.getrandbits(128):032x}"
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from service.processes.http_servers import public_server
 from service.processes.process import SWITCH_SECONDS, event_loop
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 
 
 def bare_app(constant: bytes) -> FastAPI:
@@ -37,7 +38,7 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     listener.setblocking(False)
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    server = public_server(app, listener, Settings())
+    server = public_server(app, listener, Settings(), Metrics())
     with event_loop() as runner:
         runner.run(server.run_until_stopped())
 

@@ -35,21 +35,31 @@ class Service:
         self.answer = asyncio.Event()
         self.answer.set()
         self.asked = 0
+        self.refused: list[tuple[int, str]] = []
         listener = listen("127.0.0.1", 0)
         self.address = listener.getsockname()
         self.server = HttpServer(
-            Starlette(routes=[Route("/", self._endpoint, methods=["GET", "POST"])]),
+            Starlette(
+                routes=[
+                    Route("/", self._endpoint, methods=["GET", "POST"]),
+                    Route("/echo", self._echo, methods=["GET", "POST"]),
+                ]
+            ),
             listener,
             lifespan="off",
             drain_seconds=PATIENCE,
             idle_seconds=0.0,
             limits=ConnectionLimits(**{"connections": 100, "header_bytes": 4096, "header_seconds": PATIENCE, **limits}),
+            on_refusal=lambda status, request_id: self.refused.append((status, request_id)),
         )
 
     async def _endpoint(self, _: Request) -> PlainTextResponse:
         self.asked += 1
         await self.answer.wait()
         return PlainTextResponse("hello")
+
+    async def _echo(self, request: Request) -> PlainTextResponse:
+        return PlainTextResponse(await request.body())
 
     async def connect(self) -> Connection:
         return await asyncio.open_connection(*self.address)
@@ -88,13 +98,15 @@ async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], 
         return int(first.split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
 
 
-async def check_refusal(connection: Connection, status: int, slug: str) -> dict[str, str]:
-    """Checks that a problem document arrives, and then the end of the connection."""
+async def check_refusal(service: Service, connection: Connection, status: int, slug: str) -> dict[str, str]:
+    """Checks that a problem document arrives, and then the end of the connection, and that the refusal is reported."""
     reader, writer = connection
     got, headers, body = await answer_of(reader)
     assert (got, headers["content-type"]) == (status, "application/problem+json")
-    assert json.loads(body)["type"] == f"urn:titok:problem:{slug}"
+    document = json.loads(body)
+    assert (document["type"], document["instance"]) == (f"urn:titok:problem:{slug}", headers["x-request-id"])
     assert headers["connection"] == "close"
+    assert service.refused[-1] == (status, headers["x-request-id"])
     async with asyncio.timeout(PATIENCE):
         assert await reader.read() == b""
     writer.close()
@@ -120,7 +132,7 @@ async def test_headers_over_the_limit_are_refused_complete_or_not(sent: bytes) -
     async with serving() as service:
         reader, writer = await service.connect()
         writer.write(sent)
-        await check_refusal((reader, writer), 431, "headers-too-large")
+        await check_refusal(service, (reader, writer), 431, "headers-too-large")
         assert service.asked == 0
 
 
@@ -165,7 +177,7 @@ async def test_headers_that_take_too_long_are_refused(before: bytes) -> None:
             writer.write(before)
             assert (await answer_of(reader))[0] == 200
         writer.write(b"GET / HTTP/1.1\r\nHost:")
-        await check_refusal((reader, writer), 408, "request-timeout")
+        await check_refusal(service, (reader, writer), 408, "request-timeout")
 
 
 async def test_a_connection_that_sends_nothing_is_closed() -> None:
@@ -191,11 +203,83 @@ async def test_the_time_for_headers_does_not_count_while_a_request_is_answered()
         writer.close()
 
 
-async def test_bytes_that_are_not_http_are_refused_with_a_problem() -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00 hello\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT / HTTP/1.1\r\nHost: x\r\n\r\n" + REQUEST,
+        b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["TLS", "HTTP/2", "CONNECT with a path", "CONNECT"],
+)
+async def test_bytes_that_are_not_http_are_refused_with_a_problem(sent: bytes) -> None:
     async with serving() as service:
         reader, writer = await service.connect()
-        writer.write(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
-        await check_refusal((reader, writer), 400, "malformed-request")
+        writer.write(sent)
+        await check_refusal(service, (reader, writer), 400, "malformed-request")
+
+
+H2C = b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+WEBSOCKET = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eDEw\r\n"
+HEAD = b"POST /echo HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize("upgrade", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Content-Length: 5\r\n\r\nhello",
+        b"Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
+        b"Connection: close\r\nContent-Length: 5\r\n\r\nhello",
+    ],
+    ids=["length", "chunked", "last"],
+)
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "byte by byte"])
+async def test_an_upgrade_is_ignored_and_the_request_answered(upgrade: bytes, body: bytes, split: bool) -> None:
+    sent = HEAD + upgrade + body
+    async with serving() as service:
+        reader, writer = await service.connect()
+        for piece in [bytes([byte]) for byte in sent] if split else [sent]:
+            writer.write(piece)
+            await asyncio.sleep(0)
+        assert (await answer_of(reader))[::2] == (200, b"hello")
+        if b"close" not in body:
+            writer.write(REQUEST)
+            assert (await answer_of(reader))[0] == 200
+        writer.close()
+
+
+async def test_pipelined_requests_with_upgrades_are_answered_in_order() -> None:
+    async with serving() as service:
+        reader, writer = await service.connect()
+        posts = [HEAD + H2C + b"Content-Length: 1\r\n\r\n" + letter for letter in (b"a", b"b")]
+        writer.write(posts[0] + b"GET /echo HTTP/1.1\r\nHost: x\r\n" + WEBSOCKET + b"\r\n" + posts[1] + REQUEST)
+        assert [(await answer_of(reader))[2] for _ in range(4)] == [b"a", b"", b"b", b"hello"]
+        [connection] = service.server.server_state.connections
+        assert connection.is_idle
+        writer.close()
+
+
+async def test_a_connection_over_the_limit_is_handled_without_a_look_at_all_others() -> None:
+    class Uncounted(set[Any]):
+        def __iter__(self) -> Any:
+            raise AssertionError("iterates over all connections")
+
+    async with serving(connections=2) as service:
+        service.server.server_state.connections = Uncounted()
+        idle = [await service.connect() for _ in range(2)]
+        await service.until(2)
+        _, busy = await service.connect()
+        async with asyncio.timeout(PATIENCE):
+            assert await idle[0][0].read() == b""
+        service.answer.clear()
+        for writer in (idle[1][1], busy):
+            writer.write(REQUEST)
+        await service.until_asked(2)
+        await check_refusal(service, await service.connect(), 503, "unavailable")
+        for writer in (idle[0][1], idle[1][1], busy):
+            writer.close()
 
 
 async def test_a_new_connection_over_the_limit_closes_the_longest_idle_one() -> None:
@@ -221,7 +305,7 @@ async def test_a_connection_over_the_limit_is_refused_when_none_is_idle() -> Non
         for _, writer in working:
             writer.write(REQUEST)
         await service.until_asked(2)
-        refused = await check_refusal(await service.connect(), 503, "unavailable")
+        refused = await check_refusal(service, await service.connect(), 503, "unavailable")
         assert refused["retry-after"] == "1"
         service.answer.set()
         for reader, writer in working:
