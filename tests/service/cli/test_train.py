@@ -205,7 +205,7 @@ def test_a_full_disk_keeps_the_previous_state(start: Start, folder: Path, whole:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("steps = 40", "stepps = 40"), "unknown key schedule.stepps"),
+        (("steps = 40", "stepps = 40"), "schedule.stepps: unknown key"),
         (("image_size = 16", "image_size = 20"), "image_size 20 is not a multiple of encoder_patch_size 8"),
         (("[schedule]", 'recipe = "stage-3"\n[schedule]'), "recipe"),
     ],
