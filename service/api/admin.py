@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.api.routes import operations
+from service.http.middleware import HeadAsGet
 from service.http.problem_handlers import add_problem_handlers
 from service.version import VERSION
 
@@ -19,6 +20,7 @@ def create_admin_app(
     admin = FastAPI(title="TiTok operations", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
     admin.state.health = health
     admin.state.exposition = exposition
+    admin.add_middleware(HeadAsGet)
     add_problem_handlers(admin)
     admin.include_router(operations.health_router)
     admin.include_router(operations.metrics_router)

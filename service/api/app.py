@@ -34,7 +34,7 @@ from service.cache.opening import open_cache
 from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.http.body_limits import BodyLimits
 from service.http.deadlines import Deadlines
-from service.http.middleware import RequestContext
+from service.http.middleware import HeadAsGet, RequestContext
 from service.inference.model_info import ModelInfo
 from service.operations.build import build_operations, lane_limits
 from service.settings import Settings
@@ -194,13 +194,14 @@ def _lifespan(
 def _add_middleware(app: FastAPI, state: ApiState, tracer: Tracer | None) -> None:
     """From the innermost to the outermost."""
     settings = state.settings
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, max_bytes_in_flight=settings.body_bytes_in_flight)
     app.add_middleware(Deadlines, max_seconds=settings.request_timeout)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "HEAD", "POST"),
             allow_headers=_CORS_SENT,
             expose_headers=_CORS_READ,
         )

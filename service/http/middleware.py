@@ -1,6 +1,6 @@
-"""The outermost middleware: request ids, response headers, metrics, access log, traces and unhandled exceptions.
+"""The outermost middleware: request ids, response headers, metrics, access log, traces and unhandled exceptions; and HEAD.
 
-It is plain ASGI: Starlette's ``BaseHTTPMiddleware`` would hide a client's disconnect from the routes.
+All is plain ASGI: Starlette's ``BaseHTTPMiddleware`` would hide a client's disconnect from the routes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,8 +37,9 @@ def record_refusal(metrics: Metrics, access_log: bool, status: int, request_id: 
 
 
 class RequestContext:
-    """Puts ``request_id`` and ``timings`` into the request's state, counts requests ``in_flight`` by operation, and reports
-    each one when it has ended. While ``is_draining``, every answer has ``Connection: close``.
+    """Joins repeated header lines, puts ``request_id`` and ``timings`` into the request's state, counts requests
+    ``in_flight`` by operation, and reports each one when it has ended. While ``is_draining``, every answer has
+    ``Connection: close``.
 
     ``X-Request-ID`` (1 to 128 visible ASCII characters) and ``traceparent`` (W3C Trace Context) are echoed if they are
     well-formed. A request without a valid id gets a new one.
@@ -66,6 +67,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["headers"] = _join_lines(scope["headers"])
         headers = Headers(scope=scope)
         request_id, traceparent = headers.get("x-request-id", ""), headers.get("traceparent", "")
         if not _REQUEST_ID.fullmatch(request_id):
@@ -129,3 +131,29 @@ class RequestContext:
         ]
         if self._is_draining():
             MutableHeaders(scope=start)["Connection"] = "close"
+
+
+class HeadAsGet:
+    """Runs a HEAD request as GET; the server sends no body. The route is told to the outer middleware."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope.get("method") != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send)
+        finally:
+            scope["route"] = as_get.get("route")
+
+
+def _join_lines(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Header lines with the values of equal names joined by commas (RFC 9110, section 5.3)."""
+    joined: dict[bytes, bytes] = {}
+    for name, value in headers:
+        joined[name] = joined[name] + b", " + value if name in joined else value
+    return list(joined.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
@@ -30,19 +30,16 @@ _EXTENSIONS = {extension: media_type for media_type, extension in OUTPUT_EXTENSI
 _DAY = 24 * 60 * 60
 
 
-_PATH = "/v1/images/{tokenizer}/{code}.{extension}"
-_DOCUMENTED: dict[str, Any] = {
-    "summary": "Get the image of a code",
-    "response_class": Response,
-    "responses": {
+@router.get(
+    "/v1/images/{tokenizer}/{code}.{extension}",
+    summary="Get the image of a code",
+    operation_id="get_image",
+    response_class=Response,
+    responses={
         **answers(404, 410, 422, 429, 503, 504, binary=list(OUTPUT_EXTENSIONS), description="The image."),
         304: {"description": "Not modified: `If-None-Match` contains the `ETag` of the image."},
     },
-}
-
-
-@router.head(_PATH, operation_id="head_image", **_DOCUMENTED)
-@router.get(_PATH, operation_id="get_image", **_DOCUMENTED)
+)
 async def image(
     request: Request,
     tokenizer: Annotated[str, PathParameter(examples=["titok-mini-32"])],

@@ -51,14 +51,14 @@ def create_router() -> APIRouter:
     router = APIRouter(include_in_schema=False)
     served = dict(_read(files("service.api") / "playground"))
 
-    @router.api_route("/", methods=["GET", "HEAD"])
+    @router.get("/")
     async def page(request: Request) -> Response:
         """The page, or an index of the API for clients that prefer JSON."""
         if choose_media_type(request.headers.get("accept"), ["text/html", "application/json"]) == "text/html":
             return _answer(request, served[_PAGE])
         return JSONResponse(_INDEX, headers={"Vary": "Accept"})
 
-    @router.api_route("/playground/{path:path}", methods=["GET", "HEAD"])
+    @router.get("/playground/{path:path}")
     async def file(request: Request, path: str) -> Response:
         """A file of the page."""
         if path not in served:

@@ -7,12 +7,15 @@ import hashlib
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
 import service.api.routes
+from service.api.admin import create_admin_app
 from service.settings import Settings
 from tests.service.api.test_overload import open_service
+from tests.service.application import app_of
 
 pytestmark = pytest.mark.anyio
 
@@ -43,6 +46,44 @@ async def test_the_reference_may_run_its_own_script_and_the_files_it_loads_are_h
         for address in re.findall(r'(?:src|href)="([^"]+)"', page.text):
             assert address.startswith("/static-offline-docs/")
             assert (await client.get(address)).status_code == 200
+
+
+async def test_head_is_answered_as_get_without_a_body_and_counted_as_head() -> None:
+    paths = ["/livez", "/readyz", "/healthz", "/v1/models", "/v1/models/held", "/docs", "/openapi.json", "/"]
+    async with open_service() as client:
+        for path in paths:
+            head, get = await client.head(path), await client.get(path)
+            assert (head.status_code, head.content) == (200, b""), path
+            assert head.headers["content-type"] == get.headers["content-type"]
+        counted = {"route": "/livez", "method": "HEAD", "code": "200"}
+        registry = app_of(client).state.api.metrics.registry
+        assert registry.get_sample_value("titok_http_requests_total", counted) == 1
+        assert (await client.head("/v1/encode")).status_code == 405
+
+
+async def test_the_admin_application_answers_head() -> None:
+    async def health() -> dict[str, str]:
+        return {"status": "ready", "reason": ""}
+
+    async def exposition() -> bytes:
+        return b"metrics"
+
+    transport = httpx.ASGITransport(create_admin_app(health, exposition))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for path in ("/livez", "/readyz", "/healthz", "/metrics"):
+            assert (await client.head(path)).status_code == 200
+
+
+async def test_repeated_header_lines_count_as_one() -> None:
+    async with open_service() as client:
+        lines = [("Accept", "text/html;q=0.1"), ("Accept", "application/json")]
+        assert (await client.get("/", headers=lines)).headers["content-type"] == "application/json"
+        etag = (await client.get("/playground/page.js")).headers["etag"]
+        lines = [("If-None-Match", '"other"'), ("If-None-Match", etag)]
+        assert (await client.get("/playground/page.js", headers=lines)).status_code == 304
+        for name in ("Content-Type", "Authorization", "X-API-Key", "X-Request-Timeout-Ms", "X-Request-ID"):
+            lines = [("Content-Type", "image/png"), (name, "image/png"), (name, "two")]
+            assert (await client.post("/v1/encode", headers=lines, content=b"x")).status_code in (400, 415, 422)
 
 
 @pytest.mark.parametrize("path", ["/v1/encode/", "/v1/models/", "/docs/", "/livez/"])
