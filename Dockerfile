@@ -23,7 +23,7 @@ LABEL org.opencontainers.image.title="titok-service" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin titok \
-    && install -d -o titok -g titok /weights \
+    && install -d -o titok -g 0 -m 0775 /weights \
     && pip uninstall --yes --root-user-action=ignore pip
 COPY --from=build /opt/titok /opt/titok
 ENV HF_HOME=/weights \
@@ -34,7 +34,6 @@ ENV HF_HOME=/weights \
 VOLUME /weights
 USER 10001
 EXPOSE 8000 8001
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8001/readyz', timeout=4)"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 CMD ["titok", "health"]
 ENTRYPOINT ["titok"]
 CMD ["serve"]

@@ -75,7 +75,9 @@ class Settings(BaseSettings):
     admin_port: int = Field(
         8001, ge=0, le=65535, description="Port of /metrics and the health routes. Never expose it to the public."
     )
-    admin_host: str | None = Field(None, description="Address of the admin port. Default: the value of TITOK_HOST.")
+    admin_host: str = Field(
+        "127.0.0.1", description="Address of the admin port, which needs no key. 0.0.0.0: all interfaces."
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         description="Comma-separated API keys: plain keys, which have every role, or hashed keys, "

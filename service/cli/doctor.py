@@ -8,13 +8,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
+from http.client import HTTPException
 from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
 
+from service.cli.health import ask
 from service.cpu_quota import usable_cores
-from service.http.sockets import listen, url_of
+from service.http.sockets import listen
 from service.settings import Settings
 from service.version import VERSION
 
@@ -59,7 +61,7 @@ def _checks() -> Iterator[Check]:
     yield Check("settings", "ok", ", ".join(settings.given) or "all defaults")
     yield from _models(settings)
     yield _port("port", settings.host, settings.port, "TITOK_PORT")
-    yield _port("admin port", settings.host, settings.admin_port, "TITOK_ADMIN_PORT")
+    yield _port("admin port", settings.admin_host, settings.admin_port, "TITOK_ADMIN_PORT")
 
 
 def _models(settings: Settings) -> Iterator[Check]:
@@ -110,15 +112,17 @@ def _port(name: str, host: str, port: int, setting: str) -> Check:
     except OSError as error:
         if _is_titok(host, port):
             return Check(name, "warning", f"{host}:{port} is used by a running TiTok service")
-        return Check(name, "wrong", str(error), f"Set {setting} or TITOK_HOST; port 0 selects a free port.")
+        return Check(
+            name,
+            "wrong",
+            str(error),
+            f"Set {setting} or {setting.replace('PORT', 'HOST')}; port 0 selects a free port.",
+        )
     return Check(name, "ok", f"{host}:{port} is free" if port else "a free port")
 
 
 def _is_titok(host: str, port: int) -> bool:
-    import httpx
-
     try:
-        answer = httpx.get(f"{url_of(host, port)}/livez", timeout=2.0)
-        return answer.status_code == HTTPStatus.OK and answer.json() == {"status": "alive"}
-    except (httpx.HTTPError, ValueError):
+        return ask(host, port, "/livez") == (HTTPStatus.OK, {"status": "alive"})
+    except (OSError, HTTPException, ValueError):
         return False

@@ -11,9 +11,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.errors import missing_package
-from service.cli.options import CommandError, Tokenizer, Weights
+from service.cli.options import CommandError, Tokenizer, Weights, load_settings
 from service.cli.terminal import console, say
-from service.settings import Settings
 
 Data = Annotated[
     Path,
@@ -61,7 +60,7 @@ def evaluate(
         output,
         data=data,
         cache=_folder(cache),
-        tokenizer=tokenizer or Settings().tokenizer,
+        tokenizer=tokenizer or load_settings().tokenizer,
         weights=weights,
         with_generator=generator,
         generator_weights=generator_weights,

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 from rich.progress import Progress
 
-from service.cli.options import ApiKey, CommandError, Tokenizer, Url, Weights
+from service.cli.options import ApiKey, CommandError, Tokenizer, Url, Weights, load_settings
 from service.cli.terminal import console, say
 from service.errors import ServiceError
 from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.imaging.formats import ACCEPTED_SUFFIXES
-from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.client import Encoded, Generated, Picture, Reconstruction
@@ -124,7 +123,7 @@ def _models(tokenizer: str | None, weights: str | None, url: str | None, api_key
         return RemoteModels(url, api_key=api_key)
     from service.cli.local_models import LocalModels  # torch is slow to import
 
-    settings = Settings()
+    settings = load_settings()
     return LocalModels(tokenizer or settings.tokenizer, weights=weights, max_pixels=settings.max_pixels)
 
 

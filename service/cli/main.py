@@ -7,21 +7,22 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from models.errors import CheckpointError, UnknownVariantError
 from service.cli.cache import cache
 from service.cli.doctor import doctor
 from service.cli.evaluate import evaluate
+from service.cli.health import health
 from service.cli.images import decode, encode, generate, reconstruct
 from service.cli.keys import keys
-from service.cli.options import CommandError, Tokenizer
+from service.cli.options import CommandError, Tokenizer, load_settings
+from service.cli.pull import pull
 from service.cli.terminal import say
 from service.cli.tokenize import tokenize
 from service.cli.train import train
 from service.cli.verify import verify
 from service.errors import ServiceError
-from service.settings import Settings, invalid_settings
+from service.settings import Settings
 from service.version import VERSION
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (encode, decode, generate, reconstruct, tokenize, doctor, verify, evaluate):
+for command in (encode, decode, generate, reconstruct, tokenize, pull, health, doctor, verify, evaluate):
     app.command()(command)
 app.add_typer(train, name="train")
 app.add_typer(cache, name="cache")
@@ -94,11 +95,7 @@ def serve(
     flags = {name: value for name, value in locals().items() if value is not None}
     from service.processes.serve import serve as run  # the web framework is slow to import
 
-    try:
-        settings = Settings(**flags)
-    except ValidationError as error:
-        raise CommandError(invalid_settings(error)) from None
-    raise typer.Exit(run(settings))
+    raise typer.Exit(run(load_settings(**flags)))
 
 
 @app.command()

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
+
+from service.settings import Settings, invalid_settings
 
 
 class CommandError(Exception):
     """An error that the user can correct; the message says how."""
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings of the environment and of ``given`` options. Raises ``CommandError``."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise CommandError(invalid_settings(error)) from None
 
 
 Tokenizer = Annotated[

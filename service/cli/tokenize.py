@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import Device, Tokenizer, Weights
+from service.cli.options import Device, Tokenizer, Weights, load_settings
 from service.cli.terminal import SOME_BROKEN, image_progress, say
-from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.bulk.job import Job, Result
@@ -93,7 +92,7 @@ def tokenize(
     from service.bulk.job import Job
     from service.bulk.sources import open_source
 
-    settings = Settings()
+    settings = load_settings()
     job = Job(
         source=open_source(source, image_column=image_column, label_column=label_column, key_column=key_column),
         destination=dest,

@@ -288,6 +288,18 @@ def _joined(parts: Sequence[Tensor]) -> NDArray[Any]:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
+def load_models(settings: Settings, device: str) -> tuple[Tokenizer, Generator | None]:
+    """The tokenizer and the generator that the settings name. Raises ``ValueError``, ``LookupError`` or
+    ``CheckpointError``.
+    """
+    tokenizer = load_tokenizer(
+        settings.tokenizer, weights=settings.tokenizer_weights, device=device, dtype=settings.dtype
+    )
+    if not tokenizer.is_discrete:
+        raise ValueError(f"{tokenizer.name} is a VAE, which has no token ids to serve; choose another tokenizer")
+    return tokenizer, _load_generator(settings, tokenizer, device)
+
+
 def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = None) -> ModelDevice:
     """Loads the models that the settings name and warms them up. Called in the thread that will own the device.
     ``known_limits``: the ``batch_limits`` of an earlier device with the same settings, which need not be measured again.
@@ -301,14 +313,10 @@ def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = 
         recorder = CudaRecorder(device) if settings.cuda_graphs else None
     else:
         torch.set_num_threads(settings.device_threads)
-    tokenizer = load_tokenizer(
-        settings.tokenizer, weights=settings.tokenizer_weights, device=str(device), dtype=settings.dtype
-    )
-    if not tokenizer.is_discrete:
-        raise ValueError(f"{tokenizer.name} is a VAE, which has no token ids to serve; choose another tokenizer")
+    tokenizer, generator = load_models(settings, str(device))
     models = ModelDevice(
         tokenizer,
-        _open_generator(settings, tokenizer, str(device)),
+        generator,
         max_batch_size=settings.max_batch_size,
         batch_seconds=settings.batch_seconds,
         recorder=recorder,
@@ -326,7 +334,7 @@ def _choose_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
-def _open_generator(settings: Settings, tokenizer: Tokenizer, device: str) -> Generator | None:
+def _load_generator(settings: Settings, tokenizer: Tokenizer, device: str) -> Generator | None:
     if settings.generator == "off":
         return None
     automatic = settings.generator in (None, "auto")

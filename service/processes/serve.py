@@ -28,15 +28,14 @@ def serve(settings: Settings) -> int:
     except (OSError, ValueError) as error:
         log.error("API keys: %s", error)  # noqa: TRY400  no traceback needed
         return 1
-    admin_host = settings.admin_host or settings.host
     allow_descriptors(2 * settings.max_connections + _OWN_DESCRIPTORS)
     try:
-        public, admin = listen(settings.host, settings.port), listen(admin_host, settings.admin_port)
+        public, admin = listen(settings.host, settings.port), listen(settings.admin_host, settings.admin_port)
     except OSError as error:
         log.error("cannot listen: %s", error)  # noqa: TRY400  no traceback needed
         return 1
     address = url(public, settings.host)
-    metrics = f"{url(admin, admin_host)}/metrics"
+    metrics = f"{url(admin, settings.admin_host)}/metrics"
     print(f"TiTok is at {address}  (API: {address}/docs, metrics: {metrics})", flush=True)
     if inline:
         limit_spinning()

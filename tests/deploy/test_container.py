@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -76,9 +78,36 @@ def test_a_service_is_read_only_not_root_and_says_whether_it_is_well(name: str) 
     assert service["user"].partition(":")[0] != "0"
     assert service["cap_drop"] == ["ALL"]
     assert service["healthcheck"]["test"][0] == "CMD"
+    assert_restarts_within_bounds(service)
     for other, wanted in service.get("depends_on", {}).items():
         assert other in SERVICES
         assert wanted == {"condition": "service_healthy"}
+
+
+def assert_restarts_within_bounds(service: dict[str, Any]) -> None:
+    """What fails is started again, and neither memory nor log lines grow without end."""
+    assert service["restart"] == "unless-stopped"
+    assert service["mem_limit"]
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}
+
+
+def test_the_services_that_overrides_bring_restart_within_bounds() -> None:
+    for name in ("gpu", "traces", "keys"):
+        override = yaml.safe_load((PROJECT / "deploy" / f"compose.{name}.yml").read_text())["services"]
+        for brought in set(override) - set(SERVICES):
+            assert_restarts_within_bounds(override[brought])
+
+
+def test_image_and_compose_ask_the_service_whether_it_is_ready() -> None:
+    command = json.dumps(SERVICES["titok"]["healthcheck"]["test"][1:])
+    assert command == '["titok", "health"]'
+    assert re.findall(r"^HEALTHCHECK .* CMD (.*)$", DOCKERFILE, re.MULTILINE) == [command]
+
+
+def test_the_admin_port_is_open_to_prometheus_where_it_is_needed_and_nowhere_else() -> None:
+    assert SERVICES["titok"]["environment"]["TITOK_ADMIN_HOST"] == "0.0.0.0"  # noqa: S104
+    assert "TITOK_ADMIN_HOST" not in DOCKERFILE
+    assert Settings().admin_host == "127.0.0.1"
 
 
 def test_ports_are_those_of_this_machine_alone_and_never_the_admin_port() -> None:
@@ -161,12 +190,14 @@ def composed(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
 
 
 @pytest.mark.slow
-def test_the_wheel_serves_as_composed_and_its_health_check_passes(composed: Server) -> None:
+def test_the_wheel_serves_as_composed_and_its_health_check_passes(composed: Server, installed: Path) -> None:
     program, *arguments = SERVICES["titok"]["healthcheck"]["test"][1:]
-    assert program == "python"
-    check = [sys.executable, *(part.replace("http://127.0.0.1:8001", composed.admin_url) for part in arguments)]
+    assert program == "titok"
+    host = SERVICES["titok"]["environment"]["TITOK_ADMIN_HOST"]
+    port = composed.admin_url.rpartition(":")[2]
+    environment = os.environ | {"TITOK_ADMIN_HOST": host, "TITOK_ADMIN_PORT": port}
     composed.wait_until_ready()
-    subprocess.run(check, check=True, timeout=60)
+    subprocess.run([installed.with_name(program), *arguments], check=True, timeout=60, env=environment)
     answer = httpx.post(
         f"{composed.url}/v1/encode",
         content=(PROJECT / "docs" / "images" / "photograph.jpg").read_bytes(),

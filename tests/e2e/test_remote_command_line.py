@@ -149,6 +149,11 @@ def test_the_doctor_distinguishes_a_running_service_from_another_program_on_a_po
     assert "TITOK_PORT" in checks(ended)["port"]["advice"]
 
 
+def test_health_asks_the_running_service(run: Run, server: Server) -> None:
+    asked = run("health", TITOK_ADMIN_PORT=server.admin_url.rpartition(":")[2])
+    assert (asked.returncode, asked.stdout) == (0, b"ready\n")
+
+
 @pytest.mark.parametrize(
     ("settings", "name", "found"),
     [

@@ -1,0 +1,23 @@
+"""``titok pull``: downloads the weights that the service needs, and checks them."""
+
+from __future__ import annotations
+
+import typer
+
+from service.cli.options import load_settings
+
+
+def pull() -> None:
+    """Download the weights that the settings name, and check that they load.
+
+    Weights of the Hugging Face hub are kept in HF_HOME. A service with the same settings and HF_HUB_OFFLINE=1 then starts
+    without a network.
+    """
+    from service.inference.device import load_models  # torch is slow to import
+
+    # On the CPU, whatever the service runs on: formats of GPUs are not possible there, and change no file.
+    settings = load_settings().model_copy(update={"dtype": "float32"})
+    tokenizer, generator = load_models(settings, "cpu")
+    typer.echo(f"tokenizer {tokenizer.name}: {tokenizer.source}, revision {tokenizer.revision}")
+    if generator is not None:
+        typer.echo(f"generator {generator.name}: {generator.source}, revision {generator.revision}")
