@@ -36,7 +36,7 @@ CUSTOM: Mapping[str, type[pydantic.BaseModel]] = {
     model.__name__: model for model in (ScaledObject, PrometheusRule, ServiceMonitor)
 }
 # Read by libraries, not by the settings.
-FOREIGN_VARIABLES = {"HF_TOKEN", "NVIDIA_DRIVER_CAPABILITIES"}
+FOREIGN_VARIABLES = {"HF_HUB_OFFLINE", "HF_TOKEN", "NVIDIA_DRIVER_CAPABILITIES"}
 # In which the supervisor kills what is late, one kind of process after the other.
 OVERDUE_SECONDS = 15
 
@@ -92,15 +92,18 @@ def with_adapter(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
     return render(overlay.parent)
 
 
+def with_component(name: str, folder: Path) -> list[Manifest]:
+    """An overlay on top of one that there is, with one more component."""
+    shutil.copytree(KUBERNETES, folder / "kubernetes")
+    own = folder / "kubernetes" / "overlays" / "own" / "kustomization.yaml"
+    own.parent.mkdir()
+    own.write_text(yaml.safe_dump({"resources": ["../cpu"], "components": [f"../../components/{name}"]}))
+    return render(own.parent)
+
+
 @pytest.fixture(scope="module")
 def with_keys(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
-    """An overlay on top of one that there is, with the keys in a file."""
-    folder = tmp_path_factory.mktemp("kubernetes") / "kubernetes"
-    shutil.copytree(KUBERNETES, folder)
-    own = folder / "overlays" / "own" / "kustomization.yaml"
-    own.parent.mkdir()
-    own.write_text(yaml.safe_dump({"resources": ["../cpu"], "components": ["../../components/keys-file"]}))
-    return render(own.parent)
+    return with_component("keys-file", tmp_path_factory.mktemp("keys"))
 
 
 @both
@@ -186,6 +189,40 @@ def test_the_keys_file_is_a_secret_that_must_be_there_and_stays_current(with_key
     before = container(rendered("cpu"))
     assert len(one["env"]) == len(before["env"]) + 1
     assert one["volumeMounts"] == [mount, *before["volumeMounts"]]
+
+
+def test_weights_are_pulled_once_onto_a_volume_that_pods_share(tmp_path: Path) -> None:
+    manifests = with_component("weights-volume", tmp_path)
+    for manifest in manifests:
+        check(manifest)
+    pod = the(manifests, "Deployment")["spec"]["template"]["spec"]
+    [first], [served] = pod["initContainers"], pod["containers"]
+    assert (first["image"], first["args"]) == (served["image"], ["pull"])
+    assert first["envFrom"] == served["envFrom"], "it pulls what the settings of the service name"
+    assert first["securityContext"] == served["securityContext"]
+    claim = the(manifests, "PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == "weights"]
+    assert volume == {"name": "weights", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
+    mounts = [next(m for m in one["volumeMounts"] if m["name"] == "weights") for one in (first, served)]
+    assert [(mount["mountPath"], mount.get("readOnly", False)) for mount in mounts] == [
+        ("/weights", False),
+        ("/weights", True),
+    ]
+    assert {"name": "HF_HUB_OFFLINE", "value": "1"} in served["env"]
+
+
+@both
+def test_documented_features_are_not_cut_off_by_the_network_policy(overlay: str) -> None:
+    egress = the(rendered(overlay), "NetworkPolicy")["spec"]["egress"]
+    ports = {port["port"] for rule in egress for port in rule["ports"]}
+    # DNS, HTTPS, Redis (plain, TLS, Sentinel), OTLP (gRPC, HTTP).
+    assert ports == {53, 443, 6379, 6380, 26379, 4317, 4318}
+
+
+@both
+def test_the_admin_port_is_reached_from_outside_the_pod(overlay: str) -> None:
+    assert the(rendered(overlay), "ConfigMap")["data"]["TITOK_ADMIN_HOST"] == "0.0.0.0"  # noqa: S104
 
 
 @both
