@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from prometheus_client.core import Metric
@@ -22,12 +22,19 @@ from service.engine import InlineEngine
 from service.inference.device import ServedDevice, open_device
 from service.processes.http_servers import admin_server, public_server
 from service.processes.process import SWITCH_SECONDS, event_loop, unblock_signals
-from service.processes.state_metrics import StateCollector, process_metrics, service_metrics, worker_metrics
+from service.processes.state_metrics import (
+    StateCollector,
+    WorkerState,
+    process_metrics,
+    service_metrics,
+    worker_metrics,
+)
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 NAME = "front end 0"
+_WORKER_STATES: Mapping[str, WorkerState] = {"ready": "up", "starting": "starting"}
 
 
 def inline_engine(settings: Settings, open_device: Callable[[Settings], ServedDevice] = open_device) -> EngineFactory:
@@ -86,7 +93,9 @@ class _SingleProcess:
     def _state_metrics(self) -> Iterator[Metric]:
         info = self._state.operations.models.loaded
         yield from service_metrics(application_health(self._state))
-        yield from worker_metrics({} if info is None else {info.device: self._state.operations.engine.state.is_ready})
+        state = self._state.operations.engine.state
+        device = self._settings.devices if info is None else info.device
+        yield from worker_metrics({device: _WORKER_STATES.get(state.name, "down")})
         yield from process_metrics({NAME: os.getpid()})
 
     async def _exposition(self) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from service.processes.child import Child, DeathReason
 from service.version import VERSION
 
+WorkerState = Literal["up", "starting", "down"]
 Statuses = Mapping[str, Mapping[str, Any]]
 
 
@@ -43,12 +44,23 @@ def service_metrics(health: Mapping[str, Any]) -> Iterator[Metric]:
     yield InfoMetricFamily("titok_build", "Version of the service and of its weights.", build)
 
 
-def worker_metrics(up: Mapping[str, bool]) -> Iterator[Metric]:
-    """Whether the worker of each device is up."""
-    family = GaugeMetricFamily("titok_worker_up", "Whether a device can run a batch.", labels=("device",))
-    for device, is_up in up.items():
-        family.add_metric((device,), is_up)
-    yield family
+def worker_state(worker: Child) -> WorkerState:
+    """``starting`` until it was ready once, or has failed."""
+    if worker.state == "ready":
+        return "up"
+    return "starting" if worker.state in ("starting", "opening") and not worker.restarts else "down"
+
+
+def worker_metrics(states: Mapping[str, WorkerState]) -> Iterator[Metric]:
+    """Whether the worker of each device is up, or starts for the first time."""
+    up = GaugeMetricFamily("titok_worker_up", "Whether a device can run a batch.", labels=("device",))
+    starting = GaugeMetricFamily(
+        "titok_worker_starting", "Whether a device loads its models for the first time.", labels=("device",)
+    )
+    for device, state in states.items():
+        up.add_metric((device,), state == "up")
+        starting.add_metric((device,), state == "starting")
+    yield from (up, starting)
 
 
 def restart_metrics(front_ends: Sequence[Child], workers: Mapping[str, Child]) -> Iterator[Metric]:

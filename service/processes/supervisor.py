@@ -48,6 +48,7 @@ from service.processes.state_metrics import (
     restart_metrics,
     service_metrics,
     worker_metrics,
+    worker_state,
 )
 from service.settings import Settings
 from service.telemetry.metrics import clear_gauges, multiprocess_registry
@@ -204,7 +205,7 @@ class _Supervisor:
     def _state_metrics(self) -> Iterator[Metric]:
         statuses = {device: worker.status for device, worker in self._workers.items()}
         yield from service_metrics(self._health_document())
-        yield from worker_metrics({device: worker.state == "ready" for device, worker in self._workers.items()})
+        yield from worker_metrics({device: worker_state(worker) for device, worker in self._workers.items()})
         yield from restart_metrics(self._front_ends, self._workers)
         yield from padding_metrics(statuses)
         yield from gpu_metrics(statuses)

@@ -5,11 +5,19 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from service.processes.child import Child
 from service.processes.health import service_health
-from service.processes.state_metrics import StateCollector, gpu_metrics, padding_metrics, service_metrics
+from service.processes.state_metrics import (
+    StateCollector,
+    gpu_metrics,
+    padding_metrics,
+    service_metrics,
+    worker_metrics,
+    worker_state,
+)
 
 GPU = {
     "memory": {"allocated": 1, "reserved": 2, "total": 3},
@@ -44,6 +52,18 @@ def test_requests_in_progress_and_queued_images_are_summed_over_front_ends() -> 
         assert registry.get_sample_value("titok_requests_in_progress", {"op": operation}) == count
     for operation, count in {"encode": 6, "decode": 0}.items():
         assert registry.get_sample_value("titok_queue_images", {"op": operation}) == count
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "up", "starting"),
+    [("starting", 0, 0, 1), ("opening", 0, 0, 1), ("ready", 0, 1, 0), ("failed", 0, 0, 0), ("opening", 1, 0, 0)],
+)
+def test_only_the_first_start_of_a_worker_is_a_start(state: str, restarts: int, up: int, starting: int) -> None:
+    worker = cast(Child, SimpleNamespace(state=state, restarts=restarts))
+    registry = CollectorRegistry()
+    registry.register(StateCollector(lambda: worker_metrics({"cpu": worker_state(worker)})))
+    assert registry.get_sample_value("titok_worker_up", {"device": "cpu"}) == up
+    assert registry.get_sample_value("titok_worker_starting", {"device": "cpu"}) == starting
 
 
 def test_utilization_and_temperature_of_a_gpu_are_exported() -> None:
