@@ -30,7 +30,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.dev ## write the pages that are made from code
+docs: $(VENV)/.dev ## write the pages that are made from code; RUNBOOK=https://... sets the address of docs/operations.md in them
+	$(if $(RUNBOOK),$(BIN)/python deploy/prometheus/runbook.py $(RUNBOOK))
 	$(BIN)/python -m docs.settings_table > docs/configuration.md
 	$(BIN)/python deploy/grafana/dashboards.py
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py

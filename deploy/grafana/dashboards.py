@@ -6,19 +6,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from grafana_foundation_sdk.builders import heatmap, timeseries
-from grafana_foundation_sdk.builders.dashboard import Dashboard, DashboardLink
+from grafana_foundation_sdk.builders.dashboard import Dashboard, DashboardLink, DatasourceVariable, QueryVariable
 from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.dashboard import DashboardLinkType, DataSourceRef
+from grafana_foundation_sdk.models.dashboard import DashboardLinkType, DataSourceRef, VariableOption, VariableRefresh
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 __all__ = ["LANES", "documents"]
 
 LANES = ("encode", "decode", "generate")
 FOLDER = Path(__file__).parent / "json"
-_RUNBOOK = "docs/operations.md"
-_PROMETHEUS = DataSourceRef(type_val="prometheus", uid="prometheus")
+_ALERTS = Path(__file__).parents[1] / "prometheus" / "alerts.yml"
+_RUNBOOKS = {
+    rule["alert"]: rule["annotations"]["runbook_url"]
+    for group in yaml.safe_load(_ALERTS.read_text())["groups"]
+    for rule in group["rules"]
+}
+_PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${datasource}")
+# What the pickers select. Without Kubernetes no series has a namespace, which the value of "All" matches too.
+_NAMESPACE = 'namespace=~"$namespace"'
+_SELECTED = f'{_NAMESPACE},instance=~"$instance"'
+_ALL = ".*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +50,26 @@ class _Panel:
             panel.with_target(query.format(PromQueryFormat.HEATMAP) if self.is_heatmap else query)
         if self.alert is not None:
             link = DashboardLink(f"Runbook: {self.alert}").type(DashboardLinkType.LINK)
-            panel.links([link.url(f"{_RUNBOOK}#{self.alert.lower()}")])
+            panel.links([link.url(_RUNBOOKS[self.alert])])
         return panel
 
 
-def _quantiles(metric: str, matchers: str = "") -> dict[str, str]:
+def _selected(metric: str, *labels: str) -> str:
+    """A metric with the matchers of the pickers, and others such as ``op="encode"``."""
+    return f"{metric}{{{','.join((_SELECTED, *labels))}}}"
+
+
+def _rate(metric: str, *labels: str, by: str = "", function: str = "rate") -> str:
+    return f"sum{f' by ({by}) ' if by else ''}({function}({_selected(metric, *labels)}[$__rate_interval]))"
+
+
+def _mean(metric: str, *labels: str, by: str = "") -> str:
+    return f"{_rate(f'{metric}_sum', *labels, by=by)} / {_rate(f'{metric}_count', *labels, by=by)}"
+
+
+def _quantiles(metric: str, *labels: str) -> dict[str, str]:
     return {
-        f"p{round(100 * quantile)}": f"histogram_quantile({quantile}, "
-        f"sum by (le) (rate({metric}_bucket{matchers}[$__rate_interval])))"
+        f"p{round(100 * quantile)}": f"histogram_quantile({quantile}, {_rate(f'{metric}_bucket', *labels, by='le')})"
         for quantile in (0.5, 0.95, 0.99)
     }
 
@@ -57,21 +79,31 @@ _OVERVIEW = (
         title="Traffic",
         unit="reqps",
         description="Requests answered, by route.",
-        queries={"{{route}}": "route:titok_http_requests:rate5m"},
+        queries={"{{route}}": _rate("titok_http_requests_total", by="route")},
         alert="TiTokDown",
     ),
     _Panel(
         title="Errors and goodput",
         unit="percentunit",
-        description="Share of requests answered with 5xx, and of successful requests (not failed, rejected or cancelled).",
-        queries={"5xx": "titok:http_errors:ratio_rate5m", "goodput": "titok:goodput:ratio_rate5m"},
+        description="Share of requests answered with 5xx, and of successful requests (not failed, rejected or cancelled), "
+        "by namespace.",
+        queries={
+            f"{name} {{{{namespace}}}}": f"{rule}{{{_NAMESPACE}}}"
+            for name, rule in (
+                ("5xx", "titok:http_errors:ratio_rate5m"),
+                ("goodput", "titok:goodput:ratio_rate5m"),
+            )
+        },
         alert="TiTokErrorBudgetBurnsFast",
     ),
     _Panel(
         title="Error budget burn",
         unit="none",
         description="1: the monthly error budget lasts exactly one month.",
-        queries={window: f"titok:slo_burn:rate{window}" for window in ("5m", "30m", "1h", "6h")},
+        queries={
+            f"{window} {{{{namespace}}}}": f"titok:slo_burn:rate{window}{{{_NAMESPACE}}}"
+            for window in ("5m", "30m", "1h", "6h")
+        },
         alert="TiTokErrorBudgetBurnsSlowly",
     ),
     _Panel(
@@ -79,34 +111,37 @@ _OVERVIEW = (
         unit="s",
         description="Distribution of request durations.",
         is_heatmap=True,
-        queries={"{{le}}": "sum by (le) (increase(titok_http_request_duration_seconds_bucket[$__rate_interval]))"},
+        queries={"{{le}}": _rate("titok_http_request_duration_seconds_bucket", by="le", function="increase")},
         alert="TiTokSlow",
     ),
     _Panel(
         title="Saturation",
         unit="percentunit",
         description="Share of time in which the devices compute.",
-        queries={"{{instance}}": "instance:titok_device_busy:ratio_rate5m"},
+        queries={"{{instance}}": _selected("instance:titok_device_busy:ratio_rate5m")},
         alert="TiTokSaturated",
     ),
     _Panel(
         title="Workers",
         unit="short",
         description="Devices that can run batches, and restarted processes.",
-        queries={"{{device}}": "titok_worker_up", "restarts {{instance}}": "instance:titok_restarts:increase15m"},
+        queries={
+            "{{instance}} {{device}}": _selected("titok_worker_up"),
+            "restarts {{instance}}": _selected("instance:titok_restarts:increase15m"),
+        },
         alert="TiTokWorkerDown",
     ),
     _Panel(
         title="Cache hit ratio",
         unit="percentunit",
         description="Share of images whose code was in the cache.",
-        queries={"hits": "titok:cache_hits:ratio_rate5m"},
+        queries={"hits {{namespace}}": f"titok:cache_hits:ratio_rate5m{{{_NAMESPACE}}}"},
     ),
     _Panel(
         title="Redis circuit breaker",
         unit="short",
         description="0 closed, 1 half-open, 2 open.",
-        queries={"{{instance}}": "titok_cache_breaker"},
+        queries={"{{instance}}": _selected("titok_cache_breaker")},
         alert="TiTokCacheOpen",
     ),
     _Panel(
@@ -114,18 +149,17 @@ _OVERVIEW = (
         unit="short",
         description="Distribution of the number of images per batch.",
         is_heatmap=True,
-        queries={"{{le}}": "sum by (le) (increase(titok_batch_images_bucket[$__rate_interval]))"},
+        queries={"{{le}}": _rate("titok_batch_images_bucket", by="le", function="increase")},
     ),
     _Panel(
         title="Queue wait and device time",
         unit="s",
         description="Average queue wait of an image, and average device time of a batch.",
         queries={
-            f"{name} {{{{op}}}}": f"sum by (op) (rate({metric}_sum{only}[$__rate_interval])) / "
-            f"sum by (op) (rate({metric}_count{only}[$__rate_interval]))"
-            for name, metric, only in (
-                ("wait", "titok_queue_wait_seconds", ""),
-                ("device", "titok_batch_duration_seconds", '{stage="device"}'),
+            f"{name} {{{{op}}}}": _mean(metric, *labels, by="op")
+            for name, metric, *labels in (
+                ("wait", "titok_queue_wait_seconds"),
+                ("device", "titok_batch_duration_seconds", 'stage="device"'),
             )
         },
         alert="TiTokQueueWaitLong",
@@ -147,34 +181,34 @@ _OVERVIEW = (
         title="GPU memory",
         unit="bytes",
         description="By device and kind; none for a CPU.",
-        queries={"{{device}} {{kind}}": "titok_gpu_memory_bytes"},
+        queries={"{{instance}} {{device}} {{kind}}": _selected("titok_gpu_memory_bytes")},
         alert="TiTokGpuOutOfMemory",
     ),
     _Panel(
         title="GPU utilisation",
         unit="percentunit",
         description="Share of time in which the GPU computes, for any process; none for a CPU.",
-        queries={"{{device}}": "titok_gpu_utilization_ratio"},
+        queries={"{{instance}} {{device}}": _selected("titok_gpu_utilization_ratio")},
         alert="TiTokSaturated",
     ),
     _Panel(
         title="GPU temperature",
         unit="celsius",
         description="A hot GPU throttles; none for a CPU.",
-        queries={"{{device}}": "titok_gpu_temperature_celsius"},
+        queries={"{{instance}} {{device}}": _selected("titok_gpu_temperature_celsius")},
         alert="TiTokSlow",
     ),
 )
 
 
 def _lane(op: str) -> tuple[_Panel, ...]:
-    only = f'{{op="{op}"}}'
+    only = f'op="{op}"'
     return (
         _Panel(
             title="Queue length",
             unit="short",
             description="Images in the queue.",
-            queries={"images": f"sum(titok_queue_images{only})"},
+            queries={"images": f"sum({_selected('titok_queue_images', only)})"},
             alert="TiTokQueueWaitLong",
         ),
         _Panel(
@@ -190,7 +224,7 @@ def _lane(op: str) -> tuple[_Panel, ...]:
             unit="ops",
             description="Images rejected at admission, and images dropped before they were finished.",
             queries={
-                name: f"sum(rate({metric}{only}[$__rate_interval])) or vector(0)"
+                name: _rate(metric, only)
                 for name, metric in (("rejected", "titok_rejected_total"), ("dropped", "titok_abandoned_total"))
             },
             alert="TiTokRejects",
@@ -199,19 +233,19 @@ def _lane(op: str) -> tuple[_Panel, ...]:
             title="In progress",
             unit="short",
             description="Requests in progress.",
-            queries={"requests": f"sum(titok_requests_in_progress{only})"},
+            queries={"requests": f"sum({_selected('titok_requests_in_progress', only)})"},
         ),
     )
 
 
 def _batches(op: str) -> tuple[_Panel, ...]:
-    only = f'{{op="{op}"}}'
+    only = f'op="{op}"'
     return (
         _Panel(
             title="Device time",
             unit="s",
             description="Duration of a batch; for generate, of a sampling step.",
-            queries=_quantiles("titok_batch_duration_seconds", f'{{op="{op}",stage="device"}}'),
+            queries=_quantiles("titok_batch_duration_seconds", only, 'stage="device"'),
             alert="TiTokSlow",
         ),
         _Panel(
@@ -219,8 +253,7 @@ def _batches(op: str) -> tuple[_Panel, ...]:
             unit="s",
             description="Average time per batch to hand it to the worker, and to copy its results to the requests.",
             queries={
-                stage: f'sum(rate(titok_batch_duration_seconds_sum{{op="{op}",stage="{stage}"}}[$__rate_interval])) / '
-                f'sum(rate(titok_batch_duration_seconds_count{{op="{op}",stage="{stage}"}}[$__rate_interval]))'
+                stage: _mean("titok_batch_duration_seconds", only, f'stage="{stage}"')
                 for stage in ("hand_over", "results")
             },
         ),
@@ -229,22 +262,29 @@ def _batches(op: str) -> tuple[_Panel, ...]:
             unit="percentunit",
             description="Share of padding rows, added to reach the size of a recorded CUDA graph, since the worker's start; "
             "a CPU adds none.",
-            queries={"{{device}}": f"titok_batch_padding_ratio{only}"},
+            queries={"{{instance}} {{device}}": _selected("titok_batch_padding_ratio", only)},
         ),
         _Panel(
             title="Batch size",
             unit="short",
             description="Average number of images per batch.",
-            queries={
-                "images": f"sum(rate(titok_batch_images_sum{only}[$__rate_interval])) / "
-                f"sum(rate(titok_batch_images_count{only}[$__rate_interval]))"
-            },
+            queries={"images": f"{_rate('titok_batch_images_sum', only)} / {_rate('titok_batch_images_count', only)}"},
         ),
     )
 
 
+def _picker(name: str, query: str) -> QueryVariable:
+    """A variable with several values, all by default."""
+    picker = QueryVariable(name).label(name.capitalize()).datasource(_PROMETHEUS).query(query)
+    picker.multi(True).include_all(True).all_value(_ALL).refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+    return picker.current(VariableOption(selected=True, text="All", value="$__all"))
+
+
 def _dashboard(name: str, title: str, panels: tuple[_Panel, ...]) -> str:
     board = Dashboard(title).uid(f"titok-{name}").tags(["titok"]).refresh("15s").time("now-1h", "now").readonly()
+    board.with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    board.with_variable(_picker("namespace", "label_values(titok_build_info, namespace)"))
+    board.with_variable(_picker("instance", f"label_values(titok_build_info{{{_NAMESPACE}}}, instance)"))
     for panel in panels:
         board.with_panel(panel.builder())
     return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
