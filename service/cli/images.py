@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -19,28 +19,14 @@ from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.imaging.formats import ACCEPTED_SUFFIXES
 
 if TYPE_CHECKING:
-    from service.client import Encoded, Generated, Picture, Reconstruction
+    from service.cli.local_models import LocalModels
+    from service.cli.remote_models import RemoteModels
+    from service.client import Encoded
 
 _MEDIA_TYPES = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()} | {"jpeg": "image/jpeg"}
 _REMOTE_BATCH = 256  # files read and sent before their results are printed
 
 Output = Annotated[Path, typer.Argument(help="Image file to write: .png, .jpg or .webp; - for standard output (PNG).")]
-
-
-class ImageModels(Protocol):
-    """What the commands need of local or remote models."""
-
-    def encode(self, images: Sequence[bytes]) -> list[Encoded]:
-        """Tokens of image files."""
-
-    def decode(self, tokens: str | Sequence[int], *, media_type: str) -> Picture:
-        """The image of a code or of token ids."""
-
-    def generate(self, label: int | str | None, *, seed: int | None, preset: str, media_type: str) -> Generated:
-        """A generated image of a class."""
-
-    def reconstruct(self, image: bytes, *, media_type: str) -> Reconstruction:
-        """An image after encoding and decoding, with its quality."""
 
 
 def encode(
@@ -116,7 +102,9 @@ def reconstruct(
     say(f"{psnr}, SSIM {result.ssim}, code {result.code}")
 
 
-def _models(tokenizer: str | None, weights: str | None, url: str | None, api_key: str | None) -> ImageModels:
+def _models(
+    tokenizer: str | None, weights: str | None, url: str | None, api_key: str | None
+) -> LocalModels | RemoteModels:
     if url is not None:
         from service.cli.remote_models import RemoteModels  # httpx is not needed for local models
 

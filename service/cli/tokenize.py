@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,23 +14,6 @@ if TYPE_CHECKING:
     from service.bulk.job import Job, Result
 
 
-class Format(StrEnum):
-    """Output format."""
-
-    JSONL = "jsonl"
-    WEBDATASET = "webdataset"
-    PARQUET = "parquet"
-    NPY = "npy"
-    BIN = "bin"
-
-
-class CropChoice(StrEnum):
-    """Crops of each image."""
-
-    CENTRE = "centre"
-    TEN = "ten"
-
-
 SourceArgument = Annotated[
     str,
     typer.Argument(
@@ -40,8 +22,12 @@ SourceArgument = Annotated[
     ),
 ]
 Destination = Annotated[Path, typer.Argument(help="Output folder; an interrupted run in it is resumed.")]
+Format = Annotated[
+    Literal["jsonl", "webdataset", "parquet", "npy", "bin"], typer.Option("--format", help="Output format.")
+]
 Crops = Annotated[
-    CropChoice, typer.Option(help="centre: the center crop, as the service does; ten: TiTok's ten training crops.")
+    Literal["centre", "ten"],
+    typer.Option(help="centre: the center crop, as the service does; ten: TiTok's ten training crops."),
 ]
 Flip = Annotated[bool, typer.Option("--flip", help="Also tokenize the mirrored center crop.")]
 ShardImages = Annotated[int, typer.Option(min=1, help="Source images per output file.")]
@@ -68,8 +54,8 @@ RayActors = Annotated[
 def tokenize(
     source: SourceArgument,
     dest: Destination,
-    output: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.PARQUET,
-    crops: Crops = CropChoice.CENTRE,
+    output: Format = "parquet",
+    crops: Crops = "centre",
     flip: Flip = False,
     shard_images: ShardImages = 10_000,
     tokenizer: Tokenizer = None,
@@ -100,8 +86,8 @@ def tokenize(
         weights=weights,
         device=device,
         dtype=dtype,
-        format=output.value,
-        crops=Crops(crops.value, flip),
+        format=output,
+        crops=Crops(crops, flip),
         shard_images=shard_images,
         batch_size=batch_size,
         threads=decode_threads,

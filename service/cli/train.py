@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -40,51 +40,21 @@ Minutes = Annotated[float | None, typer.Option(help="Time limit, which the sched
 Threads = Annotated[int | None, typer.Option(help="Threads per operation (default: one per core).", min=1)]
 Resume = Annotated[bool, typer.Option(help="Resume from the training state in --output, if there is one.")]
 
-_CACHE = Path("runs/cache")
 
-
-@train.command()
-def tokenizer(
+@train.command("generator", help="Train a class-conditional generator on the tokens of a trained tokenizer.")
+@train.command("tokenizer", help="Train a tokenizer; the config selects stage-1, stage-2 or one-stage training.")
+def run(
+    context: typer.Context,
     config: Config,
     data: Data,
     output: Output,
-    cache: Cache = _CACHE,
+    cache: Cache = Path("runs/cache"),
     max_minutes: Minutes = None,
     threads: Threads = None,
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:
-    """Train a tokenizer; the config selects stage-1, stage-2 or one-stage training."""
-    _run("tokenizer", config, data, output, cache, max_minutes, threads, device, resume=resume)
-
-
-@train.command()
-def generator(
-    config: Config,
-    data: Data,
-    output: Output,
-    cache: Cache = _CACHE,
-    max_minutes: Minutes = None,
-    threads: Threads = None,
-    device: Device = "auto",
-    resume: Resume = False,
-) -> None:
-    """Train a class-conditional generator on the tokens of a trained tokenizer."""
-    _run("generator", config, data, output, cache, max_minutes, threads, device, resume=resume)
-
-
-def _run(
-    kind: Literal["tokenizer", "generator"],
-    config: str,
-    data: Path,
-    output: Path,
-    cache: Path,
-    max_minutes: float | None,
-    threads: int | None,
-    device: str,
-    *,
-    resume: bool,
-) -> None:
+    """Trains a tokenizer or a generator, as the command is called."""
     try:  # torch is slow to import, and other packages come with the extra
         import torch
 
@@ -105,8 +75,8 @@ def _run(
     options = RunOptions(data=data, output=output, cache=cache, device=on, max_minutes=max_minutes, resume=resume)
     try:
         with _Bars(console) as bars, _stop_on_signals(bars):
-            run = train_tokenizer if kind == "tokenizer" else train_generator
-            figures = run(find_config(config), options, bars)
+            train_network = train_tokenizer if context.info_name == "tokenizer" else train_generator
+            figures = train_network(find_config(config), options, bars)
     except (DataError, Diverged) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
