@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from models.arrays import Ids, Pixels
-from models.data.bad_samples import BadSamples
 from models.data.decode_cache import Progress, decode_to_cache
 from models.data.image_folder import ImageFolder
 from models.data.shards import WebDatasetShards, find_shards, read_class_names
-from models.data.sources import Source, Split, names_of
+from models.data.sources import BadSamples, Source, Split, names_of
 from models.data.streaming import StreamingDataset
 from models.errors import DataError
 

@@ -27,9 +27,8 @@ from filelock import FileLock
 
 from models.arrays import Ids, Pixels
 from models.atomic_files import write_atomically
-from models.data.bad_samples import BadSamples
 from models.data.decoding import decode_image
-from models.data.sources import IndexedSource, Source, Split
+from models.data.sources import BadSamples, IndexedSource, Source, Split
 from models.errors import DataError
 from models.preprocess import PREPROCESSING_VERSION
 

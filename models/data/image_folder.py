@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from models.arrays import Ids
-from models.data.bad_samples import BadSamples
-from models.data.class_folders import class_folders, class_of
 from models.data.decoding import IMAGE_SUFFIXES
-from models.data.sources import Split
+from models.data.sources import BadSamples, Split
 from models.errors import DataError
 
 VALIDATION_FRACTION = 0.05
@@ -120,3 +119,20 @@ def _hold_out(root: Path, files: list[_File], split: Split) -> list[_File]:
 def _is_validation(path: str) -> bool:
     digest = hashlib.sha256(path.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8]) < VALIDATION_FRACTION * 2**64
+
+
+def class_folders(paths: Iterable[str]) -> set[str]:
+    """The classes of files at ``paths``, which are relative and use slashes."""
+    holding = {path.rpartition("/")[0] for path in paths} - {""}
+    return {next(parent for parent in _parents(f"{folder}/") if parent in holding) for folder in holding}
+
+
+def class_of(path: str, classes: Set[str]) -> str | None:
+    """The class of a file, or None if no parent folder is a class."""
+    return next((parent for parent in _parents(path) if parent in classes), None)
+
+
+def _parents(path: str) -> list[str]:
+    """``a``, ``a/b`` of ``a/b/photo.jpg``."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]

@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from models.arrays import Ids
 from models.atomic_files import write_atomically
-from models.data.bad_samples import BadSamples
 from models.data.decoding import IMAGE_SUFFIXES
-from models.data.sources import Split, names_of
+from models.data.sources import BadSamples, Split, names_of
 from models.data.tar_samples import DAMAGE, read_samples
 from models.errors import DataError
 

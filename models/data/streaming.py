@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.arrays import Ids, Pixels
-from models.data.bad_samples import BadSamples
 from models.data.decoding import decode_image
-from models.data.sources import IndexedSource
+from models.data.sources import BadSamples, IndexedSource
 from models.errors import DataError
 
 MAX_PREFETCHED = 2

@@ -1,12 +1,13 @@
 """Metrics of generated images: fidelity, class agreement, diversity and memorization.
 
-Each is compared with the same metric of validation images of the same classes.
+Each is compared with the same metric of validation images of the same classes: a generator that copies training images is
+closer to them than unseen validation images are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,19 +16,30 @@ import torch
 from torch import Tensor
 
 from models.arrays import Ids, Pixels
-from models.evaluation.comparison import Comparison
 from models.evaluation.distributions import frechet_distance, kernel_distance
 from models.evaluation.features import BATCH_SIZE, as_tensor, batches, extract_features
-from models.evaluation.lite0 import Lite0
-from models.evaluation.memorization import ImageSet, NearestPhotographs, compare_with_training
+from models.evaluation.lite0 import Lite0, perceptual_distance
 from models.evaluation.neighbours import ReferenceSet
-from models.evaluation.perceptual import perceptual_distance
 from models.evaluation.progress import Track, no_progress
 from models.generation import Generator
 from models.tokenizer import Tokenizer
 
 # Training images of each class that distributions are compared with: as many of each, as for generated images.
 _REFERENCES_PER_CLASS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A metric of generated images, the same of real images, and the ratio of both."""
+
+    generated: float
+    real: float
+    ratio: float
+
+    @classmethod
+    def of(cls, generated: float, real: float) -> Comparison:
+        """The pair with its ratio, NaN if ``real`` is not positive (an unbiased estimate can be negative)."""
+        return cls(generated=generated, real=real, ratio=generated / real if real > 0 else math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +52,26 @@ class Samples:
     images: Pixels
     tokens: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestPhotographs:
+    """Distances of generated and of real images to their nearest training images.
+
+    ``median_distance`` and ``smallest_distance`` are cosine distances of Lite0 features. For each image and its nearest
+    training image, original or mirrored, whichever is closer: ``smallest_rmse`` is the root mean squared difference of
+    pixels, in levels of 255; ``mean_shared_tokens`` and ``most_shared_tokens`` are the shares of the K positions with the
+    same code, None for a tokenizer without codes. ``rows`` int64 [N] are the training images nearest to the generated
+    ones, ``distances`` [N] their distances.
+    """
+
+    median_distance: Comparison
+    smallest_distance: Comparison
+    smallest_rmse: Comparison
+    mean_shared_tokens: Comparison | None
+    most_shared_tokens: Comparison | None
+    rows: Tensor = field(repr=False)
+    distances: Tensor = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,43 +164,59 @@ def evaluate_generation(
     """
     classes = torch.unique(samples.labels)
     chosen = _first_of_each(torch.from_numpy(labels), classes, len(samples.labels) // len(classes))
-    real_images, real_labels = np.array(photographs[chosen.numpy()]), torch.from_numpy(labels)[chosen]
-    generated = _features(network, samples.images, samples.labels, "features of generated images", track)
-    real = _features(network, real_images, real_labels, "features of validation images", track)
     among = references.of_classes(classes)
     balanced = among.features[_first_of_each(among.labels, classes, _REFERENCES_PER_CLASS)]
-    sides = generated, real
+
+    def measured(kind: str, images: Pixels, labels: Tensor, tokens: Tensor | None) -> _ImageSet:
+        pooled, diversity = _features(network, images, labels, f"features of {kind} images", track)
+        nearest = _nearest(images, pooled, tokens, references, reference_images, tokenizer, track)
+        return _ImageSet(pooled, labels, diversity, *nearest)
+
+    generated = measured("generated", samples.images, samples.labels, samples.tokens)
+    real = measured("validation", np.array(photographs[chosen.numpy()]), torch.from_numpy(labels)[chosen], None)
+
+    def compared(metric: Callable[[_ImageSet], float | Tensor]) -> Comparison:
+        return Comparison.of(float(metric(generated)), float(metric(real)))
+
     return Generation(
         images=len(samples.images),
         classes=len(classes),
-        real_images=len(real_images),
+        real_images=len(chosen),
         preset=preset,
-        frechet_distance=Comparison.of(*(frechet_distance(side.pooled, balanced) for side in sides)),
-        kernel_distance=Comparison.of(*(kernel_distance(side.pooled, balanced) for side in sides)),
-        class_agreement=Comparison.of(*(_agreement(among, side) for side in sides)),
-        diversity=Comparison.of(generated.diversity, real.diversity),
+        frechet_distance=compared(lambda each: frechet_distance(each.pooled, balanced)),
+        kernel_distance=compared(lambda each: kernel_distance(each.pooled, balanced)),
+        class_agreement=compared(lambda each: _agreement(among, each)),
+        diversity=compared(lambda each: each.diversity),
         identical_pairs=sum(_identical_pairs(samples.tokens[samples.labels == label]) for label in classes),
-        nearest=compare_with_training(
-            ImageSet(samples.images, generated.pooled, samples.tokens),
-            ImageSet(real_images, real.pooled),
-            references=references,
-            reference_images=reference_images,
-            tokenizer=tokenizer,
-            track=track,
+        nearest=NearestPhotographs(
+            median_distance=compared(lambda each: each.distances.median()),
+            smallest_distance=compared(lambda each: each.distances.min()),
+            smallest_rmse=compared(lambda each: each.rmse.min()),
+            mean_shared_tokens=compared(lambda each: each.shared.mean()) if tokenizer.is_discrete else None,
+            most_shared_tokens=compared(lambda each: each.shared.max()) if tokenizer.is_discrete else None,
+            rows=generated.rows,
+            distances=generated.distances,
         ),
         samples=samples,
     )
 
 
-class _ClassFeatures(NamedTuple):
-    """``pooled`` features [N, 1280] and ``labels`` int64 [N]; ``diversity`` within the classes."""
+class _ImageSet(NamedTuple):
+    """``pooled`` features [N, 1280] and ``labels`` int64 [N] of images; ``diversity`` within the classes. Of each image and
+    its nearest training image: row, cosine distance, RMSE, share of equal tokens (empty for a VAE); all [N].
+    """
 
     pooled: Tensor
     labels: Tensor
     diversity: float
+    rows: Tensor
+    distances: Tensor
+    rmse: Tensor
+    shared: Tensor
 
 
-def _features(network: Lite0, images: Pixels, labels: Tensor, description: str, track: Track) -> _ClassFeatures:
+def _features(network: Lite0, images: Pixels, labels: Tensor, description: str, track: Track) -> tuple[Tensor, float]:
+    """Pooled features [N, 1280], and the diversity."""
     pooled = torch.empty(len(images), network.head.out_channels)
     distances = []
     for label in track(torch.unique(labels).tolist(), description):
@@ -179,10 +227,37 @@ def _features(network: Lite0, images: Pixels, labels: Tensor, description: str, 
         for row in range(len(blocks[0]) - 1):
             one, others = [block[row : row + 1] for block in blocks], [block[row + 1 :] for block in blocks]
             distances.append(perceptual_distance(one, others))
-    return _ClassFeatures(pooled, labels, float(torch.cat(distances).mean()) if distances else math.nan)
+    return pooled, float(torch.cat(distances).mean()) if distances else math.nan
 
 
-def _agreement(references: ReferenceSet, side: _ClassFeatures) -> float:
+def _nearest(
+    images: Pixels,
+    pooled: Tensor,
+    tokens: Tensor | None,
+    references: ReferenceSet,
+    reference_images: Pixels,
+    tokenizer: Tokenizer,
+    track: Track,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows, distances, RMSE and shared tokens, as in ``_ImageSet``; ``tokens`` None: to be encoded."""
+    nearest = references.nearest(pooled, 1)
+    rows = nearest.rows[:, 0]
+    rmse, shared = [], [torch.empty(0)]
+    for part in track(batches(len(images)), "comparing with training images"):
+        batch, training = np.array(images[part]), np.array(reference_images[rows[part].numpy()])
+        both = (training, np.ascontiguousarray(training[:, :, ::-1]))
+        rmse.append(torch.stack([_rmse(batch, each) for each in both]).amin(0))
+        if tokenizer.is_discrete:
+            codes = tokenizer.encode(batch) if tokens is None else tokens[part]
+            shared.append(torch.stack([(tokenizer.encode(each) == codes).double().mean(1) for each in both]).amax(0))
+    return rows, nearest.distances[:, 0], torch.cat(rmse), torch.cat(shared)
+
+
+def _rmse(images: Pixels, others: Pixels) -> Tensor:
+    return torch.from_numpy(np.sqrt(np.square(images.astype(np.float32) - others).mean((1, 2, 3))))
+
+
+def _agreement(references: ReferenceSet, side: _ImageSet) -> float:
     right = (references.classify(side.pooled) == side.labels).double()
     return float(torch.stack([right[side.labels == label].mean() for label in torch.unique(side.labels)]).mean())
 

@@ -15,7 +15,7 @@ ReLU6); tensor names in the file are those of the package ``efficientnet-lite-py
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +52,7 @@ _STAGES = (
     _Stage(1, 3, 1, 6, 320),
 )
 _NORM_EPSILON = 1e-3
+_LENGTH_EPSILON = 1e-8  # keeps the gradient of a zero feature finite
 
 
 class _Convolution(nn.Conv2d):
@@ -157,3 +158,20 @@ def _names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, str, str]]:
             yield f"{ours}.expand", f"{theirs}._expand_conv", f"{theirs}._bn0"
         yield f"{ours}.depthwise", f"{theirs}._depthwise_conv", f"{theirs}._bn1"
         yield f"{ours}.project", f"{theirs}._project_conv", f"{theirs}._bn2"
+
+
+def perceptual_distance(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """The distance of each pair, float32 [B], from 0 to 4 a block; differentiable.
+
+    LPIPS (Zhang et al., arXiv 1801.03924) with this network instead of VGG and without learned channel weights: features of
+    unit length along channels, squared differences, summed over channels, mean over positions, sum over the blocks.
+    Arguments are outputs of ``Lite0.features``, [B, C, H, W] a block; a batch of one is compared with every image of the
+    other. Computed in float32.
+    """
+    blocks = [(_unit(x) - _unit(y)).square().sum(1).mean((1, 2)) for x, y in zip(features, others, strict=True)]
+    return torch.stack(blocks).sum(0)
+
+
+def _unit(x: Tensor) -> Tensor:
+    x = x.float()
+    return x * (x.square().sum(1, keepdim=True) + _LENGTH_EPSILON).rsqrt()

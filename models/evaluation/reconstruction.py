@@ -16,10 +16,9 @@ from torch import Tensor
 from models.arrays import Ids, Pixels
 from models.evaluation.distributions import frechet_distance, kernel_distance
 from models.evaluation.features import Features, as_tensor, batches, extract_features
-from models.evaluation.lite0 import Lite0
+from models.evaluation.lite0 import Lite0, perceptual_distance
 from models.evaluation.measures import entropy_bits, patch_steps
 from models.evaluation.neighbours import ReferenceSet
-from models.evaluation.perceptual import perceptual_distance
 from models.evaluation.placeholders import Codec, Decoded
 from models.evaluation.progress import Track, no_progress
 from models.evaluation.similarity import psnr, ssim

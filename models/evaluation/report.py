@@ -17,9 +17,8 @@ from PIL import Image
 
 from models.arrays import Pixels
 from models.atomic_files import write_atomically
-from models.evaluation.comparison import Comparison
 from models.evaluation.contact_sheet import Row, contact_sheet
-from models.evaluation.generation import Generation
+from models.evaluation.generation import Comparison, Generation
 from models.evaluation.inception import InceptionFigures, write_npz
 from models.evaluation.reconstruction import CodecFigures, Reconstruction, best_placeholder
 

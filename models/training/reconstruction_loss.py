@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from models.evaluation.lite0 import CHANNELS, load_lite0
-from models.evaluation.perceptual import perceptual_distance
+from models.evaluation.lite0 import CHANNELS, load_lite0, perceptual_distance
 from models.training.config import DiscriminatorConfig, LossConfig
 from models.training.discriminators import FeatureDiscriminator, PatchDiscriminator
 from models.training.distributed import average_gradients, mean_of

@@ -1,4 +1,4 @@
-"""What the recipes for tokenizers share: batches, codebook, validation metrics and sample images."""
+"""What the recipes for tokenizers share: augmented batches, codebook, validation metrics and sample images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from models.data.datasets import ImageDataset
 from models.evaluation.measures import entropy_bits, seam_ratio
 from models.evaluation.similarity import psnr
 from models.networks.titok import TiTok
-from models.training.augmentation import augment
 from models.training.checkpoints import save_checkpoint
 from models.training.codebook import Codebook
 from models.training.config import TokenizerRun
@@ -142,3 +141,25 @@ class TokenizerTask(Task[TiTok]):
         """Restores :meth:`state_dict`."""
         if self.codebook is not None:
             self.codebook.load_state_dict(state["codebook"])
+
+
+def augment(
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    max_shift: int,
+    batch_size: int | None = None,
+    rows: slice = slice(None),
+) -> Tensor:
+    """Flips half of the images [B, 3, S, S], and shifts each by up to ``max_shift`` pixels, repeating the border.
+
+    If the images are the ``rows`` of a larger batch of ``batch_size``, they are augmented as in the whole batch.
+    """
+    count, device, size = batch_size or len(images), images.device, images.shape[-1]
+    flipped = (torch.rand(count, generator=generator) < 0.5)[rows].to(device)
+    shifts = torch.randint(-max_shift, max_shift + 1, (2, count, 1), generator=generator)[:, rows].to(device)
+    y, x = (torch.arange(size, device=device) + shifts).clamp_(0, size - 1)  # [B, S] each
+    x = torch.where(flipped[:, None], x.flip(1), x)
+    image = torch.arange(len(images), device=device)[:, None, None, None]
+    channels = torch.arange(3, device=device)[None, :, None, None]
+    return images[image, channels, y[:, None, :, None], x[:, None, None, :]]

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from fsspec import AbstractFileSystem
 
-from models.data.class_folders import class_folders, class_of
+from models.data.image_folder import class_folders, class_of
 from service.bulk.entries import Entry
 from service.bulk.errors import BrokenImage
 

@@ -1,16 +1,58 @@
-"""The options of a tokenization job, and its result."""
+"""The options of a tokenization job, its crops, and its result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from service.bulk.crops import Crops
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from models.preprocess import eval_crop, ten_crop
 from service.bulk.entries import Source
+from service.bulk.errors import BulkError
 from service.cpu_quota import usable_cores
 
 _CPU_BATCH, _GPU_BATCH = 16, 128
+
+
+CropMode = Literal["centre", "ten"]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The crops of an image that become tokens. Raises ``BulkError`` for ``flip`` with ten crops.
+
+    ============  =====  ==============================================================================================
+    mode          count  crops
+    ============  =====  ==============================================================================================
+    centre            1  the centre crop, as in ``POST /v1/encode``
+    centre, flip      2  the centre crop and its mirror image
+    ten              10  the published pre-tokenization: corners (top left, top right, bottom left, bottom right) and centre
+                         of a larger centre crop, then the same five of the mirrored image
+    ============  =====  ==============================================================================================
+    """
+
+    mode: CropMode = "centre"
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode == "ten" and self.flip:
+            raise BulkError("ten crops include their mirror images: leave out --flip")
+
+    @property
+    def count(self) -> int:
+        """Crops per image."""
+        return 10 if self.mode == "ten" else 1 + self.flip
+
+    def take(self, image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+        """An RGB image -> uint8 [count, S, S, 3], S = ``size``."""
+        if self.mode == "ten":
+            return ten_crop(image, size)
+        centre = eval_crop(image, size)
+        return np.stack([centre, centre[:, ::-1]] if self.flip else [centre])
 
 
 @dataclass(frozen=True, kw_only=True)

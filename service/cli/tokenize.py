@@ -74,8 +74,7 @@ def tokenize(
 
     Broken images are skipped and listed in DEST/errors.jsonl; the exit code is then 3.
     """
-    from service.bulk.crops import Crops
-    from service.bulk.job import Job
+    from service.bulk.job import Crops, Job
     from service.bulk.sources import open_source
 
     settings = load_settings()

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeGuard, TypeVar
 
 from . import responses
-from .batches import Batch
 from .errors import ServiceProblem, TiTokError
 from .responses import Response
 from .results import Encoded, Generated, ImageClass, Mixed, Model, Picture, Reconstruction, Tokenized
@@ -34,6 +33,39 @@ LOOKUP_DIGESTS = 1000
 _OCTETS = "application/octet-stream"
 _PART_HEADER_BYTES = 256  # of a form's part, in addition to the file
 _SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Batch(Generic[T]):
+    """Consecutive items of a list; ``first`` is the position of the first one."""
+
+    first: int
+    items: list[T]
+
+    @property
+    def positions(self) -> range:
+        """The items' positions in the list."""
+        return range(self.first, self.first + len(self.items))
+
+
+def batches(
+    items: Iterable[T], *, max_items: int, max_bytes: int | None = None, size: Callable[[T], int] = lambda _: 0
+) -> Iterator[Batch[T]]:
+    """Splits items, in order, into the largest batches within the limits; an item that exceeds ``max_bytes`` is alone.
+
+    Reads the iterable lazily, one item beyond the current batch.
+    """
+    batch: list[T] = []
+    first = total = 0
+    for item in items:
+        length = size(item)
+        if batch and (len(batch) == max_items or (max_bytes is not None and total + length > max_bytes)):
+            yield Batch(first, batch)
+            first, batch, total = first + len(batch), [], 0
+        batch.append(item)
+        total += length
+    if batch:
+        yield Batch(first, batch)
 
 
 class DecodeOptions(TypedDict, total=False):

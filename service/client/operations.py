@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Unpack, cast, overload
 
 from . import calls
-from .batches import Batch, batches
-from .calls import Class, DecodeOptions, GenerateOptions, TokenSource
+from .calls import Batch, Class, DecodeOptions, GenerateOptions, TokenSource, batches
 from .connection import Connection, Progress
 from .errors import NotFound
 from .images import ImageSource, image_bytes, image_digest, is_image

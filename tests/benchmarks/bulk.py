@@ -24,8 +24,7 @@ import numpy as np
 from PIL import Image
 
 from models import Tokenizer
-from service.bulk.crops import Crops
-from service.bulk.job import Job
+from service.bulk.job import Crops, Job
 from service.bulk.run import load_tokenizer_of, tokenize_source
 from service.bulk.sources import open_source
 from service.cpu_quota import usable_cores

@@ -8,8 +8,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from models.evaluation.features import as_tensor
-from models.evaluation.lite0 import Lite0
-from models.evaluation.perceptual import perceptual_distance
+from models.evaluation.lite0 import Lite0, perceptual_distance
 
 
 def blurred(images: np.ndarray, radius: float) -> np.ndarray:

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from models.evaluation.features import as_tensor
-from models.evaluation.lite0 import Lite0
+from models.evaluation.lite0 import Lite0, perceptual_distance
 from models.evaluation.measures import entropy_bits, seam_ratio
 from models.evaluation.neighbours import ReferenceSet
-from models.evaluation.perceptual import perceptual_distance
 from models.evaluation.placeholders import Codec, Decoded, Grid, WebP
 from models.evaluation.reconstruction import (
     Reconstruction,

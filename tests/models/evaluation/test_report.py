@@ -11,11 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from models.evaluation.comparison import Comparison
 from models.evaluation.contact_sheet import Row, contact_sheet
-from models.evaluation.generation import Generation, Samples
+from models.evaluation.generation import Comparison, Generation, NearestPhotographs, Samples
 from models.evaluation.inception import InceptionFigures
-from models.evaluation.memorization import NearestPhotographs
 from models.evaluation.reconstruction import CodecFigures, CodeUsage, Reconstruction
 from models.evaluation.report import Report, write_images, write_report
 

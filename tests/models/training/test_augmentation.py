@@ -1,6 +1,6 @@
 import torch
 
-from models.training.augmentation import augment
+from models.training.tokenizer import augment
 
 
 def test_views_are_shifted_and_half_of_them_mirrored() -> None:

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.bulk.crops import Crops
 from service.bulk.destination import Destination
 from service.bulk.entries import Source
-from service.bulk.job import Job, Result
+from service.bulk.job import Crops, Job, Result
 from service.bulk.pipeline import Progress
 from service.bulk.run import tokenize_source
 from service.bulk.shards import ShardFiles

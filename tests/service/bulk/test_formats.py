@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.bulk.crops import Crops
+from service.bulk.job import Crops
 from tests.service.bulk.data_sets import folder_of, images, job, rows_of, run, tars_of
 
 K, BROKEN = 16, 7

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from models.tokenizer import Tokenizer
-from service.bulk.crops import Crops
 from service.bulk.entries import Entry, Position, Source
+from service.bulk.job import Crops
 from service.bulk.pipeline import Pipeline, cpu_pipeline, gpu_pipeline, tokenize_entries
 from tests.service.bulk.data_sets import COUNT, broken_images, folder_of, images, job
 from tests.tiny_models import tiny_tokenizer

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.client.batches import batches
+from service.client.calls import batches
 
 
 @given(
