@@ -50,14 +50,16 @@ log = logging.getLogger(__name__)
 
 
 class EngineOptions(TypedDict, total=False):
-    """What every engine can be constructed with: ``limits`` of all lanes or of each, and ``on_model_info``, called in the
-    event loop with what a worker reports about its models.
+    """What every engine can be constructed with: ``limits`` of all lanes or of each; called in the event loop,
+    ``on_model_info`` with what a worker reports about its models, and ``on_failure`` with the error that ended the engine
+    for good, after which only a new process helps.
     """
 
     limits: LaneLimits | Mapping[LaneName, LaneLimits]
     observer: EngineObserver
     clock: Callable[[], float]
     on_model_info: Callable[[Any], None]
+    on_failure: Callable[[BaseException], None]
 
 
 class EncodeTicket:
@@ -105,9 +107,11 @@ class BatchingEngine:
         observer: EngineObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_model_info: Callable[[Any], None] = lambda _: None,
+        on_failure: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
         self._links = list(links)
         self._on_model_info = on_model_info
+        self._on_failure = on_failure
         self._queues = Queues(limits or LaneLimits(), observer or NullObserver(), clock, shared=shared)
         self._admission = {
             name: AdmissionQueue(lane, partial(self._free_images, lane)) for name, lane in self._queues.lanes.items()
@@ -122,7 +126,7 @@ class BatchingEngine:
                 link,
                 on_up=self._note_up,
                 on_down=self._note_down,
-                on_death=partial(self._end, "failed"),
+                on_death=self._fail,
             )
             for link in self._links
         ]
@@ -333,6 +337,10 @@ class BatchingEngine:
     def _set_opened(self) -> None:
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
+
+    def _fail(self, reason: str, error: BaseException) -> None:
+        self._end("failed", reason)
+        self._queues.call_in_loop(partial(self._on_failure, error))
 
     def _end(self, name: Literal["stopped", "failed"], reason: str) -> None:
         with self._queues.wake:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 from service.engine.batching import BatchingEngine, EngineOptions
-from service.engine.jobs import Job, LinkDown, Outcome, execute
+from service.engine.jobs import Job, JobRunner, LinkDown, Outcome
 from service.engine.protocol import Device
 
 
@@ -19,13 +19,14 @@ class _LocalLink:
     def __init__(self, device_factory: Callable[[], Device]) -> None:
         self.name = "inline"
         self._device_factory = device_factory
-        self._device: Device | None = None
+        self._runner: JobRunner | None = None
         self._jobs: deque[Job] = deque()
 
     def open(self) -> Any:
         """See ``Link``. Raises what the factory raises."""
-        self._device = self._device_factory()
-        info = getattr(self._device, "info", None)
+        device = self._device_factory()
+        self._runner = JobRunner(device)
+        info = getattr(device, "info", None)
         self.name = getattr(info, "device", self.name)
         return info
 
@@ -39,10 +40,10 @@ class _LocalLink:
 
     def receive(self) -> Outcome:
         """See ``Link``."""
-        if self._device is None:
+        if self._runner is None:
             raise LinkDown("the device is not open")
         job = self._jobs.popleft()
-        return execute(self._device, job, None if job.block is None else job.block.rows)
+        return self._runner.run(job, None if job.block is None else job.block.rows)
 
     def was_started(self) -> bool:
         """See ``Link``."""
@@ -53,7 +54,7 @@ class _LocalLink:
 
     def close(self) -> None:
         """See ``Link``."""
-        self._device = None
+        self._runner = None
 
 
 class InlineEngine(BatchingEngine):

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.engine.blocks import Block, Rows
-from service.engine.protocol import Device, Ids, LaneName, RowState, Stepped
+from service.engine.protocol import Device, DeviceLost, Ids, LaneName, RowState, Stepped
+
+_FAILURES_IN_A_ROW = 5
+# What PyTorch's errors say after the driver's or a library's: kernels that were still running have failed.
+_CONTEXT_ENDS = ("CUDA error", "HIP error", "device-side assert", "_STATUS_EXECUTION_FAILED", "_STATUS_INTERNAL_ERROR")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,22 +81,56 @@ class Link(Protocol):
         """Releases the connection and shared memory."""
 
 
-def execute(device: Device, job: Job, images: Rows | None) -> Outcome:
-    """Runs a job. An ``Exception`` of the device becomes the outcome's error. ``images``: the rows of the job's block."""
-    started = time.perf_counter()
-    result: Any = None
-    error: Exception | None = None
-    try:
-        if images is not None:
-            result = device.encode(images[job.first : job.first + job.count])
-        elif job.tokens is not None:
-            result = device.decode(job.tokens)
+class JobRunner:
+    """Runs jobs on a device, in the thread that owns it, and tells errors of a batch from the loss of the device.
+
+    An error of a batch is its outcome. The device is lost if an error ended its context (every later CUDA call would fail),
+    or if it failed on several single images in a row: images are validated before they get here.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._failures = 0
+
+    def run(self, job: Job, images: Rows | None) -> Outcome:
+        """Runs a job; ``images`` are the rows of its block. Raises ``DeviceLost``."""
+        started = time.perf_counter()
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = self._call(job, images)
+        except DeviceLost:
+            raise
+        except Exception as raised:
+            if _ends_context(raised):
+                raise DeviceLost(f"the device is lost: {raised}") from raised
+            self._failures += job.count == 1
+            if self._failures == _FAILURES_IN_A_ROW:
+                raise DeviceLost(
+                    f"{_FAILURES_IN_A_ROW} single images in a row failed, the last with {raised!r}"
+                ) from raised
+            error = raised
         else:
-            result = device.step(job.rows)
-    except Exception as raised:
-        error = raised
-    else:
+            self._failures = 0
+        return Outcome(seconds=time.perf_counter() - started, result=result, error=error)
+
+    def _call(self, job: Job, images: Rows | None) -> Any:
+        result: Any
+        if images is not None:
+            result = self._device.encode(images[job.first : job.first + job.count])
+        elif job.tokens is not None:
+            result = self._device.decode(job.tokens)
+        else:
+            result = self._device.step(job.rows)
         rows = len(result.tokens if isinstance(result, Stepped) else result)
         if rows != job.count:
-            result, error = None, ValueError(f"the device returned {rows} rows for a batch of {job.count}")
-    return Outcome(seconds=time.perf_counter() - started, result=result, error=error)
+            raise ValueError(f"the device returned {rows} rows for a batch of {job.count}")
+        return result
+
+
+def _ends_context(error: Exception) -> bool:
+    """Whether a GPU's driver reported an error other than out of memory. PyTorch raises ``RuntimeError`` or a subclass."""
+    text = str(error)
+    return (
+        isinstance(error, RuntimeError) and "out of memory" not in text and any(part in text for part in _CONTEXT_ENDS)
+    )

@@ -188,8 +188,19 @@ class Engine(Protocol):
         """
 
 
+class ConfigurationError(Exception):
+    """A device cannot be opened as it is configured, because of a wrong setting or file: no restart cures that."""
+
+
+class DeviceLost(Exception):
+    """A device can run no batch any more; its process must be replaced."""
+
+
 class Device(Protocol):
-    """The models on one device, called by the thread that owns it. The rows of a batch may belong to many requests."""
+    """The models on one device, called by the thread that owns it. The rows of a batch may belong to many requests.
+
+    An error that a method raises is an error of the batch (``service.engine.jobs.JobRunner`` names the exceptions).
+    """
 
     def encode(self, images: Pixels) -> Ids:
         """Uint8 [b, S, S, 3] -> int64 [b, K]."""

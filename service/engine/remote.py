@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import socket
@@ -17,6 +18,8 @@ from service.engine.batching import BatchingEngine, EngineOptions
 from service.engine.blocks import COUNTER_BYTES, Rows, map_counter, map_rows
 from service.engine.jobs import Job, LinkDown, Outcome
 from service.engine.wire import Answer, Channel, DeviceFailure, JobMessage, Memory, StartedCounter
+
+log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.05
 # One batch runs and one is prefetched. Further ones would wait at the worker, where they cannot grow.
@@ -37,6 +40,7 @@ class RemoteLink:
         self._poll = select.poll()
         self._started: npt.NDArray[np.int64] = np.zeros(1, np.int64)
         self._received = 0
+        self._fault: str | None = None
 
     def open(self) -> Any:
         """See ``Link``."""
@@ -49,13 +53,19 @@ class RemoteLink:
                 message, _ = channel.receive()
                 if not isinstance(message, DeviceFailure):
                     self._started = _share_counter(channel)
-            except (EOFError, OSError):
+            except (EOFError, FileNotFoundError, ConnectionError):  # the worker is starting
+                self._interrupted.wait(_RETRY_SECONDS)
+                continue
+            except Exception as error:
+                if str(error) != self._fault:
+                    log.exception("cannot connect to worker %s, trying again", self.name)
+                self._fault = str(error)
                 self._interrupted.wait(_RETRY_SECONDS)
                 continue
             if isinstance(message, DeviceFailure):
                 self._interrupted.wait(_RETRY_SECONDS)
                 raise LinkDown(message.reason, is_failure=True)
-            self._received = 0
+            self._fault, self._received = None, 0
             self._poll = select.poll()
             self._poll.register(channel.fileno(), select.POLLIN)
             return message.info
@@ -86,16 +96,19 @@ class RemoteLink:
         answer: Answer
         try:
             answer, descriptors = self._connected.receive()
+            outcome, memory = answer.outcome, answer.memory
+            if memory is not None:
+                if memory.is_new:
+                    self._answers[memory.number] = map_rows(descriptors[0], memory.shape)
+                    os.close(descriptors[0])
+                outcome = replace(outcome, result=self._answers[memory.number][: answer.count])
         except (EOFError, OSError) as error:
             raise LinkDown(f"the worker has gone: {error}") from None
+        except Exception as error:  # the next message may be cut off, too: only a new connection is in a known state
+            log.exception("cannot read an answer of worker %s", self.name)
+            raise LinkDown(f"an answer cannot be read: {error!r}") from error
         self._received += 1
-        memory = answer.memory
-        if memory is None:
-            return answer.outcome
-        if memory.is_new:
-            self._answers[memory.number] = map_rows(descriptors[0], memory.shape)
-            os.close(descriptors[0])
-        return replace(answer.outcome, result=self._answers[memory.number][: answer.count])
+        return outcome
 
     def was_started(self) -> bool:
         """See ``Link``."""

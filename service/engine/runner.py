@@ -22,7 +22,7 @@ import numpy.typing as npt
 from service.engine.errors import DeadlineExceeded, DeviceFailed, WorkerCrashed
 from service.engine.jobs import Link, LinkDown, Outcome
 from service.engine.lanes import Batch, Lane
-from service.engine.protocol import BatchReport, Stepped
+from service.engine.protocol import BatchReport, ConfigurationError, DeviceLost, Stepped
 from service.engine.queues import Queues
 from service.engine.requests import EngineRequest, ImageTask
 
@@ -34,7 +34,7 @@ _IDLE_CHECK_SECONDS = 0.25
 
 class LinkRunner:
     """Keeps the worker behind ``link`` busy. ``on_up`` receives its model information, ``on_down`` why it is gone,
-    ``on_death`` what ended the thread, and in which phase; all are called in the thread.
+    ``on_death`` in which phase an error ended the thread, and that error; all are called in the thread.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LinkRunner:
         *,
         on_up: Callable[[Link, Any], None],
         on_down: Callable[[Link, LinkDown], None],
-        on_death: Callable[[str], None],
+        on_death: Callable[[str, BaseException], None],
     ) -> None:
         self._queues = queues
         self._link = link
@@ -68,8 +68,9 @@ class LinkRunner:
                     return
         except BaseException as error:
             phase = "the device thread has died" if is_open else "the device cannot be opened"
-            log.exception(phase)
-            self._on_death(f"{phase}: {error!r}" if is_open else f"{phase}: {error}")
+            explains_itself = isinstance(error, ConfigurationError | DeviceLost)
+            log.error("%s: %s", phase, error, exc_info=None if explains_itself else error)  # noqa: TRY400
+            self._on_death(f"{phase}: {error}" if explains_itself or not is_open else f"{phase}: {error!r}", error)
         finally:
             self._link.close()
 
@@ -95,19 +96,17 @@ class LinkRunner:
             raise
 
     def _send(self, batch: Batch) -> bool:
-        """Sends a batch; False if its arguments cannot be put together, which fails it."""
+        """Sends a batch; False if it cannot be put together or into a message, which fails it."""
         started = time.perf_counter()
         try:
-            job = batch.job()
+            self._link.send(batch.job())
+        except LinkDown:
+            self._put_back([batch])
+            raise
         except Exception as error:
             self._start(batch)
             self._complete(batch, Outcome(seconds=0.0, error=error))
             return False
-        try:
-            self._link.send(job)
-        except LinkDown:
-            self._put_back([batch])
-            raise
         batch.hand_over_seconds = time.perf_counter() - started
         return True
 

@@ -6,6 +6,7 @@ outside. Pixels stay in shared memory, whose descriptor is sent once.
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import socket
@@ -73,6 +74,11 @@ class RemoteDeviceError(Exception):
     """The text of an error that a device raised in the worker; only the text is sent, as not every error can be pickled."""
 
 
+def _check_descriptors(flags: int) -> None:
+    if flags & socket.MSG_CTRUNC:  # the system dropped a descriptor that this process has no room for
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
 class Channel:
     """One end of a connection. One thread may read while another writes."""
 
@@ -94,8 +100,9 @@ class Channel:
 
     def receive(self) -> tuple[Any, list[int]]:
         """Returns the next message and the descriptors that came with it. Raises ``EOFError`` or ``OSError``."""
-        header, descriptors, _, _ = socket.recv_fds(self._connection, _HEADER.size, _MAX_DESCRIPTORS)
+        header, descriptors, flags, _ = socket.recv_fds(self._connection, _HEADER.size, _MAX_DESCRIPTORS)
         try:
+            _check_descriptors(flags)
             header += self._read(_HEADER.size - len(header))
             return pickle.loads(self._read(_HEADER.unpack(header)[0])), descriptors  # noqa: S301  see above
         except BaseException:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from service.engine.blocks import Block, Rows, map_counter, map_rows
-from service.engine.jobs import Job, Outcome, execute
+from service.engine.jobs import Job, JobRunner, Outcome
 from service.engine.protocol import Device
 from service.engine.wire import Answer, Channel, DeviceFailure, DeviceReady, JobMessage, Memory, RemoteDeviceError
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 # A front end that does not read its answers loses its connection; others are not held up for longer.
 _SEND_SECONDS = 5
 _FAILURE_GRACE_SECONDS = 0.5
+_ACCEPT_RETRY_SECONDS = 0.1
 
 
 class _FrontEnd:
@@ -128,7 +129,7 @@ class DeviceServer:
         done, and the status of the device.
         """
         since = self._busy_since
-        device = self._device
+        device = self._device if self._reason is None else None  # a device that is lost may answer nothing any more
         device_status = getattr(device, "status", None)
         return {
             "state": "failed" if self._reason else "opening" if device is None else "ready",
@@ -139,7 +140,7 @@ class DeviceServer:
 
     def run(self) -> None:
         """Opens the device in this thread and serves until ``stop``. Raises what the factory raises, after the front ends
-        were informed.
+        were informed, and ``DeviceLost``; the job in progress then gets no answer, so that its front end repeats it.
         """
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
         try:
@@ -155,9 +156,13 @@ class DeviceServer:
         with self._changed:
             self._device = device
             self._changed.notify_all()
+        runner = JobRunner(device)
         try:
             while (entry := self._inbox.get()) is not None:
-                self._run(device, *entry)
+                self._run(runner, *entry)
+        except BaseException as error:
+            self._reason = str(error) or repr(error)
+            raise
         finally:
             self.stop()
 
@@ -174,14 +179,14 @@ class DeviceServer:
         for front_end in front_ends:
             front_end.close()
 
-    def _run(self, device: Device, front_end: _FrontEnd, job: Job, images: Rows | None) -> None:
+    def _run(self, runner: JobRunner, front_end: _FrontEnd, job: Job, images: Rows | None) -> None:
         if front_end.is_closed:
             return
         front_end.started[0] += 1
         outcome = Outcome(seconds=0.0)
         if self._clock() < job.deadline:
             self._busy_since = time.monotonic()
-            outcome = execute(device, job, images)
+            outcome = runner.run(job, images)
             self._busy_since = None
             self._batches += 1
         try:
@@ -194,9 +199,13 @@ class DeviceServer:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return  # the listener is closed
-            threading.Thread(target=self._serve, args=(connection,), name="front end", daemon=True).start()
+                threading.Thread(target=self._serve, args=(connection,), name="front end", daemon=True).start()
+            except (OSError, RuntimeError) as error:
+                with self._changed:
+                    if self._is_stopping:
+                        return  # the listener is closed
+                    log.error("cannot accept a front end, trying again: %s", error)  # noqa: TRY400  out of descriptors or threads
+                    self._changed.wait_for(lambda: self._is_stopping, _ACCEPT_RETRY_SECONDS)
 
     def _serve(self, connection: socket.socket) -> None:
         with self._changed:

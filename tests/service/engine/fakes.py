@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.engine import BatchReport, Device, Engine, EngineSnapshot, GenerateItem, LaneSnapshot, RowState, Stepped
+from service.engine import (
+    BatchReport,
+    Device,
+    Engine,
+    EngineSnapshot,
+    GenerateItem,
+    LaneSnapshot,
+    RowState,
+    Stepped,
+    protocol,
+)
 from service.engine.worker import DeviceServer
 
 Ids = npt.NDArray[np.int64]
@@ -88,7 +98,8 @@ class FakeDevice:
     """Computes pure functions that a test can check. While it is held, each call blocks until it is let through.
 
     A value in ``poison`` makes the calls fail that bear it; one in ``fatal`` kills the thread, and one in
-    ``fatal_once`` does so the first time. ``lose_next`` kills it whatever the next call bears.
+    ``fatal_once`` does so the first time. ``lose_next`` kills it whatever the next call bears; ``errors`` are what the next
+    calls raise.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -96,6 +107,7 @@ class FakeDevice:
     fatal: set[int] = field(default_factory=set)
     fatal_once: set[int] = field(default_factory=set)
     lose_next: bool = False
+    errors: list[Exception] = field(default_factory=list)
     lost: Counter[int] = field(default_factory=Counter)
     threads: set[int] = field(default_factory=set)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -172,6 +184,8 @@ class FakeDevice:
             self.lost.update(values)
             self.fatal_once -= set(values)
             raise DeviceLost("the device fell off the bus")
+        if self.errors:
+            raise self.errors.pop(0)
         if bad := self.poison & set(values):
             raise ValueError(f"cannot compute {sorted(bad)}")
 
@@ -200,7 +214,7 @@ class FakeWorker:
         while not self._is_stopping:
             try:
                 self.server.run()
-            except DeviceLost:
+            except (DeviceLost, protocol.DeviceLost):
                 if self.stays_down:
                     return
                 self._listen()

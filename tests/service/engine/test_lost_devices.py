@@ -1,0 +1,172 @@
+"""Devices that can run nothing any more, and processes without file descriptors: what is replaced, and what goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from service.engine import DeviceFailed, Engine, EngineStopped, InlineEngine, WorkerCrashed
+from service.engine.protocol import DeviceLost
+from service.engine.remote import RemoteEngine
+from service.engine.wire import Channel, DeviceReady
+from tests.service.engine.fakes import PATIENCE, Build, FakeClock, FakeDevice, images, tokens
+
+pytestmark = pytest.mark.anyio
+remote = pytest.mark.parametrize("form", ["remote"], indirect=True)
+inline = pytest.mark.parametrize("form", ["inline"], indirect=True)
+
+
+@pytest.fixture
+async def watched(build: Build, device: FakeDevice, openings: list[None]) -> Engine:
+    """An engine whose device is opened again by each new worker."""
+
+    def factory() -> FakeDevice:
+        openings.append(None)
+        return device
+
+    engine = build(factory)
+    engine.start()
+    await engine.ready()
+    return engine
+
+
+@pytest.fixture
+def openings() -> list[None]:
+    """One entry for each worker that has opened the device."""
+    return []
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110  a thread's doing
+            await asyncio.sleep(0.001)
+
+
+@remote
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: device-side assert triggered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+)
+async def test_a_worker_whose_cuda_context_has_ended_leaves_and_its_batch_is_repeated(
+    watched: Engine, openings: list[None], device: FakeDevice, soon: float, message: str
+) -> None:
+    device.errors = [RuntimeError(message)]
+    np.testing.assert_array_equal((await watched.encode(images(1, 2), deadline=soon)).tokens, tokens(1, 2))
+    assert device.rows_of("encode") == [(1, 2), (1,), (2,)]
+    assert len(openings) == 2
+
+
+@remote
+async def test_a_worker_leaves_after_five_single_images_in_a_row_that_failed(
+    watched: Engine, openings: list[None], device: FakeDevice, soon: float
+) -> None:
+    device.errors = [KeyError(number) for number in range(4)]
+    for _ in range(4):
+        with pytest.raises(DeviceFailed):
+            await watched.encode(images(1), deadline=soon)
+    await watched.encode(images(1), deadline=soon)
+    device.errors = [KeyError(number) for number in range(5)]
+    for _ in range(4):
+        with pytest.raises(DeviceFailed):
+            await watched.encode(images(1), deadline=soon)
+    assert len(openings) == 1
+    np.testing.assert_array_equal((await watched.encode(images(1), deadline=soon)).tokens, tokens(1))
+    assert len(openings) == 2
+
+
+@remote
+async def test_out_of_memory_is_no_loss_of_the_device(
+    watched: Engine, openings: list[None], device: FakeDevice, soon: float
+) -> None:
+    device.errors = [RuntimeError("CUDA error: out of memory")]
+    with pytest.raises(DeviceFailed, match="out of memory"):
+        await watched.encode(images(1), deadline=soon)
+    assert len(openings) == 1
+
+
+@inline
+async def test_an_engine_in_one_process_that_loses_its_device_reports_it(
+    device: FakeDevice, clock: FakeClock, soon: float, form: str
+) -> None:
+    failures: list[BaseException] = []
+    engine = InlineEngine(lambda: device, clock=clock, on_failure=failures.append)
+    engine.start()
+    await engine.ready()
+    device.errors = [RuntimeError("CUDA error: unspecified launch failure")]
+    with pytest.raises(EngineStopped, match="the device is lost: CUDA error: unspecified launch failure"):
+        await engine.encode(images(1), deadline=soon)
+    assert (engine.state.name, [type(failure) for failure in failures]) == ("failed", [DeviceLost])
+    await engine.stop(PATIENCE)
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """This process can open only ``count`` more descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probes = [os.dup(0) for _ in range(count + 1)]
+    for probe in probes:
+        os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(probes), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@remote
+@pytest.mark.parametrize(("left", "message"), [(0, "cannot connect to worker"), (1, "cannot accept a front end")])
+async def test_a_link_goes_on_when_descriptors_are_free_again(
+    build: Build, clock: FakeClock, soon: float, left: int, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = build()
+    address = str(build.workers[0].address)  # type: ignore[attr-defined]
+    first.start()
+    await first.ready()
+    engine = RemoteEngine({"fake": address}, clock=clock)
+    with descriptors_left(left):
+        engine.start()
+        await until(lambda: message in caplog.text)
+        assert not engine.state.is_ready
+    await engine.ready()
+    np.testing.assert_array_equal((await engine.encode(images(1), deadline=soon)).tokens, tokens(1))
+    await engine.stop(PATIENCE)
+
+
+@remote
+async def test_a_link_that_meets_an_unforeseen_error_connects_again(
+    build: Build, soon: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = build()
+    with monkeypatch.context() as patch:
+        patch.delattr("service.engine.remote.map_counter")
+        engine.start()
+        await until(lambda: "cannot connect to worker fake" in caplog.text)
+    await engine.ready()
+    with monkeypatch.context() as patch:
+        patch.delattr("service.engine.remote.map_rows")
+        with pytest.raises(WorkerCrashed):  # not repeated for ever
+            await engine.decode(tokens(1), deadline=soon)
+    assert "cannot read an answer of worker fake" in caplog.text
+    await until(lambda: caplog.text.count("no worker is left") == 2)
+    await until(lambda: engine.state.is_ready)
+    np.testing.assert_array_equal((await engine.decode(tokens(1), deadline=soon)).images, images(1))
+
+
+@inline
+def test_a_message_whose_descriptor_was_dropped_is_an_error(form: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Channel(ours).send(DeviceReady(None), [0])
+        with descriptors_left(0), pytest.raises(OSError, match="Too many open files"):
+            Channel(theirs).receive()
