@@ -23,6 +23,7 @@ from models.runtime.device_memory import is_out_of_memory, memory_bytes, release
 from models.runtime.transfers import pin
 from models.sampling.settings import SamplingSettings
 from service.engine.protocol import Device, LaneName, RowState, Stepped
+from service.inference.adaptive_limit import AdaptiveLimit
 from service.inference.batch_limits import LARGEST_BATCH, batch_sizes, find_batch_limit
 from service.inference.calibration import calibrate
 from service.inference.gpu_sensors import open_sensors
@@ -52,8 +53,8 @@ class ModelDevice:
     """A tokenizer and, optionally, its generator.
 
     ``batch_limits`` are the images by lane that run at once; a larger batch runs in parts. ``warm_up`` finds them: at most
-    ``max_batch_size`` (0: no bound), and such that a batch takes at most ``batch_seconds``. When a batch does not fit into
-    memory, its lane's limit is permanently halved and the batch is repeated in smaller parts.
+    ``max_batch_size`` (0: no bound), and such that a batch takes at most ``batch_seconds``. When images do not fit into
+    memory, they are repeated in smaller parts (``service.inference.adaptive_limit``).
     """
 
     def __init__(
@@ -77,24 +78,34 @@ class ModelDevice:
         self._rows: Counter[LaneName] = Counter()
         self._padding: Counter[LaneName] = Counter()
         self._sensors = open_sensors(tokenizer.device)
-        self.batch_limits: dict[LaneName, int] = dict.fromkeys(self._functions, self._largest)
+        self._limits = {lane: AdaptiveLimit(self._largest) for lane in self._functions}
         self._info = _model_info(tokenizer, generator)
 
     @property
     def info(self) -> ModelInfo:
-        """The models, and the batch limits as they are now."""
-        return replace(self._info, batch_limits=dict(self.batch_limits))
+        """The models, and the batch limits that were measured."""
+        return replace(self._info, batch_limits=self._measured_limits)
+
+    @property
+    def batch_limits(self) -> dict[LaneName, int]:
+        """The limits as they are now."""
+        return {lane: limit.current for lane, limit in self._limits.items()}
+
+    @property
+    def _measured_limits(self) -> dict[LaneName, int]:
+        return {lane: limit.measured for lane, limit in self._limits.items()}
 
     def status(self) -> dict[str, object]:
         """Current state; may be called from any thread.
 
-        ``batch_limits``; ``out_of_memory``, how many batches did not fit; by lane, ``graphs``, the recorded batch sizes, and
-        ``padding``, the fraction of all rows that only filled a batch up to a recorded size; ``memory``, on a CUDA device
-        its bytes by kind (``models.runtime.device_memory``), else None; ``sensors``, the readings of a GPU's driver
-        (``service.inference.gpu_sensors``), else None.
+        ``batch_limits`` and ``measured_limits``; ``out_of_memory``, how many batches did not fit; by lane, ``graphs``, the
+        recorded batch sizes, and ``padding``, the fraction of all rows that only filled a batch up to a recorded size;
+        ``memory``, on a CUDA device its bytes by kind (``models.runtime.device_memory``), else None; ``sensors``, the
+        readings of a GPU's driver (``service.inference.gpu_sensors``), else None.
         """
         return {
-            "batch_limits": dict(self.batch_limits),
+            "batch_limits": self.batch_limits,
+            "measured_limits": self._measured_limits,
             "out_of_memory": self._out_of_memory,
             "graphs": {lane: function.sizes for lane, function in self._functions.items()},
             "padding": {
@@ -148,46 +159,51 @@ class ModelDevice:
         return Stepped(tokens=tokens, sampled=sampled, finished=finished)
 
     def _in_parts(self, lane: LaneName, count: int, submit: Callable[[slice], Callable[[], Result]]) -> list[Result]:
-        """Runs parts of at most the lane's limit, and smaller ones after a part did not fit into memory.
+        """Runs parts of at most the lane's limit, and smaller ones after images did not fit into memory.
 
-        A part is submitted while the one before runs, which hides its copy to the device.
+        A part is submitted while the one before runs, which hides its copy to the device. After a failure the others run
+        one by one.
         """
         if count == 0:
             return [submit(slice(0, 0))()]
         results: list[Result] = []
         running: deque[tuple[int, Callable[[], Result]]] = deque()
-        done = 0
+        limit, parts_in_flight, done, begun = self._limits[lane], _PARTS_IN_FLIGHT, 0, 0
         while done < count:
-            begun, size = done + sum(size for size, _ in running), 0
             try:
-                while begun < count and len(running) < _PARTS_IN_FLIGHT:
-                    size = min(self.batch_limits[lane], count - begun)
-                    running.append((size, submit(slice(begun, begun + size))))
-                    begun += size
+                while begun < count and len(running) < parts_in_flight:
+                    first, begun = begun, min(begun + limit.current, count)
+                    running.append((begun - first, submit(slice(first, begun))))
                 size, arrived = running.popleft()
                 results.append(arrived())
-                rows = self._functions[lane].padded(size)
-                self._rows[lane] += rows
-                self._padding[lane] += rows - size
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 self._out_of_memory += 1
-                if size <= 1:
+                if begun - done == 1:
                     raise
             else:
                 done += size
+                self._count_padding(lane, size)
+                limit.grow(size)
                 continue
             # After the except block: within it the traceback holds the tensors of the part that failed.
             running.clear()
-            self._halve(lane, size)
+            self._shrink(lane, begun - done)
+            begun, parts_in_flight = done, 1
         return results
 
-    def _halve(self, lane: LaneName, size: int) -> None:
-        self.batch_limits[lane] = size // 2
-        self._functions[lane].discard(above=size // 2)
+    def _count_padding(self, lane: LaneName, size: int) -> None:
+        rows = self._functions[lane].padded(size)
+        self._rows[lane] += rows
+        self._padding[lane] += rows - size
+
+    def _shrink(self, lane: LaneName, images: int) -> None:
+        limit = self._limits[lane]
+        limit.shrink(images)
+        self._functions[lane].discard(above=limit.current)
         release_memory(self._tokenizer.device)
-        log.warning("a %s batch of %d images does not fit into memory; the limit is now %d", lane, size, size // 2)
+        log.warning("%d images of lane %s do not fit into memory; the limit is now %d", images, lane, limit.current)
 
     def _need_generator(self) -> Generator:
         if self._generator is None:
@@ -198,21 +214,21 @@ class ModelDevice:
         """Measures the batch limits, or takes ``known_limits`` of an earlier worker, and records CUDA graphs up to them.
         One-time costs of a device are paid here, not by the first request. Called by the thread that will run batches.
         """
-        if known_limits is not None and known_limits.keys() == self.batch_limits.keys():
-            for lane in self.batch_limits:
-                self.batch_limits[lane] = min(known_limits[lane], self._largest)
+        if known_limits is not None and known_limits.keys() == self._limits.keys():
+            for lane in self._limits:
+                self._limits[lane] = AdaptiveLimit(min(known_limits[lane], self._largest))
                 self._trial(lane)(1)
         else:
             self._find_limits()
         if self._recorder is not None:
             self._record(self._recorder)
-        calibrate(self._tokenizer, self.batch_limits["encode"])
+        calibrate(self._tokenizer, self._limits["encode"].measured)
         log.info("batch limits: %s", self.batch_limits)
 
     def _find_limits(self) -> None:
         on_cpu = self._tokenizer.device.type == "cpu"
-        for lane in self.batch_limits:
-            self.batch_limits[lane] = find_batch_limit(
+        for lane in self._limits:
+            limit = find_batch_limit(
                 self._trial(lane),
                 largest=self._largest,
                 seconds=self._batch_seconds,
@@ -220,6 +236,7 @@ class ModelDevice:
                 is_out_of_memory=is_out_of_memory,
                 measure=cpu_seconds if on_cpu else wall_seconds,
             )
+            self._limits[lane] = AdaptiveLimit(limit)
             release_memory(self._tokenizer.device)
 
     def _record(self, recorder: Recorder) -> None:
@@ -235,7 +252,7 @@ class ModelDevice:
     def _record_lane(self, lane: LaneName, recorder: Recorder) -> None:
         function = self._functions[lane]
         while True:
-            limit = self.batch_limits[lane]
+            limit = self._limits[lane].measured
             try:
                 function.record(batch_sizes(limit), recorder)
             except RuntimeError as error:
@@ -244,7 +261,9 @@ class ModelDevice:
             else:
                 return
             function.discard()
-            self._halve(lane, limit)
+            release_memory(self._tokenizer.device)
+            self._limits[lane] = AdaptiveLimit(limit // 2)
+            log.warning("graphs of %s batches of %d images do not fit into memory", lane, limit)
 
     def _trial(self, lane: LaneName) -> Callable[[int], object]:
         """A function that runs a batch of a given size, regardless of the limit."""
@@ -302,7 +321,7 @@ def load_models(settings: Settings, device: str) -> tuple[Tokenizer, Generator |
 
 def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = None) -> ModelDevice:
     """Loads the models that the settings name and warms them up. Called in the thread that will own the device.
-    ``known_limits``: the ``batch_limits`` of an earlier device with the same settings, which need not be measured again.
+    ``known_limits``: the ``measured_limits`` of an earlier device with the same settings, which need not be measured again.
 
     Raises ``ValueError``, ``LookupError`` or ``CheckpointError`` with a message for the operator.
     """

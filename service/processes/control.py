@@ -43,7 +43,8 @@ class FrontEndStart:
 @dataclass(frozen=True, kw_only=True)
 class WorkerStart:
     """``address`` is the path of its socket; ``liveness_pipe`` a descriptor that reaches end of file when the supervisor and
-    all front ends have exited; ``batch_limits`` those that an earlier worker measured, which makes the start faster.
+    all front ends have exited; ``measured_limits`` the batch limits of an earlier worker, which makes the start
+    faster.
     """
 
     name: str
@@ -51,7 +52,7 @@ class WorkerStart:
     device: str
     address: str
     liveness_pipe: int
-    batch_limits: Mapping[str, int] | None = None
+    measured_limits: Mapping[str, int] | None = None
 
 
 class ControlChannel:

@@ -152,7 +152,7 @@ class _Supervisor:
             heartbeat_seconds=self._settings.heartbeat_seconds,
             batch_timeout=self._settings.batch_timeout,
             pass_fds=(liveness_pipe,),
-            carry_over="batch_limits",
+            carry_over="measured_limits",
         )
 
     def _front_end(self, index: int, count: int, workers: Mapping[str, str], liveness_pipe: int) -> Child:

@@ -108,7 +108,7 @@ def _open(settings: Settings, start: WorkerStart) -> ServedDevice:
     # Imported here because torch takes long to import, and heartbeats start before.
     from service.inference.device import open_device
 
-    return open_device(settings.model_copy(update={"devices": start.device}), known_limits=start.batch_limits)
+    return open_device(settings.model_copy(update={"devices": start.device}), known_limits=start.measured_limits)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -141,16 +142,17 @@ def test_a_batch_may_have_one_image_or_none(device: ModelDevice, count: int) -> 
     assert device.decode(tokens).shape == (count, 32, 32, 3)
 
 
-def test_out_of_memory_halves_the_limit_permanently_and_loses_nothing() -> None:
+def test_out_of_memory_halves_the_limit_and_loses_nothing() -> None:
     device, tokenizer, generator = short_of_memory(3, max_batch_size=16)
     whole = ModelDevice(tiny_tokenizer(), tiny_generator())
     expected = whole.encode(images(12))
     assert (device.encode(images(12)) == expected).all()
     assert tokenizer.batches == [12, 6, 3, 3, 3, 3]
     assert device.batch_limits == {"encode": 3, "decode": 16, "generate": 16}
-    assert device.info.batch_limits == device.batch_limits
+    assert device.info.batch_limits == {"encode": 16, "decode": 16, "generate": 16}
     assert device.status() == {
         "batch_limits": {"encode": 3, "decode": 16, "generate": 16},
+        "measured_limits": {"encode": 16, "decode": 16, "generate": 16},
         "out_of_memory": 2,
         "graphs": {"encode": [], "decode": [], "generate": []},
         "padding": {"encode": 0.0, "decode": 0.0, "generate": 0.0},
@@ -172,6 +174,30 @@ def test_one_image_that_does_not_fit_raises_out_of_memory() -> None:
     assert tokenizer.batches == [2, 1]
     assert device.batch_limits["encode"] == 1
     assert device.status()["out_of_memory"] == 2
+
+
+def test_a_tail_that_does_not_fit_beside_the_part_before_it_halves_what_was_in_flight() -> None:
+    device = ModelDevice(tiny_tokenizer(), None, max_batch_size=8)
+    in_flight = 0
+
+    def submit(part: slice) -> Callable[[], int]:
+        nonlocal in_flight
+        count = part.stop - part.start
+        if in_flight + count > 8:
+            in_flight = 0
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        in_flight += count
+
+        def arrived() -> int:
+            nonlocal in_flight
+            in_flight -= count
+            return count
+
+        return arrived
+
+    assert sum(device._in_parts("encode", 11, submit)) == 11
+    assert device.batch_limits["encode"] == 4
+    assert device._in_parts("encode", 11, submit) == [4, 4, 3]
 
 
 def test_other_errors_are_not_retried(device: ModelDevice) -> None:
@@ -275,10 +301,10 @@ def test_out_of_memory_drops_the_graphs_above_the_new_limit(monkeypatch: pytest.
     assert tokenizer.encoder.sizes == [1, 2]
 
 
-def test_decode_writes_into_a_given_array(device: ModelDevice) -> None:
+def test_decode_writes_into_a_given_array() -> None:
+    device = ModelDevice(tiny_tokenizer(), None, max_batch_size=2)
     tokens = device.encode(images(5))
     out = np.zeros((5, 32, 32, 3), np.uint8)
-    device.batch_limits["decode"] = 2
     assert device.decode(tokens, out=out) is out
     assert (out == device.decode(tokens)).all()
 
