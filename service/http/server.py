@@ -27,7 +27,7 @@ from functools import partial
 from typing import Literal
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http.protocol import ConnectionLimits, LimitedProtocol, OpenConnections
 from service.http.sockets import refuse_handshakes
@@ -58,7 +58,7 @@ class HttpServer(uvicorn.Server):
         protocol = partial(LimitedProtocol, limits=limits, open_connections=self._open, on_refusal=on_refusal)
         super().__init__(
             uvicorn.Config(
-                app,
+                _until_cancelled(app),
                 http=protocol,  # type: ignore[arg-type]
                 ws="none",
                 lifespan=lifespan,
@@ -144,6 +144,16 @@ class HttpServer(uvicorn.Server):
     def _has_idled(self, connection: LimitedProtocol) -> bool:
         since = max(connection.idle_since, self._drain_started or 0.0)
         return time.monotonic() - since >= self._idle_seconds
+
+
+def _until_cancelled(app: ASGIApp) -> ASGIApp:
+    """``shutdown`` cancels requests, and logs so; uvicorn would add a traceback for each."""
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await app(scope, receive, send)
+
+    return run
 
 
 def _has_input(transport: asyncio.Transport) -> bool:

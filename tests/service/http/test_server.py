@@ -109,7 +109,7 @@ async def test_connections_in_the_backlog_are_served() -> None:
             assert (await late_reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_request_that_outlives_the_drain_is_cancelled() -> None:
+async def test_a_request_that_outlives_the_drain_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
     never = asyncio.Event()
     async with (
         serving(idle_seconds=0.1, drain_seconds=0.2, answer=never) as (server, listener, _),
@@ -119,6 +119,8 @@ async def test_a_request_that_outlives_the_drain_is_cancelled() -> None:
         await until(lambda: server.server_state.tasks)
         server.stop_accepting(shared=False)
         assert b" 500 " in await reader.readline()
+    assert "cancelling 1 requests: the time to drain is over" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_server_that_shares_its_listener_leaves_the_backlog_to_others() -> None:
