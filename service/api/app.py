@@ -115,12 +115,14 @@ class _Application(FastAPI):
         return document
 
 
-def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
-    """The public API. Its lifespan starts and stops the engine."""
+def create_app(settings: Settings, create_engine: EngineFactory, *, engine_seconds: float = 0.0) -> FastAPI:
+    """The public API. Its lifespan starts and stops the engine; the start takes at most ``engine_seconds`` if the engine is
+    not ready before.
+    """
     metrics = Metrics()
     tracer = open_tracer()
-    state = _create_state(settings, create_engine, metrics, tracer)
     access_control = AccessControl(settings)
+    state = _create_state(settings, access_control, create_engine, metrics, tracer)
     routers = [*(resource.router for resource in _RESOURCES), operations.health_router]
     if settings.playground:
         # Needs no key: the page holds no data, and asks for a key where the API needs one.
@@ -132,7 +134,7 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
         version=VERSION,
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        lifespan=_lifespan(state, access_control, tracer),
+        lifespan=_lifespan(state, access_control, tracer, engine_seconds),
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
         # In one list: FastAPI solves an included router's prefixes and dependencies again for each request.
         routes=[route for router in routers for route in router.routes],
@@ -153,7 +155,11 @@ def create_app(settings: Settings, create_engine: EngineFactory) -> FastAPI:
 
 
 def _create_state(
-    settings: Settings, create_engine: EngineFactory, metrics: Metrics, tracer: Tracer | None
+    settings: Settings,
+    access_control: AccessControl,
+    create_engine: EngineFactory,
+    metrics: Metrics,
+    tracer: Tracer | None,
 ) -> ApiState:
     observer: EngineObserver = MetricsObserver(metrics)
     if tracer is not None:
@@ -166,17 +172,18 @@ def _create_state(
     engine = create_engine(limits=lane_limits(settings), observer=observer, on_model_info=set_model_info)
     cache = open_cache(settings, CacheMetrics(metrics))
     built = build_operations(settings, engine=engine, cache=cache, metrics=metrics)
-    return ApiState(settings, operations=built, metrics=metrics)
+    return ApiState(settings, keys=access_control.keys, operations=built, metrics=metrics)
 
 
 def _lifespan(
-    state: ApiState, access_control: AccessControl, tracer: Tracer | None
+    state: ApiState, access_control: AccessControl, tracer: Tracer | None, engine_seconds: float
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine, cache = state.operations.engine, state.operations.cache
         engine.start()
         ready = asyncio.create_task(_log_readiness(state))
+        await asyncio.wait((ready,), timeout=engine_seconds)
         try:
             yield
         finally:
@@ -227,9 +234,8 @@ def _create_series(app: FastAPI, metrics: Metrics) -> None:
 async def _log_readiness(state: ApiState) -> None:
     try:
         await state.operations.engine.ready()
-    except EngineStopped as error:
-        log.error("the engine did not start: %s", error)  # noqa: TRY400  the cause is logged where it happened
-        return
+    except EngineStopped:
+        return  # the cause is logged where it happened
     info = state.info
     log.info(
         "ready: %s revision %s on %s, precision %s, generator %s",

@@ -4,6 +4,7 @@
 
     {"status", "reason",           ready, or why not
      "requests": {op: n},          in progress
+     "api_keys",                   ok, stale or unreadable (ReloadingKeyStore.state)
      "lanes": {op: {...}},         images and bytes in the queues, images at the devices
      "model", "revision", ...}     the models served, once they are loaded
 """
@@ -22,6 +23,7 @@ def application_health(state: ApiState) -> dict[str, Any]:
         "status": readiness.name,
         "reason": readiness.reason,
         "requests": dict(state.requests),
+        "api_keys": state.keys.state,
         "lanes": state.operations.engine.snapshot().as_dict(),
     }
     if info is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 
+from service.api.access.key_store import ReloadingKeyStore
 from service.cache import KeySpace
 from service.engine import EngineState
 from service.errors import ErrorDetail
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
 
 
 class ApiState:
-    """Settings, operations and metrics. ``requests``: how many are in progress, by operation."""
+    """Settings, API keys, operations and metrics. ``requests``: how many are in progress, by operation."""
 
-    def __init__(self, settings: Settings, *, operations: Operations, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, *, keys: ReloadingKeyStore, operations: Operations, metrics: Metrics
+    ) -> None:
         self.settings = settings
+        self.keys = keys
         self.operations = operations
         self.metrics = metrics
         self.rendered_images = RenderedImageCache(settings.picture_cache_bytes)
@@ -44,12 +48,14 @@ class ApiState:
 
     @property
     def readiness(self) -> EngineState:
-        """The engine's state; not ready while the models are unknown or the service drains."""
+        """The engine's state; not ready while the models or the API keys are unknown, or the service drains."""
         state = self.operations.engine.state
         if self.is_draining and state.name in ("starting", "ready"):
             return EngineState(name="draining", reason="the service is shutting down")
         if state.is_ready and self.operations.models.loaded is None:
             return EngineState(name="starting", reason="the models are not known yet")
+        if state.is_ready and self.keys.state == "unreadable":
+            return EngineState(name="failed", reason="the API keys cannot be read; the log says why")
         return state
 
     @staticmethod

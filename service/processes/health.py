@@ -8,26 +8,33 @@ from typing import Any
 
 from service.processes.child import Child
 
-# The states of an engine, best first.
+# The states of an engine and of the API keys, best first.
 _STATES = ("ready", "starting", "failed", "draining", "stopped")
+_KEY_STATES = ("ok", "stale", "unreadable")
 
 
 def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *, draining: bool) -> dict[str, Any]:
-    """Merges the documents of the front ends: model and status are those of the front end in the best state, counters are
-    sums. ``workers`` are by device.
+    """Merges the documents of the front ends: the status is the worst of those that accept connections, because a client
+    may reach any of them; counters are sums. ``workers`` are by device.
     """
-    documents: list[Mapping[str, Any]] = [one.status["health"] for one in front_ends if one.status]
-    best: Mapping[str, Any] = min(documents, key=lambda document: _STATES.index(document["status"]), default={})
-    status, reason = best.get("status", "starting"), best.get("reason", "the front ends are being started")
+    children = (*front_ends, *workers.values())
+    documents = [child.status["health"] for child in front_ends if child.status.get("health")]
+    accepting = [child.status["health"] for child in front_ends if child.status.get("is_accepting")]
+    by_state = sorted(accepting or documents, key=lambda document: _STATES.index(document["status"]))
+    best, worst = (by_state[0], by_state[-1]) if by_state else ({}, {})
+    status, reason = worst.get("status", "starting"), worst.get("reason", "the front ends are being started")
     if draining:
         status, reason = "draining", "the service is shutting down"
+    elif status != "ready":
+        reason = "; ".join([reason, *(f"{one.name}: {one.reason}" for one in children if one.state == "restarting")])
     return dict(best) | {
         "status": status,
         "reason": reason,
         "requests": _sum(document["requests"] for document in documents),
         "lanes": _sum_lanes(document["lanes"] for document in documents),
+        "api_keys": max((document["api_keys"] for document in documents), key=_KEY_STATES.index, default="ok"),
         "device": ", ".join(workers),
-        "processes": [_describe(child) for child in (*front_ends, *workers.values())],
+        "processes": [_describe(child) for child in children],
     }
 
 

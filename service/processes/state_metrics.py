@@ -38,6 +38,11 @@ def service_metrics(health: Mapping[str, Any]) -> Iterator[Metric]:
     for op, count in health["requests"].items():
         requests.add_metric((op,), count)
     yield requests
+    yield GaugeMetricFamily(
+        "titok_api_keys_readable",
+        "Whether the file of API keys can be used; without a file 1.",
+        value=health["api_keys"] == "ok",
+    )
     build = {"version": VERSION}
     if "model" in health:
         build |= {"model": health["model"], "weights": health["revision"]}

@@ -38,7 +38,7 @@ class AccessControl:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._keys = ReloadingKeyStore(settings)
+        self.keys = ReloadingKeyStore(settings)
         self._limiter = RateLimiter(settings)
 
     @staticmethod
@@ -60,7 +60,7 @@ class AccessControl:
         """
         state = request.scope["state"]
         state["caller"] = state["key_name"] = state["rate_limit"] = None
-        if self._keys.are_required:
+        if self.keys.are_required:
             given = _key_of(request)
             key = self._identify(given)
             state["caller"] = hashlib.sha256(b"titok:caller:" + given.encode()).hexdigest()[:16]
@@ -94,7 +94,7 @@ class AccessControl:
             )
 
     def _identify(self, given: str) -> ApiKey:
-        keys = self._keys.current()
+        keys = self.keys.current()
         if keys is None:
             raise Unavailable("The API keys cannot be read. The log contains the reason.", retry_after=5.0)
         key = keys.find(given) if given else None

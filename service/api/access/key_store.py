@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from service.api.access.keys import KeySet, parse_keys_file
 from service.settings import Settings
@@ -28,7 +30,7 @@ def _combine(settings: Settings, content: bytes) -> KeySet:
 
 class ReloadingKeyStore:
     """Checks the file for changes when keys are needed, once a second at most, without a background task. If a new version
-    cannot be read, the log says so and the previous version stays in force.
+    cannot be read, or has no table ``keys`` as after a cut, the log says so and the previous version stays in force.
     """
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,6 +47,18 @@ class ReloadingKeyStore:
         """Whether a caller needs a key: always with a file, even an empty one."""
         return bool(self._settings.api_keys) or self._path is not None
 
+    @property
+    def state(self) -> Literal["ok", "stale", "unreadable"]:
+        """``stale``: the file cannot be used, and the keys read before are in force; ``unreadable``: there are none."""
+        if self.current() is None:
+            return "unreadable"
+        return "ok" if self._fault is None else "stale"
+
+    def reload(self) -> None:
+        """Reads the file now."""
+        self._next_read = float("-inf")
+        self.current()
+
     def current(self) -> KeySet | None:
         """The keys in force; None while the file has never been readable, so that nobody can be authorized."""
         if self._path is not None and self._clock() >= self._next_read:
@@ -55,15 +69,19 @@ class ReloadingKeyStore:
     def _read(self, path: Path) -> None:
         try:
             content = path.read_bytes()
-            if content == self._content:
-                return
-            keys = _combine(self._settings, content)
+            keys = self._keys if content == self._content else self._parse(content)
         except (OSError, ValueError) as error:
             if str(error) != self._fault:
                 self._fault = str(error)
                 effect = "all requests are refused" if self._keys is None else "the keys read before stay in force"
                 log.error("API keys: %s cannot be used, %s: %s", path, effect, error)  # noqa: TRY400  no traceback needed
             return
-        if self._content is not None or self._fault is not None:
-            log.info("API keys: %s has changed, %d keys are in force", path, len(keys.keys))
+        if self._fault is not None or (self._content is not None and content != self._content):
+            log.info("API keys: %s was read again, %d keys are in force", path, len(keys.keys) if keys else 0)
         self._content, self._fault, self._keys = content, None, keys
+
+    def _parse(self, content: bytes) -> KeySet:
+        keys = _combine(self._settings, content)
+        if self._content and "keys" not in tomllib.loads(content.decode()):
+            raise ValueError("it has no keys any more; to revoke all of them, write: keys = []")
+        return keys

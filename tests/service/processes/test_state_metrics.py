@@ -37,14 +37,17 @@ def told(**statuses: Any) -> CollectorRegistry:
     return registry
 
 
+def front_end(name: str, *, is_accepting: bool = True, **health: Any) -> Child:
+    document = {"status": "ready", "reason": None, "requests": {}, "lanes": {}, "api_keys": "ok", **health}
+    status = {"health": document, "is_accepting": is_accepting}
+    return cast(Child, SimpleNamespace(**{**CHILD, "name": name, "status": status, "state": document["status"]}))
+
+
 def test_requests_in_progress_and_queued_images_are_summed_over_front_ends() -> None:
     waiting, idle = ({"queued_images": queued, "queued_bytes": 0, "active_images": 1} for queued in (3, 0))
     front_ends = [
-        cast(Child, SimpleNamespace(name=name, status={"health": health}, **CHILD))
-        for name, health in {
-            "front end 0": {"status": "ready", "requests": {"encode": 2, "other": 0}, "lanes": {"encode": waiting}},
-            "front end 1": {"status": "ready", "requests": {"encode": 1}, "lanes": {"encode": waiting, "decode": idle}},
-        }.items()
+        front_end("front end 0", requests={"encode": 2, "other": 0}, lanes={"encode": waiting}),
+        front_end("front end 1", requests={"encode": 1}, lanes={"encode": waiting, "decode": idle}),
     ]
     registry = CollectorRegistry()
     registry.register(StateCollector(lambda: service_metrics(service_health(front_ends, {}, draining=False))))
@@ -64,6 +67,31 @@ def test_only_the_first_start_of_a_worker_is_a_start(state: str, restarts: int, 
     registry.register(StateCollector(lambda: worker_metrics({"cpu": worker_state(worker)})))
     assert registry.get_sample_value("titok_worker_up", {"device": "cpu"}) == up
     assert registry.get_sample_value("titok_worker_starting", {"device": "cpu"}) == starting
+
+
+def test_readiness_is_that_of_the_worst_front_end_that_accepts_connections() -> None:
+    ready, failed = front_end("front end 0", model="mini"), front_end("front end 1", status="failed", reason="no link")
+    starting = front_end("front end 2", status="starting", reason="the models are being loaded", is_accepting=False)
+    dead = SimpleNamespace(**{**CHILD, "name": "worker cpu", "status": {}, "state": "restarting", "reason": "no luck"})
+    workers = {"cpu": cast(Child, dead)}
+
+    def health(*front_ends: Child) -> tuple[str, str | None]:
+        document = service_health(front_ends, workers, draining=False)
+        return document["status"], document["reason"]
+
+    assert health(ready, starting) == ("ready", None)
+    assert health(ready, failed, starting) == ("failed", "no link; worker cpu: no luck")
+    assert health(starting) == ("starting", "the models are being loaded; worker cpu: no luck")
+    assert health() == ("starting", "the front ends are being started; worker cpu: no luck")
+    assert service_health([failed, ready], {}, draining=False)["model"] == "mini"
+
+
+def test_keys_that_one_front_end_cannot_read_are_exported() -> None:
+    for state, expected in {"ok": 1, "stale": 0, "unreadable": 0}.items():
+        health = service_health([front_end("0"), front_end("1", api_keys=state)], {}, draining=False)
+        registry = CollectorRegistry()
+        registry.register(StateCollector(lambda health=health: service_metrics(health)))
+        assert registry.get_sample_value("titok_api_keys_readable") == expected
 
 
 def test_utilization_and_temperature_of_a_gpu_are_exported() -> None:

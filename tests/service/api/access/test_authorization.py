@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from service.api.access.authorization import KeyedRoute, check_routes
+from service.api.access.key_store import ReloadingKeyStore
 from service.api.access.keys import ApiKey
 from service.api.access.roles import OPEN_PATHS, REQUIRED_ROLES
 from tests.service.api.test_lookup import digest
@@ -147,17 +148,27 @@ async def test_scoped_cache_entries_survive_a_reload_of_the_key_file(tmp_path: P
     async with open_service(api_keys_file=path, cache_scope="key") as client:
         await client.post("/v1/encode", content=image, headers={**PNG, **bearer("one")})
         path.write_text(table("one") + table("two").replace('"ann"', '"bob"'))
-        app_of(client).state.access_control._keys._next_read = 0.0
+        app_of(client).state.access_control.keys._next_read = 0.0
         statuses = [
             (await client.get(f"/v1/codes/{digest(image)}", headers=bearer(key))).status_code for key in ("one", "two")
         ]
         assert statuses == [200, 404]
 
 
-async def test_an_unreadable_key_file_is_503(tmp_path: Path) -> None:
-    async with open_service(api_keys_file=tmp_path / "none.toml") as client:
+async def test_a_service_that_cannot_read_its_keys_is_not_ready_and_answers_503(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(table("one"))
+    async with open_service(api_keys_file=path) as client:
+        assert (await client.get("/healthz")).json()["api_keys"] == "ok"
+        path.unlink()
+        state = app_of(client).state
+        state.api.keys = state.access_control.keys = ReloadingKeyStore(state.api.settings)  # as after a restart
         answer = await client.get("/v1/models", headers=bearer("one"))
         assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+        readiness, health = await client.get("/readyz"), await client.get("/healthz")
+        assert (readiness.status_code, health.status_code) == (503, 503)
+        assert "API keys cannot be read" in readiness.json()["reason"]
+        assert health.json()["api_keys"] == "unreadable"
 
 
 async def test_rate_limits_count_images_and_set_headers() -> None:

@@ -151,11 +151,29 @@ def test_a_changed_file_is_reloaded_within_a_second_and_an_invalid_one_ignored(
             assert known("plain")
         path.unlink()
         assert known("two")
-    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+        path.write_text("# cut off after the first line\n")
+        assert known("two")
+        assert store.state == "stale"
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 4
     assert "stay in force" in caplog.text
-    path.write_text("")
+    path.write_text(table("ann", "two"))
+    assert known("two")
+    assert store.state == "ok"
+    path.write_text("keys = []")
     assert not known("two")
     assert known("plain")
+
+
+def test_a_reload_does_not_wait_for_the_next_second(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(table("ann", "one"))
+    store = ReloadingKeyStore(Settings(api_keys_file=path), clock=Clock())
+    store.reload()
+    path.write_text(table("ann", "two"))
+    store.reload()
+    keys = store.current()
+    assert keys is not None
+    assert keys.find("two") is not None
 
 
 def test_the_file_is_read_at_most_once_a_second(tmp_path: Path) -> None:
@@ -174,6 +192,7 @@ def test_an_unreadable_file_gives_no_keys(tmp_path: Path) -> None:
     store = ReloadingKeyStore(Settings(api_keys_file=tmp_path / "none.toml"))
     assert store.are_required
     assert store.current() is None
+    assert store.state == "unreadable"
     with pytest.raises(FileNotFoundError):
         load_keys(Settings(api_keys_file=tmp_path / "none.toml"))
 
