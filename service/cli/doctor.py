@@ -70,6 +70,7 @@ def _models(settings: Settings) -> Iterator[Check]:
     import torch
 
     from models.errors import CheckpointError
+    from service.engine.protocol import ConfigurationError
     from service.inference.device import open_device
     from service.processes.device_names import device_names
 
@@ -89,11 +90,11 @@ def _models(settings: Settings) -> Iterator[Check]:
         info = device.info
         grey = np.full((1, info.image_size, info.image_size, 3), 128, np.uint8)
         device.decode(device.encode(grey))
-    except CheckpointError as error:
-        yield Check("weights", "wrong", str(error), "Set TITOK_TOKENIZER_WEIGHTS and TITOK_GENERATOR_WEIGHTS.")
-        return
-    except (ValueError, LookupError, RuntimeError) as error:
-        yield Check("models", "wrong", str(error), "`titok info` lists the variants.")
+    except (ConfigurationError, RuntimeError) as error:
+        if isinstance(error.__cause__, CheckpointError):
+            yield Check("weights", "wrong", str(error), "Set TITOK_TOKENIZER_WEIGHTS and TITOK_GENERATOR_WEIGHTS.")
+        else:
+            yield Check("models", "wrong", str(error), "`titok info` lists the variants.")
         return
     yield Check("weights", "ok", f"{info.name} revision {info.revision} from {info.source}")
     if info.generator is not None:

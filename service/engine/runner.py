@@ -69,7 +69,8 @@ class LinkRunner:
         except BaseException as error:
             phase = "the device thread has died" if is_open else "the device cannot be opened"
             explains_itself = isinstance(error, ConfigurationError | DeviceLost)
-            log.error("%s: %s", phase, error, exc_info=None if explains_itself else error)  # noqa: TRY400
+            if not explains_itself:
+                log.exception(phase)
             self._on_death(f"{phase}: {error}" if explains_itself or not is_open else f"{phase}: {error!r}", error)
         finally:
             self._link.close()

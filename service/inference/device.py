@@ -22,7 +22,7 @@ from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction, Recorder
 from models.runtime.device_memory import is_out_of_memory, memory_bytes, release_memory
 from models.runtime.transfers import pin
 from models.sampling.settings import SamplingSettings
-from service.engine.protocol import Device, LaneName, RowState, Stepped
+from service.engine.protocol import ConfigurationError, Device, LaneName, RowState, Stepped
 from service.inference.adaptive_limit import AdaptiveLimit
 from service.inference.batch_limits import LARGEST_BATCH, batch_sizes, find_batch_limit
 from service.inference.calibration import calibrate
@@ -323,8 +323,17 @@ def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = 
     """Loads the models that the settings name and warms them up. Called in the thread that will own the device.
     ``known_limits``: the ``measured_limits`` of an earlier device with the same settings, which need not be measured again.
 
-    Raises ``ValueError``, ``LookupError`` or ``CheckpointError`` with a message for the operator.
+    Raises ``ConfigurationError`` with a message for the operator if a setting or a file is wrong.
     """
+    try:
+        models = _load(settings)
+    except (ValueError, LookupError, OSError, CheckpointError) as error:
+        raise ConfigurationError(str(error)) from error
+    models.warm_up(known_limits)
+    return models
+
+
+def _load(settings: Settings) -> ModelDevice:
     device = _choose_device(settings.devices)
     recorder = None
     if device.type == "cuda":
@@ -333,15 +342,13 @@ def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = 
     else:
         torch.set_num_threads(settings.device_threads)
     tokenizer, generator = load_models(settings, str(device))
-    models = ModelDevice(
+    return ModelDevice(
         tokenizer,
         generator,
         max_batch_size=settings.max_batch_size,
         batch_seconds=settings.batch_seconds,
         recorder=recorder,
     )
-    models.warm_up(known_limits)
-    return models
 
 
 def _choose_device(name: str) -> torch.device:
@@ -349,6 +356,8 @@ def _choose_device(name: str) -> torch.device:
     device = torch.device(("cuda" if available else "cpu") if name == "auto" else name)
     if device.type == "cuda" and not available:
         raise ValueError(f"PyTorch {torch.__version__} finds no CUDA device here for TITOK_DEVICES={name}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"there is no {name} here, only {torch.cuda.device_count()} CUDA devices (TITOK_DEVICES)")
     # Streams and graphs need a device with an index.
     return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 

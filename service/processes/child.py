@@ -21,11 +21,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from service.processes.control import ControlChannel
-from service.processes.process import block_signals, unblock_signals
+from service.processes.process import WRONG_CONFIGURATION, block_signals, unblock_signals
 
 log = logging.getLogger(__name__)
 
-Command = Literal["status", "drain", "close", "stop"]
+Command = Literal["status", "drain", "close", "stop", "reload"]
 DeathReason = Literal["exit", "signal", "hung", "stuck"]
 
 FIRST_BACKOFF_SECONDS = 0.1
@@ -40,6 +40,7 @@ class Child:
     """``name`` is the process name after ``titok:``. This interpreter runs ``module`` with the number of the control socket
     as argument; it inherits the descriptors ``pass_fds``.
 
+    One that exits with ``WRONG_CONFIGURATION`` before it was ever ready is not restarted: ``configuration_error`` says why.
     It is ``hung`` if it sent no heartbeat for ``heartbeat_seconds`` and ``stuck`` if one batch has been running for longer
     than ``batch_timeout``; it is killed in both cases. ``after_death`` runs before a restart. ``carry_over`` names the entry
     of the last status to pass to the next start.
@@ -60,6 +61,8 @@ class Child:
         self.name = name
         self.deaths: Counter[DeathReason] = Counter()
         self.last_death: str | None = None
+        self.configuration_error: str | None = None
+        self._was_ready = False
         self._module = module
         self._start = dict(start)
         self._carry_over = carry_over
@@ -127,11 +130,11 @@ class Child:
     # --- lifecycle ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keeps the process running until ``stop`` or ``kill``, then waits for its end."""
+        """Keeps the process running until ``stop``, ``kill`` or a configuration error, then waits for its end."""
         backoff = FIRST_BACKOFF_SECONDS
         while not self._stopping.is_set():
             await self._run_once()
-            if self._stopping.is_set():
+            if self._stopping.is_set() or self.configuration_error is not None:
                 return
             self._after_death()
             if time.monotonic() - self._started >= HEALTHY_SECONDS:
@@ -165,15 +168,13 @@ class Child:
 
     async def _run_once(self) -> None:
         self._started, self._silent_seconds = time.monotonic(), 0.0
-        ours, theirs = socket.socketpair()
         try:
-            with theirs:
-                self._process = process = await self._spawn(theirs)
+            process, control = await self._spawn()
         except OSError as error:
-            ours.close()
             self._note_death(f"cannot be started: {error}", "exit")
             return
-        self._channel = channel = await ControlChannel.open(ours)
+        self._process = process
+        self._channel = channel = await ControlChannel.open(control)
         channel.send({"start": self._start})
         if self._stop_command is not None:
             self.send(self._stop_command)
@@ -189,6 +190,8 @@ class Child:
                 self._note_death(f"was ended by {_signal_name(-code)}", "signal")
             else:
                 self._note_death(f"exited with {code}", "exit")
+                if code == WRONG_CONFIGURATION and not self._was_ready:
+                    self.configuration_error = self._last_failure or self.last_death
         finally:
             self._kill()  # if this task was cancelled: no process may be left behind
             watching.cancel()
@@ -200,24 +203,34 @@ class Child:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), 1.0)
 
-    async def _spawn(self, control: socket.socket) -> asyncio.subprocess.Process:
+    async def _spawn(self) -> tuple[asyncio.subprocess.Process, socket.socket]:
+        """Starts the process; returns it and this end of its control socket. Raises ``OSError``."""
+        ours, theirs = socket.socketpair()
         block_signals()  # until the child has its handlers
         try:
             # -P: without it the child would import a package "service" in the working directory.
-            return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", self._module, str(control.fileno())),
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", self._module, str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(control.fileno(), *self._pass_fds),
+                pass_fds=(theirs.fileno(), *self._pass_fds),
             )
+        except BaseException:
+            ours.close()
+            raise
+        else:
+            return process, ours
         finally:
+            theirs.close()
             unblock_signals()
 
     async def _listen(self, channel: ControlChannel) -> None:
         while (message := await channel.receive()) is not None:
             self._silent_seconds = 0.0
             self._status = message["status"]
-            if self._carry_over is not None and self._status.get("state") == "ready":
-                self._start[self._carry_over] = self._status[self._carry_over]
+            if self._status.get("state") == "ready":
+                self._was_ready = True
+                if self._carry_over is not None:
+                    self._start[self._carry_over] = self._status[self._carry_over]
             self._heartbeat.set()
 
     async def _watch(self) -> tuple[str, DeathReason]:

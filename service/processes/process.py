@@ -14,7 +14,10 @@ from service.telemetry.log_lines import configure_log
 # For ``sys.setswitchinterval``: keeps the event loop responsive while threads decode and encode images.
 SWITCH_SECONDS = 0.0005
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The exit status of a process that cannot start as it is configured (EX_CONFIG of sysexits.h): no restart cures that.
+WRONG_CONFIGURATION = 78
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def configure_process(name: str, *, log_level: str, log_format: LogFormat) -> None:
@@ -24,13 +27,13 @@ def configure_process(name: str, *, log_level: str, log_format: LogFormat) -> No
 
 
 def block_signals() -> None:
-    """Blocks SIGINT and SIGTERM, also in processes started from now on; the kernel keeps them until they are unblocked."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    """Blocks SIGINT, SIGTERM and SIGHUP, also in processes started from now on; the kernel keeps them meanwhile."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
 def unblock_signals() -> None:
-    """Delivers SIGINT and SIGTERM again, once there are handlers."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    """Delivers SIGINT, SIGTERM and SIGHUP again, once there are handlers."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def limit_spinning() -> None:

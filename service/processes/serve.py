@@ -31,7 +31,7 @@ def serve(settings: Settings) -> int:
     allow_descriptors(2 * settings.max_connections + _OWN_DESCRIPTORS)
     try:
         public, admin = listen(settings.host, settings.port), listen(settings.admin_host, settings.admin_port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a host name that cannot be encoded
         log.error("cannot listen: %s", error)  # noqa: TRY400  no traceback needed
         return 1
     address = url(public, settings.host)

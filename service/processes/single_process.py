@@ -14,6 +14,7 @@ from functools import partial
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
+from service.api.access.key_store import ReloadingKeyStore
 from service.api.admin import create_admin_app
 from service.api.app import EngineFactory, create_app
 from service.api.health import application_health
@@ -37,41 +38,55 @@ NAME = "front end 0"
 _WORKER_STATES: Mapping[str, WorkerState] = {"ready": "up", "starting": "starting"}
 
 
-def inline_engine(settings: Settings, open_device: Callable[[Settings], ServedDevice] = open_device) -> EngineFactory:
+def inline_engine(
+    settings: Settings,
+    open_device: Callable[[Settings], ServedDevice] = open_device,
+    *,
+    on_failure: Callable[[BaseException], None] = lambda _: None,
+) -> EngineFactory:
     """Returns the factory of an engine that opens its device in a thread of this process."""
-    return partial(InlineEngine, partial(open_device, settings))
+    return partial(InlineEngine, partial(open_device, settings), on_failure=on_failure)
 
 
 def serve_inline(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
-    """Serves on both sockets until SIGTERM or SIGINT, then drains; a second signal ends it at once. Returns the exit
-    status.
+    """Serves on both sockets until SIGTERM, SIGINT or the loss of the device, then drains; a second signal ends it at once.
+    Returns the exit status.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     with event_loop() as runner:
-        runner.run(_SingleProcess(settings, public, admin).run())
-    return 0
+        return runner.run(_SingleProcess(settings, public, admin).run())
 
 
 class _SingleProcess:
     """The application and the servers of both ports."""
 
     def __init__(self, settings: Settings, public: socket.socket, admin: socket.socket) -> None:
-        app = create_app(settings, inline_engine(settings))
+        app = create_app(settings, inline_engine(settings, on_failure=self._end))
         self._settings = settings
         self._state: ApiState = app.state.api
+        self._keys: ReloadingKeyStore = app.state.access_control.keys
+        self._exit_status = 0
         self._public = public_server(app, public, settings, self._state.metrics)
         self._admin = admin_server(create_admin_app(app.state.health, self._exposition), admin, settings)
         self._stopping = asyncio.Event()
         self._registry = self._state.metrics.registry
         self._registry.register(StateCollector(self._state_metrics))
 
-    async def run(self) -> None:
-        """Returns when both servers have stopped."""
+    async def run(self) -> int:
+        """Returns the exit status when both servers have stopped."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._keys.reload)
         unblock_signals()
         await asyncio.gather(self._drain(), self._serve_public(), self._admin.run_until_stopped())
+        return self._exit_status
+
+    def _end(self, error: BaseException) -> None:
+        """After the engine has failed for good, as only a new process helps."""
+        log.error("the service ends: %s", error)
+        self._exit_status = 1
+        self._stopping.set()
 
     def _on_signal(self) -> None:
         if self._stopping.is_set():

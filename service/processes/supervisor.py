@@ -11,6 +11,9 @@
                listener closed, its backlog served; front ends finish within drain_seconds and exit
                workers stop; exit 0
     second one every process is killed; exit 1
+    SIGHUP     front ends read the file of API keys again
+
+A child that cannot start as it is configured ends the service: every process is killed; exit 1.
 
 It imports neither torch nor the public API, and does nothing that blocks the event loop.
 """
@@ -58,6 +61,7 @@ log = logging.getLogger(__name__)
 FRONT_ENDS_PER_GPU = 2
 # A socket's path may have 107 bytes on Linux, 103 elsewhere.
 _FOLDER_BYTES = 85
+_METRICS = "metrics"
 # Added to the drain: for a front end to exit after it, and for a worker to finish its batch.
 _OVERDUE_SECONDS = 5.0
 _WORKER_STOP_SECONDS = 10.0
@@ -65,14 +69,24 @@ _WORKER_STOP_SECONDS = 10.0
 
 def supervise(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
     """Serves on both sockets until SIGTERM or SIGINT. Returns the exit status."""
-    folder = Path(tempfile.mkdtemp(prefix="titok-"))
     try:
-        if len(os.fsencode(folder)) > _FOLDER_BYTES:
-            log.error("the path %s is too long for sockets; set TMPDIR to a shorter one", folder)
-            return 1
+        folder = _runtime_folder()
+    except OSError as error:
+        log.error("no folder for sockets and metrics can be created (TMPDIR): %s", error)  # noqa: TRY400  no traceback needed
+        return 1
+    try:
         return asyncio.run(_Supervisor(settings, public, admin, folder).run())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runtime_folder() -> Path:
+    """A new folder in that of temporary files, or in /tmp if a socket's path there would be too long. Raises ``OSError``."""
+    usual = tempfile.gettempdir()
+    is_short = len(os.fsencode(usual)) + len("/titok-12345678") <= _FOLDER_BYTES
+    folder = Path(tempfile.mkdtemp(prefix="titok-", dir=usual if is_short else "/tmp"))  # noqa: S108  a folder of its own
+    (folder / _METRICS).mkdir()
+    return folder
 
 
 class _Supervisor:
@@ -83,8 +97,7 @@ class _Supervisor:
         self._public = public
         self._admin = admin_server(create_admin_app(self._health, self._exposition), admin, settings)
         self._folder = folder
-        self._metrics_folder = folder / "metrics"
-        self._metrics_folder.mkdir()
+        self._metrics_folder = folder / _METRICS
         self._front_ends: list[Child] = []
         self._workers: dict[str, Child] = {}  # by device
         self._tasks: dict[Child, asyncio.Task[None]] = {}
@@ -97,18 +110,26 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         unblock_signals()
         service, killing = asyncio.create_task(self._serve()), asyncio.create_task(self._killing.wait())
         await asyncio.wait((service, killing), return_when=asyncio.FIRST_COMPLETED)
         if service.done():
             return service.result()
-        log.warning("second signal: killing all processes")
         service.cancel()  # which kills every child
         await asyncio.wait((service,))
         return 1
 
     def _on_signal(self) -> None:
-        (self._killing if self._stopping.is_set() else self._stopping).set()
+        if self._stopping.is_set():
+            log.warning("second signal: killing all processes")
+            self._killing.set()
+        self._stopping.set()
+
+    def _reload(self) -> None:
+        log.info("SIGHUP: reading the API keys again")
+        for front_end in self._front_ends:
+            front_end.send("reload")
 
     async def _serve(self) -> int:
         async with asyncio.TaskGroup() as group:
@@ -134,7 +155,13 @@ class _Supervisor:
         for index in range(front_ends):
             self._front_ends.append(self._front_end(index, front_ends, addresses, writing_end))
         for child in (*self._workers.values(), *self._front_ends):
-            self._tasks[child] = group.create_task(child.run())
+            self._tasks[child] = group.create_task(self._keep_running(child))
+
+    async def _keep_running(self, child: Child) -> None:
+        await child.run()
+        if child.configuration_error is not None:
+            log.error("%s: %s", child.name, child.configuration_error)
+            self._killing.set()
 
     def _worker(self, device: str, address: str, liveness_pipe: int) -> Child:
         name = f"worker {device}"

@@ -21,10 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.errors import CheckpointError
+from service.engine.protocol import ConfigurationError, DeviceLost
 from service.engine.worker import DeviceServer
 from service.processes.control import WorkerStart, decode_message, encode_message, heartbeat_interval, unpack_settings
-from service.processes.process import configure_process, limit_spinning, unblock_signals
+from service.processes.process import WRONG_CONFIGURATION, configure_process, limit_spinning, unblock_signals
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,12 +57,18 @@ class _Worker:
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
         try:
             self._server.run()
-        except Exception as error:
-            expected = isinstance(error, ValueError | LookupError | CheckpointError)  # a wrong setting or file
-            log.error("the device cannot be opened: %s", error, exc_info=not expected)  # noqa: TRY400
-            self._send_status()
-            return 1
-        return 0
+        except (ConfigurationError, ImportError):
+            code = WRONG_CONFIGURATION  # the supervisor logs the reason
+        except DeviceLost as error:
+            log.error("this process ends and is replaced: %s", error)  # noqa: TRY400  no traceback needed
+            code = 1
+        except Exception:
+            log.exception("the device cannot be opened")
+            code = 1
+        else:
+            return 0
+        self._send_status()
+        return code
 
     def _send_status(self) -> None:
         with self._send_lock, suppress(OSError):  # the supervisor may have died
@@ -96,6 +102,7 @@ class _Worker:
 
 
 def _listen(address: Path) -> socket.socket:
+    address.parent.mkdir(mode=0o700, exist_ok=True)  # a service that tidies /tmp may have removed it
     address.unlink(missing_ok=True)  # of an earlier worker
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(address))
@@ -113,8 +120,8 @@ def _open(settings: Settings, start: WorkerStart) -> ServedDevice:
 
 def main() -> None:
     """Runs the worker. The argument is the number of the control socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     unblock_signals()
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)

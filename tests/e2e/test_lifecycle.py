@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import re
 import signal
 import socket
@@ -90,7 +92,7 @@ def test_a_body_that_is_too_long_is_refused_by_its_header_or_on_the_way(limited:
     assert httpx.get(f"{limited.url}/readyz").status_code == 200
 
 
-def test_keys_are_asked_for_where_keys_are_set(keyed_server: Server) -> None:
+def test_keys_are_asked_for_where_keys_are_set_and_sighup_ends_nothing(keyed_server: Server) -> None:
     address = f"{keyed_server.url}/v1/models"
     for headers in ({}, {"Authorization": "Bearer third"}, {"X-API-Key": "first-ke"}):
         refused = httpx.get(address, headers=headers)
@@ -99,8 +101,12 @@ def test_keys_are_asked_for_where_keys_are_set(keyed_server: Server) -> None:
         assert refused.headers["www-authenticate"].startswith("Bearer")
     for headers in ({"Authorization": "Bearer second-key"}, {"X-API-Key": "first-key"}):
         assert httpx.get(address, headers=headers).status_code == 200
+    pids = keyed_server.pids()
+    os.killpg(keyed_server.process.pid, signal.SIGHUP)
+    assert httpx.get(address, headers={"X-API-Key": "first-key"}).status_code == 200
+    assert keyed_server.pids() == pids
     assert not any("first-key" in line or "second-key" in line for line in keyed_server.log)
-    for pid in keyed_server.pids():
+    for pid in pids:
         assert b"second-key" not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
@@ -130,18 +136,16 @@ def test_a_wrong_setting_is_one_line_not_a_traceback(titok: Path, flags: list[st
     assert "Traceback" not in ended.stderr
 
 
-def test_a_tokenizer_that_cannot_be_loaded_leaves_the_service_alive_but_not_ready(serve: Callable[..., Any]) -> None:
-    server = serve(tokenizer="titok-unknown")
-    health = server.until(lambda health: health["status"] == "failed")
-    assert "titok-unknown" in health["reason"]
-    for base in (server.url, server.admin_url):
-        assert httpx.get(f"{base}/livez").status_code == 200
-        not_ready = httpx.get(f"{base}/readyz")
-        assert not_ready.status_code == 503
-        assert "titok-unknown" in not_ready.json()["reason"]
-    refused = httpx.post(f"{server.url}/v1/encode", content=b"x", headers=PNG)
-    assert refused.status_code == 503
-    assert int(refused.headers["retry-after"]) >= 1
+def test_an_error_that_no_restart_cures_ends_the_service_with_its_message(titok: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)  # no socket can be in it: those of the service are elsewhere
+    folder.mkdir()
+    flags = ["--port", "0", "--admin-port", "0", "--tokenizer", "titok-unknown"]
+    environment = os.environ | {"TMPDIR": str(folder)}
+    ended = subprocess.run([titok, "serve", *flags], env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    [line] = [line for line in ended.stderr.splitlines() if json.loads(line)["level"] == "error"]
+    assert "worker cpu: the device cannot be opened: no tokenizer is called 'titok-unknown'" in line
+    assert "Traceback" not in ended.stderr
 
 
 def test_every_flag_of_serve_is_a_setting_of_the_same_name(titok: Path) -> None:

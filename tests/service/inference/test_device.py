@@ -15,6 +15,7 @@ from models import Generator, Tokenizer
 from models.runtime.device_memory import is_out_of_memory
 from models.sampling.settings import SamplingSettings
 from service.engine import RowState
+from service.engine.protocol import ConfigurationError
 from service.inference.device import ModelDevice, open_device
 from service.settings import Settings
 from tests.recorders import CallingRecorder
@@ -327,7 +328,7 @@ def test_memory_that_cannot_be_pinned_only_logs_a_warning(
 def test_a_missing_cuda_device_is_named_in_the_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(ValueError, match="no CUDA device here for TITOK_DEVICES=cuda:1"):
+    with pytest.raises(ConfigurationError, match="no CUDA device here for TITOK_DEVICES=cuda:1"):
         open_device(Settings(devices="cuda:1"))
 
 

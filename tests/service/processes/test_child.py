@@ -69,6 +69,23 @@ async def test_a_child_that_exits_is_restarted_with_backoff(child: Callable[...,
     assert all(pause >= least for pause, least in zip(pauses, (0.1, 0.2, 0.4), strict=True))
 
 
+async def test_a_child_with_a_wrong_configuration_is_not_restarted(child: Callable[..., Child]) -> None:
+    one = child("tell(state='failed', reason='no such weights')\nsys.exit(78)")
+    await asyncio.wait_for(one.run(), 60)
+    assert one.configuration_error == "no such weights"
+
+
+async def test_a_child_that_was_ready_once_is_restarted_for_whatever_reason_it_exits(
+    child: Callable[..., Child],
+) -> None:
+    one = child("tell(state='ready')\ntell(state='failed', reason='weights are gone')\nsys.exit(78)")
+    life = asyncio.create_task(one.run())
+    await until(lambda: one.restarts == 2)
+    assert (one.configuration_error, one.reason) == (None, "weights are gone")
+    one.kill()
+    await life
+
+
 async def test_carried_over_status_is_passed_to_the_next_start(child: Callable[..., Child]) -> None:
     one = child(
         "found = start.get('limits', [])\n"
