@@ -33,6 +33,7 @@ __all__ = ["Outcome", "run_rolling"]
 
 KEEPING_CLIENTS = 4
 ARRIVALS_PER_SECOND = 5.0
+PAUSE_SECONDS = 0.1  # of a kept connection, so that starting replicas are not slowed down
 HANG_SECONDS = 120.0
 EXIT_SECONDS = 120.0
 KINDS = ("encode, kept connection", "encode, new connection", "decode, kept connection", "decode, new connection")
@@ -126,6 +127,7 @@ class _Load:
             while not self._stopped:
                 await self._ask(client, index, "kept")
                 index += 1
+                await asyncio.sleep(PAUSE_SECONDS)
 
     async def _come_once(self, index: int) -> None:
         async with httpx.AsyncClient(base_url=self._url, timeout=HANG_SECONDS) as client:
