@@ -42,7 +42,7 @@ app.add_typer(keys, name="keys")
 def main() -> None:
     """Runs the command. Prints errors that the user can correct as one line, without a traceback."""
     try:
-        app()
+        app(prog_name="titok")
     except (CommandError, CheckpointError, UnknownVariantError, ServiceError, ValueError) as error:
         say(f"titok: {error}", style="red")
         sys.exit(1)

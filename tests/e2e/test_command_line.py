@@ -12,16 +12,14 @@ import pytest
 from PIL import Image
 
 from service.version import VERSION
+from tests.e2e.in_process import run_in_process
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
-@pytest.fixture(scope="module")
-def run(titok: Path) -> Run:
-    def run(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run([titok, *arguments], input=stdin, capture_output=True, timeout=120)
-
-    return run
+@pytest.fixture
+def run() -> Run:
+    return run_in_process
 
 
 def test_encode_prints_json_lines_and_decode_writes_an_image(run: Run, jpeg: bytes, tmp_path: Path) -> None:
@@ -52,8 +50,9 @@ def test_info_lists_the_variants_and_describes_one(run: Run) -> None:
     assert (facts["num_tokens"], facts["codebook_size"], facts["image_size"]) == (32, 4096, 128)
 
 
-def test_the_version_is_shown(run: Run) -> None:
-    assert run("--version").stdout.decode() == f"titok {VERSION}\n"
+def test_the_installed_command_shows_its_version(titok: Path) -> None:
+    ended = subprocess.run([titok, "--version"], capture_output=True, text=True, timeout=120)
+    assert ended.stdout == f"titok {VERSION}\n"
 
 
 @pytest.mark.parametrize(

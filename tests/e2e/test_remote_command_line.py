@@ -18,6 +18,7 @@ from PIL import Image
 from service.api.schemas.base import EXAMPLE_REVISION
 from service.client import TiTokClient
 from tests.e2e.conftest import Server
+from tests.e2e.in_process import run_in_process
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -54,16 +55,19 @@ def test_a_folder_and_standard_input_are_encoded_by_the_service(
 
 
 def test_remote_and_local_answers_are_the_same(run: Run, exact_server: Server, folder: Path, tmp_path: Path) -> None:
-    run = partial(run, TITOK_DTYPE="float32")
-    here = run("encode", folder)
+    here = run_in_process("encode", folder, TITOK_DTYPE="float32")
     there = run("encode", folder, TITOK_URL=exact_server.url)
     assert here.stdout == there.stdout
-    for place, options in (("here", []), ("there", ["--url", exact_server.url])):
+    here_or_there = {
+        "here": partial(run_in_process, TITOK_DTYPE="float32"),
+        "there": partial(run, TITOK_URL=exact_server.url),
+    }
+    for place, run in here_or_there.items():
         code = json.loads(here.stdout.splitlines()[0])["code"]
-        assert run("decode", code, tmp_path / f"{place}.png", *options).returncode == 0
-        made = run("generate", "cat", tmp_path / f"{place}.webp", "--seed", "3", "--preset", "fast", *options)
+        assert run("decode", code, tmp_path / f"{place}.png").returncode == 0
+        made = run("generate", "cat", tmp_path / f"{place}.webp", "--seed", "3", "--preset", "fast")
         assert b"seed 3, code " in made.stderr
-        kept = run("reconstruct", folder / "b.png", tmp_path / f"{place}.jpg", *options)
+        kept = run("reconstruct", folder / "b.png", tmp_path / f"{place}.jpg")
         assert kept.returncode == 0, kept.stderr
         (tmp_path / f"{place}.txt").write_bytes(made.stderr + kept.stderr)
         for suffix, image_format in (("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG")):
@@ -128,8 +132,8 @@ def checks(ended: subprocess.CompletedProcess[bytes]) -> dict[str, dict[str, str
     return {check["name"]: check for check in map(json.loads, ended.stdout.splitlines())}
 
 
-def test_the_doctor_finds_no_error_where_a_service_would_start(run: Run) -> None:
-    ended = run("doctor", TITOK_PORT="0", TITOK_ADMIN_PORT="0", TITOK_API_KEYS="s3cret")
+def test_the_doctor_finds_no_error_where_a_service_would_start() -> None:
+    ended = run_in_process("doctor", TITOK_PORT="0", TITOK_ADMIN_PORT="0", TITOK_API_KEYS="s3cret")
     assert ended.returncode == 0, ended.stdout
     text = ended.stdout.decode()
     assert f"titok-mini-32 revision {EXAMPLE_REVISION.removesuffix('-p1')}" in text
@@ -137,13 +141,13 @@ def test_the_doctor_finds_no_error_where_a_service_would_start(run: Run) -> None
     assert "s3cret" not in text
 
 
-def test_the_doctor_distinguishes_a_running_service_from_another_program_on_a_port(run: Run, server: Server) -> None:
+def test_the_doctor_distinguishes_a_running_service_from_another_program_on_a_port(server: Server) -> None:
     port, admin_port = (url.rpartition(":")[2] for url in (server.url, server.admin_url))
-    mine = checks(run("doctor", "--json", TITOK_PORT=port, TITOK_ADMIN_PORT=admin_port))
+    mine = checks(run_in_process("doctor", "--json", TITOK_PORT=port, TITOK_ADMIN_PORT=admin_port))
     assert [mine[name]["verdict"] for name in ("port", "admin port")] == ["warning", "warning"]
     assert "is used by a running TiTok service" in mine["port"]["found"]
     with socket.create_server(("127.0.0.1", 0)) as stranger:
-        ended = run("doctor", "--json", TITOK_PORT=str(stranger.getsockname()[1]), TITOK_ADMIN_PORT="0")
+        ended = run_in_process("doctor", "--json", TITOK_PORT=str(stranger.getsockname()[1]), TITOK_ADMIN_PORT="0")
     assert ended.returncode == 1
     assert checks(ended)["port"]["verdict"] == "wrong"
     assert "TITOK_PORT" in checks(ended)["port"]["advice"]
@@ -164,8 +168,8 @@ def test_health_asks_the_running_service(run: Run, server: Server) -> None:
     ],
     ids=["a setting", "a device", "weights", "a variant"],
 )
-def test_the_doctor_reports_errors_with_advice(run: Run, settings: dict[str, str], name: str, found: str) -> None:
-    ended = run("doctor", "--json", **settings)
+def test_the_doctor_reports_errors_with_advice(settings: dict[str, str], name: str, found: str) -> None:
+    ended = run_in_process("doctor", "--json", **settings)
     assert ended.returncode == 1
     check = checks(ended)[name]
     assert check["verdict"] == "wrong"
