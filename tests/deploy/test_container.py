@@ -32,7 +32,7 @@ def test_the_dockerfile_has_no_lint() -> None:
     assert ended.returncode == 0, ended.stdout
 
 
-def test_the_image_runs_the_command_itself_as_somebody_without_rights() -> None:
+def test_the_image_runs_the_command_as_an_unprivileged_user() -> None:
     last = DOCKERFILE.rpartition("\nFROM ")[2]
     assert re.findall(r"^(USER|ENTRYPOINT|CMD) (.*)", last, re.MULTILINE) == [
         ("USER", "10001"),
@@ -72,7 +72,7 @@ def check_compose(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_is_read_only_not_root_and_says_whether_it_is_well(name: str) -> None:
+def test_a_service_is_read_only_without_root_and_has_a_health_check(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"]
     assert service["user"].partition(":")[0] != "0"
@@ -91,7 +91,7 @@ def assert_restarts_within_bounds(service: dict[str, Any]) -> None:
     assert set(service["logging"]["options"]) == {"max-size", "max-file"}
 
 
-def test_the_services_that_overrides_bring_restart_within_bounds() -> None:
+def test_services_of_overrides_restart_within_bounds() -> None:
     for name in ("gpu", "traces", "keys"):
         override = yaml.safe_load((PROJECT / "deploy" / f"compose.{name}.yml").read_text())["services"]
         for brought in set(override) - set(SERVICES):
@@ -110,7 +110,7 @@ def test_the_admin_port_is_open_to_prometheus_where_it_is_needed_and_nowhere_els
     assert Settings().admin_host == "127.0.0.1"
 
 
-def test_ports_are_those_of_this_machine_alone_and_never_the_admin_port() -> None:
+def test_only_the_public_port_is_published_on_loopback() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert all(port.startswith("127.0.0.1:") for port in ports)
     assert not [port for port in ports if port.endswith(":8001")]
@@ -130,7 +130,7 @@ def test_the_gpu_override_changes_what_is_there_and_reserves_devices() -> None:
     assert set(override) - set(SERVICES) == {"dcgm-exporter"}
 
 
-def test_the_traces_override_sends_them_to_a_collector_that_it_brings() -> None:
+def test_the_traces_override_starts_a_collector_and_sends_traces_to_it() -> None:
     override = yaml.safe_load((PROJECT / "deploy" / "compose.traces.yml").read_text())["services"]
     endpoint = httpx.URL(override["titok"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"])
     assert set(override) - set(SERVICES) == {endpoint.host}
@@ -148,7 +148,7 @@ def test_the_keys_override_has_the_service_ask_for_the_keys_of_a_secret() -> Non
     assert service["environment"] == {"TITOK_API_KEYS_FILE": f"/run/secrets/{secret}"}  # where Compose mounts it
 
 
-def test_the_stop_is_given_longer_than_the_drain() -> None:
+def test_the_stop_timeout_is_longer_than_the_drain() -> None:
     settings = Settings()
     drain = settings.shutdown_delay + settings.drain_seconds
     assert int(SERVICES["titok"]["stop_grace_period"].removesuffix("s")) > drain + 15

@@ -165,7 +165,9 @@ def test_probes_ask_the_admin_application_for_what_it_answers(overlay: str) -> N
 
 
 @both
-def test_every_variable_is_a_setting_and_all_together_are_valid(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_variable_is_a_setting_and_the_combination_is_valid(
+    overlay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifests = rendered(overlay)
     pod = container(manifests)
     given = dict(the(manifests, "ConfigMap")["data"])
@@ -180,7 +182,7 @@ def test_every_variable_is_a_setting_and_all_together_are_valid(overlay: str, mo
     assert set(Settings().model_fields_set) >= {name.removeprefix("TITOK_").lower() for name in given}
 
 
-def test_the_keys_file_is_a_secret_that_must_be_there_and_stays_current(with_keys: list[Manifest]) -> None:
+def test_the_keys_file_is_a_required_secret_that_is_reloaded(with_keys: list[Manifest]) -> None:
     for manifest in with_keys:
         check(manifest)
     pod = the(with_keys, "Deployment")["spec"]["template"]["spec"]
@@ -235,7 +237,7 @@ def test_the_admin_port_is_reached_from_outside_the_pod(overlay: str) -> None:
 
 
 @both
-def test_the_grace_period_is_longer_than_everything_that_happens_in_it(overlay: str) -> None:
+def test_the_grace_period_covers_delay_and_drain(overlay: str) -> None:
     manifests = rendered(overlay)
     data = the(manifests, "ConfigMap")["data"]
     program, seconds = container(manifests)["lifecycle"]["preStop"]["exec"]["command"]
@@ -249,7 +251,7 @@ def test_the_grace_period_is_longer_than_everything_that_happens_in_it(overlay: 
 
 
 @both
-def test_a_pod_is_nobody_and_can_change_nothing_but_its_two_volumes(overlay: str) -> None:
+def test_a_pod_runs_without_root_and_writes_only_to_its_two_volumes(overlay: str) -> None:
     pod = the(rendered(overlay), "Deployment")["spec"]["template"]["spec"]
     [user] = re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)
     assert pod["securityContext"]["runAsUser"] == int(user)
@@ -305,7 +307,7 @@ def test_the_admin_port_is_for_the_monitoring_namespace_alone(overlay: str) -> N
 
 
 @both
-def test_the_autoscaler_asks_for_what_the_service_tells_and_owns_the_number_of_replicas(overlay: str) -> None:
+def test_the_autoscaler_queries_existing_metrics_and_owns_the_number_of_replicas(overlay: str) -> None:
     manifests = rendered(overlay)
     deployment, scaler = the(manifests, "Deployment"), the(manifests, "ScaledObject")
     assert scaler["spec"]["scaleTargetRef"] == {"name": deployment["metadata"]["name"]}
@@ -353,13 +355,13 @@ def test_prometheus_adapter_serves_what_its_autoscaler_asks_for_by_the_queries_o
     assert not [one for one in with_adapter if one["kind"] == "ScaledObject"]
 
 
-def test_the_rules_are_those_of_prometheus() -> None:
+def test_the_prometheus_rule_has_the_rules_of_prometheus() -> None:
     code = runpy.run_path(str(KUBERNETES / "prometheus_rule.py"))
     assert code["PATH"].read_text() == code["document"](), "run: make docs"
 
 
 @both
-def test_a_pod_is_bound_in_memory_and_cores(overlay: str) -> None:
+def test_a_pod_has_memory_and_cpu_limits(overlay: str) -> None:
     resources = container(rendered(overlay))["resources"]
     # The service takes as many threads as its quota allows, so that it has to have one.
     assert resources["limits"]["cpu"] == resources["requests"]["cpu"]

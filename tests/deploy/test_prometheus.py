@@ -135,7 +135,7 @@ def test_a_query_returns_data(prometheus: httpx.Client, name: str) -> None:
 @pytest.mark.parametrize(
     "arguments", [["check", "config", "prometheus.yml"], ["test", "rules", "alerts_test.yml"]], ids=" ".join
 )
-def test_promtool_is_content(arguments: list[str]) -> None:
+def test_promtool_accepts_configuration_and_rules(arguments: list[str]) -> None:
     ended = subprocess.run(
         [require_program("promtool"), *arguments], cwd=RULES, capture_output=True, text=True, timeout=60
     )

@@ -42,7 +42,7 @@ def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def test_an_image_becomes_the_tokens_that_the_library_gives(encoded: dict[str, Any], jpeg: bytes) -> None:
+def test_an_image_has_the_tokens_that_the_library_computes(encoded: dict[str, Any], jpeg: bytes) -> None:
     tokenizer = load_tokenizer(MODEL)
     pixels = eval_crop(opened(jpeg).convert("RGB"), tokenizer.image_size)
     assert encoded["data"][0]["tokens"] == tokenizer.encode(pixels[None])[0].tolist()
@@ -71,7 +71,7 @@ def test_raw_form_and_json_uploads_give_the_same_tokens(
         assert answer.json()["data"][0]["tokens"] == encoded["data"][0]["tokens"]
 
 
-def test_many_images_come_back_in_order_and_alone_as_in_company(
+def test_many_images_are_answered_in_order_with_the_tokens_of_single_ones(
     client: httpx.Client, serve: Callable[..., Server], photographs: list[Image.Image]
 ) -> None:
     forgetful = serve(cache="off")
@@ -128,7 +128,7 @@ def test_packed_codes_go_out_and_in(client: httpx.Client, encoded: dict[str, Any
     assert [item["content_type"] for item in images.json()["data"]] == ["image/jpeg"] * 2
 
 
-def test_a_file_of_packed_codes_says_whose_they_are(client: httpx.Client, encoded: dict[str, Any], jpeg: bytes) -> None:
+def test_a_file_of_packed_codes_names_its_tokenizer(client: httpx.Client, encoded: dict[str, Any], jpeg: bytes) -> None:
     accept = {"Accept": packed_codes.MEDIA_TYPE}
     packed = client.post("/v1/encode", files=[("a", jpeg), ("b", jpeg)], headers=accept)
     assert packed.headers["content-type"] == packed_codes.MEDIA_TYPE
@@ -251,7 +251,7 @@ def test_a_reconstruction_comes_with_its_tokens_and_quality(
     assert picture.headers["x-titok-code"] == document["code"]
 
 
-def test_models_tell_their_facts_limits_and_classes(client: httpx.Client, encoded: dict[str, Any]) -> None:
+def test_models_list_their_facts_limits_and_classes(client: httpx.Client, encoded: dict[str, Any]) -> None:
     (model,) = client.get("/v1/models").json()["data"]
     assert model == client.get(f"/v1/models/{MODEL}").json()
     assert model["revision"] == encoded["revision"]
@@ -263,7 +263,7 @@ def test_models_tell_their_facts_limits_and_classes(client: httpx.Client, encode
     assert found[0]["name"] == "cat"
 
 
-def test_health_tells_the_truth_on_both_ports(client: httpx.Client, server: Any) -> None:
+def test_health_is_the_same_on_both_ports(client: httpx.Client, server: Any) -> None:
     for base in (server.url, server.admin_url):
         assert httpx.get(f"{base}/livez").json() == {"status": "alive"}
         assert httpx.get(f"{base}/readyz").status_code == 200
@@ -293,7 +293,7 @@ def test_ids_and_traces_are_echoed_if_well_formed(client: httpx.Client) -> None:
     assert "traceparent" not in made_up.headers
 
 
-def test_server_timing_says_where_the_time_went(client: httpx.Client, photographs: list[Image.Image]) -> None:
+def test_server_timing_lists_the_stages(client: httpx.Client, photographs: list[Image.Image]) -> None:
     buffer = io.BytesIO()
     photographs[1].resize((300, 200)).save(buffer, "WEBP")
     answer = client.post("/v1/encode", content=buffer.getvalue(), headers={"Content-Type": "image/webp"})

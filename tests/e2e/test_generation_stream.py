@@ -76,7 +76,7 @@ def test_previews_are_pictures_of_steps_and_change_no_token(server: Server) -> N
         ({"class": 0}, {"X-Request-Timeout-Ms": "1"}, 504),
     ],
 )
-def test_what_goes_wrong_before_the_first_step_is_answered_with_its_own_status(
+def test_an_error_before_the_first_step_has_its_own_status(
     client: httpx.Client, body: dict[str, Any], headers: dict[str, str], status: int
 ) -> None:
     answer = client.post("/v1/generate", json=body, headers={"Accept": "text/event-stream", **headers})

@@ -230,7 +230,7 @@ def test_endless_headers_are_refused_once_they_are_too_long(bounded: Server) -> 
 # --- connections -----------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_idle_connections_give_way_to_those_who_ask(bounded: Server) -> None:
+def test_idle_connections_are_closed_for_new_ones(bounded: Server) -> None:
     allow_descriptors(4096)
     address = urlsplit(bounded.url)
     idle: list[socket.socket] = []

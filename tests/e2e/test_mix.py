@@ -88,7 +88,7 @@ def test_the_client_mixes_results_of_any_kind(server: Server, pair: list[Encoded
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused_by_its_place(
+def test_a_misfit_is_refused_with_its_position(
     client: httpx.Client, pair: list[Encoded], body: dict[str, Any], pointer: str
 ) -> None:
     refused = mix(client, pair, **body)
@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_refused_by_its_place(
     assert refused.json()["errors"][0]["pointer"] == pointer
 
 
-def test_a_number_that_is_none_is_refused(client: httpx.Client, pair: list[Encoded]) -> None:
+def test_text_in_place_of_a_number_is_refused(client: httpx.Client, pair: list[Encoded]) -> None:
     for number in ("NaN", "Infinity", "1e999"):
         content = f'{{"codes": ["{pair[0].code}", "{pair[1].code}"], "weights": [1, {number}]}}'
         answer = client.post("/v1/mix", content=content, headers={"Content-Type": "application/json"})

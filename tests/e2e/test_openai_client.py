@@ -47,7 +47,7 @@ def test_a_url_is_the_images_own_address(images: Any, server: Server) -> None:
     assert Image.open(io.BytesIO(httpx.get(alone.url).content)).format == "WEBP"
 
 
-def test_seed_and_code_come_too_and_make_the_same_image_again(images: Any, client: httpx.Client) -> None:
+def test_seed_and_code_are_returned_and_reproduce_the_image(images: Any, client: httpx.Client) -> None:
     image = images.generate(prompt="cat", response_format="url").data[0]
     body = {"class": "cat", "seed": image.seed}
     assert client.post("/v1/generate", json=body).json()["data"][0]["code"] == image.code
@@ -60,7 +60,7 @@ def test_another_size_is_scaled_to(images: Any) -> None:
     assert httpx.get(answer.data[0].url).content == base64.b64decode(answer.data[0].b64_json)
 
 
-def test_members_that_mean_nothing_here_are_ignored(images: Any) -> None:
+def test_unknown_members_are_ignored(images: Any) -> None:
     answer = images.generate(
         prompt="cat", quality="high", style="vivid", user="me", background="opaque", size="auto", model="titok-mini-32"
     )
@@ -93,7 +93,7 @@ def test_an_unknown_class_is_an_error_with_a_message_that_helps(images: Any) -> 
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_refused_in_the_clients_own_words(
+def test_unsupported_arguments_raise_the_openai_clients_errors(
     images: Any, arguments: dict[str, Any], error: type[openai.APIStatusError], param: str | None
 ) -> None:
     with pytest.raises(error) as raised:
@@ -102,7 +102,7 @@ def test_what_cannot_be_done_is_refused_in_the_clients_own_words(
     assert raised.value.body["message"] == raised.value.response.json()["detail"]
 
 
-def test_a_key_is_asked_for_in_the_clients_own_words(keyed_server: Server) -> None:
+def test_a_missing_key_raises_the_openai_clients_error(keyed_server: Server) -> None:
     for key, is_known in (("wrong", False), ("first-key", True)):
         with openai.OpenAI(base_url=f"{keyed_server.url}/v1", api_key=key, max_retries=0) as client:
             if is_known:

@@ -29,7 +29,7 @@ def server() -> Iterator[Server]:
     end(started)
 
 
-def test_damaged_images_become_images_or_problems_and_leave_nothing_behind(tmp_path: Path) -> None:
+def test_damaged_images_become_images_or_problems_and_leak_nothing(tmp_path: Path) -> None:
     tally = fuzz_decoding(400, first_seed=SEED, keep=tmp_path)
 
     assert tally.failures == []
@@ -39,7 +39,7 @@ def test_damaged_images_become_images_or_problems_and_leave_nothing_behind(tmp_p
     assert tally.resident[-1] - tally.resident[0] < 16 * MiB
 
 
-def test_a_process_that_ends_is_told_and_replaced() -> None:
+def test_a_process_that_ends_is_logged_and_replaced() -> None:
     with Decoder() as decode:
         assert decode(seeds()["png-RGB"]).name == "PNG"
         assert decode._process is not None
@@ -71,7 +71,7 @@ def test_a_checksum_is_made_right_again() -> None:
     assert repaired[:41] == data[:41]
 
 
-def test_damaged_images_and_codes_get_through_http_what_they_get_without(server: Server) -> None:
+def test_damaged_images_and_codes_have_the_same_result_over_http(server: Server) -> None:
     with httpx.Client(base_url=server.url, headers={"X-API-Key": KEY}, timeout=60) as client:
         statuses, failures = fuzz_http(client, 60, first_seed=SEED, packed_codes=packed_codes(client))
 

@@ -91,15 +91,13 @@ def test_float32_convolutions_are_not_left_to_tensor_float32() -> None:
 # --- the same ids in every company, with graphs and without ----------------------------------------------------------
 
 
-def test_ids_do_not_depend_on_company(tokenizer: Tokenizer, images: np.ndarray) -> None:
+def test_ids_do_not_depend_on_the_batch(tokenizer: Tokenizer, images: np.ndarray) -> None:
     alone = torch.cat([tokenizer.encode(image[None]) for image in images])
     for repeats in (1, 3, 8):
         assert (tokenizer.encode(np.tile(images, (repeats, 1, 1, 1))) == alone.repeat(repeats, 1)).all()
 
 
-def test_graphs_give_what_is_computed_without_them_at_every_size(
-    graphed: ModelDevice, tokenizer: Tokenizer, images: np.ndarray
-) -> None:
+def test_graphs_compute_the_same_at_every_size(graphed: ModelDevice, tokenizer: Tokenizer, images: np.ndarray) -> None:
     assert graphed.status()["graphs"] == {lane: [1, 2, 4, 8, 16][: _sizes(limit)] for lane, limit in _limits(graphed)}
     expected = tokenizer.encode(images).numpy()
     for count in range(1, 19):
@@ -117,7 +115,7 @@ def _sizes(limit: int) -> int:
     return limit.bit_length()
 
 
-def test_sampling_steps_are_the_same_with_graphs_whatever_the_company(graphed: ModelDevice) -> None:
+def test_sampling_steps_are_the_same_with_graphs_in_any_batch(graphed: ModelDevice) -> None:
     settings = SamplingSettings(steps=4, guidance_scale=4.0, guidance_decay="linear", temperature=3.0)
     generator = load_generator(NAME, device=DEVICE)
     labels = [0, None, 3, 7, None]

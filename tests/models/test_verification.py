@@ -149,7 +149,7 @@ def test_many_ties_are_not_rounding(folder: Path, known: Known) -> None:
     assert found.reasons == ("3 of 32 ids differ, all by ties: too many for rounding",)
 
 
-def test_one_differing_id_refutes(folder: Path, known: Known) -> None:
+def test_one_differing_id_fails(folder: Path, known: Known) -> None:
     own = known[0].ids[5]
     other = (own + 7) % 64
     found = check(folder, with_ids(known, {5: other}), folder)
@@ -184,13 +184,13 @@ def test_a_missing_or_different_image_proves_nothing(folder: Path, known: Known,
     assert found.comparisons[0].equal == 16
 
 
-def test_one_image_is_enough_to_refute(folder: Path, known: Known, tmp_path: Path) -> None:
+def test_one_differing_image_fails(folder: Path, known: Known, tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes((folder / "0.png").read_bytes())
     found = check(folder, with_ids(known, {0: (known[0].ids[0] + 7) % 64}), tmp_path)
     assert found.verdict is Verdict.REFUTED
 
 
-def test_a_matching_checksum_proves_and_a_different_one_refutes(folder: Path, known: Known) -> None:
+def test_a_matching_checksum_verifies_and_a_different_one_fails(folder: Path, known: Known) -> None:
     found = check(folder, known, None, checksum(folder).upper())
     assert (found.verdict, found.reasons) == (Verdict.PROVEN, ("the file has the given SHA-256",))
     for images in (None, folder):

@@ -15,7 +15,7 @@ from tests.e2e.playground.browser import (
 )
 
 
-def test_an_image_is_generated_before_ones_eyes_and_kept_with_its_seed(page: Page, client: httpx.Client) -> None:
+def test_a_generation_shows_its_steps_and_is_kept_with_its_seed(page: Page, client: httpx.Client) -> None:
     classes = client.get("/v1/models/titok-mini-32/classes").json()["data"]
     offered = page.locator("#gen-classes option").evaluate_all("options => options.map((option) => option.value)")
     assert offered == [entry["name"] for entry in classes]
@@ -49,7 +49,7 @@ def test_an_image_is_generated_before_ones_eyes_and_kept_with_its_seed(page: Pag
     expect_picture(page, "#gallery img", file)
 
 
-def test_the_gallery_gives_back_settings_and_images(page: Page, client: httpx.Client) -> None:
+def test_the_gallery_restores_settings_and_images(page: Page, client: httpx.Client) -> None:
     page.fill("#gen-class", "")
     page.fill("#gen-seed", "8")
     set_slider(page, "#gen-steps", 2)

@@ -36,9 +36,7 @@ def test_an_image_is_shown_beside_its_reconstruction(page: Page, client: httpx.C
     expect(page.locator("#image-quality")).to_have_text(re.compile(r"PSNR [\d.]+ dB · SSIM [\d.]+"))
 
 
-def test_a_format_that_browsers_do_not_show_is_tokenized_all_the_same(
-    page: Page, photographs: list[Any], tmp_path: Path
-) -> None:
+def test_a_format_that_browsers_cannot_show_is_tokenized(page: Page, photographs: list[Any], tmp_path: Path) -> None:
     photographs[0].save(tmp_path / "photograph.tiff")
     before = page.inner_text("#code")
     page.set_input_files("#image-file", tmp_path / "photograph.tiff")
@@ -95,7 +93,7 @@ def test_the_picture_follows_a_changed_token_and_goes_back(page: Page, client: h
     expect_picture(page, "#mix-first", decode(client, first))
 
 
-def test_a_slider_through_the_codebook_asks_only_for_where_it_is(page: Page, client: httpx.Client) -> None:
+def test_a_slider_through_the_codebook_requests_only_its_position(page: Page, client: httpx.Client) -> None:
     first = encode(client, "coffee")
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -111,7 +109,7 @@ def test_a_slider_through_the_codebook_asks_only_for_where_it_is(page: Page, cli
     assert len([url for url in requests if url.endswith("/v1/decode")]) < 10
 
 
-def test_an_answer_that_comes_too_late_changes_nothing(page: Page, client: httpx.Client) -> None:
+def test_a_late_response_changes_nothing(page: Page, client: httpx.Client) -> None:
     held: list[Route] = []
 
     def hold(route: Route) -> None:
@@ -139,9 +137,7 @@ def test_an_answer_that_comes_too_late_changes_nothing(page: Page, client: httpx
     assert page.evaluate("window.changes") == 1
 
 
-def test_an_image_that_loads_too_late_does_not_replace_the_one_asked_for_after_it(
-    page: Page, client: httpx.Client
-) -> None:
+def test_a_late_image_does_not_replace_a_newer_one(page: Page, client: httpx.Client) -> None:
     held: list[Route] = []
     page.route("**/v1/reconstruct", lambda route: route.continue_() if held else held.append(route))
     bring(page, "sample", "rocket", "image")

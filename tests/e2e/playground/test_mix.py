@@ -16,7 +16,7 @@ from tests.e2e.playground.browser import (
 )
 
 
-def test_a_slider_shows_what_lies_between_two_images(page: Page, client: httpx.Client) -> None:
+def test_a_slider_shows_interpolations_of_two_images(page: Page, client: httpx.Client) -> None:
     first, second = encode(client, "coffee"), encode(client, "cat")
     expect_picture(page, "#mix-first", decode(client, first))
     expect_picture(page, "#mix-second", decode(client, second))

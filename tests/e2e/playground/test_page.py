@@ -47,7 +47,7 @@ def test_the_page_packs_codes_as_the_service_does(page: Page, count: int, size: 
     assert packed == [codes, tokens.tolist()]
 
 
-def test_everything_is_reached_by_the_keyboard(page: Page) -> None:
+def test_every_control_is_reachable_by_keyboard(page: Page) -> None:
     set_slider(page, "#gen-steps", 2)
     page.click("#gen-start")
     expect(page.locator("#gallery li")).to_have_count(1)
@@ -80,7 +80,7 @@ def test_everything_is_reached_by_the_keyboard(page: Page) -> None:
     ("name", "options"),
     [("desktop", {"color_scheme": "light"}), ("dark", {"color_scheme": "dark"}), ("phone", PHONE)],
 )
-def test_nothing_is_inaccessible_in_the_light_in_the_dark_or_on_a_phone(
+def test_axe_finds_no_violation_in_light_dark_and_phone_layouts(
     visits: Callable[..., Visit], server: Server, name: str, options: dict[str, Any]
 ) -> None:
     opened = visits(server.url, **options)
@@ -105,7 +105,7 @@ def test_nothing_is_inaccessible_in_the_light_in_the_dark_or_on_a_phone(
     assert opened.complaints == []
 
 
-def test_another_tokenizer_a_key_and_no_generator(
+def test_the_page_works_with_another_tokenizer_a_key_and_no_generator(
     visits: Callable[..., Visit], serve: Callable[..., Server], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -149,6 +149,6 @@ def test_another_tokenizer_a_key_and_no_generator(
     assert opened.complaints == []
 
 
-def test_the_reference_draws_itself_under_its_policy(page: Page) -> None:
+def test_the_api_reference_renders_under_its_content_security_policy(page: Page) -> None:
     page.goto("/docs")
     expect(page.locator("#operations-tokens-encode_v1_encode_post")).to_be_visible()

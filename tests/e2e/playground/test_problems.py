@@ -14,7 +14,7 @@ from tests.e2e.playground.browser import (
 )
 
 
-def test_a_problem_is_shown_as_its_document_says(visit: Visit, client: httpx.Client) -> None:
+def test_a_problem_is_shown_with_its_title_and_detail(visit: Visit, client: httpx.Client) -> None:
     page = visit.page
     page.fill("#gen-class", "glaciar")
     page.click("#gen-start")
@@ -41,7 +41,7 @@ def test_a_problem_is_shown_as_its_document_says(visit: Visit, client: httpx.Cli
     visit.forgive(422)
 
 
-def test_a_problem_amid_the_events_and_a_stream_that_breaks_off_are_shown(page: Page) -> None:
+def test_a_problem_event_and_a_broken_stream_are_shown(page: Page) -> None:
     problem = {"title": "The deadline has passed", "detail": "30 seconds were not enough.", "status": 504}
     broken_off = ": keep-alive\n\n"
     failed = f"event: error\ndata: {json.dumps(problem)}\n\n"
@@ -52,7 +52,7 @@ def test_a_problem_amid_the_events_and_a_stream_that_breaks_off_are_shown(page: 
         expect(page.locator("#generate-problem strong")).to_have_text(title)
 
 
-def test_a_service_that_does_not_answer_is_said_to_be_gone(visit: Visit) -> None:
+def test_a_service_that_does_not_answer_is_reported_as_unreachable(visit: Visit) -> None:
     visit.page.route("**/v1/reconstruct", lambda route: route.abort())
     bring(visit.page, "sample", "hills", "image")
     expect(visit.page.locator("#image-problem strong")).to_have_text("No response")

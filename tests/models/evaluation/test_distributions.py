@@ -55,7 +55,7 @@ def test_the_kernel_distance_of_one_distribution_is_zero_in_the_mean() -> None:
     assert kernel_distance(sample(200, seed=0), sample(200, seed=1, shift=1.0)) > 30 * error
 
 
-def test_subsets_agree_with_the_whole_and_repeat_themselves() -> None:
+def test_subsets_agree_with_the_whole_and_are_reproducible() -> None:
     x, y = sample(600, seed=0), sample(500, seed=1, shift=1.0)
     subsets = kernel_distance(x, y, subsets=40, subset_size=200)
     assert subsets == kernel_distance(x, y, subsets=40, subset_size=200)

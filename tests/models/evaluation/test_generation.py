@@ -112,7 +112,7 @@ def test_samples_are_as_many_of_each_class_with_seeds_of_their_own(generator: Ge
     assert len(torch.unique(samples.tokens, dim=0)) == 33
 
 
-def test_classes_match_by_their_last_part_or_as_the_sources_say() -> None:
+def test_classes_match_by_their_last_part_or_in_full() -> None:
     photographed = ["pets/Dog", "pets/cat", "sea/clams"]
     assert match_classes(["cat", "dog"], photographed) == [1, 0]
     assert match_classes(["clam", "cat"], photographed, {"clam": "sea/clams", "cat": "pets/cat"}) == [2, 1]
@@ -128,7 +128,7 @@ def test_classes_match_by_their_last_part_or_as_the_sources_say() -> None:
     ],
     ids=["no such", "several", "source not there", "no source"],
 )
-def test_a_class_that_matches_none_or_several_is_named(
+def test_a_class_name_that_matches_none_or_several_is_an_error(
     photographed: list[str], sources: dict[str, str] | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -16,7 +16,7 @@ def test_steps_are_counted_on_borders_and_inside_of_each_image() -> None:
     assert inside.tolist() == [0.0, 0.0]
 
 
-def test_a_grid_of_flat_patches_has_seams_and_noise_has_none() -> None:
+def test_a_grid_of_flat_patches_has_seams_and_noise_does_not() -> None:
     noise = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert seam_ratio(noise, 16) == pytest.approx(1.0, abs=0.02)
     patches = noise[..., :4, :4].repeat_interleave(16, 2).repeat_interleave(16, 3)

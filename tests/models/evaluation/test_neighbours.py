@@ -26,7 +26,7 @@ def test_the_nearest_are_those_of_least_cosine_distance() -> None:
     np.testing.assert_allclose(found.distances, np.take_along_axis(distances, rows, axis=1), atol=1e-5)
 
 
-def test_the_class_is_that_of_most_of_five_neighbours_and_of_the_nearest_of_those_that_tie() -> None:
+def test_the_class_is_the_majority_of_five_neighbours_with_ties_by_distance() -> None:
     asked, known = features(200, 2), features(400, 3)
     labels = torch.randint(4, (400,), generator=torch.Generator().manual_seed(4))
     votes = labels[torch.from_numpy(np.argsort(cdist(asked.numpy(), known.numpy(), "cosine"), axis=1)[:, :5].copy())]

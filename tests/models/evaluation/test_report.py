@@ -155,7 +155,7 @@ def test_blocks_stand_side_by_side() -> None:
     assert (np.asarray(wide) == 0).sum() == (np.asarray(tall) == 0).sum()
 
 
-def test_a_wide_heading_goes_over_several_lines() -> None:
+def test_a_wide_heading_is_wrapped() -> None:
     rows = [Row(images=[np.zeros((8, 8, 3), np.uint8)])]
     one, two = (contact_sheet(rows, [heading], tile=64) for heading in ("photograph", "nearest photograph"))
     assert two.height > one.height

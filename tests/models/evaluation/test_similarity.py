@@ -24,14 +24,14 @@ def as_batch(*images: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.T
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(dtype) / 255
 
 
-def test_psnr_is_the_known_one_and_infinite_for_a_copy(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_psnr_is_as_computed_by_hand_and_infinite_for_a_copy(pair: tuple[np.ndarray, np.ndarray]) -> None:
     original, noisy = pair
     noised, copied = psnr(as_batch(noisy, original), as_batch(original, original)).tolist()
     assert noised == pytest.approx(peak_signal_noise_ratio(original, noisy))
     assert math.isinf(copied)
 
 
-def test_ssim_is_the_known_one_and_1_for_a_copy(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_ssim_is_as_published_and_1_for_a_copy(pair: tuple[np.ndarray, np.ndarray]) -> None:
     original, noisy = pair
     expected = structural_similarity(
         original, noisy, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255

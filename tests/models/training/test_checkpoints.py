@@ -8,7 +8,7 @@ from models.atomic_files import write_atomically
 from models.training.checkpoints import load_state, save_state
 
 
-def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_saved_state_loads_unchanged(tmp_path: Path) -> None:
     save_state(tmp_path / "new" / "state.pt", {"done": 3, "weights": torch.arange(3.0)})
     state = load_state(tmp_path / "new" / "state.pt")
     assert state["done"] == 3

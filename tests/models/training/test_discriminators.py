@@ -68,7 +68,7 @@ def test_a_feature_discriminator_has_a_head_for_every_map() -> None:
     assert [tuple(each.shape) for each in logits] == [(2, 1, 16, 16), (2, 1, 16, 16)]
 
 
-def test_a_feature_discriminator_learns_to_tell_two_kinds_apart() -> None:
+def test_a_feature_discriminator_learns_to_separate_two_kinds() -> None:
     torch.manual_seed(0)
     network = FeatureDiscriminator((4,), 8)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)

@@ -21,7 +21,7 @@ def test_a_published_start_is_narrow_and_keeps_single_vectors(tokenizer_run: Tok
     assert all(not parameter.any() for name, parameter in network.named_parameters() if name.endswith("c_fc.bias"))
 
 
-def test_a_fan_in_start_keeps_the_variance_of_what_comes_in(tokenizer_run: TokenizerRun) -> None:
+def test_fan_in_initialization_keeps_the_variance(tokenizer_run: TokenizerRun) -> None:
     torch.manual_seed(0)
     network = TiTok(tokenizer_run.network)
     initialise_tokenizer(network, "fan-in")
@@ -30,7 +30,7 @@ def test_a_fan_in_start_keeps_the_variance_of_what_comes_in(tokenizer_run: Token
 
 
 @torch.no_grad()
-def test_a_deeper_network_begins_as_the_one_it_grew_from(tokenizer_run: TokenizerRun) -> None:
+def test_a_deepened_network_starts_with_the_same_outputs(tokenizer_run: TokenizerRun) -> None:
     torch.manual_seed(0)
     shallow = TiTok(tokenizer_run.network)
     initialise_tokenizer(shallow, "fan-in")

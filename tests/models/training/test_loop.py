@@ -45,7 +45,7 @@ def fit(
     )
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+def test_a_killed_run_resumes_to_the_same_result(
     tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path
 ) -> None:
     schedule = dataclasses.replace(tokenizer_run.schedule, steps=40, evaluate_every=20)
@@ -134,7 +134,7 @@ def test_a_loss_that_has_left_its_range_stops_the_run(
         fit(longer, tiny_photographs, tmp_path)
 
 
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later(
+def test_a_stopped_run_saves_and_resumes(
     tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path
 ) -> None:
     task = PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)

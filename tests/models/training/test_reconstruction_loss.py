@@ -71,7 +71,7 @@ def test_the_semantic_distance_is_between_what_is_in_the_pictures(pictures: tupl
     assert loss(pictures[1], pictures[1], step_at(0))["semantic"].item() == pytest.approx(0.0, abs=1e-5)
 
 
-def test_a_saved_discriminator_goes_on_where_it_was(pictures: tuple[Tensor, Tensor]) -> None:
+def test_a_saved_discriminator_resumes(pictures: tuple[Tensor, Tensor]) -> None:
     config = LossConfig(adversarial_weight=0.1)
     whole, resumed = ReconstructionLoss(config, FEATURES, CPU), ReconstructionLoss(config, FEATURES, CPU)
     for number in range(4):

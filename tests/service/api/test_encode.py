@@ -18,7 +18,7 @@ def device() -> HeldDevice:
     return device
 
 
-async def test_an_answer_is_what_its_schema_says_whether_it_was_known_or_not(device: HeldDevice) -> None:
+async def test_cached_and_computed_answers_match_the_schema(device: HeldDevice) -> None:
     async with service(device) as client:
         for is_known in (False, True):
             answer = await client.post("/v1/encode", content=picture(7), headers=PNG)
@@ -37,14 +37,14 @@ async def test_a_request_without_a_key_is_refused_as_on_every_route(device: Held
             assert (await client.post("/v1/encode", content=picture(7), headers={**PNG, **key})).status_code == 200
 
 
-async def test_another_method_is_told_which_one_there_is(device: HeldDevice) -> None:
+async def test_a_wrong_method_is_answered_with_the_allowed_ones(device: HeldDevice) -> None:
     async with service(device) as client:
         refused = await client.get("/v1/encode")
         assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
         assert refused.json()["type"] == "urn:titok:problem:method-not-allowed"
 
 
-async def test_it_is_counted_by_its_path_and_stands_in_the_document_once(device: HeldDevice) -> None:
+async def test_its_requests_are_counted_by_path_and_documented_once(device: HeldDevice) -> None:
     async with service(device) as client:
         await client.post("/v1/encode", content=picture(7), headers=PNG)
         labels = {"route": "/v1/encode", "method": "POST", "code": "200"}

@@ -42,7 +42,7 @@ def test_offending_values_and_extensions_are_kept() -> None:
     assert document["status"] == 404
 
 
-def test_a_problem_stays_what_it_is_and_other_exceptions_are_internal_errors() -> None:
+def test_problems_pass_unchanged_and_other_exceptions_become_internal_errors() -> None:
     problem = TooManyRequests("Full.", retry_after=1)
     assert to_problem(problem) is problem
     cause = ValueError("a bug")

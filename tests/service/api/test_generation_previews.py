@@ -149,7 +149,7 @@ async def test_a_step_waits_for_its_preview_only_so_long(
         assert "image" not in step
 
 
-async def test_previews_are_refused_where_no_steps_are_told(device: SketchingDevice) -> None:
+async def test_previews_are_refused_without_a_stream(device: SketchingDevice) -> None:
     async with service(device) as client:
         for accept in ("application/json", "image/png"):
             refused = await generate(client, headers={"Accept": accept}, preview=True)

@@ -35,7 +35,7 @@ def held() -> SketchingDevice:
     return SketchingDevice()
 
 
-async def test_every_step_is_told_then_every_image_then_what_makes_them_again(device: SketchingDevice) -> None:
+async def test_events_are_every_step_then_every_image_then_the_settings(device: SketchingDevice) -> None:
     async with service(device) as client:
         answer = await generate(client, n=2)
         document = (await generate(client, headers={}, n=2)).json()
@@ -77,7 +77,7 @@ async def test_json_is_the_answer_unless_events_are_asked_for(device: SketchingD
             assert answer.headers["content-type"].startswith("text/event-stream")
 
 
-async def test_a_step_is_told_before_the_next_is_made(held: SketchingDevice) -> None:
+async def test_a_step_is_reported_before_the_next_is_computed(held: SketchingDevice) -> None:
     stream = reader()
     async with service(held) as client, request(app_of(client), stream):
         for number in range(1, NUM_TOKENS + 1):
@@ -94,7 +94,7 @@ async def test_a_step_is_told_before_the_next_is_made(held: SketchingDevice) -> 
 # --- clients that are slow, or leave ---------------------------------------------------------------------------------
 
 
-async def test_a_client_that_reads_slowly_holds_up_nobody_and_misses_old_steps_beyond_the_bound(
+async def test_a_slow_reader_delays_nothing_and_loses_old_steps_beyond_the_bound(
     held: SketchingDevice,
 ) -> None:
     stream = reader(steps=200, n=2)
@@ -175,7 +175,7 @@ async def test_a_service_that_stops_ends_the_events_with_the_problem(held: Sketc
         held.release.set()
 
 
-async def test_a_full_queue_is_answered_with_429_and_a_time_to_come_back(held: SketchingDevice) -> None:
+async def test_a_full_queue_is_answered_with_429_and_retry_after(held: SketchingDevice) -> None:
     limits = {"queue_images": 2, "max_images": 2, "max_generate": 2, "max_batch_size": 1}
     async with service(held, **limits) as client, request(app_of(client), reader(n=2)):
         await until(client, lambda health: health["lanes"]["generate"]["queued_images"] == 1)

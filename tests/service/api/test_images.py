@@ -29,7 +29,7 @@ async def test_an_image_that_was_drawn_before_needs_no_device() -> None:
             assert metrics.get_sample_value("titok_picture_requests_total", {"result": result}) == 1
 
 
-async def test_a_client_that_has_the_image_is_told_so_without_the_device() -> None:
+async def test_a_known_etag_is_answered_with_304_without_the_device() -> None:
     async with service(HeldDevice()) as client:
         drawing = HeldDevice()
         drawing.release.set()
@@ -39,7 +39,7 @@ async def test_a_client_that_has_the_image_is_told_so_without_the_device() -> No
         assert answer.status_code == 304
 
 
-async def test_each_size_and_quality_is_an_image_of_its_own_and_the_models_own_size_is_no_other() -> None:
+async def test_each_size_and_quality_is_its_own_image_and_the_models_size_is_the_default() -> None:
     device = HeldDevice()
     device.release.set()
     async with service(device) as client:
@@ -54,7 +54,7 @@ async def test_each_size_and_quality_is_an_image_of_its_own_and_the_models_own_s
             assert same.content == answer.content
 
 
-async def test_the_address_of_a_revision_that_is_not_served_says_which_is() -> None:
+async def test_an_unknown_revision_is_answered_with_the_served_one() -> None:
     async with service(HeldDevice()) as client:
         answer = await client.get("/v1/images/held@0/BwcHBw.png")
         assert answer.status_code == 410

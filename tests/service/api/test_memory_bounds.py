@@ -52,7 +52,7 @@ async def test_bodies_fill_the_memory_until_their_requests_are_answered() -> Non
         assert (await again.start())["status"] == 200
 
 
-async def test_a_body_that_will_not_fit_is_refused_by_its_header_and_a_promise_takes_no_room() -> None:
+async def test_a_too_long_content_length_is_refused_and_a_declared_one_reserves_nothing() -> None:
     app = BodyLimits(echo_length, max_bytes=1000, max_bytes_in_flight=100)
     promise = AsgiClient(path="/", headers={"Content-Length": "101"}, body=b"")
     async with request(app, promise) as refused:

@@ -97,7 +97,7 @@ def post_decode(client: httpx.AsyncClient, token: int) -> asyncio.Future[httpx.R
     return asyncio.ensure_future(client.post("/v1/decode", json={"tokens": [[token] * 4]}))
 
 
-async def test_a_full_queue_is_answered_with_429_and_a_time_to_come_back() -> None:
+async def test_a_full_queue_is_answered_with_429_and_retry_after() -> None:
     device = HeldDevice()
     async with service(device, queue_images=4, max_images=4, max_generate=4, max_batch_size=2) as client:
         waiting = []

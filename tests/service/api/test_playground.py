@@ -70,7 +70,7 @@ async def test_what_is_no_file_of_the_page_is_not_found(client: httpx.AsyncClien
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_caller_that_wants_json_is_told_where_things_are(client: httpx.AsyncClient) -> None:
+async def test_a_client_that_accepts_json_gets_a_list_of_links(client: httpx.AsyncClient) -> None:
     answer = await client.get("/", headers={"Accept": "application/json"})
     assert answer.json()["documentation"] == "/docs"
     assert answer.headers["vary"] == "Accept"

@@ -34,5 +34,5 @@ def test_arbitrary_data_is_rejected(key: bytes, value: object) -> None:
     assert unpack_value(key, value) is None
 
 
-def test_a_photographs_value_takes_57_bytes() -> None:
+def test_a_cached_value_takes_57_bytes() -> None:
     assert len(pack_value(b"key", CachedCode(bytes(48), (600, 400)))) == 57

@@ -36,7 +36,7 @@ def test_the_exit_code_is_the_verdict(arguments: list[str], code: int, verdict: 
     assert f"SHA-256 {SHA256}" in output
 
 
-def test_json_holds_what_the_lines_say() -> None:
+def test_json_has_the_same_content_as_the_lines() -> None:
     code, output = run(NAME, "--json", "--sha256", SHA256)
     facts = json.loads(output)
     assert code == 0

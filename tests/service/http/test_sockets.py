@@ -21,7 +21,7 @@ def test_the_url_of_a_listener_can_be_opened() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="handshakes are dropped on Linux only")
-def test_a_listener_that_refuses_handshakes_keeps_the_connections_it_has() -> None:
+def test_a_listener_that_refuses_handshakes_keeps_its_connections() -> None:
     with listen("127.0.0.1", 0) as listener:
         address = listener.getsockname()
         with socket.create_connection(address, timeout=60) as early:

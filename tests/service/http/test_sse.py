@@ -50,7 +50,7 @@ def stream(source: Source) -> EventStream:
     )
 
 
-async def test_each_event_is_sent_when_it_comes_and_then_the_end(client: AsgiClient) -> None:
+async def test_each_event_is_sent_at_once_and_then_the_end(client: AsgiClient) -> None:
     source = Source()
     async with request(stream(source), client):
         for number in (1, 2):
@@ -64,7 +64,7 @@ async def test_each_event_is_sent_when_it_comes_and_then_the_end(client: AsgiCli
     assert source.closed
 
 
-async def test_nobody_on_the_way_may_keep_or_gather_the_events(client: AsgiClient) -> None:
+async def test_headers_keep_proxies_from_caching_or_buffering_events(client: AsgiClient) -> None:
     async with request(stream(Source(event("step", "{}"), None)), client):
         headers = dict((await client.start())["headers"])
     assert headers[b"content-type"] == b"text/event-stream; charset=utf-8"
@@ -93,7 +93,7 @@ async def test_a_problem_after_the_first_event_is_the_last_event(client: AsgiCli
     assert not client.has_answer
 
 
-async def test_a_defect_after_the_first_event_is_logged_and_told_without_details(
+async def test_an_internal_error_after_the_first_event_is_logged_and_sent_without_details(
     client: AsgiClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with request(stream(Source(event("step", "{}"), ValueError("a secret"))), client) as task:
@@ -131,7 +131,7 @@ async def test_a_client_that_hangs_up_ends_the_making_of_events(client: AsgiClie
         assert source.closed
 
 
-async def test_events_are_made_no_faster_than_the_client_takes_them(client: AsgiClient) -> None:
+async def test_events_are_produced_at_the_pace_of_the_client(client: AsgiClient) -> None:
     source = Source(*[event("step", "{}")] * 20, None)
     client.stop_reading()
     async with request(stream(source), client) as task:
@@ -144,7 +144,7 @@ async def test_events_are_made_no_faster_than_the_client_takes_them(client: Asgi
     assert source.made == 20
 
 
-async def test_a_client_that_takes_nothing_counts_as_gone(client: AsgiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_nothing_is_disconnected(client: AsgiClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream, "STALLED_SECONDS", 0.001)
     source = Source(event("step", "{}"), event("step", "{}"))
     client.stop_reading()
@@ -154,7 +154,7 @@ async def test_a_client_that_takes_nothing_counts_as_gone(client: AsgiClient, mo
         assert source.made == 1
 
 
-async def test_a_server_that_gives_up_says_so(client: AsgiClient) -> None:
+async def test_a_server_that_gives_up_sends_an_error_event(client: AsgiClient) -> None:
     source = Source(event("step", "{}"))
     async with request(stream(source), client) as task:
         await client.start()

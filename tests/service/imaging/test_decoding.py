@@ -97,7 +97,7 @@ def test_brands_and_short_signatures_are_read_with_care(data: bytes, expected: s
         ("P", "BMP", {}),
     ],
 )
-def test_every_mode_comes_out_as_the_picture_it_was(mode: str, format_name: str, options: dict[str, object]) -> None:
+def test_every_mode_decodes_to_the_same_picture(mode: str, format_name: str, options: dict[str, object]) -> None:
     source = photograph("coffee", 60, 40).convert(mode)
 
     decoded = decode(save(source, format_name, **options))

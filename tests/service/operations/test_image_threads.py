@@ -79,7 +79,7 @@ async def test_threads_go_from_call_to_call_while_the_event_loop_is_busy(threads
     assert await running == list(range(50))
 
 
-async def test_calls_whose_callers_have_gone_keep_their_threads_and_the_others_never_run(threads: ImageThreads) -> None:
+async def test_abandoned_running_calls_keep_their_threads_and_queued_ones_do_not_run(threads: ImageThreads) -> None:
     held, after = Held(threads), Held(threads)
     await cancelled(*[asyncio.ensure_future(threads.run(held, deadline=later())) for _ in range(3)])
     gone = [asyncio.ensure_future(threads.run(held, deadline=later())) for _ in range(75)]
@@ -112,7 +112,7 @@ async def test_a_running_call_ends_at_its_next_check_when_its_caller_has_gone(th
     assert not ended.is_set()
 
 
-async def test_memory_is_held_until_the_thread_ends_and_not_only_until_the_caller_goes(threads: ImageThreads) -> None:
+async def test_memory_is_reserved_until_the_thread_ends(threads: ImageThreads) -> None:
     holder, other = Held(threads, 60), Held(threads, 60)
     gone = asyncio.ensure_future(threads.run(holder, deadline=later()))
     await holder.until_started()
@@ -177,7 +177,7 @@ async def test_calls_share_the_memory_and_one_that_needs_all_of_it_runs_alone() 
     assert 0 < most <= 100
 
 
-async def test_a_call_whose_deadline_passes_while_it_waits_is_answered_at_once_and_never_run(
+async def test_a_call_whose_deadline_passes_in_the_queue_fails_at_once_and_does_not_run(
     threads: ImageThreads,
 ) -> None:
     held, late, big = Held(threads), Held(threads), Held(threads, 2**40)

@@ -39,7 +39,7 @@ ids = st.lists(st.integers(0, 4), min_size=3, max_size=3)
 
 
 @given(st.lists(ids, min_size=1, max_size=4), st.data())
-def test_all_weight_on_one_image_gives_it_back(rows: list[list[int]], data: st.DataObject) -> None:
+def test_full_weight_on_one_image_returns_it(rows: list[list[int]], data: st.DataObject) -> None:
     one = data.draw(st.integers(0, len(rows) - 1))
     assert mixed(*rows, weights=[float(index == one) for index in range(len(rows))]) == rows[one]
 
@@ -49,7 +49,7 @@ def test_images_that_agree_stay_as_they_are(row: list[int], weights: list[float]
     assert mixed(*[row] * len(weights), weights=weights) == row
 
 
-def test_a_code_that_stands_twice_in_the_codebook_is_not_exchanged_for_its_twin() -> None:
+def test_a_duplicate_codebook_entry_keeps_its_id() -> None:
     twins = np.array([[1, 0], [1, 0]], np.float32)
     assert mix_tokens(np.array([[1], [1]]), twins).tolist() == [1]
 

@@ -42,7 +42,7 @@ async def test_of_a_thousand_requests_for_one_new_image_the_device_sees_one(devi
         assert shared(client) > 0
 
 
-async def test_an_image_that_stands_twice_in_a_request_is_computed_once(device: HeldDevice) -> None:
+async def test_a_duplicate_image_in_a_request_is_computed_once(device: HeldDevice) -> None:
     device.release.set()
     async with service(device) as client:
         files = [("image", (f"{index}.png", picture(value))) for index, value in enumerate((7, 8, 7))]

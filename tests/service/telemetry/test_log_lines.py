@@ -71,7 +71,7 @@ def test_a_traceback_does_not_contain_the_values_of_variables(form: str) -> None
     assert "bytes of an image" not in text
 
 
-def test_a_line_holds_the_request_id_and_no_other_extras() -> None:
+def test_a_line_has_the_request_id_and_no_other_extras() -> None:
     statements = "log.warning('failed', extra={'request_id': 'abc', 'authorization': 'Bearer secret'})"
     line = json.loads(written(statements))
     assert line["request_id"] == "abc"
