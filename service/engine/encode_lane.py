@@ -18,14 +18,34 @@ class EncodeLane(Lane):
         super().__init__("encode", limits, observer)
         self.pool = BlockPool(shared=shared)
         self._blocks: deque[tuple[Block, float]] = deque()  # with the arrival time of the first image
+        self._undecoded = 0
 
     def _enqueue(self, tasks: Sequence[ImageTask]) -> None:
         """Rows are claimed when the pixels arrive."""
+        self._undecoded += len(tasks)
+
+    def seconds_until_due(self, now: float, *, only_full: bool) -> float | None:
+        """See ``Lane``. A partial batch waits for more images, for at most the time that one takes, while any are being
+        decoded; and a single image that arrived during the previous batch does so for those whose results were in it.
+
+        On a CPU, decoding takes the cores that a batch runs on: two clients whose images ran alternately would get less
+        than one of them alone, and do not get out of step when each image starts at once.
+        """
+        seconds = super().seconds_until_due(now, only_full=only_full)
+        if seconds is None or only_full or self._isolated or self._has_full_batch():
+            return seconds
+        block, arrival = self._blocks[0]
+        is_alone = len(block.owners) == 1 and arrival < self.finished_at
+        if self._undecoded or is_alone:
+            patience = min(self.seconds_per_image, self.limits.decoding_wait)
+            seconds = max(seconds, max(arrival, self.finished_at) + patience - now)
+        return seconds
 
     def claim(self, task: ImageTask, row_shape: tuple[int, ...], now: float) -> Block | None:
         """Claims a row for an image; None if its request has ended."""
         if task.request.ended:
             return None
+        self._undecoded -= 1
         # A new block only when no block has a free row: so blocks are bounded as images are.
         block = next((block for block, _ in reversed(self._blocks) if block.has_free_row), None)
         if block is None:
@@ -88,6 +108,7 @@ class EncodeLane(Lane):
     def _remove(self, task: ImageTask) -> bool:
         block = task.block
         if block is None:
+            self._undecoded -= 1
             return False
         if task.is_being_written:
             return True  # ``written`` removes it
@@ -104,6 +125,7 @@ class EncodeLane(Lane):
         """See ``Lane``. Threads that still read or write a block keep its memory."""
         super().clear()
         self._blocks.clear()
+        self._undecoded = 0
 
 
 def _block_of(holder: ImageTask | Batch) -> Block:

@@ -13,6 +13,7 @@ lock of its own: the engine's lock guards all lanes.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -35,15 +36,16 @@ _WAITING: tuple[TaskState, ...] = ("queued", "prefetched")
 
 @dataclass(frozen=True, kw_only=True)
 class LaneLimits:
-    """Images per batch (None: the workers' own limit), images and bytes that may wait, the seconds that an image may
-    wait for a batch to fill (0: an idle worker takes what is queued), and that a request may wait for room in a full lane.
-    The first three are at least 1.
+    """Images per batch (None: the workers' own limit), images and bytes that may wait, and three times in seconds: that an
+    image may wait for a batch to fill (0: an idle worker takes what is queued), at most for images being decoded, and that
+    a request may wait for room in a full lane. The first three are at least 1.
     """
 
     max_batch_size: int | None = None
     max_images: int = 512
     max_bytes: int = 256 * 1024 * 1024
     max_wait: float = 0.0
+    decoding_wait: float = 0.0
     admission_wait: float = 0.0
 
     def __post_init__(self) -> None:
@@ -86,7 +88,9 @@ def _row_state(task: ImageTask) -> RowState:
 
 
 class Lane(ABC):
-    """First in, first out, within the limits. ``seconds_per_image`` is a moving average of the device time."""
+    """First in, first out, within the limits. ``seconds_per_image`` is a moving average of the device time;
+    ``finished_at``: when the last batch finished.
+    """
 
     def __init__(self, name: LaneName, limits: LaneLimits, observer: EngineObserver) -> None:
         self.name = name
@@ -96,6 +100,7 @@ class Lane(ABC):
         self.queued_bytes = 0
         self.active_images = 0
         self.seconds_per_image = 0.0
+        self.finished_at = -math.inf
         self._unattributed_seconds = 0.0
         self._observer = observer
         self._isolated: deque[ImageTask] = deque()
@@ -253,10 +258,11 @@ class Lane(ABC):
 
     # --- statistics --------------------------------------------------------------------------------------------------
 
-    def record_cost(self, ended: int, seconds: float) -> None:
-        """Updates ``seconds_per_image``. The images that end share all seconds since the last ones ended, because a
-        sampling step is only a part of an image's cost.
+    def record_cost(self, ended: int, seconds: float, now: float) -> None:
+        """Updates ``finished_at`` and ``seconds_per_image``. The images that end share all seconds since the last ones
+        ended, because a sampling step is only a part of an image's cost.
         """
+        self.finished_at = now
         self._unattributed_seconds += seconds
         if ended:
             cost, self._unattributed_seconds = self._unattributed_seconds / ended, 0.0

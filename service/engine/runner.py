@@ -183,7 +183,7 @@ class LinkRunner:
                 request.device_seconds += outcome.seconds
                 request.batch_images = max(request.batch_images, len(tasks))
             ended, reports = self._finish(batch, outcome)
-            lane.record_cost(ended, outcome.seconds)
+            lane.record_cost(ended, outcome.seconds, self._queues.clock())
             self._queues.resolve(requests, reports)
             self._queues.wake.notify_all()
 

@@ -14,7 +14,7 @@ from service.operations.tokenization import ImageTokenizer
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
-_ADMISSION_SECONDS = 2.0
+_DECODING_WAIT_SECONDS, _ADMISSION_WAIT_SECONDS = 0.05, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,5 +64,6 @@ def lane_limits(settings: Settings) -> LaneLimits:
         max_images=settings.queue_images,
         max_bytes=settings.queue_bytes,
         max_wait=settings.max_wait_ms / 1000,
-        admission_wait=_ADMISSION_SECONDS,
+        decoding_wait=_DECODING_WAIT_SECONDS,
+        admission_wait=_ADMISSION_WAIT_SECONDS,
     )

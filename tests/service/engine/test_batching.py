@@ -225,8 +225,8 @@ async def test_the_limit_of_a_shared_batch_follows_the_cost_of_an_image(observer
     request = EngineRequest(lane="decode", size=42, deadline=1e9, admitted_at=0.0, future=future)
     lane.admit(request, [np.zeros(2, np.int64)] * request.size, 16, wait=lambda: 0.0)
     assert len(lane.take(0.0, [], others_wait=False).tasks) == 32
-    lane.record_cost(10, 0.125)
+    lane.record_cost(10, 0.125, now=0.0)
     assert len(lane.take(0.0, [], others_wait=True).tasks) == 8
-    lane.record_cost(1, 100.0)
+    lane.record_cost(1, 100.0, now=0.0)
     assert len(lane.take(0.0, [], others_wait=True).tasks) == 1
     assert len(lane.take(0.0, [], others_wait=False).tasks) == 1  # the last
