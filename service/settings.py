@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -11,20 +12,31 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.checkpoints.bundled import DEFAULT_VARIANT
 from service.cpu_quota import usable_cores
+from service.redis_url import RedisUrl
 
 MiB = 1024 * 1024
 LogFormat = Literal["auto", "json", "text"]
 _DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
 _ORIGIN = re.compile(r"https?://[\w.\-\[\]:]+", re.ASCII)
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
 
-_RATE = re.compile(r"[1-9]\d{0,9} ?(?:/|per) ?(?:[1-9]\d{0,4} ?)?(?:second|minute|hour|day)s?", re.IGNORECASE)
+_RATE = re.compile(
+    r"(?P<images>[1-9]\d{0,9}) ?(?:/|per) ?(?P<units>[1-9]\d{0,4})? ?(?P<unit>second|minute|hour|day)s?", re.IGNORECASE
+)
+_UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+
+
+@lru_cache(maxsize=1024)
+def parse_rate(text: str) -> tuple[int, int]:
+    """Images and seconds of a rate: ``100/second``, ``5000 per 10 minutes``. Raises ``ValueError``."""
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:80]!r} is no rate; write 100/second, 5000/minute or 5000 per 10 minutes")
+    return int(match["images"]), int(match["units"] or 1) * _UNIT_SECONDS[match["unit"].lower()]
 
 
 def check_rate(text: str) -> str:
-    """Gives back a rate of images that is well-formed: ``100/second``, ``5000 per 10 minutes``. Raises ``ValueError``."""
-    if not _RATE.fullmatch(text):
-        raise ValueError(f"{text[:80]!r} is no rate; write 100/second, 5000/minute or 5000 per 10 minutes")
+    """Gives back a well-formed rate. Raises ``ValueError``."""
+    parse_rate(text)
     return text
 
 
@@ -244,8 +256,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and value.get_secret_value().partition("://")[0] not in REDIS_SCHEMES:
-            raise ValueError(f"a Redis URL begins with one of {', '.join(f'{scheme}://' for scheme in REDIS_SCHEMES)}")
+        if value is not None:
+            RedisUrl.parse(value.get_secret_value())
         return value
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.cache.memory import MemoryCache
-from service.cache.protocol import CachedCode, Claim, CodeCache
+from service.cache.protocol import CachedCode, Claim, CodeCache, StoreStatus
 
 
 class LayeredCache(CodeCache):
@@ -14,6 +14,15 @@ class LayeredCache(CodeCache):
     def __init__(self, front: MemoryCache, back: CodeCache) -> None:
         self._front = front
         self._back = back
+
+    def connect(self) -> None:
+        """See ``CodeCache``."""
+        self._back.connect()
+
+    @property
+    def status(self) -> StoreStatus:
+        """See ``CodeCache``."""
+        return self._back.status
 
     async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
         """See ``CodeCache``."""

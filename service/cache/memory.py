@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cachetools import LRUCache
 
-from service.cache.protocol import CachedCode, CodeCache
+from service.cache.protocol import CachedCode, CodeCache, StoreStatus
 
 
 class MemoryCache(CodeCache):
@@ -14,6 +14,11 @@ class MemoryCache(CodeCache):
 
     def __init__(self, capacity: int) -> None:
         self._entries: LRUCache[bytes, CachedCode] = LRUCache(capacity)
+
+    @property
+    def status(self) -> StoreStatus:
+        """See ``CodeCache``."""
+        return StoreStatus("memory")
 
     async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
         """See ``CodeCache``."""

@@ -9,18 +9,15 @@ from service.settings import Settings
 
 
 def open_cache(settings: Settings, observer: CacheObserver) -> CodeCache:
-    """A cache as configured. Connects to Redis at the first call, not here. Raises ``ValueError`` for an invalid URL."""
+    """A cache as configured. Does not connect to Redis yet."""
     if settings.cache == "off":
         return CodeCache()
     if settings.cache == "memory" or settings.redis_url is None:
         return MemoryCache(settings.cache_entries)
-    from service.cache.redis.connection import connect  # slow to import
-    from service.cache.redis.guard import SOCKET_TIMEOUT
-    from service.cache.redis_cache import RedisCache
+    from service.cache.redis_cache import RedisCache  # slow to import
 
-    client = connect(settings.redis_url.get_secret_value(), socket_timeout=SOCKET_TIMEOUT)
     shared = RedisCache(
-        client,
+        settings.redis_url.get_secret_value(),
         timeout=settings.redis_timeout,
         ttl=settings.cache_ttl or None,
         lease=settings.cache_lease,

@@ -12,6 +12,18 @@ CacheFailure = Literal["timeout", "connection", "response", "value", "too_long",
 
 
 @dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """Where codes or counts are kept, and what fails there at present."""
+
+    store: Literal["off", "memory", "redis"]
+    failure: str | None = None
+
+    def document(self) -> dict[str, str | None]:
+        """The JSON form."""
+        return {"store": self.store, "status": "failing" if self.failure else "ok", "reason": self.failure}
+
+
+@dataclass(frozen=True, slots=True)
 class CachedCode:
     """A packed code and the (width, height) of the image it was made from."""
 
@@ -31,6 +43,14 @@ class CodeCache:
     """The interface of a cache of codes, by the keys of a ``KeySpace``; this base class stores nothing. Used from one event
     loop; its methods never raise.
     """
+
+    def connect(self) -> None:
+        """Connects in the background, which shows at once whether the settings are right. Optional."""
+
+    @property
+    def status(self) -> StoreStatus:
+        """Where codes are stored, and what fails."""
+        return StoreStatus("off")
 
     async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
         """The known codes, in the order of the keys. May be cancelled at any time."""

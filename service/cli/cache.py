@@ -17,6 +17,7 @@ from rich.table import Table
 
 from service.cli.options import ApiKey, CommandError, Tokenizer, Url, Weights
 from service.cli.terminal import SOME_BROKEN, console, image_progress, say
+from service.redis_url import RedisUrl
 from service.settings import Settings, invalid_settings
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _REMOTE_REQUESTS, _LOCAL_IMAGES = 16, 64  # at a time
 _WIDTH = 200  # characters of a table that is not printed on a terminal
 _BROKEN_SHOWN = 20  # broken images listed on a terminal
 
-RedisUrl = Annotated[
+RedisUrlOption = Annotated[
     str | None, typer.Option(metavar="REDIS_URL", help="URL of Redis (default: TITOK_REDIS_URL).", show_default=False)
 ]
 Namespace = Annotated[
@@ -46,7 +47,7 @@ Namespace = Annotated[
 
 @cache.command()
 def stats(
-    url: RedisUrl = None,
+    url: RedisUrlOption = None,
     namespace: Namespace = None,
     sample: Annotated[int, typer.Option(min=1, help="Keys per revision to sample for memory and time to live.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -77,7 +78,7 @@ def warm(
     ],
     url: Url = None,
     api_key: ApiKey = None,
-    redis_url: RedisUrl = None,
+    redis_url: RedisUrlOption = None,
     namespace: Namespace = None,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
@@ -119,7 +120,7 @@ def purge(
     all_of_namespace: Annotated[
         bool, typer.Option("--all-of-namespace", help="Remove codes of all tokenizers.")
     ] = False,
-    url: RedisUrl = None,
+    url: RedisUrlOption = None,
     namespace: Namespace = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the keys without removing them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
@@ -162,12 +163,18 @@ def _settings(redis_url: str | None, namespace: str | None, **others: str | None
 
 @asynccontextmanager
 async def _redis(settings: Settings) -> AsyncIterator[RedisClient]:
+    """A client. Raises ``CommandError`` for errors of Redis."""
+    from redis.exceptions import RedisError
+
     from service.cache.redis.connection import connect, disconnect
 
     assert settings.redis_url is not None  # noqa: S101  cache="redis" requires it
-    client = connect(settings.redis_url.get_secret_value(), socket_timeout=_SOCKET_TIMEOUT)
+    url = settings.redis_url.get_secret_value()
+    client = connect(url, socket_timeout=_SOCKET_TIMEOUT)
     try:
         yield client
+    except RedisError as error:
+        raise CommandError(f"Redis: {RedisUrl.parse(url).redact(str(error)) or type(error).__name__}") from None
     finally:
         await disconnect(client)
 
@@ -178,15 +185,11 @@ async def _ping(settings: Settings) -> None:
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine. Raises ``CommandError`` for errors of Redis, of a service and of files."""
-    from redis.exceptions import RedisError
-
+    """Runs a coroutine. Raises ``CommandError`` for errors of a service and of files."""
     from service.client.errors import TiTokError
 
     try:
         return asyncio.run(coroutine)
-    except RedisError as error:
-        raise CommandError(f"Redis: {error or type(error).__name__}") from None
     except (TiTokError, OSError) as error:
         raise CommandError(str(error)) from None
 

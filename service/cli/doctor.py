@@ -59,9 +59,22 @@ def _checks() -> Iterator[Check]:
             )
         return
     yield Check("settings", "ok", ", ".join(settings.given) or "all defaults")
+    yield from _redis(settings)
     yield from _models(settings)
     yield _port("port", settings.host, settings.port, "TITOK_PORT")
     yield _port("admin port", settings.admin_host, settings.admin_port, "TITOK_ADMIN_PORT")
+
+
+def _redis(settings: Settings) -> Iterator[Check]:
+    if settings.redis_url is None:
+        return
+    from service.cache.redis.checking import failing_commands
+
+    failing = asyncio.run(failing_commands(settings.redis_url.get_secret_value(), settings.cache_namespace))
+    if not failing:
+        yield Check("redis", "ok", "answers, and allows the commands of the cache and of rate limits")
+    for failure in failing:
+        yield Check("redis", "warning", failure, "The service starts, but does not share codes or rate limits.")
 
 
 def _models(settings: Settings) -> Iterator[Check]:

@@ -89,7 +89,7 @@ def million(folder: Path, *, seconds: float) -> Million:
 
 
 async def _mget(url: str, space: KeySpace, digests: Sequence[bytes], seconds: float) -> tuple[float, float]:
-    cache = RedisCache(connect(url, socket_timeout=1.0), timeout=1.0)
+    cache = RedisCache(url, timeout=1.0)
     rng = random.Random(1)
     times = []
     end = time.perf_counter() + seconds

@@ -4,66 +4,106 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from service.cache.protocol import CacheFailure, CacheObserver, CacheOp
+from service.cache.protocol import BreakerState, CacheFailure, CacheObserver, CacheOp
 from service.cache.redis.circuit_breaker import CircuitBreaker
-from service.cache.redis.connection import RedisClient, disconnect
+from service.cache.redis.connection import CONNECTIONS, connect, disconnect, drop_connections
+from service.cache.redis.health import RedisHealth
+from service.redis_url import RedisUrl
 
 T = TypeVar("T")
 
 SOCKET_TIMEOUT = 1.0
 """Seconds after which the client closes a connection that does not answer. Callers stop waiting long before that."""
 
-_EXTRA_LOOP_ITERATIONS = 8
+_CONNECT_SECONDS = 5.0  # nobody waits for the first probe
+_EXTRA_LOOP_ITERATIONS = 50  # enough for the steps of connecting
 
 
 class RedisGuard:
-    """Runs commands on ``client``, each in a task of its own, and reports the outcome to a breaker and ``observer``.
+    """Runs commands on the Redis at ``url``, each in a task of its own, for one ``purpose`` (which the log names).
 
     A caller waits for at most ``timeout`` seconds. After that the command still ends by the client's own time-out, so no
-    connection is abandoned while an answer is due.
+    connection is abandoned while an answer is due. When the circuit opens or the server refuses a command, all connections
+    are replaced, because its name may belong to another server by now (a replica, for example, refuses writes).
+
+    While the circuit is open, ``probe`` (default: PING) is sent every ``breaker_pause`` seconds. ``on_recovery`` is called
+    when the circuit closes.
     """
 
     def __init__(
-        self, client: RedisClient, *, timeout: float, observer: CacheObserver | None = None, breaker_pause: float = 1.0
+        self,
+        url: str,
+        purpose: str,
+        *,
+        timeout: float,
+        observer: CacheObserver | None = None,
+        breaker_pause: float = 1.0,
+        probe: Callable[[], Awaitable[object]] | None = None,
+        on_recovery: Callable[[], None] = lambda: None,
     ) -> None:
-        self.client = client
+        self.client = connect(url, socket_timeout=SOCKET_TIMEOUT)
+        self.health = RedisHealth(purpose, RedisUrl.parse(url).redact)
         self._timeout = timeout
         self._observer = observer or CacheObserver()
-        self._breaker = CircuitBreaker(pause=breaker_pause, on_change=self._observer.breaker)
+        self._pause = breaker_pause
+        self._send_probe = probe or self.client.ping
+        self._on_recovery = on_recovery
+        self._breaker = CircuitBreaker(self._on_breaker_change)
+        self._slots = asyncio.Semaphore(CONNECTIONS)
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._probing: asyncio.Future[None] | None = None
+        self._next_replacement = 0.0
 
+    @property
     def is_available(self) -> bool:
-        """Whether the circuit is closed. Starts a probe in the background if one is due."""
-        if self._breaker.wants_probe():
-            self.start(self.call("probe", self.client.ping()))
+        """Whether the circuit is closed."""
         return self._breaker.state == "closed"
 
-    async def call(self, op: CacheOp, command: Awaitable[T], *, timeout_factor: float = 1.0) -> T | None:
-        """The answer of ``command``; None if it failed or took longer than the timeout times ``timeout_factor``."""
+    def connect(self) -> None:
+        """Connects in the background, and opens the circuit if that fails."""
+        self._probing = self.start(self._connect())
+
+    async def call(self, op: CacheOp, command: Callable[[], Awaitable[T]], *, limit: float | None = None) -> T | None:
+        """The answer of ``command``; None if the circuit is open, or if it failed or took longer than ``limit`` seconds
+        (default: the timeout).
+        """
+        if not self.is_available and op != "probe":
+            return None
+        limit = limit or self._timeout
         started = time.perf_counter()
-        task = self.start(command)
-        await asyncio.wait({task}, timeout=self._timeout * timeout_factor)
+        task = self.start(self._run(command))
+        await asyncio.wait({task}, timeout=limit)
         # A busy event loop handles timers before the data that has arrived: let it read that data.
         for _ in range(_EXTRA_LOOP_ITERATIONS):
             if task.done():
                 break
             await asyncio.sleep(0)
+        seconds = time.perf_counter() - started
+        if not task.done():
+            self._observer.failed(op, "timeout")
+            if seconds > 2 * limit:
+                # The event loop itself was late, which says nothing about Redis.
+                task.add_done_callback(partial(self._record_late_failure, op))
+            else:
+                self._record_failure(op, TimeoutError(f"no answer within {1000 * limit:.0f} ms"))
+            return None
         try:
-            if not task.done():
-                raise TimeoutError  # noqa: TRY301
             answer = task.result()
         except Exception as error:  # whatever the client library raises must not fail a request
             self._observer.failed(op, _reason(error))
-            self._breaker.record_failure()
+            self._record_failure(op, error)
             return None
-        self._observer.finished(op, time.perf_counter() - started)
+        self._observer.finished(op, seconds)
         self._breaker.record_success()
+        self._record_answer(op, answer)
         return answer
 
     def start(self, work: Awaitable[T]) -> asyncio.Future[T]:
@@ -75,6 +115,8 @@ class RedisGuard:
 
     async def close(self) -> None:
         """Waits a bounded time for running commands, cancels the others, and closes the connections."""
+        if self._probing is not None:
+            self._probing.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2 * SOCKET_TIMEOUT)
         for task in self._tasks:
@@ -82,10 +124,67 @@ class RedisGuard:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await disconnect(self.client)
 
+    async def _run(self, command: Callable[[], Awaitable[T]]) -> T:
+        async with self._slots:  # waits for a free connection, where the client would raise
+            return await command()
+
+    def _record_failure(self, op: CacheOp, error: BaseException) -> None:
+        self.health.record_failure(op, error)
+        self._breaker.record_failure()
+        if isinstance(error, ResponseError):
+            self._replace_connections()
+
+    def _record_late_failure(self, op: CacheOp, task: asyncio.Future[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._record_failure(op, error)
+
+    def _record_answer(self, op: CacheOp, answer: object) -> None:
+        """Looks for commands of a pipeline that the server refused."""
+        refusals = [one for one in answer if _is_refusal(one)] if isinstance(answer, list) else []
+        if not refusals:
+            self.health.record_success(op)
+            return
+        for _ in refusals:
+            self._observer.failed(op, "response")
+        self.health.record_failure(op, refusals[0])
+        self._replace_connections()
+
+    def _replace_connections(self) -> None:
+        if time.monotonic() >= self._next_replacement:
+            self._next_replacement = time.monotonic() + self._pause
+            self.start(drop_connections(self.client))
+
+    def _on_breaker_change(self, state: BreakerState) -> None:
+        self._observer.breaker(state)
+        if state == "closed":
+            self.health.record_recovery()
+            self._on_recovery()
+        elif state == "open" and (self._probing is None or self._probing.done()):
+            self._probing = self.start(self._probe())
+
+    async def _connect(self) -> None:
+        await self.call("probe", self._send_probe, limit=_CONNECT_SECONDS)
+        if self.health.failure:
+            self._breaker.open()
+            await self._probe()
+
+    async def _probe(self) -> None:
+        """Sends probes until the circuit is closed."""
+        self._replace_connections()
+        while not self.is_available:
+            await asyncio.sleep(self._pause)
+            self._breaker.start_probe()
+            await self.call("probe", self._send_probe)
+
     def _discard(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # marks it as retrieved; after a time-out nobody else would
+
+
+def _is_refusal(answer: object) -> bool:
+    """Whether an answer is an error of the server, not one of a single key (of another type)."""
+    return isinstance(answer, ResponseError) and not str(answer).startswith("WRONGTYPE")
 
 
 def _reason(error: Exception) -> CacheFailure:

@@ -11,7 +11,6 @@ import pytest
 
 from service.cache import CacheObserver, CodeCache, LayeredCache, MemoryCache
 from service.cache.protocol import BreakerState
-from service.cache.redis.connection import connect
 from service.cache.redis_cache import RedisCache
 from tests.service.cache.redis_server import RedisServer
 
@@ -70,8 +69,7 @@ async def open_redis(observer: FakeObserver) -> AsyncIterator[Callable[..., Redi
     opened: list[RedisCache] = []
 
     def open_redis(url: str, **options: float) -> RedisCache:
-        client = connect(url, socket_timeout=1.0)
-        opened.append(RedisCache(client, observer=observer, **{"timeout": PATIENCE, **options}))  # type: ignore[arg-type]
+        opened.append(RedisCache(url, observer=observer, **{"timeout": PATIENCE, **options}))  # type: ignore[arg-type]
         return opened[-1]
 
     yield open_redis

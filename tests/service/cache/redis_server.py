@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -20,12 +21,12 @@ START_SECONDS = 60.0
 class RedisServer:
     """One server with the ``options`` of redis-server. A restarted server keeps its folder and address."""
 
-    def __init__(self, folder: Path, *options: str, socket: bool = True, configuration: Path | None = None) -> None:
+    def __init__(self, folder: Path, *options: str, has_socket: bool = True, configuration: Path | None = None) -> None:
         self._command = require_program("redis-server")
         self._folder = folder
         self._options = [*([str(configuration)] if configuration else ()), *options]
         self.socket = folder / "redis.sock"
-        if socket:
+        if has_socket:
             self._options += ["--port", "0", "--unixsocket", str(self.socket), "--save", ""]
         self.url = f"unix://{self.socket}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,6 +55,11 @@ class RedisServer:
                 time.sleep(0.01)
             else:
                 return
+
+    def is_listening(self) -> bool:
+        """Whether it takes connections, perhaps still loading its data."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def client(self) -> redis.Redis:
         """A client for the test itself."""

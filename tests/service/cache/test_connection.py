@@ -14,6 +14,7 @@ import trustme
 
 from service.cache.keys import LEASE
 from service.cache.purging import Selection, purge_codes
+from service.cache.redis.checking import failing_commands
 from service.cache.redis.connection import connect, disconnect
 from service.cache.redis_cache import RedisCache
 from service.cache.statistics import collect_statistics
@@ -44,7 +45,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     def launch(name: str, *options: str, configuration: Path | None = None) -> RedisServer:
         folder = tmp_path / name
         folder.mkdir()
-        servers.append(RedisServer(folder, *options, socket=False, configuration=configuration))
+        servers.append(RedisServer(folder, *options, has_socket=False, configuration=configuration))
         servers[-1].launch()
         return servers[-1]
 
@@ -98,17 +99,44 @@ async def test_tls_certificates_are_verified(
     assert sum(observer.failures.values()) == 1
 
 
-async def test_the_master_that_sentinel_names(launch: Launch, open_redis: Open, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_tls", [False, True], ids=["plain", "TLS"])
+async def test_the_master_that_a_sentinel_with_a_password_names(
+    launch: Launch, open_redis: Open, tmp_path: Path, certificate: tuple[Path, Path], has_tls: bool
+) -> None:
     port, sentinel_port = free_port(), free_port()
-    server = launch("master", "--port", str(port))
+    server = launch("master", "--port", str(port), "--requirepass", "of-master")
+    with redis.Redis(port=port, password="of-master") as client:  # noqa: S106
+        server.wait_for(client)
+    trusted, own = certificate
+    lines = [f"port {sentinel_port}"]
+    if has_tls:
+        lines = ["port 0", f"tls-port {sentinel_port}", "tls-auth-clients no", f"tls-ca-cert-file {trusted}"]
+        lines += [f"tls-cert-file {own}", f"tls-key-file {own}"]
+    lines += [f"sentinel monitor codes 127.0.0.1 {port} 1", "sentinel auth-pass codes of-master"]
+    configuration = tmp_path / "sentinel.conf"
+    configuration.write_text("\n".join([*lines, "requirepass of-sentinel", ""]))
+    sentinel = launch("sentinel", "--sentinel", configuration=configuration)
+    tls = {"ssl": True, "ssl_ca_certs": str(trusted)} if has_tls else {}
+    with redis.Redis(port=sentinel_port, password="of-sentinel", **tls) as client:  # type: ignore[arg-type]  # noqa: S106
+        sentinel.wait_for(client)
+    options = f"&sentinel_ssl=true&sentinel_ssl_ca_certs={trusted}" if has_tls else ""
+    url = f"redis+sentinel://:of-master@127.0.0.1:{sentinel_port}/codes/2?sentinel_password="
+    assert await works(open_redis(url + "of-sentinel" + options))
+    [absent, *_] = await failing_commands(url + "wrong" + options, "titok")
+    assert "No master found" in absent
+    assert "of-master" not in absent
+
+
+async def test_tls_to_a_plain_port_is_told(launch: Launch, open_redis: Open) -> None:
+    port = free_port()
+    server = launch("plain", "--port", str(port))
     with redis.Redis(port=port) as client:
         server.wait_for(client)
-    configuration = tmp_path / "sentinel.conf"
-    configuration.write_text(f"port {sentinel_port}\nsentinel monitor codes 127.0.0.1 {port} 1\n")
-    sentinel = launch("sentinel", "--sentinel", configuration=configuration)
-    with redis.Redis(port=sentinel_port) as client:
-        sentinel.wait_for(client)
-    assert await works(open_redis(f"redis+sentinel://127.0.0.1:{sentinel_port}/codes/2"))
+    cache = open_redis(f"rediss://127.0.0.1:{port}")
+    cache.connect()
+    while cache.status.failure is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert cache.status.failure == "probe: Timeout connecting to server"  # it waits for a line of plain text
 
 
 async def test_a_cluster_with_keys_in_many_slots(launch: Launch, open_redis: Open) -> None:
@@ -127,12 +155,6 @@ async def test_a_cluster_with_keys_in_many_slots(launch: Launch, open_redis: Ope
         await leased.release_many(names)
         while any(client.exists(name + LEASE) for name in names):  # noqa: ASYNC110  another process does it
             await asyncio.sleep(0)
-
-
-@pytest.mark.parametrize("url", ["http://localhost", "redis+sentinel://localhost", "redis+sentinel:///service"])
-def test_invalid_redis_urls_are_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"Redis URL|Sentinel URL"):
-        connect(url, socket_timeout=1.0)
 
 
 async def test_every_primary_of_a_cluster_is_counted_and_purged(launch: Launch, open_redis: Open) -> None:
