@@ -19,7 +19,7 @@ from service.api.access.rate_limiter import RateLimiter
 from service.api.access.roles import OPEN_PATHS, REQUIRED_ROLES, Role
 from service.errors import ErrorDetail
 from service.http.problems import ContentTooLarge, Forbidden, TooManyRequests, Unauthorized, Unavailable
-from service.settings import Settings
+from service.settings import Settings, parse_rate
 
 SECURITY_SCHEMES = {
     "HTTPBearer": {"type": "http", "scheme": "bearer", "description": "API key, if keys are configured."},
@@ -36,20 +36,16 @@ SECURITY_SCHEMES = {
 class AccessControl:
     """The keys and rate limits of one application."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, limiter: RateLimiter) -> None:
         self._settings = settings
         self.keys = ReloadingKeyStore(settings)
-        self._limiter = RateLimiter(settings)
+        self._limiter = limiter
 
     @staticmethod
     def of(request: Request) -> AccessControl:
         """The instance of the application that serves ``request``."""
         access_control: AccessControl = request.app.state.access_control
         return access_control
-
-    async def close(self) -> None:
-        """Closes connections to Redis."""
-        await self._limiter.close()
 
     async def authorize(self, request: Request, required: frozenset[Role]) -> None:
         """Checks the request's key and counts one image. Raises the problem that applies. Sets in ``request.state``:
@@ -75,22 +71,26 @@ class AccessControl:
             # Count the first image before reading the body: a caller without quota is refused at once.
             await self.consume_quota(request, 1)
 
-    async def consume_quota(self, request: Request, images: int) -> None:
-        """Counts images to the rate of a request that has one. Raises ``TooManyRequests``, or ``ContentTooLarge`` for more
-        than the rate ever allows.
+    async def consume_quota(self, request: Request, images: int, *, counted: int = 0) -> None:
+        """Counts the images of a request that has a rate, of which some were ``counted`` before, all of them or none. Raises
+        ``TooManyRequests``, or ``ContentTooLarge`` for more than the rate ever allows.
         """
         consumer, rate = request.scope["state"]["rate_limit"]
-        result = await self._limiter.consume(consumer, rate, images)
+        quota, _ = parse_rate(rate)
+        result = await self._limiter.consume(consumer, rate, 0 if images > quota else images - counted)
+        is_allowed = result.is_allowed and images <= quota
+        if counted and not is_allowed:
+            result = await self._limiter.consume(consumer, rate, -counted)  # a refusal spends nothing
         request.scope["state"]["rate_headers"] = result.headers()
-        if images > result.quota:
+        if images > quota:
             raise ContentTooLarge(
                 f"The request has more images than the rate limit of {rate} allows at once. Split it.",
-                errors=[ErrorDetail(pointer="body", detail="more images than the rate", expected=f"<= {result.quota}")],
+                errors=[ErrorDetail(pointer="body", detail="more images than the rate", expected=f"<= {quota}")],
             )
-        if not result.is_allowed:
+        if not is_allowed:
             raise TooManyRequests(
                 f"The rate limit of {rate}, in images, is reached. Try again after the time in Retry-After.",
-                retry_after=result.reset,
+                retry_after=result.wait(images),
             )
 
     def _identify(self, given: str) -> ApiKey:
@@ -140,7 +140,7 @@ def check_routes(routes: Iterable[BaseRoute]) -> None:
 async def consume_quota(request: Request, images: int) -> None:
     """Counts all ``images`` of a request but the first, which ``authorize`` has counted."""
     if images > 1 and request.scope["state"]["rate_limit"] is not None:
-        await AccessControl.of(request).consume_quota(request, images - 1)
+        await AccessControl.of(request).consume_quota(request, images, counted=1)
 
 
 def _key_of(request: Request) -> str:

@@ -183,11 +183,11 @@ async def test_rate_limits_count_images_and_set_headers() -> None:
         assert too_many.status_code == 429
         assert too_many.json()["type"] == "urn:titok:problem:too-many-requests"
         assert int(too_many.headers["retry-after"]) >= 1
-        # The refused request has spent one image: it is counted before the body is read.
-        assert too_many.headers["ratelimit"].startswith('"images";r=1;t=')
-        assert (
-            await client.post("/v1/encode", content=picture(7), headers={**PNG, **bearer("one")})
-        ).status_code == 200
+        # The refused request has spent nothing, and one that never fits neither.
+        assert too_many.headers["ratelimit"].startswith('"images";r=2;t=')
+        assert (await client.post(**decode, json={"codes": [CODE] * 7})).status_code == 413
+        two = await client.post(**decode, json={"codes": [CODE] * 2})
+        assert (two.status_code, two.headers["ratelimit"].partition(";t=")[0]) == (200, '"images";r=0')
         assert (
             await client.post("/v1/encode", content=picture(7), headers={**PNG, **bearer("one")})
         ).status_code == 429
