@@ -13,8 +13,9 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from service.api.access.authorization import SECURITY_SCHEMES, AccessControl, check_routes
+from service.api.access.rate_limiter import RateLimiter
 from service.api.error_table import add_error_handlers
-from service.api.health import application_health
+from service.api.health import public_health
 from service.api.routes import (
     codes,
     decode,
@@ -39,7 +40,7 @@ from service.inference.model_info import ModelInfo
 from service.operations.build import build_operations, lane_limits
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.observer import CacheMetrics, MetricsObserver
+from service.telemetry.observer import MetricsObserver, RedisMetrics
 from service.telemetry.request_record import CLIENT_GONE, UNMATCHED
 from service.telemetry.tracing import Tracer, open_tracer
 from service.version import VERSION
@@ -121,7 +122,7 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, engine_secon
     """
     metrics = Metrics()
     tracer = open_tracer()
-    access_control = AccessControl(settings)
+    access_control = AccessControl(settings, RateLimiter(settings, RedisMetrics(metrics.rates_redis)))
     state = _create_state(settings, access_control, create_engine, metrics, tracer)
     routers = [*(resource.router for resource in _RESOURCES), operations.health_router]
     if settings.playground:
@@ -134,7 +135,7 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, engine_secon
         version=VERSION,
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        lifespan=_lifespan(state, access_control, tracer, engine_seconds),
+        lifespan=_lifespan(state, tracer, engine_seconds),
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
         # In one list: FastAPI solves an included router's prefixes and dependencies again for each request.
         routes=[route for router in routers for route in router.routes],
@@ -142,7 +143,7 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, engine_secon
     )
 
     async def health() -> dict[str, Any]:
-        return application_health(state)
+        return public_health(state)
 
     app.state.api = state
     app.state.access_control = access_control
@@ -170,18 +171,26 @@ def _create_state(
         built.models.set_model_info(info)
 
     engine = create_engine(limits=lane_limits(settings), observer=observer, on_model_info=set_model_info)
-    cache = open_cache(settings, CacheMetrics(metrics))
+    cache = open_cache(settings, RedisMetrics(metrics.cache_redis))
     built = build_operations(settings, engine=engine, cache=cache, metrics=metrics)
-    return ApiState(settings, keys=access_control.keys, operations=built, metrics=metrics)
+    return ApiState(
+        settings,
+        keys=access_control.keys,
+        rate_limiter=access_control.rate_limiter,
+        operations=built,
+        metrics=metrics,
+    )
 
 
 def _lifespan(
-    state: ApiState, access_control: AccessControl, tracer: Tracer | None, engine_seconds: float
+    state: ApiState, tracer: Tracer | None, engine_seconds: float
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine, cache = state.operations.engine, state.operations.cache
         engine.start()
+        cache.connect()
+        state.rate_limiter.connect()
         ready = asyncio.create_task(_log_readiness(state))
         await asyncio.wait((ready,), timeout=engine_seconds)
         try:
@@ -191,7 +200,7 @@ def _lifespan(
             await engine.stop(state.settings.drain_seconds)
             await asyncio.to_thread(state.operations.threads.close)
             await cache.close()
-            await access_control.close()
+            await state.rate_limiter.close()
             if tracer is not None:
                 await tracer.close()
 

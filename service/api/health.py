@@ -6,6 +6,7 @@
      "requests": {op: n},          in progress
      "api_keys",                   ok, stale or unreadable (ReloadingKeyStore.state)
      "lanes": {op: {...}},         images and bytes in the queues, images at the devices
+     "cache", "rates": {...},      where codes are stored and images counted; what fails there (``StoreStatus``)
      "model", "revision", ...}     the models served, once they are loaded
 """
 
@@ -25,6 +26,8 @@ def application_health(state: ApiState) -> dict[str, Any]:
         "requests": dict(state.requests),
         "api_keys": state.keys.state,
         "lanes": state.operations.engine.snapshot().as_dict(),
+        "cache": state.operations.cache.status.document(),
+        "rates": state.rate_limiter.status.document(),
     }
     if info is None:
         return document
@@ -35,3 +38,11 @@ def application_health(state: ApiState) -> dict[str, Any]:
         "precision": dict(info.precision),
         "generator": info.generator.revision if info.generator else None,
     }
+
+
+def public_health(state: ApiState) -> dict[str, Any]:
+    """The document without the words of Redis, which contain its address."""
+    document = application_health(state)
+    for part in ("cache", "rates"):
+        document[part] = {name: value for name, value in document[part].items() if name != "reason"}
+    return document

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from service.api.access.key_store import ReloadingKeyStore
+from service.api.access.rate_limiter import RateLimiter
 from service.cache import KeySpace
 from service.engine import EngineState
 from service.errors import ErrorDetail
@@ -25,10 +26,17 @@ class ApiState:
     """Settings, API keys, operations and metrics. ``requests``: how many are in progress, by operation."""
 
     def __init__(
-        self, settings: Settings, *, keys: ReloadingKeyStore, operations: Operations, metrics: Metrics
+        self,
+        settings: Settings,
+        *,
+        keys: ReloadingKeyStore,
+        rate_limiter: RateLimiter,
+        operations: Operations,
+        metrics: Metrics,
     ) -> None:
         self.settings = settings
         self.keys = keys
+        self.rate_limiter = rate_limiter
         self.operations = operations
         self.metrics = metrics
         self.rendered_images = RenderedImageCache(settings.picture_cache_bytes)

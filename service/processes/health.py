@@ -15,7 +15,8 @@ _KEY_STATES = ("ok", "stale", "unreadable")
 
 def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *, draining: bool) -> dict[str, Any]:
     """Merges the documents of the front ends: the status is the worst of those that accept connections, because a client
-    may reach any of them; counters are sums. ``workers`` are by device.
+    may reach any of them; counters are sums; cache and rates are those of a front end where they fail. ``workers`` are by
+    device.
     """
     children = (*front_ends, *workers.values())
     documents = [child.status["health"] for child in front_ends if child.status.get("health")]
@@ -33,9 +34,16 @@ def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *,
         "requests": _sum(document["requests"] for document in documents),
         "lanes": _sum_lanes(document["lanes"] for document in documents),
         "api_keys": max((document["api_keys"] for document in documents), key=_KEY_STATES.index, default="ok"),
+        "cache": _worst(document["cache"] for document in documents),
+        "rates": _worst(document["rates"] for document in documents),
         "device": ", ".join(workers),
         "processes": [_describe(child) for child in children],
     }
+
+
+def _worst(documents: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """That of a front end for which something fails, if there is one."""
+    return max(documents, key=lambda document: document["status"] == "failing", default={})
 
 
 def _sum_lanes(snapshots: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
@@ -67,7 +68,7 @@ class _SingleProcess:
         self._keys: ReloadingKeyStore = app.state.access_control.keys
         self._exit_status = 0
         self._public = public_server(app, public, settings, self._state.metrics)
-        self._admin = admin_server(create_admin_app(app.state.health, self._exposition), admin, settings)
+        self._admin = admin_server(create_admin_app(self._health, self._exposition), admin, settings)
         self._stopping = asyncio.Event()
         self._registry = self._state.metrics.registry
         self._registry.register(StateCollector(self._state_metrics))
@@ -112,6 +113,9 @@ class _SingleProcess:
         device = self._settings.devices if info is None else info.device
         yield from worker_metrics({device: _WORKER_STATES.get(state.name, "down")})
         yield from process_metrics({NAME: os.getpid()})
+
+    async def _health(self) -> dict[str, Any]:
+        return application_health(self._state)
 
     async def _exposition(self) -> bytes:
         return generate_latest(self._registry)

@@ -36,6 +36,34 @@ def _with_series(metric: M, *values: Iterable[str]) -> M:
     return metric
 
 
+class RedisFamilies:
+    """The metrics of what Redis is used for: ``cache`` or ``rates``."""
+
+    def __init__(self, registry: CollectorRegistry, use: str, ops: tuple[CacheOp, ...]) -> None:
+        self.duration = _with_series(
+            Histogram(
+                f"titok_{use}_duration_seconds", "Round trips to Redis.", ("op",), registry=registry, buckets=SECONDS
+            ),
+            ops,
+        )
+        self.failures = _with_series(
+            Counter(
+                f"titok_{use}_failures",
+                "Failed round trips to Redis, and unusable values.",
+                ("op", "reason"),
+                registry=registry,
+            ),
+            ops,
+            get_args(CacheFailure),
+        )
+        self.breaker = Gauge(
+            f"titok_{use}_breaker",
+            "Circuit breaker of Redis: 0 closed, 1 half-open, 2 open.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+
+
 class Metrics:
     """The metrics of one application, in a registry of their own."""
 
@@ -83,20 +111,8 @@ class Metrics:
             counter("titok_picture_requests", "Images requested by their address, by cache result.", ("result",)),
             ("hit", "miss"),
         )
-        self.cache_duration = _with_series(
-            duration("titok_cache_duration_seconds", "Round trips to Redis.", ("op",)), get_args(CacheOp)
-        )
-        self.cache_failures = _with_series(
-            counter("titok_cache_failures", "Failed round trips to Redis, and unusable values.", ("op", "reason")),
-            get_args(CacheOp),
-            get_args(CacheFailure),
-        )
-        self.cache_breaker = Gauge(
-            "titok_cache_breaker",
-            "Circuit breaker of Redis: 0 closed, 1 half-open, 2 open.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
+        self.cache_redis = RedisFamilies(registry, "cache", ("get", "claim", "put", "probe"))
+        self.rates_redis = RedisFamilies(registry, "rates", ("consume", "probe"))
 
     def expect_requests(self, route: str, methods: Iterable[str], codes: Iterable[int]) -> None:
         """Creates the series of a route."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.cache.protocol import BreakerState, CacheFailure, CacheObserver, CacheOp
 from service.engine.protocol import AbandonStage, BatchReport, LaneName, RejectReason
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, RedisFamilies
 
 
 class MetricsObserver:
@@ -41,20 +41,20 @@ class MetricsObserver:
         self._metrics.abandonments.labels(lane, stage).inc()
 
 
-class CacheMetrics(CacheObserver):
+class RedisMetrics(CacheObserver):
     """See ``service.cache.protocol.CacheObserver``."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, families: RedisFamilies) -> None:
+        self._families = families
 
     def finished(self, op: CacheOp, seconds: float) -> None:
         """Records a round trip to Redis that succeeded."""
-        self._metrics.cache_duration.labels(op).observe(seconds)
+        self._families.duration.labels(op).observe(seconds)
 
     def failed(self, op: CacheOp, reason: CacheFailure) -> None:
         """Counts a failed round trip or an unusable value."""
-        self._metrics.cache_failures.labels(op, reason).inc()
+        self._families.failures.labels(op, reason).inc()
 
     def breaker(self, state: BreakerState) -> None:
         """Sets the state of the circuit breaker."""
-        self._metrics.cache_breaker.set(("closed", "half-open", "open").index(state))
+        self._families.breaker.set(("closed", "half-open", "open").index(state))

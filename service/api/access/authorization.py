@@ -36,10 +36,10 @@ SECURITY_SCHEMES = {
 class AccessControl:
     """The keys and rate limits of one application."""
 
-    def __init__(self, settings: Settings, limiter: RateLimiter) -> None:
+    def __init__(self, settings: Settings, rate_limiter: RateLimiter) -> None:
         self._settings = settings
         self.keys = ReloadingKeyStore(settings)
-        self._limiter = limiter
+        self.rate_limiter = rate_limiter
 
     @staticmethod
     def of(request: Request) -> AccessControl:
@@ -77,10 +77,10 @@ class AccessControl:
         """
         consumer, rate = request.scope["state"]["rate_limit"]
         quota, _ = parse_rate(rate)
-        result = await self._limiter.consume(consumer, rate, 0 if images > quota else images - counted)
+        result = await self.rate_limiter.consume(consumer, rate, 0 if images > quota else images - counted)
         is_allowed = result.is_allowed and images <= quota
         if counted and not is_allowed:
-            result = await self._limiter.consume(consumer, rate, -counted)  # a refusal spends nothing
+            result = await self.rate_limiter.consume(consumer, rate, -counted)  # a refusal spends nothing
         request.scope["state"]["rate_headers"] = result.headers()
         if images > quota:
             raise ContentTooLarge(

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from service.telemetry.metrics import Metrics
-from service.telemetry.observer import CacheMetrics
+from service.telemetry.observer import RedisMetrics
 from tests.service.api.test_overload import PNG, HeldDevice, picture
 from tests.service.application import app_of, service
 
@@ -62,5 +62,5 @@ async def test_every_labelled_metric_has_series_before_anything_has_happened() -
 def test_a_failure_of_redis_is_an_increase() -> None:
     metrics = Metrics()
     before = series(metrics)
-    CacheMetrics(metrics).failed("claim", "timeout")
+    RedisMetrics(metrics.cache_redis).failed("claim", "timeout")
     assert series(metrics).keys() == before.keys()
