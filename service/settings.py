@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         None,
         description="Redis URL: `redis://user:password@host:6379/0`, `rediss://` (TLS), `unix://`, "
-        "`redis+sentinel://host:26379,host:26379/service`, `redis+cluster://`.",
+        "`redis+sentinel://host:26379,host:26379/service`, `redis+cluster://` ([options](cache.md#redis-urls)).",
     )
     redis_timeout: float = Field(
         0.01, gt=0, le=1, description="Timeout of a Redis command in seconds. A timeout counts as a cache miss."

@@ -28,6 +28,17 @@ GPU = {
 
 CHILD = {"pid": 1, "state": "ready", "reason": None, "uptime_seconds": 1.0, "restarts": 0, "last_death": None}
 
+WORKING, FAILING = {"store": "redis", "status": "ok"}, {"store": "redis", "status": "failing"}
+HEALTH = {
+    "status": "ready",
+    "reason": None,
+    "requests": {},
+    "lanes": {},
+    "api_keys": "ok",
+    "cache": WORKING,
+    "rates": WORKING,
+}
+
 
 def told(**statuses: Any) -> CollectorRegistry:
     """Of workers by their devices."""
@@ -38,7 +49,7 @@ def told(**statuses: Any) -> CollectorRegistry:
 
 
 def front_end(name: str, *, is_accepting: bool = True, **health: Any) -> Child:
-    document = {"status": "ready", "reason": None, "requests": {}, "lanes": {}, "api_keys": "ok", **health}
+    document = {**HEALTH, **health}
     status = {"health": document, "is_accepting": is_accepting}
     return cast(Child, SimpleNamespace(**{**CHILD, "name": name, "status": status, "state": document["status"]}))
 
@@ -92,6 +103,12 @@ def test_keys_that_one_front_end_cannot_read_are_exported() -> None:
         registry = CollectorRegistry()
         registry.register(StateCollector(lambda health=health: service_metrics(health)))
         assert registry.get_sample_value("titok_api_keys_readable") == expected
+
+
+def test_the_cache_of_the_service_fails_if_that_of_a_front_end_does() -> None:
+    front_ends = [front_end("0"), front_end("1", cache=FAILING), front_end("2")]
+    health = service_health(front_ends, {}, draining=False)
+    assert (health["cache"], health["rates"]) == (FAILING, WORKING)
 
 
 def test_utilization_and_temperature_of_a_gpu_are_exported() -> None:
