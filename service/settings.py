@@ -171,6 +171,9 @@ class Settings(BaseSettings):
         10.0, gt=0, le=3600, description="Seconds to receive the request headers, from their first byte (else 408)."
     )
     max_body_bytes: int = Field(32 * MiB, ge=1024, description="Maximum size of a request body (else 413).")
+    max_json_bytes: int = Field(
+        16 * MiB, ge=1024, description="Maximum size of a JSON body (else 413), if less than TITOK_MAX_BODY_BYTES."
+    )
     body_bytes_in_flight: int = Field(
         256 * MiB, ge=1024, description="Maximum size of all request bodies in a front end together (else 429)."
     )

@@ -211,7 +211,12 @@ def _add_middleware(app: FastAPI, state: ApiState, tracer: Tracer | None) -> Non
     """From the innermost to the outermost."""
     settings = state.settings
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, max_bytes_in_flight=settings.body_bytes_in_flight)
+    app.add_middleware(
+        BodyLimits,
+        max_bytes=settings.max_body_bytes,
+        max_json_bytes=settings.max_json_bytes,
+        max_bytes_in_flight=settings.body_bytes_in_flight,
+    )
     app.add_middleware(Deadlines, max_seconds=settings.request_timeout)
     if settings.cors_origins:
         app.add_middleware(

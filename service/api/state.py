@@ -55,6 +55,11 @@ class ApiState:
         return self.operations.models.info
 
     @property
+    def max_json_values(self) -> int:
+        """Maximum values in a JSON body: twice as many as the largest request has, and some more."""
+        return 10_000 + 2 * self.settings.max_images * (self.info.code_format.num_tokens + 1)
+
+    @property
     def readiness(self) -> EngineState:
         """The engine's state; not ready while the models or the API keys are unknown, or the service drains."""
         state = self.operations.engine.state

@@ -10,12 +10,15 @@ from models.arrays import Ids
 from models.codes.code_format import CodeError, CodeFormat
 from models.codes.packed import PackedCodes
 from service.api.schemas.images import DecodeRequest
+from service.api.state import check_image_count
 from service.errors import ErrorDetail
 from service.http.problems import InvalidRequest, invalid_value
 
 
-def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> Ids:
-    """Ids int64 [B, K] from ``tokens``, ``code`` or ``codes``. Raises ``InvalidRequest``, as all functions here do."""
+def tokens_from_json(body: DecodeRequest, code_format: CodeFormat, *, max_images: int) -> Ids:
+    """Ids int64 [B, K] from ``tokens``, ``code`` or ``codes``. Raises ``InvalidRequest``, as all functions here do, and
+    ``TooManyImages`` before any is converted.
+    """
     given = [name for name in ("tokens", "code", "codes") if getattr(body, name) is not None]
     if len(given) != 1:
         raise InvalidRequest(
@@ -26,8 +29,10 @@ def tokens_from_json(body: DecodeRequest, code_format: CodeFormat) -> Ids:
         return tokens_from_code(body.code, code_format, pointer="/code")
     many = body.codes if given == ["codes"] else body.tokens
     pointer = f"/{given[0]}"
-    if not isinstance(many, list) or not many:
+    if not many:
         raise invalid_value(pointer, "a list with at least one entry is expected", many)
+    if given == ["codes"] or isinstance(many[0], list):
+        check_image_count(len(many), max_images, pointer)
     if given == ["codes"]:
         rows = [tokens_from_code(text, code_format, pointer=f"{pointer}/{i}") for i, text in enumerate(many)]
         return np.concatenate(rows)

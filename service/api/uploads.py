@@ -2,66 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import re
+from collections.abc import Callable
+from functools import partial
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from service.api.schemas.parsing import RequestT, parse_body
+from service.api.bodies import parse, read_body
+from service.api.forms import parse_form
+from service.api.schemas.parsing import parse_body
 from service.api.schemas.tokens import Base64Images
-from service.api.state import check_image_count
+from service.api.state import ApiState, check_image_count
 from service.errors import ErrorDetail
-from service.http.negotiation import media_type_of, require_json, unsupported_content_type
-from service.http.problems import ContentTooLarge, InvalidRequest, MalformedBody, RequestTimeout
+from service.http.negotiation import media_type_of, unsupported_content_type
+from service.http.problems import InvalidRequest, MalformedBody
 from service.imaging.formats import ACCEPTED_FORMATS
 from service.operations.preprocessing import Upload
 
 # Some clients send every file as "octet-stream"; the format is sniffed from the bytes.
 RAW_TYPES = frozenset({"application/octet-stream"})
+_MAX_PREFIX = 1000  # characters of a data URI before its data
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
 
 
-async def read_body(request: Request, *, seconds: float) -> bytes:
-    """The whole body; ``BodyLimits`` bounds its length. Raises ``RequestTimeout`` after ``seconds``."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await _body(request)
-    except TimeoutError:
-        raise _body_timeout(seconds) from None
-
-
-async def _body(request: Request) -> bytes:
-    """As ``request.body()``, which would keep the bytes until the request ends."""
-    pieces: list[bytes] = []
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        pieces.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-async def read_json(request: Request, schema: type[RequestT], *, seconds: float) -> RequestT:
-    """A JSON body as its schema. Raises the ``Problem`` of another media type, of a slow body, or of invalid JSON."""
-    require_json(request.headers.get("content-type"))
-    return parse_body(schema, await read_body(request, seconds=seconds))
-
-
-async def read_uploads(request: Request, *, seconds: float, max_images: int) -> list[Upload]:
+async def read_uploads(request: Request, *, max_images: int) -> list[Upload]:
     """The images of a request, at least one and at most ``max_images``. Raises a ``Problem``."""
-    content_type = media_type_of(request.headers.get("content-type"))
+    given = request.headers.get("content-type")
+    content_type = media_type_of(given)
+    parsing: Callable[[bytes], list[Upload]]
     if content_type.startswith("image/") or content_type in RAW_TYPES:
-        uploads = [Upload(await read_body(request, seconds=seconds), content_type, "body")]
-    elif content_type == "multipart/form-data":
-        uploads = await _read_form(request, seconds=seconds, max_images=max_images)
+        return [Upload(await read_body(request), content_type, "body")]
+    if content_type == "multipart/form-data":
+        # One more part than allowed is parsed, so that the error can name the number of images and its limit.
+        deadline = ApiState.deadline(request)
+        parsing = partial(_from_form, content_type=given or "", max_parts=max_images + 1, deadline=deadline)
     elif content_type == "application/json":
-        uploads = _from_json(parse_body(Base64Images, await read_body(request, seconds=seconds)))
+        parsing = partial(_from_json, max_values=ApiState.of(request).max_json_values)
     else:
         raise unsupported_content_type(
             content_type,
@@ -70,41 +48,23 @@ async def read_uploads(request: Request, *, seconds: float, max_images: int) -> 
             "@photo.jpg), files as multipart/form-data (curl -F image=@photo.jpg), or base64 as application/json.",
             expected=[*ACCEPTED_FORMATS.values(), "multipart/form-data", "application/json"],
         )
+    uploads = await parse(await read_body(request), parsing)
     if not uploads:
         raise InvalidRequest("The request holds no image.", errors=[ErrorDetail(pointer="body", detail="no image")])
     check_image_count(len(uploads), max_images, "body")
     return uploads
 
 
-async def _read_form(request: Request, *, seconds: float, max_images: int) -> list[Upload]:
-    try:
-        # One more file than allowed is parsed, so that the error can name the number of images and its limit.
-        async with asyncio.timeout(seconds), request.form(max_files=max_images + 1, max_fields=16) as form:
-            uploads: list[Upload] = []
-            for name, part in form.multi_items():
-                pointer = f"body/{len(uploads)}"
-                if not isinstance(part, UploadFile):
-                    raise InvalidRequest(
-                        f"The form's field {name[:80]!r} is not a file. Send each image as a file "
-                        f"(curl -F image=@photo.jpg).",
-                        errors=[ErrorDetail(pointer=pointer, detail="not a file", value=name[:80])],
-                    )
-                declared = media_type_of(part.content_type) or None
-                uploads.append(Upload(await part.read(), declared, pointer))
-            return uploads
-    except TimeoutError:
-        raise _body_timeout(seconds) from None
-    except HTTPException as error:
-        if "Too many files" in str(error.detail):
-            raise ContentTooLarge(f"The form has too many files; at most {max_images} are allowed.") from None
-        raise
+def _from_form(body: bytes, content_type: str, *, max_parts: int, deadline: float) -> list[Upload]:
+    parts = parse_form(body, content_type, max_parts=max_parts, deadline=deadline)
+    return [
+        Upload(bytes(part.data), media_type_of(part.content_type) or None, f"body/{index}")
+        for index, part in enumerate(parts)
+    ]
 
 
-def _body_timeout(seconds: float) -> RequestTimeout:
-    return RequestTimeout(f"The body did not arrive within {seconds:g} seconds.", headers={"Connection": "close"})
-
-
-def _from_json(body: Base64Images) -> list[Upload]:
+def _from_json(data: bytes, *, max_values: int) -> list[Upload]:
+    body = parse_body(Base64Images, data, max_values=max_values)
     if (body.image is None) == (body.images is None):
         raise InvalidRequest(
             "The body has either 'image' or 'images'.",
@@ -116,7 +76,7 @@ def _from_json(body: Base64Images) -> list[Upload]:
 
 
 def _from_base64(text: str, pointer: str) -> Upload:
-    match = _DATA_URI.match(text)
+    match = _DATA_URI.match(text, 0, _MAX_PREFIX)
     declared = match["type"] if match else None
     if match is None and text.startswith("data:"):
         raise MalformedBody(

@@ -75,8 +75,8 @@ CASES = {
     ),
     "a form with text": (
         {"url": "/v1/encode", "data": {"image": "x"}, "files": {"f": b""}},
-        422,
-        "invalid-request",
+        400,
+        "undecodable-image",
         "body/0",
     ),
     "a second file that is no image": (
@@ -86,7 +86,7 @@ CASES = {
         "body/1",
     ),
     "a form without its boundary": (encode(b"--x", "multipart/form-data"), 400, "malformed-body", None),
-    "a broken form": (encode(b"--x\r\nnonsense", "multipart/form-data; boundary=x"), 422, "invalid-request", "body"),
+    "a broken form": (encode(b"--x\r\nnonsense", "multipart/form-data; boundary=x"), 400, "malformed-body", "body"),
     "65 images": (
         {"url": "/v1/encode", "files": [("i", (f"{i}.png", b"x")) for i in range(65)]},
         413,
@@ -140,7 +140,7 @@ CASES = {
     "a code that is a number": (decode({"code": 5}), 422, "invalid-request", "/code"),
     "another tokenizer's tokens": (decode({"code": GOOD_CODE, "model": "titok-l-32"}), 404, "unknown-model", "/model"),
     "another revision's tokens": (decode({"code": GOOD_CODE, "revision": "0"}), 409, "revision-mismatch", "/revision"),
-    "65 codes": (decode({"codes": [GOOD_CODE] * 65}), 413, "content-too-large", "body"),
+    "65 codes": (decode({"codes": [GOOD_CODE] * 65}), 413, "content-too-large", "/codes"),
     "many images as one picture": (
         decode({"codes": [GOOD_CODE] * 2}, Accept="image/png"),
         406,

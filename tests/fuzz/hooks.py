@@ -57,7 +57,6 @@ INVALID: dict[str, str] = {
     "valid integer": "2.0 is an integer in JSON Schema, but not for the service",
     "whole number": "the same",
     "equal to 9223372036854775807": "a bound of 63 bits is rounded where numbers are doubles",
-    "is not a file": "a form part is a file if it has a filename, which no schema can express",
 }
 """Substrings of ``detail`` of ``invalid-request`` problems, with the reason."""
 

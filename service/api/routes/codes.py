@@ -10,11 +10,11 @@ from fastapi import Path as PathParameter
 from starlette.responses import Response
 
 from service.api.access.authorization import KeyedRoute
+from service.api.bodies import read_json
 from service.api.image_responses import model_headers
-from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, MAX_DIGESTS, SHA256_PATTERN, Size
+from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, SHA256_PATTERN, Size
 from service.api.schemas.tokens import KnownCode, LookupRequest, LookupResponse
-from service.api.state import ApiState, check_image_count
-from service.api.uploads import read_json
+from service.api.state import ApiState
 from service.http.openapi import answers, request_body
 from service.http.problems import NotFound, invalid_value
 from service.inference.model_info import ModelInfo
@@ -50,8 +50,7 @@ async def lookup(request: Request) -> Response:
     """
     state = _state_of(request)
     with request.state.timings.measure("read"):
-        body = await read_json(request, LookupRequest, seconds=state.settings.body_timeout)
-    check_image_count(len(body.sha256), MAX_DIGESTS, "/sha256")
+        body = await read_json(request, LookupRequest)
     digests = [_digest(text, f"/sha256/{index}") for index, text in enumerate(body.sha256)]
     known = await _look_up(request, digests)
     document = LookupResponse(

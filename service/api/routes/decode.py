@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -9,6 +11,7 @@ from models.arrays import Ids
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import SIGNATURE
 from service.api.access.authorization import KeyedRoute, consume_quota
+from service.api.bodies import parse, read_body
 from service.api.image_responses import (
     MULTIPART,
     OCTETS,
@@ -24,7 +27,6 @@ from service.api.schemas.images import DecodedItem, DecodeRequest, DecodeRespons
 from service.api.schemas.parsing import parse_body
 from service.api.state import ApiState, check_image_count
 from service.api.tokens import packed_codes_from, tokens_from_bytes, tokens_from_json
-from service.api.uploads import read_body
 from service.http.disconnects import run_while_connected
 from service.http.negotiation import media_type_of, unsupported_content_type
 from service.http.openapi import answers, request_body
@@ -65,9 +67,7 @@ async def decode(request: Request) -> Response:
     info, deadline = state.info, state.deadline(request)
     await state.operations.engine.wait_for_room("decode", deadline=deadline)
     with timings.measure("read"):
-        data = await read_body(request, seconds=state.settings.body_timeout)
-    body, tokens = _parse(request, data, state)
-    check_image_count(len(tokens), state.settings.max_images, "body")
+        body, tokens = await parse(await read_body(request), partial(_parse, request, state))
     await consume_quota(request, len(tokens))
     answer = choose_image_answer(request, many=len(tokens) > 1)
     media_type = image_media_type(body.format) if answer in ("application/json", MULTIPART) else answer
@@ -86,23 +86,25 @@ async def decode(request: Request) -> Response:
     return Response(document.model_dump_json(), media_type="application/json", headers=headers)
 
 
-def _parse(request: Request, data: bytes, state: ApiState) -> tuple[DecodeRequest, Ids]:
-    """The options and the ids int64 [B, K] of a body, whose model and revision are checked."""
-    models, code_format = state.operations.models, state.info.code_format
+def _parse(request: Request, state: ApiState, data: bytes) -> tuple[DecodeRequest, Ids]:
+    """The options and the ids int64 [B, K] of a body, whose model, revision and number of images are checked."""
+    models, code_format, max_images = state.operations.models, state.info.code_format, state.settings.max_images
     content_type = media_type_of(request.headers.get("content-type"))
     if content_type == PACKED_CODES or (content_type == OCTETS and data.startswith(SIGNATURE)):
         packed = packed_codes_from(data)
+        check_image_count(len(packed.tokens), max_images, "body")
         models.check(packed.tokenizer, packed.revision)
         if packed.code_format != code_format:
             raise invalid_value("body", "K and V in the header are not those of this tokenizer", None)
         return DecodeRequest(), packed.tokens
     if content_type == OCTETS:
         models.check(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
+        check_image_count(len(data) // code_format.num_bytes, max_images, "body")
         return DecodeRequest(), tokens_from_bytes(data, code_format)
     if content_type == "application/json":
-        body = parse_body(DecodeRequest, data)
+        body = parse_body(DecodeRequest, data, max_values=state.max_json_values)
         models.check(body.model, body.revision)
-        return body, tokens_from_json(body, code_format)
+        return body, tokens_from_json(body, code_format, max_images=max_images)
     raise unsupported_content_type(
         content_type,
         detail="not a media type for tokens",

@@ -71,7 +71,7 @@ async def encode(request: Request) -> Response:
     media_type = choose_media_type(request.headers.get("accept"), ["application/json", OCTETS, PACKED_CODES])
     await state.operations.tokenizer.wait_for_room(deadline)
     with timings.measure("read"):
-        uploads = await read_uploads(request, seconds=state.settings.body_timeout, max_images=state.settings.max_images)
+        uploads = await read_uploads(request, max_images=state.settings.max_images)
     await consume_quota(request, len(uploads))
     tokenizer = state.operations.tokenizer
     lookup = await tokenizer.lookup_uploads(uploads, space=state.key_space(request), timings=timings)

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from models.arrays import Ids
 from service.api.access.authorization import KeyedRoute, consume_quota
+from service.api.bodies import read_json
 from service.api.error_table import to_problem
 from service.api.generation import generated_items, generation_facts, generation_from
 from service.api.generation_stream import GenerationStream
@@ -16,7 +17,6 @@ from service.api.image_responses import image_media_type, image_response, model_
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS
 from service.api.schemas.generation import GeneratedItem, GenerateRequest, GenerateResponse, GenerationFacts, StepEvent
 from service.api.state import ApiState
-from service.api.uploads import read_json
 from service.errors import ErrorDetail
 from service.http.disconnects import run_while_connected
 from service.http.negotiation import choose_media_type
@@ -87,7 +87,7 @@ async def generate(request: Request) -> Response:
     info, deadline = state.info, state.deadline(request)
     await state.operations.engine.wait_for_room("generate", deadline=deadline)
     with timings.measure("read"):
-        body = await read_json(request, GenerateRequest, seconds=state.settings.body_timeout)
+        body = await read_json(request, GenerateRequest)
     operations = state.operations
     generation = generation_from(body, operations.models, max_images=state.settings.max_generate)
     await consume_quota(request, body.n)

@@ -7,12 +7,12 @@ from starlette.responses import Response
 
 from models.arrays import Ids
 from service.api.access.authorization import KeyedRoute
+from service.api.bodies import read_json
 from service.api.image_responses import OCTETS, as_base64, image_media_type, image_response, model_headers
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS
 from service.api.schemas.images import MixRequest, MixResponse
-from service.api.state import ApiState, check_image_count
+from service.api.state import ApiState
 from service.api.tokens import tokens_from_json
-from service.api.uploads import read_json
 from service.http.disconnects import run_while_connected
 from service.http.negotiation import choose_media_type
 from service.http.openapi import answers, request_body
@@ -58,10 +58,9 @@ async def mix(request: Request) -> Response:
     info, deadline = state.info, state.deadline(request)
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS, OCTETS])
     with timings.measure("read"):
-        body = await read_json(request, MixRequest, seconds=state.settings.body_timeout)
+        body = await read_json(request, MixRequest)
     state.operations.models.check(body.model, body.revision)
-    tokens = tokens_from_json(body, info.code_format)
-    check_image_count(len(tokens), state.settings.max_images, "body")
+    tokens = tokens_from_json(body, info.code_format, max_images=state.settings.max_images)
     _check(body, tokens)
     if info.codebook.size == 0:
         raise NotFound(f"{info.name} has no codebook, so its tokens cannot be mixed.")

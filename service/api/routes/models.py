@@ -31,7 +31,13 @@ _EXAMPLE = {
     "code_characters": 64,
     "precision": {"encoder": "float32", "decoder": "bfloat16", "generator": "float32"},
     "generator": {"revision": "dc6b540e3b9e", "num_classes": 43, "presets": {}},
-    "limits": {"max_body_bytes": 33554432, "max_pixels": 40000000, "max_images": 64, "max_generate": 16},
+    "limits": {
+        "max_body_bytes": 33554432,
+        "max_json_bytes": 16777216,
+        "max_pixels": 40000000,
+        "max_images": 64,
+        "max_generate": 16,
+    },
 }
 _CLASSES = {"model": "titok-mini-32", "data": [{"id": 10, "name": "cat", "names": ["cat"]}]}
 
@@ -60,6 +66,7 @@ def _entry(state: ApiState) -> ModelEntry:
         ),
         limits=Limits(
             max_body_bytes=settings.max_body_bytes,
+            max_json_bytes=settings.max_json_bytes,
             max_pixels=settings.max_pixels,
             max_images=settings.max_images,
             max_generate=settings.max_generate,

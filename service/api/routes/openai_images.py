@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api.access.authorization import KeyedRoute, consume_quota
+from service.api.bodies import read_json
 from service.api.error_table import to_problem
 from service.api.image_responses import as_base64, image_media_type
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION
 from service.api.schemas.generation import ImageObject, ImagesRequest, ImagesResponse
 from service.api.state import ApiState, check_image_count
-from service.api.uploads import read_json
 from service.engine import EngineError
 from service.errors import ServiceError
 from service.http.disconnects import run_while_connected
@@ -91,7 +91,7 @@ async def create_images(request: Request) -> Response:
     info, deadline = state.info, state.deadline(request)
     models = state.operations.models
     with timings.measure("read"):
-        body = await read_json(request, ImagesRequest, seconds=state.settings.body_timeout)
+        body = await read_json(request, ImagesRequest)
     if body.stream:
         raise invalid_value("/stream", "not supported; POST /v1/generate can stream events", True, "false")
     models.check(body.model)

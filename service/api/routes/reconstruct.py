@@ -61,7 +61,7 @@ async def reconstruct(request: Request) -> Response:
     media_type = image_media_type(None) if answer == "application/json" else answer
     await state.operations.tokenizer.wait_for_room(deadline)
     with timings.measure("read"):
-        uploads = await read_uploads(request, seconds=state.settings.body_timeout, max_images=1)
+        uploads = await read_uploads(request, max_images=1)
     space = state.key_space(request)
     image, original, rendered = await run_while_connected(
         request, _reconstruct(state.operations, uploads[0], media_type, space=space, deadline=deadline, timings=timings)

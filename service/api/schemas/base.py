@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 ImageFormat = Literal["jpeg", "png", "webp"]
 
@@ -20,6 +20,12 @@ CODE_PATTERN = "^[A-Za-z0-9_-]+$"
 SHA256_PATTERN = "^[0-9a-fA-F]{64}$"
 MAX_DIGESTS = 1000
 """Maximum of one look-up."""
+
+MAX_ITEMS = 4096
+"""Maximum entries of any other list: the largest ``TITOK_MAX_IMAGES``."""
+
+Name = Annotated[str, Field(max_length=200)]
+"""Name of a model, a revision or a class."""
 
 
 def exactly_one(**types: str) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.sampling.settings import MAX_STEPS
-from service.api.schemas.base import ImageFormat, StrictRequest, or_null
+from service.api.schemas.base import ImageFormat, Name, StrictRequest, or_null
 
 
 class GenerateRequest(StrictRequest):
     """Settings of a generation. Absent settings are taken from the preset."""
 
-    class_: Annotated[int, Field(strict=True)] | str | None = Field(
+    class_: Annotated[int, Field(strict=True)] | Name | None = Field(
         None,
         alias="class",
         description="Class id or name; null for no class.",
@@ -35,7 +35,7 @@ class GenerateRequest(StrictRequest):
     temperature: float | None = Field(
         None, ge=0, le=100, description="Scale of the noise on the choice of tokens and positions."
     )
-    model: str | None = Field(None, description="Name of the generator. Must be the one served.")
+    model: Name | None = Field(None, description="Name of the generator. Must be the one served.")
     format: ImageFormat | None = Field(None, description="Image format in JSON responses.")
     quality: Annotated[int, Field(ge=1, le=100)] | None = Field(
         None, description="Quality of JPEG and WebP. Default: 90."
@@ -96,7 +96,7 @@ class ImagesRequest(StrictRequest):
     response_format: Literal["b64_json", "url"] | None = Field(None, description="Default: both.")
     output_format: ImageFormat | None = Field(None, description="Default: PNG.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP.")
-    model: str | None = Field(None, description="Name of the generator. Must be the one served.")
+    model: Name | None = Field(None, description="Name of the generator. Must be the one served.")
     stream: Annotated[bool | None, or_null({"const": False})] = Field(None, description="Not supported.")
 
 

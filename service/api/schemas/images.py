@@ -10,7 +10,9 @@ from service.api.schemas.base import (
     CODE_PATTERN,
     EXAMPLE_CODE,
     EXAMPLE_TOKENS,
+    MAX_ITEMS,
     ImageFormat,
+    Name,
     Size,
     StrictRequest,
     exactly_one,
@@ -18,7 +20,8 @@ from service.api.schemas.base import (
 )
 
 _CODE = {"type": "string", "pattern": CODE_PATTERN}
-_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "maxItems": MAX_ITEMS}
+_LIST = {"type": "array", "minItems": 1, "maxItems": MAX_ITEMS}
 
 
 class DecodeRequest(StrictRequest):
@@ -26,15 +29,18 @@ class DecodeRequest(StrictRequest):
 
     model_config = ConfigDict(json_schema_extra=exactly_one(tokens="array", code="string", codes="array"))
 
-    tokens: Annotated[Any, or_null({"anyOf": [_IDS, {"type": "array", "items": _IDS, "minItems": 1}]})] = Field(
-        None, description="Token ids of one image, or a list of such lists.", examples=[[EXAMPLE_TOKENS]]
+    tokens: Annotated[list[Any] | None, or_null({"anyOf": [_IDS, {**_LIST, "items": _IDS}]})] = Field(
+        None,
+        max_length=MAX_ITEMS,
+        description="Token ids of one image, or a list of such lists.",
+        examples=[[EXAMPLE_TOKENS]],
     )
     code: Annotated[Any, or_null(_CODE)] = Field(None, description="One code.", examples=[EXAMPLE_CODE])
-    codes: Annotated[Any, or_null({"type": "array", "items": _CODE, "minItems": 1})] = Field(
-        None, description="Several codes."
+    codes: Annotated[list[Any] | None, or_null({**_LIST, "items": _CODE})] = Field(
+        None, max_length=MAX_ITEMS, description="Several codes."
     )
-    model: str | None = Field(None, description="Tokenizer of the tokens. Must be the one served.")
-    revision: str | None = Field(None, description="Revision of the tokenizer. Must be the one served.")
+    model: Name | None = Field(None, description="Tokenizer of the tokens. Must be the one served.")
+    revision: Name | None = Field(None, description="Revision of the tokenizer. Must be the one served.")
     format: ImageFormat | None = Field(None, description="Image format in JSON and multipart responses.")
     quality: Annotated[int, Field(ge=1, le=100)] | None = Field(
         None, description="Quality of JPEG and WebP. Default: 90."
@@ -46,11 +52,14 @@ class MixRequest(DecodeRequest):
 
     weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
         None,
+        max_length=MAX_ITEMS,
         description="Weight of each image; only the ratios matter. Default: equal.",
         examples=[[0.7, 0.3]],
     )
     positions: list[int | None] | None = Field(
-        None, description="For each token the index of the image to copy it from; null for the weighted mean."
+        None,
+        max_length=MAX_ITEMS,
+        description="For each token the index of the image to copy it from; null for the weighted mean.",
     )
 
 

@@ -30,6 +30,7 @@ class Limits(BaseModel):
     """Limits of one request."""
 
     max_body_bytes: int
+    max_json_bytes: int
     max_pixels: int
     max_images: int
     max_generate: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -9,15 +10,22 @@ from pydantic_core import ErrorDetails
 
 from service.api.schemas.base import StrictRequest
 from service.errors import ErrorDetail
-from service.http.problems import InvalidRequest, MalformedBody
+from service.http.problems import ContentTooLarge, InvalidRequest, MalformedBody
 
 RequestT = TypeVar("RequestT", bound=StrictRequest)
 
 
-def parse_body(schema: type[RequestT], body: bytes) -> RequestT:
-    """A JSON body as its schema. Raises ``MalformedBody`` if it is no JSON, ``InvalidRequest`` if it does not fit."""
+def parse_body(schema: type[RequestT], body: bytes, *, max_values: int) -> RequestT:
+    """A JSON body as its schema. A byte order mark is ignored.
+
+    Raises ``MalformedBody`` if it is no JSON, ``InvalidRequest`` if it does not fit, and ``ContentTooLarge`` for more than
+    ``max_values`` values, before they are converted, or for too long a list.
+    """
+    # Every value but the first follows one of these; some may be parts of strings.
+    if len(body) - len(body.translate(None, b",[{")) > max_values:
+        raise ContentTooLarge(f"The JSON has more than {max_values} values. Split the request.")
     try:
-        return schema.model_validate_json(body)
+        return schema.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         details = error.errors(include_url=False)
     if details[0]["type"] == "json_invalid":
@@ -25,7 +33,8 @@ def parse_body(schema: type[RequestT], body: bytes) -> RequestT:
         raise MalformedBody(f"The body is not JSON: {reason}.", errors=[ErrorDetail(pointer="body", detail=reason)])
     places = [_place(detail) for detail in details[:16]]
     first = places[0]
-    raise InvalidRequest(f"{first.pointer or 'The body'}: {first.detail}.", errors=places)
+    kind = ContentTooLarge if details[0]["type"] == "too_long" else InvalidRequest
+    raise kind(f"{first.pointer or 'The body'}: {first.detail}.", errors=places)
 
 
 def _place(detail: ErrorDetails) -> ErrorDetail:

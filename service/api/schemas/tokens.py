@@ -10,6 +10,7 @@ from service.api.schemas.base import (
     EXAMPLE_CODE,
     EXAMPLE_TOKENS,
     MAX_DIGESTS,
+    MAX_ITEMS,
     SHA256_PATTERN,
     Size,
     StrictRequest,
@@ -24,9 +25,10 @@ class Base64Images(StrictRequest):
     model_config = ConfigDict(json_schema_extra=exactly_one(image="string", images="array"))
 
     image: str | None = Field(None, description="One image as base64 or data URI.")
-    images: Annotated[list[str] | None, or_null({"type": "array", "items": {"type": "string"}, "minItems": 1})] = Field(
-        None, description="Several images as base64 or data URIs."
-    )
+    images: Annotated[
+        list[str] | None,
+        or_null({"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_ITEMS}),
+    ] = Field(None, max_length=MAX_ITEMS, description="Several images as base64 or data URIs.")
 
 
 class EncodedItem(BaseModel):
@@ -53,7 +55,7 @@ class LookupRequest(StrictRequest):
     """SHA-256 digests of image files."""
 
     sha256: list[Annotated[str, WithJsonSchema({"type": "string", "pattern": SHA256_PATTERN})]] = Field(
-        min_length=1, description="Digests in hexadecimal.", json_schema_extra={"maxItems": MAX_DIGESTS}
+        min_length=1, max_length=MAX_DIGESTS, description="Digests in hexadecimal."
     )
 
 

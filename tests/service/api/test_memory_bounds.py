@@ -32,7 +32,7 @@ async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def test_bodies_fill_the_memory_until_their_requests_are_answered() -> None:
-    app = BodyLimits(echo_length, max_bytes=1000, max_bytes_in_flight=100)
+    app = BodyLimits(echo_length, max_bytes=1000, max_json_bytes=1000, max_bytes_in_flight=100)
     holder = AsgiClient(path="/", headers={}, body=b"x" * 60)
     holder.stop_reading()
     async with request(app, holder):
@@ -53,7 +53,7 @@ async def test_bodies_fill_the_memory_until_their_requests_are_answered() -> Non
 
 
 async def test_a_too_long_content_length_is_refused_and_a_declared_one_reserves_nothing() -> None:
-    app = BodyLimits(echo_length, max_bytes=1000, max_bytes_in_flight=100)
+    app = BodyLimits(echo_length, max_bytes=1000, max_json_bytes=1000, max_bytes_in_flight=100)
     promise = AsgiClient(path="/", headers={"Content-Length": "101"}, body=b"")
     async with request(app, promise) as refused:
         await refused
