@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -43,7 +44,7 @@ def check_rate(text: str) -> str:
 class Settings(BaseSettings):
     """All settings of the service, validated."""
 
-    model_config = SettingsConfigDict(env_prefix="TITOK_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="TITOK_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     tokenizer: str = Field(DEFAULT_VARIANT, description="Variant name of the tokenizer.")
     tokenizer_weights: str | None = Field(
@@ -108,8 +109,8 @@ class Settings(BaseSettings):
     )
     anonymous_rate_limit: Annotated[str, AfterValidator(check_rate)] | None = Field(
         None,
-        description="Rate limit in images for each client address, when no API keys are set. Behind a proxy, all "
-        "clients share the address of the proxy.",
+        description="Rate limit in images for each client address, when no API keys are set. Behind a proxy that is not "
+        "in TITOK_TRUSTED_PROXIES, all clients share the address of the proxy.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -117,6 +118,16 @@ class Settings(BaseSettings):
         "Default: none.",
     )
 
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated addresses and networks (`10.0.0.0/8`) of reverse proxies whose `X-Forwarded-For` and "
+        "`X-Forwarded-Proto` state the client's address and scheme, or `*`. Default: none.",
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Path prefix that the reverse proxy removes from requests, such as `/titok`.",
+    )
     playground: bool = Field(True, description="Serve the playground at `/`.")
 
     cache: Literal["auto", "memory", "redis", "off"] = Field(
@@ -229,7 +240,7 @@ class Settings(BaseSettings):
     )
     access_log: bool = Field(True, description="Log one line for each request ([its fields](operations.md#log-lines)).")
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value
@@ -242,6 +253,14 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"{origin[:80]!r} is not an origin. Expected https://app.example.com, without a path, or *"
                 )
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            if proxy != "*":
+                ip_network(proxy)
         return value
 
     @field_validator("devices")

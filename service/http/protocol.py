@@ -15,9 +15,9 @@ request that has not arrived as a whole, the connection stays half-closed for a 
 system resets a connection that is closed with unread bytes, and the client might never see the response.
 
 uvicorn has no public interface for this. The class overrides or uses these internals, which is why pyproject.toml has an
-upper bound for uvicorn: the parser callbacks (``on_*``), ``parser``, ``url``, ``headers``, ``connections``, ``flow``,
-``server_state`` and ``_unset_keepalive_if_required`` of ``HttpToolsProtocol``; ``transport``, ``response_complete`` and
-``more_body`` of ``RequestResponseCycle``.
+upper bound for uvicorn: the parser callbacks (``on_*``), ``parser``, ``url``, ``headers``, ``client``, ``connections``,
+``flow``, ``server_state`` and ``_unset_keepalive_if_required`` of ``HttpToolsProtocol``; ``transport``,
+``response_complete`` and ``more_body`` of ``RequestResponseCycle``.
 """
 
 from __future__ import annotations
@@ -99,6 +99,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuses a connection over the limit."""
         super().connection_made(transport)
+        if self.client is not None:
+            host, port = self.client
+            self.client = host.removeprefix("::ffff:"), port  # an IPv4 client of an IPv6 socket
         # Half-closed connections have been answered and do not count.
         if len(self.connections) - self._open.half_closed > self._limits.connections and not self._close_longest_idle():
             self._refuse(Unavailable("Too many connections are open.", retry_after=1.0))

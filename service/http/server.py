@@ -22,7 +22,7 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -40,7 +40,8 @@ CANCEL_SECONDS = 1.0  # for the responses of requests that are cancelled at the 
 
 class HttpServer(uvicorn.Server):
     """Serves ``app`` on ``listener`` until ``stop_accepting``. It does not handle signals. ``on_refusal`` is called with the
-    status and the id of each request that is refused before ``app`` sees it.
+    status and the id of each request that is refused before ``app`` sees it. ``X-Forwarded-For`` and ``X-Forwarded-Proto``
+    of ``trusted_proxies`` are believed, which have removed ``root_path`` from the paths.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class HttpServer(uvicorn.Server):
         idle_seconds: float,
         limits: ConnectionLimits,
         on_refusal: Callable[[int, str], None] = lambda _status, _request_id: None,
+        trusted_proxies: Sequence[str] = (),
+        root_path: str = "",
     ) -> None:
         self._open = OpenConnections()
         protocol = partial(LimitedProtocol, limits=limits, open_connections=self._open, on_refusal=on_refusal)
@@ -65,6 +68,9 @@ class HttpServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=bool(trusted_proxies),
+                forwarded_allow_ips=list(trusted_proxies),
+                root_path=root_path,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )

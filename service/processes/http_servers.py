@@ -24,6 +24,8 @@ def public_server(app: ASGIApp, listener: socket.socket, settings: Settings, met
         idle_seconds=settings.shutdown_delay,
         limits=_limits(settings),
         on_refusal=partial(record_refusal, metrics, settings.access_log),
+        trusted_proxies=settings.trusted_proxies,
+        root_path=settings.root_path,
     )
 
 

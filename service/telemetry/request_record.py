@@ -24,8 +24,9 @@ def new_request_id() -> str:
 
 @dataclass(slots=True)
 class RequestRecord:
-    """``traceparent``: the request's header, or empty. ``status``: 0 until the response begins. ``is_complete``: whether all
-    of the response was sent. ``bytes_in``, ``bytes_out``: lengths of the bodies. ``seconds``: duration of the request.
+    """``traceparent``: the request's header, or empty. ``path``: without the prefix that a proxy has removed. ``status``: 0
+    until the response begins. ``is_complete``: whether all of the response was sent. ``bytes_in``, ``bytes_out``: lengths of
+    the bodies. ``seconds``: duration of the request.
     """
 
     scope: Scope
@@ -33,6 +34,7 @@ class RequestRecord:
     timings: RequestTimings
     traceparent: str = ""
     trace_id: str | None = field(init=False)
+    path: str = field(init=False)
     operation: str = field(init=False)
     status: int = 0
     is_complete: bool = False
@@ -43,7 +45,8 @@ class RequestRecord:
     def __post_init__(self) -> None:
         self.trace_id = self.traceparent[3:35] or None
         # By path: the route is not known before routing, and requests are counted by operation from their beginning.
-        version, _, rest = self.scope["path"].removeprefix("/").partition("/")
+        self.path = self.scope["path"].removeprefix(self.scope.get("root_path", ""))
+        version, _, rest = self.path.removeprefix("/").partition("/")
         operation = rest.partition("/")[0]
         self.operation = operation if version == "v1" and operation in _OPERATIONS else "other"
 

@@ -94,14 +94,14 @@ class SpanTracer:
     def start(self, record: RequestRecord) -> _RequestTrace | None:
         """See ``Tracer``. Health probes are not traced."""
         scope = record.scope
-        if scope["path"] in PROBES:
+        if record.path in PROBES:
             return None
         headers = Headers(scope=scope)
         span = self._requests.start_span(
             _method(scope),
             propagate.extract(headers),
             SpanKind.SERVER,
-            _request_attributes(scope, headers),
+            _request_attributes(scope, record.path, headers),
             start_time=_nanoseconds(record.timings.started),
         )
         record.trace_id = f"{span.get_span_context().trace_id:032x}"
@@ -229,13 +229,13 @@ def _method(scope: Scope) -> str:
 # Attribute names below are OpenTelemetry's stable semantic conventions for HTTP servers.
 
 
-def _request_attributes(scope: Scope, headers: Headers) -> dict[str, AttributeValue]:
+def _request_attributes(scope: Scope, path: str, headers: Headers) -> dict[str, AttributeValue]:
     """Attributes that a sampler may decide by. ``url.path`` has two parts at most: image addresses hold codes."""
     method = _method(scope)
     attributes: dict[str, AttributeValue] = {
         "http.request.method": "_OTHER" if method == "HTTP" else method,
         "url.scheme": scope["scheme"],
-        "url.path": "/".join(scope["path"].split("/")[:3]),
+        "url.path": "/".join(path.split("/")[:3]),
         "network.protocol.version": scope["http_version"],
     }
     if scope.get("client"):

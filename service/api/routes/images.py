@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Path as PathParameter
 from starlette.responses import Response
 
-from service.api.access.authorization import KeyedRoute
+from service.api.access.authorization import AccessControl, KeyedRoute
 from service.api.schemas.base import CODE_PATTERN, EXAMPLE_CODE
 from service.api.state import ApiState
 from service.api.tokens import tokens_from_code
@@ -28,6 +28,7 @@ router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 _EXTENSIONS = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()}
 _DAY = 24 * 60 * 60
+_YEAR = 365 * _DAY
 
 
 @router.get(
@@ -68,10 +69,12 @@ async def image(
     tokens = tokens_from_code(code, info.code_format, pointer="path/code")
     address = image_address(info, code, extension, size=size, quality=quality)
     etag = _etag(address, info)
+    # A shared cache would serve an image that needs a key to requests without one.
+    sharing = "private" if AccessControl.of(request).keys.are_required else "public"
     headers = {
         "ETag": etag,
-        "Cache-Control": "public, max-age=31536000, immutable" if revision else f"public, max-age={_DAY}",
-        "Content-Location": address,
+        "Cache-Control": f"{sharing}, max-age={_YEAR}, immutable" if revision else f"{sharing}, max-age={_DAY}",
+        "Content-Location": request.scope["root_path"] + address,
     }
     if holds_etag(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)

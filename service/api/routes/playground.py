@@ -30,8 +30,6 @@ _HEADERS = {
     "Vary": "Accept",
 }
 _INDEX = {
-    "service": "titok-service",
-    "version": VERSION,
     "models": "/v1/models",
     "documentation": "/docs",
     "openapi": "/openapi.json",
@@ -56,7 +54,8 @@ def create_router() -> APIRouter:
         """The page, or an index of the API for clients that prefer JSON."""
         if choose_media_type(request.headers.get("accept"), ["text/html", "application/json"]) == "text/html":
             return _answer(request, served[_PAGE])
-        return JSONResponse(_INDEX, headers={"Vary": "Accept"})
+        index = {name: request.scope["root_path"] + path for name, path in _INDEX.items()}
+        return JSONResponse({"service": "titok-service", "version": VERSION, **index}, headers={"Vary": "Accept"})
 
     @router.get("/playground/{path:path}")
     async def file(request: Request, path: str) -> Response:

@@ -74,6 +74,25 @@ async def test_the_admin_application_answers_head() -> None:
             assert (await client.head(path)).status_code == 200
 
 
+async def test_urls_of_responses_begin_with_the_prefix_that_a_proxy_has_removed() -> None:
+    async with open_service() as served:
+        transport = httpx.ASGITransport(app_of(served), root_path="/titok")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/titok") as client:
+            page = (await client.get("/docs")).text
+            addresses = re.findall(r'(?:src|href|url)(?:="|: \')([^"\']+)["\']', page)
+            assert "/titok/openapi.json" in addresses
+            for address in addresses:
+                assert address.startswith("/titok/")
+                assert (await client.get(f"http://test{address}")).status_code == 200
+            assert (await client.get("/openapi.json")).json()["servers"] == [{"url": "/titok"}]
+            index = (await client.get("/", headers={"Accept": "application/json"})).json()
+            assert index["models"] == "/titok/v1/models"
+            image = await client.get("/v1/images/held/BwcHBw.png")
+            assert (await client.get(f"http://test{image.headers['content-location']}")).status_code == 200
+        counted = {"route": "/v1/images/{tokenizer}/{code}.{extension}", "method": "GET", "code": "200"}
+        assert app_of(served).state.api.metrics.registry.get_sample_value("titok_http_requests_total", counted) == 2
+
+
 async def test_repeated_header_lines_count_as_one() -> None:
     async with open_service() as client:
         lines = [("Accept", "text/html;q=0.1"), ("Accept", "application/json")]

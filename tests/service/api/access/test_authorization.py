@@ -9,10 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from service.api.access.authorization import KeyedRoute, check_routes
+from service.api.access.authorization import KeyedRoute, _network_of, check_routes
 from service.api.access.key_store import ReloadingKeyStore
 from service.api.access.keys import ApiKey
 from service.api.access.roles import OPEN_PATHS, REQUIRED_ROLES
@@ -213,6 +214,32 @@ async def test_anonymous_callers_are_limited_by_address() -> None:
     async with open_service(anonymous_rate_limit="1/hour") as client:
         statuses = [(await client.post("/v1/encode", content=picture(7), headers=PNG)).status_code for _ in range(2)]
         assert statuses == [200, 429]
+
+
+@pytest.mark.parametrize(
+    ("client", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_an_ipv4_client_has_a_rate_of_its_own_on_an_ipv6_socket_too(client: str, network: str) -> None:
+    assert _network_of(Request({"type": "http", "client": (client, 1)})) == network
+
+
+@pytest.mark.parametrize("revision", ["", "@1"])
+async def test_an_image_that_needs_a_key_is_not_for_shared_caches(revision: str) -> None:
+    path = f"/v1/images/held{revision}/{CODE}.png"
+    async with keyed() as client:
+        image = await client.get(path, headers=bearer(KEYS["decode"]))
+        assert image.headers["cache-control"].startswith("private, max-age=")
+        again = {**bearer(KEYS["decode"]), "If-None-Match": image.headers["etag"]}
+        unmodified = await client.get(path, headers=again)
+        assert (unmodified.status_code, unmodified.headers["cache-control"][:8]) == (304, "private,")
+    async with open_service() as client:
+        assert (await client.get(path)).headers["cache-control"].startswith("public, max-age=")
 
 
 async def test_responses_never_contain_the_key() -> None:
