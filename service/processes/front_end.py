@@ -36,6 +36,7 @@ from service.processes.process import (
     unblock_signals,
 )
 from service.settings import Settings
+from service.telemetry.log_writer import dropped_log_lines
 from service.telemetry.metrics import enable_multiprocess_mode
 
 __all__: list[str] = []
@@ -88,6 +89,7 @@ class _FrontEnd:
     def _send_status(self) -> None:
         health = application_health(self._state)
         status = {"state": health["status"], "reason": health["reason"], "health": health}
+        status["log_lines_dropped"] = dropped_log_lines()
         self._channel.send({"status": status | {"is_accepting": self._server.started and not self._state.is_draining}})
 
     async def _handle_commands(self) -> None:

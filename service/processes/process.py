@@ -10,6 +10,7 @@ import setproctitle
 
 from service.settings import LogFormat
 from service.telemetry.log_lines import configure_log
+from service.telemetry.log_writer import write_standard_error_in_thread
 
 # For ``sys.setswitchinterval``: keeps the event loop responsive while threads decode and encode images.
 SWITCH_SECONDS = 0.0005
@@ -23,6 +24,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def configure_process(name: str, *, log_level: str, log_format: LogFormat) -> None:
     """Names the process ``titok: NAME`` and logs under that name to standard error."""
     setproctitle.setproctitle(f"titok: {name}")
+    write_standard_error_in_thread()
     configure_log(name, level=log_level, log_format=log_format)
 
 

@@ -27,11 +27,13 @@ from service.processes.process import SWITCH_SECONDS, event_loop, unblock_signal
 from service.processes.state_metrics import (
     StateCollector,
     WorkerState,
+    log_metrics,
     process_metrics,
     service_metrics,
     worker_metrics,
 )
 from service.settings import Settings
+from service.telemetry.log_writer import drain_standard_error, dropped_log_lines
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ class _SingleProcess:
     def _on_signal(self) -> None:
         if self._stopping.is_set():
             log.warning("second signal: exiting at once")
+            drain_standard_error()
             os._exit(1)
         self._stopping.set()
 
@@ -113,6 +116,7 @@ class _SingleProcess:
         device = self._settings.devices if info is None else info.device
         yield from worker_metrics({device: _WORKER_STATES.get(state.name, "down")})
         yield from process_metrics({NAME: os.getpid()})
+        yield log_metrics({NAME: dropped_log_lines()})
 
     async def _health(self) -> dict[str, Any]:
         return application_health(self._state)

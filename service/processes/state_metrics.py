@@ -115,6 +115,16 @@ def gpu_metrics(statuses: Statuses) -> Iterator[Metric]:
     yield from (memory, failures, utilization, temperature)
 
 
+def log_metrics(dropped: Mapping[str, int]) -> Metric:
+    """Dropped log lines of processes by name."""
+    family = CounterMetricFamily(
+        "titok_log_lines_dropped", "Log lines that standard error did not take.", labels=("process",)
+    )
+    for name, lines in dropped.items():
+        family.add_metric((name,), lines)
+    return family
+
+
 def process_metrics(pids: Mapping[str, int | None]) -> Iterable[Metric]:
     """Memory, CPU time and open descriptors of processes by name; a process id is None while there is no process."""
     families: dict[str, Metric] = {}

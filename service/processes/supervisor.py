@@ -46,6 +46,7 @@ from service.processes.process import unblock_signals
 from service.processes.state_metrics import (
     StateCollector,
     gpu_metrics,
+    log_metrics,
     padding_metrics,
     process_metrics,
     restart_metrics,
@@ -54,6 +55,7 @@ from service.processes.state_metrics import (
     worker_state,
 )
 from service.settings import Settings
+from service.telemetry.log_writer import dropped_log_lines
 from service.telemetry.metrics import clear_gauges, multiprocess_registry
 
 log = logging.getLogger(__name__)
@@ -237,6 +239,8 @@ class _Supervisor:
         yield from padding_metrics(statuses)
         yield from gpu_metrics(statuses)
         yield from process_metrics({"supervisor": os.getpid()} | {child.name: child.pid for child in self._tasks})
+        dropped = {child.name: child.status.get("log_lines_dropped", 0) for child in self._tasks}
+        yield log_metrics({"supervisor": dropped_log_lines()} | dropped)
 
     def _health_document(self) -> dict[str, Any]:
         return service_health(self._front_ends, self._workers, draining=self._stopping.is_set())

@@ -26,6 +26,7 @@ from service.engine.worker import DeviceServer
 from service.processes.control import WorkerStart, decode_message, encode_message, heartbeat_interval, unpack_settings
 from service.processes.process import WRONG_CONFIGURATION, configure_process, limit_spinning, unblock_signals
 from service.settings import Settings
+from service.telemetry.log_writer import drain_standard_error, dropped_log_lines
 
 if TYPE_CHECKING:
     from service.inference.device import ServedDevice
@@ -71,8 +72,9 @@ class _Worker:
         return code
 
     def _send_status(self) -> None:
+        status = self._server.status | {"log_lines_dropped": dropped_log_lines()}
         with self._send_lock, suppress(OSError):  # the supervisor may have died
-            self._control.sendall(encode_message({"status": self._server.status}))
+            self._control.sendall(encode_message({"status": status}))
 
     def _send_heartbeats(self) -> None:
         pause = threading.Event()
@@ -126,7 +128,7 @@ def main() -> None:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     code = _Worker(socket.socket(fileno=descriptor)).run()
-    logging.shutdown()
+    drain_standard_error()
     # Without the interpreter's shutdown: threads are still reading, and the libraries of a device shut down slowly.
     os._exit(code)
 

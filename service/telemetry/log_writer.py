@@ -1,0 +1,115 @@
+"""Standard error, written by a thread of its own: when nobody reads it, lines are dropped and counted, and nothing waits."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import logging
+import os
+import select
+import sys
+import threading
+from collections import deque
+from typing import TextIO, cast
+
+log = logging.getLogger(__name__)
+
+_MAX_BYTES = 1024 * 1024
+_DRAIN_SECONDS = 0.5
+
+
+class LogWriter(io.TextIOBase):
+    """A text stream in front of ``descriptor``. At most ``max_bytes`` wait to be written; ``dropped`` counts the lines that
+    found no room or could not be written. Each call of ``write`` is a line, written at once by the system if it can.
+    """
+
+    def __init__(self, descriptor: int, *, max_bytes: int = _MAX_BYTES) -> None:
+        self.dropped = 0
+        self._descriptor = descriptor
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._lines: deque[bytes] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def write(self, text: str) -> int:
+        """Queues a line. Never waits and never raises."""
+        line = text.encode(errors="backslashreplace")
+        with self._changed:
+            if self._num_bytes + len(line) > self._max_bytes:
+                self.dropped += 1
+                return len(text)
+            self._lines.append(line)
+            self._num_bytes += len(line)
+            self._changed.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
+                self._thread.start()
+        return len(text)
+
+    def drain(self, seconds: float = _DRAIN_SECONDS) -> None:
+        """Waits until all lines are written, or ``seconds`` pass without progress. It is not named ``flush``, because
+        ``logging`` flushes a stream after each line.
+        """
+        with self._changed:
+            while self._lines and self._changed.wait(seconds):
+                pass
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def isatty(self) -> bool:
+        """Whether a terminal shows the lines."""
+        return os.isatty(self._descriptor)
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def _write_lines(self) -> None:
+        reported = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+                line = self._lines[0]
+            is_written = self._write_line(line)
+            with self._changed:
+                self._lines.popleft()
+                self._num_bytes -= len(line)
+                self.dropped += not is_written
+                missing = self.dropped - reported
+                self._changed.notify_all()
+            if is_written and missing:
+                reported += missing
+                log.warning("%d log lines were dropped: standard error was not read or could not be written", missing)
+
+    def _write_line(self, line: bytes) -> bool:
+        while line:
+            try:
+                line = line[os.write(self._descriptor, line) :]
+            except BlockingIOError:  # another process made it non-blocking
+                select.select((), (self._descriptor,), ())
+            except OSError:
+                return False
+        return True
+
+
+def write_standard_error_in_thread() -> None:
+    """Replaces ``sys.stderr`` by a ``LogWriter``, for the rest of the process, if the process has a standard error."""
+    if sys.__stderr__ is None:
+        return
+    writer = LogWriter(2)
+    sys.stderr = cast("TextIO", writer)
+    atexit.register(writer.drain)
+
+
+def drain_standard_error() -> None:
+    """Before ``os._exit``: waits briefly until what was logged is written."""
+    if isinstance(sys.stderr, LogWriter):
+        sys.stderr.drain()
+
+
+def dropped_log_lines() -> int:
+    """Number of lines that this process dropped."""
+    return sys.stderr.dropped if isinstance(sys.stderr, LogWriter) else 0
