@@ -201,9 +201,10 @@ class BatchingEngine:
         _check(images, "images", dtype=np.uint8, ndim=4)
         await self._wait_for_room("encode", len(images), deadline)
         request = self._admit("encode", [None] * len(images), images[:1].nbytes, deadline)
-        self._queues.write(request.tasks, images)
-        del images
-        return Encoded(tokens=await self.wait(request), timing=request.timing)
+        with EncodeTicket(self, self._queues, request, images.shape[1:]) as ticket:
+            self._queues.write(request.tasks, images)
+            del images
+            return await ticket.result()
 
     async def decode(self, tokens: Ids, *, deadline: float) -> Decoded:
         """See ``Engine``."""

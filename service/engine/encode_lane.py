@@ -6,9 +6,12 @@ from collections import deque
 from collections.abc import Sequence
 
 from service.engine.blocks import Block, BlockPool
+from service.engine.errors import QueueFull
 from service.engine.lanes import Batch, Lane, LaneLimits
 from service.engine.protocol import EngineObserver
 from service.engine.requests import EngineRequest, ImageTask
+
+_MEMORY_SECONDS = 1.0
 
 
 class EncodeLane(Lane):
@@ -42,14 +45,18 @@ class EncodeLane(Lane):
         return seconds
 
     def claim(self, task: ImageTask, row_shape: tuple[int, ...], now: float) -> Block | None:
-        """Claims a row for an image; None if its request has ended."""
+        """Claims a row for an image; None if its request has ended. Raises ``QueueFull`` if no memory is left for it."""
         if task.request.ended:
             return None
         self._undecoded -= 1
         # A new block only when no block has a free row: so blocks are bounded as images are.
         block = next((block for block, _ in reversed(self._blocks) if block.has_free_row), None)
         if block is None:
-            block = self.pool.acquire(self.batch_size, row_shape)
+            try:
+                block = self.pool.acquire(self.batch_size, row_shape)
+            except (MemoryError, OSError) as error:  # the latter also without a free file descriptor
+                message = f"No memory is left for more images ({error})"
+                raise QueueFull(message, lane=self.name, limit=self.pool.size, retry_after=_MEMORY_SECONDS) from error
             self._blocks.append((block, now))
         task.block, task.row = block, block.claim(task)
         task.is_being_written = True

@@ -4,7 +4,7 @@
 
     start ──> opening ──> alive ──> dead ──> back-off ──┐
       ^                                                 │   0.1 s, doubled up to 10 s; reset after it was
-      └─────────────────────────────────────────────────┘   alive for a minute
+      └─────────────────────────────────────────────────┘   ready for a minute
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Child:
         self.last_death: str | None = None
         self.configuration_error: str | None = None
         self._was_ready = False
+        self._ready_since: float | None = None  # in the life of this process, or of the one that ended last
         self._module = module
         self._start = dict(start)
         self._carry_over = carry_over
@@ -137,7 +138,7 @@ class Child:
             if self._stopping.is_set() or self.configuration_error is not None:
                 return
             self._after_death()
-            if time.monotonic() - self._started >= HEALTHY_SECONDS:
+            if self._ready_since is not None and time.monotonic() - self._ready_since >= HEALTHY_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
             log.warning("%s %s; restarting in %.1f s", self.name, self.last_death, backoff)
             with contextlib.suppress(TimeoutError):
@@ -167,10 +168,10 @@ class Child:
                 self._process.kill()
 
     async def _run_once(self) -> None:
-        self._started, self._silent_seconds = time.monotonic(), 0.0
+        self._started, self._silent_seconds, self._ready_since = time.monotonic(), 0.0, None
         try:
             process, control = await self._spawn()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter without a free thread to wait for the process
             self._note_death(f"cannot be started: {error}", "exit")
             return
         self._process = process
@@ -228,6 +229,7 @@ class Child:
             self._silent_seconds = 0.0
             self._status = message["status"]
             if self._status.get("state") == "ready":
+                self._ready_since = self._ready_since or time.monotonic()
                 self._was_ready = True
                 if self._carry_over is not None:
                     self._start[self._carry_over] = self._status[self._carry_over]

@@ -27,7 +27,8 @@ def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *,
     if draining:
         status, reason = "draining", "the service is shutting down"
     elif status != "ready":
-        reason = "; ".join([reason, *(f"{one.name}: {one.reason}" for one in children if one.state == "restarting")])
+        dead = [one for one in children if one.state == "restarting" and str(one.reason) not in reason]
+        reason = "; ".join([reason, *(f"{one.name}: {one.reason}" for one in dead)])
     return dict(best) | {
         "status": status,
         "reason": reason,

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from service.engine import DeviceFailed, Engine, EngineStopped, InlineEngine, WorkerCrashed
+from service.engine import DeviceFailed, Engine, EngineStopped, InlineEngine, QueueFull, WorkerCrashed
 from service.engine.protocol import DeviceLost
 from service.engine.remote import RemoteEngine
 from service.engine.wire import Channel, DeviceReady
@@ -161,6 +161,37 @@ async def test_a_link_that_meets_an_unforeseen_error_connects_again(
     await until(lambda: caplog.text.count("no worker is left") == 2)
     await until(lambda: engine.state.is_ready)
     np.testing.assert_array_equal((await engine.decode(tokens(1), deadline=soon)).images, images(1))
+
+
+@remote
+async def test_memory_that_cannot_be_allocated_is_back_pressure(build: Build, soon: float) -> None:
+    engine = build()
+    engine.start()
+    await engine.ready()
+    with descriptors_left(0), pytest.raises(QueueFull, match="No memory is left"):
+        await engine.encode(images(1), deadline=soon)
+    np.testing.assert_array_equal((await engine.encode(images(2), deadline=soon)).tokens, tokens(2))
+
+
+@remote
+async def test_an_error_in_the_thread_of_a_link_ends_the_engine_and_is_reported(
+    build: Build, device: FakeDevice, clock: FakeClock, soon: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build()
+    first.start()
+    await first.ready()
+    failures: list[BaseException] = []
+    address = str(build.workers[0].address)  # type: ignore[attr-defined]
+    engine = RemoteEngine({"fake": address}, clock=clock, on_failure=failures.append)
+    engine.start()
+    await engine.ready()
+    with monkeypatch.context() as patch:
+        patch.delattr("service.engine.runner.LinkRunner._copy_results")
+        with pytest.raises(EngineStopped, match="the device thread has died"):
+            await engine.encode(images(1), deadline=soon)
+    await until(lambda: len(failures) == 1)
+    assert engine.state.name == "failed"
+    await engine.stop(PATIENCE)
 
 
 @inline

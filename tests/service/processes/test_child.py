@@ -69,6 +69,23 @@ async def test_a_child_that_exits_is_restarted_with_backoff(child: Callable[...,
     assert all(pause >= least for pause, least in zip(pauses, (0.1, 0.2, 0.4), strict=True))
 
 
+@pytest.mark.parametrize(("begin", "pauses"), [("", ["0.1", "0.2"]), ("tell(state='ready')", ["0.1", "0.1"])])
+async def test_the_backoff_is_reset_when_a_child_has_been_ready_for_long(
+    child: Callable[..., Child],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    begin: str,
+    pauses: list[str],
+) -> None:
+    monkeypatch.setattr("service.processes.child.HEALTHY_SECONDS", 0.2)
+    one = child(f"{begin}\ntime.sleep(0.4)\nsys.exit(1)")
+    life = asyncio.create_task(one.run())
+    await until(lambda: caplog.text.count("restarting in") == 2)
+    one.kill()
+    await life
+    assert [record.getMessage().split()[-2] for record in caplog.records] == pauses
+
+
 async def test_a_child_with_a_wrong_configuration_is_not_restarted(child: Callable[..., Child]) -> None:
     one = child("tell(state='failed', reason='no such weights')\nsys.exit(78)")
     await asyncio.wait_for(one.run(), 60)
