@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Coroutine, Iterable
+from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -15,11 +16,14 @@ from starlette.routing import BaseRoute
 
 from service.api.access.key_store import ReloadingKeyStore
 from service.api.access.keys import ApiKey
-from service.api.access.rate_limiter import RateLimiter
+from service.api.access.rate_limiter import RateLimiter, RateLimitResult
 from service.api.access.roles import OPEN_PATHS, REQUIRED_ROLES, Role
+from service.api.error_table import to_problem
 from service.errors import ErrorDetail
 from service.http.problems import ContentTooLarge, Forbidden, TooManyRequests, Unauthorized, Unavailable
 from service.settings import Settings, parse_rate
+
+_REFUSED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)  # a request that counts no images
 
 SECURITY_SCHEMES = {
     "HTTPBearer": {"type": "http", "scheme": "bearer", "description": "API key, if keys are configured."},
@@ -56,6 +60,7 @@ class AccessControl:
         """
         state = request.scope["state"]
         state["caller"] = state["key_name"] = state["rate_limit"] = None
+        state["counted_images"] = 0
         if self.keys.are_required:
             given = _key_of(request)
             key = self._identify(given)
@@ -71,27 +76,39 @@ class AccessControl:
             # Count the first image before reading the body: a caller without quota is refused at once.
             await self.consume_quota(request, 1)
 
-    async def consume_quota(self, request: Request, images: int, *, counted: int = 0) -> None:
-        """Counts the images of a request that has a rate, of which some were ``counted`` before, all of them or none. Raises
+    async def consume_quota(self, request: Request, images: int) -> None:
+        """Counts the images of a request that has a rate, besides those counted before: all of them or none. Raises
         ``TooManyRequests``, or ``ContentTooLarge`` for more than the rate ever allows.
         """
-        consumer, rate = request.scope["state"]["rate_limit"]
+        state = request.scope["state"]
+        consumer, rate = state["rate_limit"]
         quota, _ = parse_rate(rate)
-        result = await self.rate_limiter.consume(consumer, rate, 0 if images > quota else images - counted)
-        is_allowed = result.is_allowed and images <= quota
-        if counted and not is_allowed:
-            result = await self.rate_limiter.consume(consumer, rate, -counted)  # a refusal spends nothing
-        request.scope["state"]["rate_headers"] = result.headers()
+        more = images - state["counted_images"] if images <= quota else 0
+        result = await self.rate_limiter.consume(consumer, rate, more)
+        state["rate_headers"] = result.headers()
+        if result.is_allowed and images <= quota:
+            state["counted_images"] = images
+            return
+        if state["counted_images"]:
+            result = await self.give_back(request)
         if images > quota:
             raise ContentTooLarge(
                 f"The request has more images than the rate limit of {rate} allows at once. Split it.",
                 errors=[ErrorDetail(pointer="body", detail="more images than the rate", expected=f"<= {quota}")],
             )
-        if not is_allowed:
-            raise TooManyRequests(
-                f"The rate limit of {rate}, in images, is reached. Try again after the time in Retry-After.",
-                retry_after=result.wait(images),
-            )
+        raise TooManyRequests(
+            f"The rate limit of {rate}, in images, is reached. Try again after the time in Retry-After.",
+            retry_after=result.wait(images),
+        )
+
+    async def give_back(self, request: Request) -> RateLimitResult:
+        """Gives back the images that were counted for a request."""
+        state = request.scope["state"]
+        consumer, rate = state["rate_limit"]
+        result = await self.rate_limiter.consume(consumer, rate, -state["counted_images"])
+        state["counted_images"] = 0
+        state["rate_headers"] = result.headers()
+        return result
 
     def _identify(self, given: str) -> ApiKey:
         keys = self.keys.current()
@@ -123,8 +140,14 @@ class KeyedRoute(APIRoute):
         handle = self.endpoint if "POST" in (self.methods or ()) else super().get_route_handler()
 
         async def authorize_and_handle(request: Request) -> Response:
-            await AccessControl.of(request).authorize(request, required)
-            return await handle(request)
+            access_control = AccessControl.of(request)
+            await access_control.authorize(request, required)
+            try:
+                return await handle(request)
+            except Exception as error:
+                if request.scope["state"]["counted_images"] and to_problem(error).status in _REFUSED:
+                    await access_control.give_back(request)
+                raise
 
         return authorize_and_handle
 
@@ -138,9 +161,9 @@ def check_routes(routes: Iterable[BaseRoute]) -> None:
 
 
 async def consume_quota(request: Request, images: int) -> None:
-    """Counts all ``images`` of a request but the first, which ``authorize`` has counted."""
+    """Counts the images of a request, besides the first, which ``authorize`` has counted."""
     if images > 1 and request.scope["state"]["rate_limit"] is not None:
-        await AccessControl.of(request).consume_quota(request, images, counted=1)
+        await AccessControl.of(request).consume_quota(request, images)
 
 
 def _key_of(request: Request) -> str:

@@ -196,6 +196,18 @@ async def test_rate_limits_count_images_and_set_headers() -> None:
         assert (models.status_code, "ratelimit" in models.headers) == (200, False)
 
 
+async def test_a_request_that_the_service_refuses_counts_no_images() -> None:
+    key = ApiKey.plain("one", name="ann", roles=["decode"], rate="5/hour")
+    async with open_service(api_keys=key.entry()) as client:
+        decode = {"url": "/v1/decode", "headers": bearer("one")}
+        engine = app_of(client).state.api.operations.engine
+        await engine.stop(0.0)
+        refused = await client.post(**decode, json={"codes": [CODE] * 3})
+        assert (refused.status_code, refused.headers["ratelimit"][:15]) == (503, '"images";r=5;t=')
+        invalid = await client.post(**decode, json={"codes": ["?"]})
+        assert (invalid.status_code, invalid.headers["ratelimit"][:15]) == (422, '"images";r=4;t=')
+
+
 async def test_more_images_than_the_rate_ever_allows_are_413() -> None:
     key = ApiKey.plain("one", name="ann", roles=["decode"], rate="5/hour")
     async with open_service(api_keys=key.entry()) as client:
