@@ -20,7 +20,17 @@ from ssl import TLSVersion
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, unquote
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    DirectoryPath,
+    Field,
+    FilePath,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 Kind = Literal["server", "sentinel", "cluster"]
 _Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -48,11 +58,11 @@ class _ConnectionOptions(BaseModel):
     username: str | None = None
     password: str | None = None
     ssl: bool = False
-    ssl_ca_certs: str | None = None
+    ssl_ca_certs: FilePath | None = None
     ssl_ca_data: str | None = None
-    ssl_ca_path: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
+    ssl_ca_path: DirectoryPath | None = None
+    ssl_certfile: FilePath | None = None
+    ssl_keyfile: FilePath | None = None
     ssl_password: str | None = None
     ssl_cert_reqs: Literal["required", "optional", "none"] = "required"
     ssl_check_hostname: bool = True
@@ -180,7 +190,7 @@ def _sentinel_options(options: Mapping[str, Any], given: Mapping[str, str]) -> d
 
 def _validated(model: type[_ConnectionOptions], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     try:
-        options = model.model_validate(values).model_dump(exclude_unset=True)
+        options = model.model_validate(values).model_dump(mode="json", exclude_unset=True)
     except ValidationError as errors:
         error = errors.errors()[0]
         name = prefix + "".join(map(str, error["loc"]))

@@ -85,3 +85,13 @@ def test_errors_are_one_line(run: Run, arguments: list[str], message: str) -> No
     shown = " ".join(ended.stderr.decode().split())
     assert message in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:s3cret#1@h", "redis+sentinel://s3cret", "redis://h:s3cret", "redis://h?s3cret=1"]
+)
+def test_serve_refuses_a_wrong_redis_url_without_a_part_of_it(url: str) -> None:
+    ended = run_in_process("serve", TITOK_REDIS_URL=url)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(b"titok: redis_url: ")
+    assert b"s3cret" not in ended.stdout + ended.stderr

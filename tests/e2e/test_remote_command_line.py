@@ -133,11 +133,15 @@ def checks(ended: subprocess.CompletedProcess[bytes]) -> dict[str, dict[str, str
 
 
 def test_the_doctor_finds_no_error_where_a_service_would_start() -> None:
-    ended = run_in_process("doctor", TITOK_PORT="0", TITOK_ADMIN_PORT="0", TITOK_API_KEYS="s3cret")
+    redis_url = "unix://:s3cret@/nowhere.sock"  # the service would start without it
+    ended = run_in_process(
+        "doctor", TITOK_PORT="0", TITOK_ADMIN_PORT="0", TITOK_API_KEYS="s3cret", TITOK_REDIS_URL=redis_url
+    )
     assert ended.returncode == 0, ended.stdout
     text = ended.stdout.decode()
     assert f"titok-mini-32 revision {EXAMPLE_REVISION.removesuffix('-p1')}" in text
     assert "encoded and decoded on cpu" in text
+    assert "PING: Error 2 connecting to /nowhere.sock" in text
     assert "s3cret" not in text
 
 
@@ -162,11 +166,12 @@ def test_health_asks_the_running_service(run: Run, server: Server) -> None:
     ("settings", "name", "found"),
     [
         ({"TITOK_PORT": "none"}, "settings", "TITOK_PORT"),
+        ({"TITOK_REDIS_URL": "redis://h:notaport"}, "settings", "TITOK_REDIS_URL"),
         ({"TITOK_DEVICES": "cuda:7"}, "device", "no usable CUDA device"),
         ({"TITOK_TOKENIZER_WEIGHTS": "/nowhere.safetensors"}, "weights", "/nowhere.safetensors"),
         ({"TITOK_TOKENIZER": "titok-x"}, "models", "no tokenizer is called 'titok-x'"),
     ],
-    ids=["a setting", "a device", "weights", "a variant"],
+    ids=["a setting", "a URL", "a device", "weights", "a variant"],
 )
 def test_the_doctor_reports_errors_with_advice(settings: dict[str, str], name: str, found: str) -> None:
     ended = run_in_process("doctor", "--json", **settings)

@@ -28,7 +28,7 @@ from service.settings import Settings, invalid_settings
         ("redis://[::1]:7/0", [("::1", 7)], {"db": 0}),
         ("redis://h?health_check_interval=30", [("h", 6379)], {"health_check_interval": 30}),
         ("redis://h?ssl=false", [("h", 6379)], {"ssl": False}),
-        ("redis://h?ssl=true&ssl_ca_certs=/x", [("h", 6379)], {"ssl": True, "ssl_ca_certs": "/x"}),
+        (f"redis://h?ssl=true&ssl_ca_certs={__file__}", [("h", 6379)], {"ssl": True, "ssl_ca_certs": __file__}),
         ("redis://h?socket_timeout=5&protocol=2", [("h", 6379)], {"socket_timeout": 5.0, "protocol": 2}),
         ("rediss://h?ssl_min_version=771", [("h", 6379)], {"ssl": True, "ssl_min_version": ssl.TLSVersion.TLSv1_2}),
         ("unix://u:p@/a/b?db=2", [], {"username": "u", "password": "p", "db": 2, "unix_socket_path": "/a/b"}),
@@ -52,9 +52,13 @@ def test_valid_urls(url: str, addresses: list[tuple[str, int]], options: Mapping
     [
         ("redis+sentinel://:p@a/s/3", {"password": "p", "db": 3}, {"ssl": False}),
         ("redis+sentinel://a/s?sentinel_password=q&sentinel_username=u", {}, {"username": "u", "password": "q"}),
-        ("rediss+sentinel://a/s?ssl_ca_certs=/x", {"ssl": True}, {"ssl": True, "ssl_ca_certs": "/x"}),
-        ("rediss+sentinel://a/s?ssl_ca_certs=/x&sentinel_ssl=false", {"ssl": True}, {"ssl": False}),
-        ("redis+sentinel://a/s?sentinel_ssl=true&sentinel_ssl_ca_certs=/x", {}, {"ssl": True, "ssl_ca_certs": "/x"}),
+        (f"rediss+sentinel://a/s?ssl_ca_certs={__file__}", {"ssl": True}, {"ssl": True, "ssl_ca_certs": __file__}),
+        (f"rediss+sentinel://a/s?ssl_ca_certs={__file__}&sentinel_ssl=false", {"ssl": True}, {"ssl": False}),
+        (
+            f"redis+sentinel://a/s?sentinel_ssl=true&sentinel_ssl_ca_certs={__file__}",
+            {},
+            {"ssl": True, "ssl_ca_certs": __file__},
+        ),
     ],
 )
 def test_sentinels_have_a_login_and_tls_of_their_own(
@@ -93,7 +97,8 @@ def test_sentinels_have_a_login_and_tls_of_their_own(
         ("redis://h?sentinel_password=s3cret", "unknown option sentinel_password"),
         ("redis+sentinel://h/s?sentinel_db=1", "unknown option sentinel_db"),
         ("redis://h?ssl=", "option ssl"),
-        ("redis://h?ssl_ca_certs=s3cret", "ssl_ca_certs needs TLS"),
+        (f"redis://h?ssl_ca_certs={__file__}", "ssl_ca_certs needs TLS"),
+        ("rediss://h?ssl_ca_certs=/s3cret", "option ssl_ca_certs of the Redis URL: Path does not point to a file"),
         ("rediss://h?ssl=false", "option ssl of the Redis URL contradicts"),
         ("redis://h?socket_timeout=s3cret", "option socket_timeout"),
         ("redis://h?socket_timeout=0", "option socket_timeout"),

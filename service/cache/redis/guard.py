@@ -49,15 +49,16 @@ class RedisGuard:
         probe: Callable[[], Awaitable[object]] | None = None,
         on_recovery: Callable[[], None] = lambda: None,
     ) -> None:
+        parsed = RedisUrl.parse(url)
         self.client = connect(url, socket_timeout=SOCKET_TIMEOUT)
-        self.health = RedisHealth(purpose, RedisUrl.parse(url).redact)
+        self.health = RedisHealth(purpose, parsed.redact)
         self._timeout = timeout
         self._observer = observer or CacheObserver()
         self._pause = breaker_pause
         self._send_probe = probe or self.client.ping
         self._on_recovery = on_recovery
         self._breaker = CircuitBreaker(self._on_breaker_change)
-        self._slots = asyncio.Semaphore(CONNECTIONS)
+        self._slots = asyncio.Semaphore(parsed.options.get("max_connections", CONNECTIONS))
         self._tasks: set[asyncio.Future[Any]] = set()
         self._probing: asyncio.Future[None] | None = None
         self._next_replacement = 0.0
