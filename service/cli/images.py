@@ -15,15 +15,14 @@ from rich.progress import Progress
 from service.cli.options import ApiKey, CommandError, Tokenizer, Url, Weights, load_settings
 from service.cli.terminal import console, say
 from service.errors import ServiceError
-from service.imaging.encoding import OUTPUT_EXTENSIONS
 from service.imaging.formats import ACCEPTED_SUFFIXES
 
 if TYPE_CHECKING:
     from service.cli.local_models import LocalModels
-    from service.cli.remote_models import RemoteModels
-    from service.client import Encoded
+    from service.client import Encoded, TiTokClient
+    from service.client.calls import Format, GenerateOptions
 
-_MEDIA_TYPES = {extension: media_type for media_type, extension in OUTPUT_EXTENSIONS.items()} | {"jpeg": "image/jpeg"}
+_FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _REMOTE_BATCH = 256  # files read and sent before their results are printed
 
 Output = Annotated[Path, typer.Argument(help="Image file to write: .png, .jpg or .webp; - for standard output (PNG).")]
@@ -44,7 +43,7 @@ def encode(
         for start in range(0, len(paths), batch):
             part = paths[start : start + batch]
             with _command_errors(part):
-                results = models.encode([_read(path) for path in part])
+                results = _encode(models, [_read(path) for path in part])
             for path, result in zip(part, results, strict=True):
                 typer.echo(json.dumps(_document(path, result)))
             progress.update(task, advance=len(part))
@@ -59,10 +58,10 @@ def decode(
     api_key: ApiKey = None,
 ) -> None:
     """Decode tokens to an image."""
-    media_type = _media_type(output)
+    format_ = _format(output)
     tokens = _token_ids(code) if "," in code else code.strip()
     with _command_errors():
-        picture = _models(tokenizer, weights, url, api_key).decode(tokens, media_type=media_type)
+        picture = _models(tokenizer, weights, url, api_key).decode(tokens, format=format_)
     _write(output, picture.data)
 
 
@@ -76,11 +75,12 @@ def generate(
     api_key: ApiKey = None,
 ) -> None:
     """Generate an image of a class."""
-    media_type = _media_type(output)
+    options: GenerateOptions = {"preset": preset, "format": _format(output)}
+    if seed is not None:
+        options["seed"] = seed
     class_ = None if label == "-" else int(label) if label.isdigit() else label
     with _command_errors():
-        models = _models(tokenizer, None, url, api_key)
-        generated = models.generate(class_, seed=seed, preset=preset, media_type=media_type)
+        (generated,) = _models(tokenizer, None, url, api_key).generate(class_, **options)
     _write(output, generated.picture.data)
     say(f"seed {generated.seed}, code {generated.code}")
 
@@ -94,25 +94,37 @@ def reconstruct(
     api_key: ApiKey = None,
 ) -> None:
     """Encode, decode and measure quality (PSNR and SSIM)."""
-    media_type = _media_type(output)
+    format_ = _format(output)
     with _command_errors([image]):
-        result = _models(tokenizer, weights, url, api_key).reconstruct(_read(image), media_type=media_type)
-    _write(output, result.picture.data)
+        models = _models(tokenizer, weights, url, api_key)
+        result = models.reconstruct(_read(image))
+        picture = result.picture
+        if picture.content_type != f"image/{format_}":
+            picture = models.decode(result.code, format=format_)
+    _write(output, picture.data)
     psnr = "identical" if result.psnr is None else f"PSNR {result.psnr} dB"
     say(f"{psnr}, SSIM {result.ssim}, code {result.code}")
 
 
 def _models(
     tokenizer: str | None, weights: str | None, url: str | None, api_key: str | None
-) -> LocalModels | RemoteModels:
+) -> LocalModels | TiTokClient:
     if url is not None:
-        from service.cli.remote_models import RemoteModels  # httpx is not needed for local models
+        from service.client import TiTokClient  # httpx is slow to import
 
-        return RemoteModels(url, api_key=api_key)
+        return TiTokClient(url, api_key=api_key)
     from service.cli.local_models import LocalModels  # torch is slow to import
 
     settings = load_settings()
     return LocalModels(tokenizer or settings.tokenizer, weights=weights, max_pixels=settings.max_pixels)
+
+
+def _encode(models: LocalModels | TiTokClient, images: list[bytes]) -> list[Encoded]:
+    from service.client import TiTokClient
+
+    if isinstance(models, TiTokClient) and len(images) > 1:
+        return models.encode(images)
+    return [models.encode(image) for image in images]
 
 
 @contextmanager
@@ -163,13 +175,11 @@ def _write(path: Path, data: bytes) -> None:
         raise CommandError(f"cannot write {path}: {error.strerror}") from None
 
 
-def _media_type(path: Path) -> str:
-    if str(path) == "-":
-        return "image/png"
-    media_type = _MEDIA_TYPES.get(path.suffix.removeprefix(".").lower())
-    if media_type is None:
+def _format(path: Path) -> Format:
+    format_ = "png" if str(path) == "-" else _FORMATS.get(path.suffix.lower())
+    if format_ is None:
         raise CommandError(f"{path} does not end in .png, .jpg or .webp")
-    return media_type
+    return format_
 
 
 def _token_ids(text: str) -> list[int]:

@@ -1,17 +1,18 @@
-"""Models loaded in this process, with the results of the client."""
+"""Models loaded in this process, with the methods and results of ``TiTokClient``."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from models import load_generator, load_tokenizer
 from models.preprocess import eval_crop
+from service.client.calls import Class, Format, GenerateOptions
 from service.client.results import Encoded, Generated, Picture, Reconstruction
 from service.imaging.decoding import DecodedImage, decode_image
 from service.imaging.encoding import encode_image
@@ -42,27 +43,24 @@ class LocalModels:
     def _generator(self) -> Generator:
         return load_generator(self._name)
 
-    def encode(self, images: Sequence[bytes]) -> list[Encoded]:
-        """Tokens of image files."""
-        decoded = (decode_image(data, limits=self._limits) for data in images)
-        return [
-            Encoded(**self._tokenized(self._tokens(image)), original_size=image.original_size, cached=False)
-            for image in decoded
-        ]
+    def encode(self, image: bytes) -> Encoded:
+        """Tokens of an image file."""
+        decoded = decode_image(image, limits=self._limits)
+        return Encoded(**self._tokenized(self._tokens(decoded)), original_size=decoded.original_size, cached=False)
 
-    def decode(self, tokens: str | Sequence[int], *, media_type: str) -> Picture:
+    def decode(self, tokens: str | Sequence[int], *, format: Format) -> Picture:  # noqa: A002
         """The image of a code, or of K token ids."""
         code_format = self._tokenizer.code_format
         ids = code_format.from_text([tokens]) if isinstance(tokens, str) else np.array([tokens], np.int64)
-        return self._picture(self._pixels(ids), media_type)
+        return _picture(self._pixels(ids), format)
 
-    def generate(self, label: int | str | None, *, seed: int | None, preset: str, media_type: str) -> Generated:
-        """A generated image of a class."""
+    def generate(self, class_: Class, **options: Unpack[GenerateOptions]) -> list[Generated]:
+        """A generated image of a class, by ``seed``, ``preset`` and ``format``."""
         classes = ClassIndex(self._generator.class_names)
-        index = classes.resolve(label)
-        seed = secrets.randbelow(2**32) if seed is None else seed
+        index = classes.resolve(class_)
+        seed, preset = options.get("seed", secrets.randbelow(2**32)), options["preset"]
         tokens = self._generator.generate([index], seeds=[seed], preset=preset).numpy()
-        return Generated(
+        generated = Generated(
             **self._tokenized(tokens),
             index=0,
             seed=seed,
@@ -70,10 +68,11 @@ class LocalModels:
             class_name=None if index is None else classes.names[index][0],
             generator_revision=self._generator.revision,
             settings={"preset": preset},
-            picture=self._picture(self._pixels(tokens), media_type),
+            picture=_picture(self._pixels(tokens), options["format"]),
         )
+        return [generated]
 
-    def reconstruct(self, image: bytes, *, media_type: str) -> Reconstruction:
+    def reconstruct(self, image: bytes) -> Reconstruction:
         """An image after encoding and decoding, with its quality."""
         decoded = decode_image(image, limits=self._limits)
         tokens = self._tokens(decoded)
@@ -84,7 +83,7 @@ class LocalModels:
             original_size=decoded.original_size,
             psnr=psnr,
             ssim=ssim,
-            picture=self._picture(pixels, media_type),
+            picture=_picture(pixels, "png"),
         )
 
     def _tokens(self, image: DecodedImage) -> npt.NDArray[np.int64]:
@@ -105,5 +104,7 @@ class LocalModels:
         pixels: npt.NDArray[np.uint8] = self._tokenizer.decode(tokens).numpy()[0]
         return pixels
 
-    def _picture(self, pixels: npt.NDArray[np.uint8], media_type: str) -> Picture:
-        return Picture(data=encode_image(pixels, media_type), content_type=media_type)
+
+def _picture(pixels: npt.NDArray[np.uint8], format_: Format) -> Picture:
+    media_type = f"image/{format_}"
+    return Picture(data=encode_image(pixels, media_type), content_type=media_type)
