@@ -322,17 +322,22 @@ def load_tokenizer(
 
 def build_tokenizer(name: str, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> Tokenizer:
     """Builds a tokenizer from a checkpoint in memory. See :func:`load_tokenizer`."""
-    with skip_init():
-        network = _build_network(name, checkpoint)
-    load_strictly(network, checkpoint)
     return Tokenizer(
-        network,
+        load_network(name, checkpoint),
         name=name,
         digest=checkpoint.digest(),
         source=checkpoint.source,
         device=torch.device(device),
         dtype=dtype,
     )
+
+
+def load_network(name: str, checkpoint: Checkpoint) -> TiTok | MaskGITVQGAN:
+    """The network of a variant, or of the checkpoint's ``config.json``, with the checkpoint's weights."""
+    with skip_init():
+        network = _build_network(name, checkpoint)
+    load_strictly(network, checkpoint)
+    return network
 
 
 def _build_network(name: str, checkpoint: Checkpoint) -> TiTok | MaskGITVQGAN:

@@ -1,7 +1,7 @@
 """Registry of variants: network configuration, weights, sampling presets and published metrics.
 
 Figures and settings: 1d-tokenizer's README_TiTok.md and sampling scripts (commit 942a96f); rFID on the ImageNet
-validation set, gFID on 50,000 samples by the ADM evaluator.
+validation set.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class GeneratorVariant:
     config: GeneratorConfig | None
     weights: HubFile | Path
     presets: Mapping[str, SamplingSettings] = field(repr=False)
-    gfid: float | None = None
 
 
 def _hub(kind: str, name: str) -> HubFile:
@@ -111,6 +110,15 @@ def _presets(
     return {"published": published, "demo": demo, "fast": replace(published, steps=fast_steps)}
 
 
+def _generator(name: str, config: GeneratorConfig, settings: SamplingSettings, *, fast_steps: int) -> GeneratorVariant:
+    """A published generator; all of them were evaluated with ``softmax_annealing``."""
+    _, letter, tokens = name.split("-")
+    presets = _presets(replace(settings, softmax_annealing=True), fast_steps=fast_steps)
+    return GeneratorVariant(
+        name=name, config=config, weights=_hub("generator", f"titok_{letter}{tokens}"), presets=presets
+    )
+
+
 GENERATORS: Mapping[str, GeneratorVariant] = {
     variant.name: variant
     for variant in (
@@ -126,43 +134,25 @@ GENERATORS: Mapping[str, GeneratorVariant] = {
                 fast_steps=4,
             ),
         ),
-        GeneratorVariant(
-            name="titok-l-32",
-            config=GeneratorConfig(model_type="ViT", image_seq_len=32),
-            weights=_hub("generator", "titok_l32"),
-            presets=_presets(
-                SamplingSettings(
-                    steps=8, guidance_scale=4.5, guidance_decay="linear", temperature=9.5, softmax_annealing=True
-                ),
-                fast_steps=4,
-            ),
-            gfid=2.77,
+        _generator(
+            "titok-l-32",
+            GeneratorConfig(model_type="ViT", image_seq_len=32),
+            SamplingSettings(steps=8, guidance_scale=4.5, guidance_decay="linear", temperature=9.5),
+            fast_steps=4,
         ),
-        GeneratorVariant(
-            name="titok-b-64",
-            config=GeneratorConfig(model_type="ViT", image_seq_len=64),
-            weights=_hub("generator", "titok_b64"),
-            presets=_presets(
-                SamplingSettings(
-                    steps=8, guidance_scale=3.0, guidance_decay="linear", temperature=11.0, softmax_annealing=True
-                ),
-                fast_steps=4,
-            ),
-            gfid=2.48,
+        _generator(
+            "titok-b-64",
+            GeneratorConfig(model_type="ViT", image_seq_len=64),
+            SamplingSettings(steps=8, guidance_scale=3.0, guidance_decay="linear", temperature=11.0),
+            fast_steps=4,
         ),
-        GeneratorVariant(
-            name="titok-s-128",
-            config=GeneratorConfig(
+        _generator(
+            "titok-s-128",
+            GeneratorConfig(
                 model_type="UViT", image_seq_len=128, hidden_size=1024, num_hidden_layers=20, intermediate_size=4096
             ),
-            weights=_hub("generator", "titok_s128"),
-            presets=_presets(
-                SamplingSettings(
-                    steps=64, guidance_scale=6.9, guidance_decay="power-cosine", temperature=2.8, softmax_annealing=True
-                ),
-                fast_steps=8,
-            ),
-            gfid=1.97,
+            SamplingSettings(steps=64, guidance_scale=6.9, guidance_decay="power-cosine", temperature=2.8),
+            fast_steps=8,
         ),
     )
 }

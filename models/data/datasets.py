@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -27,32 +27,6 @@ from models.data.streaming import StreamingDataset
 from models.errors import DataError
 
 _ROWS_PER_COPY = 4096
-
-
-class ImageDataset(Protocol):
-    """Labelled images, by rows 0 to N - 1."""
-
-    @property
-    def labels(self) -> Ids:
-        """Indices into ``names``, int64 [N]."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The class names."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: Ids, generator: torch.Generator | None = None) -> Tensor:
-        """The images of ``rows`` int64 [B] as float32 [B, 3, S, S] in [0, 1].
-
-        Centre crops; with a ``generator`` random crops, if the dataset has the uncropped images.
-        """
-
-    def prefetch(self, rows: Ids, generator: torch.Generator | None = None) -> None:
-        """Starts to load the next batch; ``generator`` in the state in which :meth:`batch` will use it."""
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same dataset with batches on ``device``."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +68,10 @@ class InMemoryDataset:
         return replace(self, device=device, resident=resident)
 
 
+ImageDataset: TypeAlias = InMemoryDataset | StreamingDataset
+"""Labelled images, by rows 0 to N - 1."""
+
+
 def open_dataset(
     folder: Path,
     split: Split,
@@ -102,7 +80,7 @@ def open_dataset(
     cache: Path,
     memory_limit_bytes: int | None = None,
     progress: Progress | None = None,
-) -> InMemoryDataset | StreamingDataset:
+) -> ImageDataset:
     """The images of one split at S = ``size``: decoded once into ``cache`` up to the memory limit, streamed above it.
 
     ``folder`` has WebDataset shards (:mod:`models.data.shards`) or class folders (:mod:`models.data.image_folder`).

@@ -240,8 +240,7 @@ def _nearest(
     track: Track,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows, distances, RMSE and shared tokens, as in ``_ImageSet``; ``tokens`` None: to be encoded."""
-    nearest = references.nearest(pooled, 1)
-    rows = nearest.rows[:, 0]
+    rows, distances = (found[:, 0] for found in references.nearest(pooled, 1))
     rmse, shared = [], [torch.empty(0)]
     for part in track(batches(len(images)), "comparing with training images"):
         batch, training = np.array(images[part]), np.array(reference_images[rows[part].numpy()])
@@ -250,7 +249,7 @@ def _nearest(
         if tokenizer.is_discrete:
             codes = tokenizer.encode(batch) if tokens is None else tokens[part]
             shared.append(torch.stack([(tokenizer.encode(each) == codes).double().mean(1) for each in both]).amax(0))
-    return rows, nearest.distances[:, 0], torch.cat(rmse), torch.cat(shared)
+    return rows, distances, torch.cat(rmse), torch.cat(shared)
 
 
 def _rmse(images: Pixels, others: Pixels) -> Tensor:

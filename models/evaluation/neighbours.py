@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 _CHUNK = 256
 CLASSIFIER_NEIGHBOURS = 5
-
-
-class Neighbours(NamedTuple):
-    """``rows`` int64 [B, k] of a reference set, the nearest first; ``distances`` float32 [B, k], 1 - cosine."""
-
-    rows: Tensor
-    distances: Tensor
 
 
 class ReferenceSet:
@@ -35,17 +26,19 @@ class ReferenceSet:
         wanted = torch.isin(self.labels, labels)
         return ReferenceSet(self.features[wanted], self.labels[wanted])
 
-    def nearest(self, features: Tensor, count: int) -> Neighbours:
-        """The ``count`` nearest references of each row of [B, C]; all if there are fewer."""
+    def nearest(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The ``count`` nearest references of each row of [B, C], all if there are fewer: rows int64 [B, k], the nearest
+        first, and distances float32 [B, k], 1 - cosine.
+        """
         count = min(count, len(self))
         found = [
             (F.normalize(part, dim=1) @ self._directions.T).topk(count, dim=1) for part in torch.split(features, _CHUNK)
         ]
-        return Neighbours(torch.cat([part.indices for part in found]), 1 - torch.cat([part.values for part in found]))
+        return torch.cat([part.indices for part in found]), 1 - torch.cat([part.values for part in found])
 
     def classify(self, features: Tensor, *, neighbours: int = CLASSIFIER_NEIGHBOURS) -> Tensor:
         """The majority label int64 [B] of the nearest ``neighbours`` of [B, C]; ties go to the nearest one."""
-        rows = self.nearest(features, neighbours).rows
+        rows, _ = self.nearest(features, neighbours)
         votes = self.labels[rows]  # [B, k]
         # Weights break ties in favour of the nearest; together they add less than one vote.
         weights = 1 + 0.4 * 0.5 ** torch.arange(rows.shape[1], dtype=torch.float64)

@@ -15,10 +15,9 @@ from __future__ import annotations
 import importlib
 import io
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,29 +49,22 @@ class Decoded(NamedTuple):
     num_bytes: Ids
 
 
-class Codec(Protocol):
-    """Encodes images to bytes and decodes them. ``name`` is shown in tables."""
+class Codec:
+    """Encodes images to bytes and decodes them, by default one by one. ``name`` is shown in tables."""
 
     name: str
 
-    def __call__(self, images: Pixels) -> Decoded:
-        """Encodes and decodes images uint8 [B, S, S, 3]."""
-
-
-class _SingleImageCodec(ABC):
-    """A codec that works image by image."""
-
-    @abstractmethod
     def round_trip(self, image: Pixels) -> tuple[Pixels, int]:
         """Encodes and decodes one image uint8 [S, S, 3]; returns it with its number of bytes."""
+        raise NotImplementedError
 
     def __call__(self, images: Pixels) -> Decoded:
-        """See :class:`Codec`."""
+        """Encodes and decodes images uint8 [B, S, S, 3]."""
         decoded, num_bytes = zip(*map(self.round_trip, images), strict=True)
         return Decoded(np.stack(decoded), np.array(num_bytes))
 
 
-class Grid(_SingleImageCodec):
+class Grid(Codec):
     """The image at n x n pixels, n as large as ``max_bytes`` allow at 3 bytes a pixel."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -87,7 +79,7 @@ class Grid(_SingleImageCodec):
         return np.asarray(small.resize(image.shape[1::-1], LANCZOS)), 3 * self.side**2
 
 
-class ThumbHash(_SingleImageCodec):
+class ThumbHash(Codec):
     """ThumbHash (Evan Wallace, 2023), with the official decoder's saturation; its 32x32 are scaled to S by Lanczos."""
 
     name = "ThumbHash"
@@ -103,7 +95,7 @@ class ThumbHash(_SingleImageCodec):
         return np.asarray(small.resize(image.shape[1::-1], LANCZOS)), len(code)
 
 
-class BlurHash(_SingleImageCodec):
+class BlurHash(Codec):
     """BlurHash (Wolt, 2018), with as many components as ``max_bytes`` characters hold, in the closer orientation."""
 
     name = "BlurHash"
@@ -132,7 +124,7 @@ class BlurHash(_SingleImageCodec):
         return _closest(decoded, image)
 
 
-class PrincipalComponents:
+class PrincipalComponents(Codec):
     """PCA of images at 16x16, one byte for each coefficient.
 
     ``mean`` [768], ``components`` [K, 768] with rows of unit length, ``deviations`` [K] of the coefficients.
@@ -154,7 +146,7 @@ class PrincipalComponents:
         return Decoded(pixels, np.full(len(images), len(self._components)))
 
 
-class SmallWebP(_SingleImageCodec):
+class SmallWebP(Codec):
     """The closest WebP of at most ``max_bytes`` among several sizes and qualities, lossy or lossless."""
 
     _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -184,7 +176,7 @@ class SmallWebP(_SingleImageCodec):
         return found
 
 
-class WebP(_SingleImageCodec):
+class WebP(Codec):
     """The whole image as WebP of quality 0."""
 
     name = "WebP, quality 0"

@@ -75,7 +75,7 @@ class Reconstruction:
     reconstructions: Pixels | None = field(repr=False, default=None)
 
 
-class TokenizerCodec:
+class TokenizerCodec(Codec):
     """A tokenizer as a codec: bytes of packed ids, or of float32 latents of a VAE. Counts the codes that occur."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

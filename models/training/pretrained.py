@@ -8,17 +8,18 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from models.checkpoints.configuration import tokenizer_config
-from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_checkpoint
+from models.checkpoints.loading import Checkpoint, open_checkpoint
 from models.checkpoints.registry import TOKENIZERS
 from models.errors import CheckpointError
-from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
-from models.networks.skip_init import skip_init
+from models.networks.maskgit_vqgan import MaskGITVQGAN
 from models.networks.titok import TiTok, TiTokConfig
+from models.tokenizer import load_network
 from models.training.config import TokenizerRun
 from models.training.initialisation import initialise_tokenizer, load_into_larger
 
 N = TypeVar("N", bound=nn.Module)
+
+PROXY_TOKENIZER = "maskgit-vqgan-f16"
 
 
 @dataclass(frozen=True)
@@ -52,29 +53,18 @@ def load_tokenizer_weights(source: str) -> Checkpoint:
 
 def load_frozen_tokenizer(source: str, device: torch.device | str = "cpu") -> FrozenTokenizer:
     """A frozen tokenizer by a variant's name, a file, a folder or a hub id. Raises ``CheckpointError``."""
-    checkpoint, variant = load_tokenizer_weights(source), TOKENIZERS.get(source)
-    config = tokenizer_config(checkpoint.config) if checkpoint.config is not None else None
-    if config is None and variant is not None and isinstance(variant.config, TiTokConfig):
-        config = variant.config
-    if config is None or config.quantize_mode != "vq":
-        raise CheckpointError(f"{source} has no config.json of a tokenizer with codes")
-    with skip_init():
-        network = TiTok(config)
-    load_strictly(network, checkpoint)
+    checkpoint = load_tokenizer_weights(source)
+    network = load_network(source, checkpoint)
+    if not isinstance(network, TiTok) or network.config.quantize_mode != "vq":
+        raise CheckpointError(f"{source} is not a TiTok tokenizer with codes")
     return FrozenTokenizer(_frozen(network, device), checkpoint.digest())
 
 
 def load_vqgan(source: str, device: torch.device | str = "cpu") -> MaskGITVQGAN:
     """MaskGIT-VQGAN, frozen, from a variant's name, a file or a hub id. Raises ``CheckpointError``."""
-    variant = TOKENIZERS.get(source)
-    weights: HubFile | str = source if variant is None else variant.weights  # type: ignore[assignment]
-    checkpoint = open_checkpoint(weights)
-    config = variant.config if variant is not None else MaskGITVQGANConfig()
-    if not isinstance(config, MaskGITVQGANConfig):
+    network = load_network(source if source in TOKENIZERS else PROXY_TOKENIZER, load_tokenizer_weights(source))
+    if not isinstance(network, MaskGITVQGAN):
         raise CheckpointError(f"{source} is not a MaskGIT-VQGAN")
-    with skip_init():
-        network = MaskGITVQGAN(config)
-    load_strictly(network, checkpoint)
     return _frozen(network, device)
 
 

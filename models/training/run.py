@@ -8,21 +8,19 @@ from typing import Protocol
 
 import torch
 
-from models.data.datasets import InMemoryDataset, open_dataset
+from models.data.datasets import ImageDataset, open_dataset
 from models.data.sources import Split
-from models.data.streaming import StreamingDataset
 from models.errors import ConfigError
 from models.training.config import GeneratorRun, TokenizerRun, read_config
 from models.training.distributed import process_group
 from models.training.generator import GeneratorTask, generator_classes, tokenize
 from models.training.loop import train
 from models.training.pixels import PixelTask
-from models.training.pretrained import load_frozen_tokenizer, load_vqgan
+from models.training.pretrained import PROXY_TOKENIZER, load_frozen_tokenizer, load_vqgan
 from models.training.proxy import ProxyCodeTask
 from models.training.task import N, Task
 
 CONFIGS = Path(__file__).parent / "configs"
-PROXY_TOKENIZER = "maskgit-vqgan-f16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +98,10 @@ def train_generator(config: Path, options: RunOptions, callbacks: TrainingCallba
         return _train(task, options, callbacks)
 
 
-def _open_splits(
-    options: RunOptions, size: int, callbacks: TrainingCallbacks
-) -> list[InMemoryDataset | StreamingDataset]:
+def _open_splits(options: RunOptions, size: int, callbacks: TrainingCallbacks) -> list[ImageDataset]:
     """The training and the validation images."""
 
-    def opened(split: Split) -> InMemoryDataset | StreamingDataset:
+    def opened(split: Split) -> ImageDataset:
         dataset = open_dataset(
             options.data,
             split,
