@@ -48,7 +48,7 @@ bench-models: $(VENV)/.dev ## measure the bare models
 	$(BIN)/python -m tests.benchmarks.models
 	$(BIN)/python -m tests.benchmarks.batch_invariance
 
-fuzz: $(VENV)/.dev ## 50,000 damaged images and 5,000 requests made from the OpenAPI document
+fuzz: $(VENV)/.dev ## 50,000 damaged images, hostile requests, and 5,000 requests made from the OpenAPI document
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Installs nothing, so that it runs without a network: in .venv if there is one, else in whatever Python has torch.

@@ -21,6 +21,7 @@ import httpx
 
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from tests.e2e.conftest import Server, end, start_server
+from tests.fuzz.hostile import fuzz_bombs, fuzz_split_headers
 from tests.fuzz.images import Tally, fuzz_decoding, fuzz_http
 from tests.fuzz.memory import memory_of
 from tests.fuzz.requests import KEY, SETTINGS, fuzz_requests
@@ -51,7 +52,9 @@ class Requests:
 
 
 def run_requests(count: int, http_images: int, *, first_seed: int, folder: Path) -> Requests:
-    """At least ``count`` requests of Schemathesis, after ``http_images`` damaged images and as many damaged codes."""
+    """At least ``count`` requests of Schemathesis, after ``http_images`` damaged images, damaged codes, JSON bombs, and
+    requests in pieces.
+    """
     outcome, begin = Requests(), time.monotonic()
     server = start_server(**SETTINGS)
     try:
@@ -61,6 +64,18 @@ def run_requests(count: int, http_images: int, *, first_seed: int, folder: Path)
             outcome.statuses, outcome.failures = fuzz_http(
                 client, http_images, first_seed=first_seed, packed_codes=packed_codes(client), keep=folder / "failures"
             )
+            for statuses, failures in (
+                fuzz_bombs(client, http_images, first_seed=first_seed, size=16 * MiB),
+                fuzz_split_headers(
+                    (client.base_url.host, client.base_url.port or 80),
+                    http_images,
+                    first_seed=first_seed,
+                    image=seeds()["jpeg"],
+                    key=KEY,
+                ),
+            ):
+                outcome.statuses += statuses
+                outcome.failures += failures
         outcome.resident.append(_resident(server))
         made = 0
         while made < count:

@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.conftest import Server, end, start_server
 from tests.fuzz.__main__ import packed_codes
 from tests.fuzz.decoder_process import Crashed, Decoder
+from tests.fuzz.hostile import fuzz_bombs, fuzz_split_headers
 from tests.fuzz.images import fuzz_decoding, fuzz_http
 from tests.fuzz.requests import KEY, SETTINGS, fuzz_requests
 from tests.fuzz.seeds import seeds
@@ -80,10 +81,28 @@ def test_damaged_images_and_codes_have_the_same_result_over_http(server: Server)
     assert {"POST /v1/encode 200", "POST /v1/encode 400", "POST /v1/decode 200", "POST /v1/decode 422"} <= set(statuses)
 
 
+def test_json_bombs_are_refused_and_the_service_answers_meanwhile(server: Server) -> None:
+    with httpx.Client(base_url=server.url, headers={"X-API-Key": KEY}, timeout=60) as client:
+        statuses, failures = fuzz_bombs(client, 24, first_seed=SEED, size=4 * MiB)
+
+    assert failures == []
+    assert statuses.total() == 24
+
+
+def test_requests_whose_headers_arrive_in_pieces_are_answered(server: Server) -> None:
+    url = httpx.URL(server.url)
+    statuses, failures = fuzz_split_headers(
+        (url.host, url.port or 80), 24, first_seed=SEED, image=seeds()["jpeg"], key=KEY
+    )
+
+    assert failures == []
+    assert statuses == {"POST /v1/encode 200": 48}
+
+
 def test_the_service_does_what_its_openapi_document_says(server: Server, tmp_path: Path) -> None:
     outcome = fuzz_requests(server.url, examples=4, first_seed=SEED, phases="examples,fuzzing", folder=tmp_path)
 
     assert outcome.failures == [], (tmp_path / "schemathesis.log").read_text()[-4000:]
     assert outcome.requests > 60
     operations = {name.rpartition(" ")[0] for name in outcome.statuses}
-    assert {"POST /v1/encode", "POST /v1/generate", "HEAD /v1/images/{tokenizer}/{code}.{extension}"} <= operations
+    assert {"POST /v1/encode", "POST /v1/generate", "GET /v1/images/{tokenizer}/{code}.{extension}"} <= operations
