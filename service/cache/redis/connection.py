@@ -9,6 +9,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 
 from service.redis_url import RedisUrl
 
@@ -28,6 +29,8 @@ def connect(url: str, *, socket_timeout: float) -> RedisClient:
         "socket_timeout": socket_timeout,
         # A retry would finish after the caller has stopped waiting.
         "retry": Retry(NoBackoff(), 0),
+        # With them, a connection that was closed while it was idle, or has an unread answer, is not noticed.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
     options = defaults | {"max_connections": CONNECTIONS} | dict(parsed.options)
     if parsed.kind == "cluster":

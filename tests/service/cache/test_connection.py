@@ -127,6 +127,21 @@ async def test_the_master_that_a_sentinel_with_a_password_names(
     assert "of-master" not in absent
 
 
+async def test_connections_that_redis_closed_while_idle_are_replaced(
+    launch: Launch, open_redis: Open, observer: FakeObserver
+) -> None:
+    port = free_port()
+    server = launch("closing", "--port", str(port))
+    with redis.Redis(port=port) as client:
+        server.wait_for(client)
+        cache = open_redis(f"redis://127.0.0.1:{port}")
+        for _ in range(3):
+            assert await works(cache)
+            client.execute_command("CLIENT KILL TYPE normal")
+            await asyncio.sleep(0.01)  # the end of the connection is on its way
+    assert not observer.failures
+
+
 async def test_tls_to_a_plain_port_is_told(launch: Launch, open_redis: Open) -> None:
     port = free_port()
     server = launch("plain", "--port", str(port))
