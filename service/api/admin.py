@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from starlette.responses import Response
 
 from service.api.routes import operations
 from service.http.middleware import HeadAsGet
 from service.http.problem_handlers import add_problem_handlers
+from service.http.problems import InternalError, problem_response
 from service.version import VERSION
 
 
@@ -22,6 +24,11 @@ def create_admin_app(
     admin.state.exposition = exposition
     admin.add_middleware(HeadAsGet)
     add_problem_handlers(admin)
+
+    @admin.exception_handler(Exception)
+    async def answer(_: Request, __: Exception) -> Response:  # uvicorn logs the cause
+        return problem_response(InternalError(), instance=None)
+
     admin.include_router(operations.health_router)
     admin.include_router(operations.metrics_router)
     return admin

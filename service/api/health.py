@@ -7,6 +7,7 @@
      "api_keys",                   ok, stale or unreadable (ReloadingKeyStore.state)
      "lanes": {op: {...}},         images and bytes in the queues, images at the devices
      "cache", "rates": {...},      where codes are stored and images counted; what fails there (``StoreStatus``)
+     "metrics": {...},             whether they are counted where they are exported
      "model", "revision", ...}     the models served, once they are loaded
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.api.state import ApiState
+from service.telemetry.metric_files import metrics_error
 
 
 def application_health(state: ApiState) -> dict[str, Any]:
@@ -28,6 +30,7 @@ def application_health(state: ApiState) -> dict[str, Any]:
         "lanes": state.operations.engine.snapshot().as_dict(),
         "cache": state.operations.cache.status.document(),
         "rates": state.rate_limiter.status.document(),
+        "metrics": {"status": "ok"} if (error := metrics_error()) is None else {"status": "failing", "reason": error},
     }
     if info is None:
         return document
@@ -41,8 +44,8 @@ def application_health(state: ApiState) -> dict[str, Any]:
 
 
 def public_health(state: ApiState) -> dict[str, Any]:
-    """The document without the words of Redis, which contain its address."""
+    """The document without the words of Redis, which contain its address, and of the system, which contain a path."""
     document = application_health(state)
-    for part in ("cache", "rates"):
+    for part in ("cache", "rates", "metrics"):
         document[part] = {name: value for name, value in document[part].items() if name != "reason"}
     return document

@@ -37,7 +37,7 @@ from service.processes.process import (
 )
 from service.settings import Settings
 from service.telemetry.log_writer import dropped_log_lines
-from service.telemetry.metrics import enable_multiprocess_mode
+from service.telemetry.metric_files import count_in_files
 
 __all__: list[str] = []
 
@@ -138,7 +138,7 @@ async def _serve(control: socket.socket) -> int:
     start = FrontEndStart(**first["start"])
     settings = unpack_settings(start.settings)
     configure_process(start.name, log_level=settings.log_level, log_format=settings.log_format)
-    enable_multiprocess_mode(Path(start.metrics_folder), start.metrics_place)
+    count_in_files(Path(start.metrics_folder), start.metrics_place)
     try:
         front_end = _FrontEnd(start, settings, channel)
     except (ValueError, ServiceError) as error:

@@ -15,8 +15,8 @@ _KEY_STATES = ("ok", "stale", "unreadable")
 
 def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *, draining: bool) -> dict[str, Any]:
     """Merges the documents of the front ends: the status is the worst of those that accept connections, because a client
-    may reach any of them; counters are sums; cache and rates are those of a front end where they fail. ``workers`` are by
-    device.
+    may reach any of them; counters are sums; cache, rates and metrics are those of a front end where they fail.
+    ``workers`` are by device.
     """
     children = (*front_ends, *workers.values())
     documents = [child.status["health"] for child in front_ends if child.status.get("health")]
@@ -37,6 +37,7 @@ def service_health(front_ends: Sequence[Child], workers: Mapping[str, Child], *,
         "api_keys": max((document["api_keys"] for document in documents), key=_KEY_STATES.index, default="ok"),
         "cache": _worst(document["cache"] for document in documents),
         "rates": _worst(document["rates"] for document in documents),
+        "metrics": _worst(document["metrics"] for document in documents),
         "device": ", ".join(workers),
         "processes": [_describe(child) for child in children],
     }

@@ -56,7 +56,7 @@ from service.processes.state_metrics import (
 )
 from service.settings import Settings
 from service.telemetry.log_writer import dropped_log_lines
-from service.telemetry.metrics import clear_gauges, multiprocess_registry
+from service.telemetry.metric_files import clear_gauges, multiprocess_registry
 
 log = logging.getLogger(__name__)
 

@@ -2,19 +2,17 @@
 
 Series exist at 0 before their first event: ``rate()`` does not see the event that a series begins with.
 
-Several front ends count in files of one folder (prometheus_client's multiprocess mode); the supervisor exposes the sums.
+Several front ends count in files of one folder (``metric_files.py``); the supervisor exposes the sums.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import TypeVar, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from service.cache.protocol import CacheFailure, CacheOp
@@ -132,24 +130,3 @@ class Metrics:
         """Counts a request that has ended."""
         self._requests.labels(route, method, code).inc()
         self._request_duration.labels(route, method).observe(seconds)
-
-
-def enable_multiprocess_mode(folder: Path, name: str) -> None:
-    """Makes metrics that this process creates from now on count in files of ``folder``.
-
-    The files are named by ``name``, not by process id: the process that replaces a dead one goes on counting in its files.
-    """
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-    values.ValueClass = values.MultiProcessValue(lambda: name)  # type: ignore[no-untyped-call]
-
-
-def clear_gauges(folder: Path, name: str) -> None:
-    """Removes the gauges of a dead process; its counters stay."""
-    multiprocess.mark_process_dead(name, str(folder))  # type: ignore[no-untyped-call]
-
-
-def multiprocess_registry(folder: Path) -> CollectorRegistry:
-    """A registry that collects the sums of all processes that count in ``folder``."""
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
-    return registry

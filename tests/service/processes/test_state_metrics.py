@@ -37,6 +37,7 @@ HEALTH = {
     "api_keys": "ok",
     "cache": WORKING,
     "rates": WORKING,
+    "metrics": {"status": "ok"},
 }
 
 
