@@ -54,7 +54,7 @@ _MAX_RESIZED_PIXELS = 1 << 21
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts any image to RGB, with EXIF orientation applied and transparency over white.
 
-    - Unreadable EXIF counts as none.
+    - Orientation is that of EXIF alone, not of XMP, as in browsers. Unreadable EXIF counts as none.
     - Transparency is an alpha channel, premultiplied or not, palette alpha, or a transparent colour.
     - 16-bit gray keeps its high byte. ``Image.convert`` would clip instead and turn most of such an image white.
     - Embedded colour profiles are not applied, as in the published evaluation.
@@ -63,7 +63,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     ``ValueError`` that names the mode for "F" (its range is unknown), for "I" with values outside 0..65535, and for
     modes without an RGB form; ``OSError`` if the pixels cannot be loaded.
     """
+    _drop_xmp(image)  # before TIFF is turned while it is loaded
     image.load()
+    _drop_xmp(image)  # that follows the pixels of a PNG file
     method = _UPRIGHT.get(_orientation(image))
     rgb = image if image.mode == "RGB" and not image.has_transparency_data else _flatten(image)
     if method is not None:
@@ -71,6 +73,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if rgb is not image:
         rgb.info = {}  # so that the orientation is not applied again
     return rgb
+
+
+def _drop_xmp(image: Image.Image) -> None:
+    """Pillow takes the orientation of XMP where EXIF has none; browsers and libvips do not."""
+    image.info.pop("xmp", None)
+    image.info.pop("XML:com.adobe.xmp", None)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -5,28 +5,49 @@
     bytes ── sniff ──> format ── decode_image ──> DecodedImage (RGB, upright) ── models.preprocess ──> uint8 [S, S, 3]
 
 The bytes are untrusted. The first of them decide the format, the header is checked against the limits before any
-pixel is decoded, only the first frame is decoded, and every exception of Pillow becomes an ``ImageError``. Importing this
-module changes Pillow's settings for the whole process: see the end of the file.
+pixel is decoded, only the first frame is decoded, and every exception of Pillow becomes an ``ImageError``. Metadata that
+holds no pixels is removed first, so that it decides nothing. Importing this module changes Pillow's settings for the
+whole process: see the end of the file.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from PIL import AvifImagePlugin, Image, UnidentifiedImageError
-from PIL import WebPImagePlugin as WebPImagePlugin  # registered at import, not by the first request that needs it
+from PIL import AvifImagePlugin, Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from models.preprocess import to_rgb
 from service.errors import ErrorDetail
-from service.imaging.errors import ImageError, UndecodableImage
-from service.imaging.formats import sniff, unrecognised
+from service.imaging.bmp import BitFieldsFile, has_bit_fields
+from service.imaging.errors import ImageError, UndecodableImage, UnsupportedImageFormat, UnsupportedVariant
+from service.imaging.formats import is_cut_off, sniff, unrecognised
+from service.imaging.gif import first_frame, over_white_screen
+from service.imaging.jpeg import without_metadata
 from service.imaging.limits import MediaLimits, check_header, check_stream, peak_bytes
+from service.imaging.png import split_png
+from service.imaging.tiff import TiffFile, load_tiff
+
+_CLASSES: Mapping[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffFile,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,42 +92,76 @@ def decode_image(
     if format_name is None:
         raise unrecognised(data, pointer, declared)
     _ignore_pillow_warnings()
-    is_corrupt = partial(_as_corrupt, format_name, pointer)
-    with is_corrupt():
+    refuse = partial(_refusals, data, format_name, pointer)
+    with refuse():
         canvas = check_stream(data, format_name, limits, pointer)
     if canvas is not None:
-        reserve(len(data) + peak_bytes(format_name, *canvas))
-    with is_corrupt():
-        image = Image.open(io.BytesIO(data), formats=[format_name])
+        reserve(2 * len(data) + peak_bytes(format_name, *canvas))
+    with refuse():
+        image = _open(data, format_name)
     with image:
-        with is_corrupt():
+        with refuse():
             check_header(image, limits, pointer)
         if canvas is None:
-            reserve(len(data) + peak_bytes(format_name, *image.size))
-        with is_corrupt():
-            rgb = to_rgb(image)
+            reserve(2 * len(data) + peak_bytes(format_name, *image.size))
+        with refuse():
+            rgb = _load(image, data)
     return DecodedImage(image=rgb, original_size=rgb.size, format=format_name)
 
 
+def _open(data: bytes, format_name: str) -> ImageFile.ImageFile:
+    """Opens a file with the class of its format: ``Image.open`` hides why a class refuses one."""
+    image_class = _CLASSES[format_name]
+    if format_name == "PNG":
+        data = split_png(data).pixels
+    elif format_name == "JPEG":
+        data = without_metadata(data)
+    elif format_name == "BMP" and has_bit_fields(data):
+        image_class = BitFieldsFile
+    try:
+        return image_class(io.BytesIO(data), "")
+    except Exception as error:
+        if format_name == "AVIF" and data[8:12] == b"mif3":
+            raise UnsupportedVariant("AVIF with a minimized header", "AVIF of the brand 'avif'") from error
+        raise
+
+
+def _load(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    if isinstance(image, TiffFile):
+        return to_rgb(load_tiff(image))
+    if not isinstance(image, GifImageFile) or (frame := first_frame(data)) is None:
+        return to_rgb(image)
+    is_empty = 0 in frame[2:]
+    return over_white_screen(Image.new("RGB", image.size) if is_empty else to_rgb(image), frame)
+
+
 @contextmanager
-def _as_corrupt(format_name: str, pointer: str) -> Iterator[None]:
-    """Turns exceptions of Pillow into ``UndecodableImage``; on hostile bytes it raises nearly every type."""
+def _refusals(data: bytes, format_name: str, pointer: str) -> Iterator[None]:
+    """Turns exceptions of Pillow into ``ImageError``; on hostile bytes it raises nearly every type."""
     try:
         yield
     except ImageError:
         raise
+    except UnsupportedVariant as error:
+        entry = ErrorDetail(pointer=pointer, detail="unsupported variant", value=error.variant, expected=error.accepted)
+        raise UnsupportedImageFormat(str(error), errors=[entry]) from error
     except Exception as error:
-        raise _corrupt(error, format_name, pointer) from error
+        reason = _reason(error, data, format_name)
+        raise UndecodableImage(
+            f"The {format_name} image cannot be decoded: {reason}.",
+            errors=[ErrorDetail(pointer=pointer, detail=reason, expected=f"a whole {format_name} file")],
+        ) from error
 
 
-def _corrupt(error: Exception, format_name: str, pointer: str) -> UndecodableImage:
-    # Pillow's words often help ("image file is truncated"), except where they are a Python object's address.
-    words = "" if isinstance(error, UnidentifiedImageError) else str(error)[:200].rstrip(".")
-    reason = words or "its header is damaged or cut off"
-    return UndecodableImage(
-        f"The bytes begin like {format_name} but cannot be decoded: {reason}.",
-        errors=[ErrorDetail(pointer=pointer, detail=reason)],
-    )
+def _reason(error: Exception, data: bytes, format_name: str) -> str:
+    words = str(error)[:200].rstrip(".")
+    if is_cut_off(data, format_name) or "truncat" in words.lower() or "end of stream" in words.lower():
+        return "it is truncated; send the whole file"
+    if words.startswith("decoder error"):  # of libtiff, which gives a number only
+        return "its pixel data is damaged or cut off"
+    if not words or isinstance(error.__cause__ or error, (EOFError, IndexError, KeyError, TypeError, struct.error)):
+        return "its header is damaged or cut off"
+    return words
 
 
 # Process-wide settings of Pillow: pixels are limited per call by MediaLimits; AVIF decodes in one thread, since images

@@ -19,3 +19,11 @@ class UnsupportedImageFormat(ImageError):
 
 class ImageTooLarge(ImageError):
     """More pixels than the limit."""
+
+
+class UnsupportedVariant(Exception):
+    """A variant of a supported format that cannot be decoded; ``decode_image`` raises ``UnsupportedImageFormat``."""
+
+    def __init__(self, variant: str, accepted: str) -> None:
+        super().__init__(f"{variant} is not supported. Send {accepted}.")
+        self.variant, self.accepted = variant, accepted

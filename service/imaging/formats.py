@@ -29,8 +29,6 @@ _BMP_HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
 _UNSUPPORTED_IMAGES: tuple[tuple[bytes, str], ...] = (
     (b"8BPS", "Photoshop (PSD)"),
-    (b"\x00\x00\x01\x00", "icon (ICO)"),
-    (b"\x00\x00\x02\x00", "cursor (CUR)"),
     (b"icns", "Apple icon (ICNS)"),
     (b"\xff\x0a", "JPEG XL"),
     (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
@@ -42,6 +40,20 @@ _UNSUPPORTED_IMAGES: tuple[tuple[bytes, str], ...] = (
     (b"qoif", "QOI"),
     (b"DDS ", "DirectDraw surface (DDS)"),
     (b"FUJIFILMCCD-RAW", "camera raw"),
+    (b"gimp xcf", "GIMP (XCF)"),
+    (b"%!PS", "PostScript (EPS)"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
+    (b"\xd7\xcd\xc6\x9a", "Windows metafile (WMF)"),
+    (b"\x8aMNG\r\n\x1a\n", "MNG"),
+    (b"\x8bJNG\r\n\x1a\n", "JNG"),
+    (b"\x01\xda\x00", "SGI"),
+    (b"\x01\xda\x01", "SGI"),
+    (b"\x59\xa6\x6a\x95", "Sun raster"),
+    (b"/* XPM */", "XPM"),
+    (b"BPG\xfb", "BPG"),
+    (b"FLIF", "FLIF"),
+    (b"SIMPLE  =", "FITS"),
+    (b"\xabKTX ", "KTX texture"),
 )
 
 _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
@@ -80,18 +92,28 @@ def sniff(data: bytes) -> str | None:
         return "BMP"
     if data.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")):
         return "TIFF"
-    brands = _brands(data)
-    if brands and (brands[0] in {b"avif", b"avis"} or (brands[0] in {b"mif1", b"msf1"} and b"avif" in brands[1:])):
+    if not {b"avif", b"avis"}.isdisjoint(_brands(data)):
         return "AVIF"
     return None
 
 
 def _brands(data: bytes) -> list[bytes]:
-    """The major brand, then the compatible ones, of an ISO base media file."""
+    """The major brand, then the compatible ones, of an ISO base media file; mif3 has one in place of a version."""
     if data[4:8] != b"ftyp":
         return []
     end = min(int.from_bytes(data[:4]), len(data), 256)
-    return [data[8:12], *(data[start : start + 4] for start in range(16, end - 3, 4))]
+    first = 12 if data[8:12] == b"mif3" else 16
+    return [data[8:12], *(data[start : start + 4] for start in range(first, end - 3, 4))]
+
+
+def is_cut_off(data: bytes, format_name: str) -> bool:
+    """Whether a WebP or AVIF file is shorter than its boxes say."""
+    if format_name == "WEBP":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    end = 0
+    while format_name == "AVIF" and end < len(data) and (length := int.from_bytes(data[end : end + 4])) >= 8:
+        end += length
+    return end > len(data)
 
 
 def _unsupported_image(data: bytes) -> str | None:
@@ -106,7 +128,27 @@ def _unsupported_image(data: bytes) -> str | None:
     brands = _brands(data)
     if brands and brands[0] in _HEIF_BRANDS:
         return "HEIC"
+    if data[128:132] == b"DICM":
+        return "DICOM"
+    if data[:4] == b"\x00\x00\x01\x00" and any(data[4:6]):
+        return "icon (ICO)"
+    if data[:4] == b"\x00\x00\x02\x00" and any(data[4:6]):
+        return "cursor (CUR)"
+    if _is_targa(data):
+        return "TGA"
+    if re.match(rb"\n[\x00\x02-\x05]\x01[\x01\x02\x04\x08]", data):
+        return "PCX"
     return None
+
+
+def _is_targa(data: bytes) -> bool:
+    """Whether it is a TGA file, which has no signature at its start: its fields agree with each other."""
+    if data[-18:-2] == b"TRUEVISION-XFILE":
+        return True
+    if len(data) < 18 or data[1] > 1 or data[2] not in {1, 2, 3, 9, 10, 11} or data[16] not in {8, 15, 16, 24, 32}:
+        return False
+    has_map = data[1] == 1
+    return has_map == any(data[5:8]) and any(data[12:14]) and any(data[14:16]) and data[17] & 0xC0 == 0
 
 
 def _looks_like(data: bytes) -> str:

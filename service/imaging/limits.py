@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from PIL import Image, TiffImagePlugin
 
 from service.errors import ErrorDetail
 from service.imaging.errors import ImageTooLarge, UndecodableImage
+from service.imaging.jpeg import has_more_scans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def check_stream(data: bytes, format_name: str, limits: MediaLimits, pointer: st
     canvas = _webp_canvas(data) if format_name == "WEBP" else None
     if canvas is not None:
         _check_pixels(*canvas, limits.max_pixels, pointer)
-    if format_name == "JPEG" and _has_more_scans(data, limits.max_jpeg_scans):
+    if format_name == "JPEG" and has_more_scans(data, limits.max_jpeg_scans):
         raise UndecodableImage(
             f"The JPEG image has more than {limits.max_jpeg_scans} scans. Save it anew, or as baseline JPEG.",
             errors=[ErrorDetail(pointer=pointer, detail="too many scans", expected=f"<= {limits.max_jpeg_scans}")],
@@ -88,21 +88,3 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
         bits = int.from_bytes(payload[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     return None
-
-
-# Markers that begin a segment or end the image; restart markers and stuffed zeros are part of a scan (ITU-T T.81, B.1).
-_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
-
-
-def _has_more_scans(data: bytes, limit: int) -> bool:
-    """Whether the first image of a JPEG stream has more than ``limit`` scans."""
-    scans, position = 0, 2
-    while scans <= limit and (marker := _JPEG_MARKER.search(data, position)):
-        code = marker[0][1]
-        if code == _JPEG_END:
-            break
-        scans += code == _JPEG_SCAN
-        length = int.from_bytes(data[marker.end() : marker.end() + 2])
-        position = marker.end() + length
-    return scans > limit

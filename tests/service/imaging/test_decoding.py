@@ -90,7 +90,6 @@ def test_brands_and_short_signatures_are_read_with_care(data: bytes, expected: s
         ("CMYK", "JPEG", {"quality": 95}),
         ("CMYK", "TIFF", {}),
         ("YCbCr", "TIFF", {"compression": "jpeg", "quality": 95}),
-        ("LAB", "TIFF", {}),
         ("1", "TIFF", {"compression": "group4"}),
         ("P", "GIF", {}),
         ("L", "BMP", {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 
@@ -99,7 +100,10 @@ def test_run_length_encoding_has_a_limit_of_its_own() -> None:
 def test_compressed_text_and_profiles_in_a_png_do_not_unfold_without_bound() -> None:
     bomb = zlib.compress(bytes(64_000_000))
     for extra in (png_chunk(b"zTXt", b"Comment\0\0" + bomb), png_chunk(b"iCCP", b"ICC\0\0" + bomb)):
-        assert isinstance(outcome(png(1, 1, depth=8, colour=0, rows=b"\0\0", extra=extra)), UndecodableImage)
+        tracemalloc.start()
+        assert isinstance(outcome(png(1, 1, depth=8, colour=0, rows=b"\0\0", extra=extra)), DecodedImage)
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+        tracemalloc.stop()
 
 
 def test_a_tiff_directory_with_overlapping_tags_is_read_once() -> None:

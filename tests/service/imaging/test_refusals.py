@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.imaging import decoding
 from service.imaging.decoding import DecodedImage, decode_image
 from service.imaging.errors import UndecodableImage, UnsupportedImageFormat
 from service.imaging.formats import ACCEPTED_FORMATS, sniff
 from service.imaging.limits import MediaLimits
-from tests.service.imaging.image_files import LIMITS, SEEDS, decode, outcome, save
+from tests.service.imaging.image_files import LIMITS, SEEDS, decode, outcome
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_a_truncated_image_is_refused_unless_nothing_is_lost(seed: str) -> None:
         if isinstance(result, DecodedImage):
             assert result.image.tobytes() == expected, f"{length} of {len(whole)} bytes gave another picture"
         else:
-            assert isinstance(result, UndecodableImage)
+            assert isinstance(result, UndecodableImage), str(result)
             refused += 1
     assert refused >= 20
 
@@ -105,11 +106,6 @@ def test_a_file_is_never_handed_to_the_decoder_of_another_format() -> None:
 
     assert sniff(targa) == "AVIF"
     assert isinstance(outcome(targa), UndecodableImage)
-
-
-def test_floating_point_pixels_are_refused_by_name() -> None:
-    with pytest.raises(UndecodableImage, match="'F'"):
-        decode(save(Image.new("F", (4, 4)), "TIFF"))
 
 
 def test_a_refusal_never_shows_an_address_in_memory() -> None:
@@ -169,6 +165,6 @@ def test_whatever_pillow_raises_is_an_undecodable_image(
     def fail(*args: object, **options: object) -> None:
         raise UnicodeDecodeError("utf-8", b"", 0, 1, "no") if failure is UnicodeDecodeError else failure("broken")
 
-    monkeypatch.setattr(Image, "open", fail)
+    monkeypatch.setitem(decoding._CLASSES, "PNG", fail)
     with pytest.raises(UndecodableImage):
         decode(SEEDS["png"])
