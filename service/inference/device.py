@@ -79,33 +79,30 @@ class ModelDevice:
         self._padding: Counter[LaneName] = Counter()
         self._sensors = open_sensors(tokenizer.device)
         self._limits = {lane: AdaptiveLimit(self._largest) for lane in self._functions}
+        self._found_limits = self.batch_limits
         self._info = _model_info(tokenizer, generator)
 
     @property
     def info(self) -> ModelInfo:
-        """The models, and the batch limits that were measured."""
-        return replace(self._info, batch_limits=self._measured_limits)
+        """The models, and the largest batches that fitted at start-up."""
+        return replace(self._info, batch_limits={lane: limit.measured for lane, limit in self._limits.items()})
 
     @property
     def batch_limits(self) -> dict[LaneName, int]:
         """The limits as they are now."""
         return {lane: limit.current for lane, limit in self._limits.items()}
 
-    @property
-    def _measured_limits(self) -> dict[LaneName, int]:
-        return {lane: limit.measured for lane, limit in self._limits.items()}
-
     def status(self) -> dict[str, object]:
         """Current state; may be called from any thread.
 
-        ``batch_limits`` and ``measured_limits``; ``out_of_memory``, how many batches did not fit; by lane, ``graphs``, the
-        recorded batch sizes, and ``padding``, the fraction of all rows that only filled a batch up to a recorded size;
-        ``memory``, on a CUDA device its bytes by kind (``models.runtime.device_memory``), else None; ``sensors``, the
-        readings of a GPU's driver (``service.inference.gpu_sensors``), else None.
+        ``batch_limits``; ``measured_limits`` for a later start; ``out_of_memory``, how many batches did not fit; by lane,
+        ``graphs``, the recorded batch sizes, and ``padding``, the fraction of all rows that only filled a batch up to a
+        recorded size; ``memory``, on a CUDA device its bytes by kind (``models.runtime.device_memory``), else None;
+        ``sensors``, the readings of a GPU's driver (``service.inference.gpu_sensors``), else None.
         """
         return {
             "batch_limits": self.batch_limits,
-            "measured_limits": self._measured_limits,
+            "measured_limits": self._found_limits,
             "out_of_memory": self._out_of_memory,
             "graphs": {lane: function.sizes for lane, function in self._functions.items()},
             "padding": {
@@ -220,9 +217,10 @@ class ModelDevice:
                 self._trial(lane)(1)
         else:
             self._find_limits()
+        self._found_limits = self.batch_limits
         if self._recorder is not None:
             self._record(self._recorder)
-        calibrate(self._tokenizer, self._limits["encode"].measured)
+        self._fit("encode", partial(calibrate, self._tokenizer))
         log.info("batch limits: %s", self.batch_limits)
 
     def _find_limits(self) -> None:
@@ -242,28 +240,31 @@ class ModelDevice:
     def _record(self, recorder: Recorder) -> None:
         for lane in self._functions:
             try:
-                self._record_lane(lane, recorder)
+                self._fit(lane, partial(self._record_lane, lane, recorder))
             except RuntimeError as error:
                 log.warning("no CUDA graphs (%s): kernels are launched one by one, which is slower", error)
                 for function in self._functions.values():
                     function.discard()
                 return
 
-    def _record_lane(self, lane: LaneName, recorder: Recorder) -> None:
-        function = self._functions[lane]
+    def _record_lane(self, lane: LaneName, recorder: Recorder, limit: int) -> None:
+        self._functions[lane].record(batch_sizes(limit), recorder)
+
+    def _fit(self, lane: LaneName, run: Callable[[int], object]) -> None:
+        """Calls ``run`` with the measured limit of a lane, which is halved until that fits into memory."""
         while True:
             limit = self._limits[lane].measured
             try:
-                function.record(batch_sizes(limit), recorder)
-            except RuntimeError as error:
+                run(limit)
+            except Exception as error:
                 if not is_out_of_memory(error) or limit == 1:
                     raise
             else:
                 return
-            function.discard()
-            release_memory(self._tokenizer.device)
             self._limits[lane] = AdaptiveLimit(limit // 2)
-            log.warning("graphs of %s batches of %d images do not fit into memory", lane, limit)
+            self._functions[lane].discard(above=limit // 2)
+            release_memory(self._tokenizer.device)
+            log.warning("%s batches of %d images do not fit into memory; the limit is now %d", lane, limit, limit // 2)
 
     def _trial(self, lane: LaneName) -> Callable[[int], object]:
         """A function that runs a batch of a given size, regardless of the limit."""

@@ -292,6 +292,18 @@ def test_a_graph_that_does_not_fit_into_memory_halves_the_limit(monkeypatch: pyt
     assert device.encode(images(5)).shape == (5, 16)
 
 
+def test_a_restart_that_is_short_of_memory_starts_with_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def calibrate(_: Tokenizer, largest_batch: int) -> None:
+        if largest_batch > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("service.inference.device.calibrate", calibrate)
+    device = ModelDevice(tiny_tokenizer(), None)
+    device.warm_up({"encode": 8, "decode": 4})
+    assert device.batch_limits == device.info.batch_limits == {"encode": 2, "decode": 4}
+    assert device.status()["measured_limits"] == {"encode": 8, "decode": 4}
+
+
 def test_out_of_memory_drops_the_graphs_above_the_new_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.inference.device.find_batch_limit", lambda *_, **__: 4)
     device, tokenizer, _ = short_of_memory(1000, recorder=CallingRecorder())
