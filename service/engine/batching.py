@@ -116,7 +116,6 @@ class BatchingEngine:
         self._admission = {
             name: AdmissionQueue(lane, partial(self._free_images, lane)) for name, lane in self._queues.lanes.items()
         }
-        self._up: set[str] = set()
         self._down: dict[str, LinkDown] = {}
         self._state = EngineState(name="starting", reason="not started")
         self._opened: asyncio.Future[None] | None = None
@@ -289,7 +288,7 @@ class BatchingEngine:
     def _expected_wait(self) -> float:
         """Seconds until everything queued now is done, at the rate of recent batches."""
         waiting = sum(lane.queued_images * lane.seconds_per_image for lane in self._queues.lanes.values())
-        return waiting / max(1, len(self._up))
+        return waiting / max(1, len(self._queues.up))
 
     def _stopped(self) -> EngineStopped:
         return EngineStopped(self._state.reason or "the engine is not ready")
@@ -304,7 +303,7 @@ class BatchingEngine:
 
     def _note_up(self, link: Link, info: Any) -> None:
         with self._queues.wake:
-            self._up.add(link.name)
+            self._queues.up.add(link.name)
             self._down.pop(link.name, None)
             for name, size in getattr(info, "batch_limits", {}).items():
                 lane = self._queues.lanes[cast("LaneName", name)]
@@ -315,7 +314,7 @@ class BatchingEngine:
         def set_ready() -> None:
             self._on_model_info(info)
             with self._queues.wake:
-                if self._state.name in ("starting", "failed") and not self._queues.is_over and self._up:
+                if self._state.name in ("starting", "failed") and not self._queues.is_over and self._queues.up:
                     self._state = EngineState(name="ready")
             self._set_opened()
 
@@ -324,9 +323,9 @@ class BatchingEngine:
 
     def _note_down(self, link: Link, down: LinkDown) -> None:
         with self._queues.wake:
-            self._up.discard(link.name)
+            self._queues.up.discard(link.name)
             self._down[link.name] = down
-            if self._up or self._state.name in ("draining", "stopped") or self._queues.is_over:
+            if self._queues.up or self._state.name in ("draining", "stopped") or self._queues.is_over:
                 return
             reason = "; ".join(f"{name}: {error}" for name, error in self._down.items())
             has_failed = all(error.is_failure for error in self._down.values())

@@ -27,15 +27,15 @@ class EncodeLane(Lane):
         """Rows are claimed when the pixels arrive."""
         self._undecoded += len(tasks)
 
-    def seconds_until_due(self, now: float, *, only_full: bool) -> float | None:
+    def seconds_until_due(self, now: float, *, only_full: bool, worker: str | None = None) -> float | None:
         """See ``Lane``. A partial batch waits for more images, for at most the time that one takes, while any are being
         decoded; and a single image that arrived during the previous batch does so for those whose results were in it.
 
         On a CPU, decoding takes the cores that a batch runs on: two clients whose images ran alternately would get less
         than one of them alone, and do not get out of step when each image starts at once.
         """
-        seconds = super().seconds_until_due(now, only_full=only_full)
-        if seconds is None or only_full or self._isolated or self._has_full_batch():
+        seconds = super().seconds_until_due(now, only_full=only_full, worker=worker)
+        if seconds is None or only_full or self._next_isolated(worker) or self._has_full_batch():
             return seconds
         block, arrival = self._blocks[0]
         is_alone = len(block.owners) == 1 and arrival < self.finished_at

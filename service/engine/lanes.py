@@ -152,24 +152,28 @@ class Lane(ABC):
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
-    def seconds_until_due(self, now: float, *, only_full: bool) -> float | None:
+    def seconds_until_due(self, now: float, *, only_full: bool, worker: str | None = None) -> float | None:
         """Seconds until a batch can be taken: 0 if there is one now, None if nothing waits. ``only_full``: for a busy
-        worker, which gains nothing from prefetching a batch that can still grow.
+        worker, which gains nothing from prefetching a batch that can still grow. ``worker``: as for ``take``.
         """
+        retries = self._next_isolated(worker) is not None
         if only_full:
-            return 0.0 if not self._isolated and self._has_full_batch() else None
-        if self._isolated or self._has_full_batch():
+            return 0.0 if not retries and self._has_full_batch() else None
+        if retries or self._has_full_batch():
             return 0.0
         oldest = self._oldest_arrival()
         return None if oldest is None else max(0.0, oldest + self.limits.max_wait - now)
 
-    def take(self, now: float, expired: list[EngineRequest], *, others_wait: bool = False) -> Batch:
+    def take(
+        self, now: float, expired: list[EngineRequest], *, others_wait: bool = False, worker: str | None = None
+    ) -> Batch:
         """Takes the next batch, which may be empty; requests found past their deadline are appended to ``expired``. A
         batch with a block and no tasks is still being written: ``EncodeLane.fill`` completes it. ``others_wait``: other
-        lanes have batches too, so a lane that forms batches on demand limits this one to about 0.1 s.
+        lanes have batches too, so a lane that forms batches on demand limits this one to about 0.1 s. ``worker`` gets no
+        image that failed on it before; None: there is no other worker.
         """
-        while self._isolated:
-            task = self._isolated.popleft()
+        while (task := self._next_isolated(worker)) is not None:
+            self._isolated.remove(task)
             if self._is_wanted(task, now, expired):
                 return Batch(self, [task], task.block, task.row, isolated=True)
             self.finish(task)
@@ -177,6 +181,9 @@ class Lane(ABC):
         if others_wait and self.seconds_per_image:
             limit = max(1, min(limit, int(_SHARED_BATCH_SECONDS / self.seconds_per_image)))
         return self._take(now, expired, limit)
+
+    def _next_isolated(self, worker: str | None) -> ImageTask | None:
+        return next((task for task in self._isolated if worker is None or task.failed_on != worker), None)
 
     @abstractmethod
     def _take(self, now: float, expired: list[EngineRequest], limit: int) -> Batch:

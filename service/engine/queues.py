@@ -18,7 +18,8 @@ from service.engine.token_lanes import DecodeLane, GenerateLane
 
 class Queues:
     """``wake`` guards everything and is notified of new work, free room and the end. ``lanes`` are in the order of the
-    round robin: the next to be served is first. ``requests`` are those that a caller waits for. ``is_draining``: no
+    round robin: the next to be served is first. ``requests`` are those that a caller waits for, ``up`` the
+    workers that are connected. ``is_draining``: no
     request is admitted any more; ``is_over``: no batch runs any more.
     """
 
@@ -39,6 +40,7 @@ class Queues:
         decode = DecodeLane(by_lane["decode"], observer)
         self.lanes: dict[LaneName, Lane] = {"encode": self.encode, "decode": decode, "generate": self.generate}
         self.requests: set[EngineRequest] = set()
+        self.up: set[str] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.is_draining = False
         self.is_over = False

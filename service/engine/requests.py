@@ -99,7 +99,8 @@ class ImageTask:
     ``payload`` is a row of ids for decode and a ``GenerateItem`` for generate; for encode the pixels are in ``row`` of
     ``block``. ``state`` belongs to the lane: ``queued``, ``prefetched`` (sent to a worker that is still busy), ``active``
     (on a device, or between attempts or sampling steps) or ``done``. ``was_started``: a worker has started it at least
-    once. ``crashes`` counts the workers that died running it. ``step`` and ``tokens`` describe an image being sampled.
+    once. ``crashes`` counts the workers that died running it; ``failed_on`` is the last worker that died or failed with
+    it. ``step`` and ``tokens`` describe an image being sampled.
     """
 
     request: EngineRequest
@@ -109,6 +110,7 @@ class ImageTask:
     state: TaskState = "new"
     was_started: bool = False
     crashes: int = 0
+    failed_on: str | None = None
     block: Block | None = None
     row: int = 0
     is_being_written: bool = False

@@ -4,8 +4,8 @@ The thread pulls: as soon as its worker is idle it takes what was queued meanwhi
 A full batch is prefetched while the one before still runs; a partial one grows until the worker is idle. Lanes are served
 round robin, one batch of encode or decode or one sampling step of generate each, so no lane waits longer for another.
 
-When a worker dies, the images of the batch it was running are retried unbatched on another worker. An image whose second
-worker dies as well fails its request.
+When a worker dies or its device fails, the images of the batch are retried unbatched, on another worker if one is
+connected. An image that fails again, or whose second worker dies as well, fails its request.
 """
 
 from __future__ import annotations
@@ -120,7 +120,10 @@ class LinkRunner:
                 if is_idle and not self._link.is_alive():
                     raise LinkDown("the worker has gone")
                 now = self._queues.clock()
-                due = {lane: lane.seconds_until_due(now, only_full=not is_idle) for lane in self._queues.lanes.values()}
+                due = {
+                    lane: lane.seconds_until_due(now, only_full=not is_idle, worker=self._worker)
+                    for lane in self._queues.lanes.values()
+                }
                 lane = next((lane for lane, seconds in due.items() if seconds == 0.0), None)
                 if lane is not None:
                     if (batch := self._take(lane, is_idle=is_idle)) is not None:
@@ -132,6 +135,11 @@ class LinkRunner:
                     self._queues.wake.wait(min([_IDLE_CHECK_SECONDS, *waits]))
             return None
 
+    @property
+    def _worker(self) -> str | None:
+        """The worker's name, or None while there is no other."""
+        return self._link.name if len(self._queues.up) > 1 else None
+
     def _take(self, lane: Lane, *, is_idle: bool) -> Batch | None:
         queues = self._queues
         now = queues.clock()
@@ -139,7 +147,7 @@ class LinkRunner:
         queues.lanes[lane.name] = queues.lanes.pop(lane.name)  # last in the round robin
         others = (other for other in queues.lanes.values() if other is not lane)
         others_wait = any(other.seconds_until_due(now, only_full=False) == 0.0 for other in others)
-        batch = lane.take(now, expired, others_wait=others_wait)
+        batch = lane.take(now, expired, others_wait=others_wait, worker=self._worker)
         if batch.block is not None and not batch.tasks:
             while batch.block.writing and not queues.is_over:
                 queues.wake.wait(_IDLE_CHECK_SECONDS)
@@ -228,11 +236,14 @@ class LinkRunner:
         return int(stepped.finished.sum()), reports
 
     def _fail(self, batch: Batch, error: Exception) -> int:
-        """Handles an error of the device: one image fails its request; several are retried unbatched."""
+        """Handles an error of the device: images are retried unbatched, on another worker if there is one; one image that
+        fails again, or has no other worker, fails its request.
+        """
         lane, tasks = batch.lane, batch.tasks
-        if len(tasks) > 1:
+        if len(tasks) > 1 or (tasks[0].failed_on is None and self._worker is not None):
             log.warning("a %s batch of %d images failed (%r); retrying them one by one", lane.name, len(tasks), error)
             for task in tasks:
+                task.failed_on = self._link.name
                 lane.retry_unbatched(task)
             return 0
         log.error("the device failed on one image of lane %s", lane.name, exc_info=error)
@@ -249,6 +260,7 @@ class LinkRunner:
                 return
             for task in batch.tasks:
                 task.crashes += 1
+                task.failed_on = self._link.name
                 if task.crashes > 1 and not task.request.ended:
                     log.error("two workers died running the same image of lane %s; its request fails", batch.lane.name)
                     task.request.fail(WorkerCrashed("two workers died running the same image of this request"))

@@ -23,9 +23,11 @@ from tests.service.engine.fakes import (
     FakeDevice,
     FakeObserver,
     FakeWorker,
+    Pool,
     Start,
     Submit,
     images,
+    until,
 )
 
 
@@ -139,3 +141,37 @@ def busy(device: FakeDevice, soon: float, submit: Submit) -> Busy:
         return task
 
     return busy
+
+
+@pytest.fixture
+async def pool(clock: FakeClock, observer: FakeObserver, tmp_path: Path, form: str) -> AsyncIterator[Pool]:
+    """Starts an engine in front of several workers, each with a device of its own."""
+    assert form == "remote"
+    started: list[tuple[RemoteEngine, list[FakeWorker], list[FakeDevice]]] = []
+
+    async def pool(count: int, **limits: int) -> tuple[RemoteEngine, list[FakeDevice], list[FakeWorker]]:
+        devices = [FakeDevice() for _ in range(count)]
+        workers = [
+            FakeWorker(tmp_path / f"worker-{index}", lambda device=device: device, clock)
+            for index, device in enumerate(devices)
+        ]
+        engine = RemoteEngine(
+            {worker.address.name: str(worker.address) for worker in workers},
+            limits=LaneLimits(**limits),
+            observer=observer,
+            clock=clock,
+            depth=1,
+        )
+        started.append((engine, workers, devices))
+        engine.start()
+        await engine.ready()
+        await until(lambda: len(engine._queues.up) == count)
+        return engine, devices, workers
+
+    yield pool
+    for engine, workers, devices in started:
+        for device in devices:
+            device.release()
+        await engine.stop(PATIENCE)
+        for worker in workers:
+            worker.stop()

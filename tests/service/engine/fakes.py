@@ -25,6 +25,7 @@ from service.engine import (
     Stepped,
     protocol,
 )
+from service.engine.remote import RemoteEngine
 from service.engine.worker import DeviceServer
 
 Ids = npt.NDArray[np.int64]
@@ -35,6 +36,8 @@ Build = Callable[..., Engine]
 Start = Callable[..., Awaitable[Engine]]
 Submit = Callable[..., Awaitable[list[asyncio.Task[Any]]]]
 Busy = Callable[[Engine], Awaitable[asyncio.Task[Any]]]
+
+Pool = Callable[..., Awaitable[tuple[RemoteEngine, list["FakeDevice"], list["FakeWorker"]]]]
 
 PATIENCE = 20.0  # seconds until a test gives up on a thread; never a verdict on speed
 NUM_TOKENS = 4
@@ -79,6 +82,13 @@ def generated(*seeds: int, steps: int = 3, label: int | None = None) -> Ids:
 
 def _row_tokens(label: int | None, seed: int, step: int) -> Ids:
     return np.array([seed, step, -1 if label is None else label, seed * 1000 + step], np.int64)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Lets the event loop run until a thread makes the condition true."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110  a thread's doing
+            await asyncio.sleep(0)
 
 
 class DeviceLost(BaseException):

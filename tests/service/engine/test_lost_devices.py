@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,7 +15,7 @@ from service.engine import DeviceFailed, Engine, EngineStopped, InlineEngine, Qu
 from service.engine.protocol import DeviceLost
 from service.engine.remote import RemoteEngine
 from service.engine.wire import Channel, DeviceReady
-from tests.service.engine.fakes import PATIENCE, Build, FakeClock, FakeDevice, images, tokens
+from tests.service.engine.fakes import PATIENCE, Build, FakeClock, FakeDevice, Pool, Submit, images, tokens, until
 
 pytestmark = pytest.mark.anyio
 remote = pytest.mark.parametrize("form", ["remote"], indirect=True)
@@ -41,12 +40,6 @@ async def watched(build: Build, device: FakeDevice, openings: list[None]) -> Eng
 def openings() -> list[None]:
     """One entry for each worker that has opened the device."""
     return []
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  a thread's doing
-            await asyncio.sleep(0.001)
 
 
 @remote
@@ -161,6 +154,27 @@ async def test_a_link_that_meets_an_unforeseen_error_connects_again(
     await until(lambda: caplog.text.count("no worker is left") == 2)
     await until(lambda: engine.state.is_ready)
     np.testing.assert_array_equal((await engine.decode(tokens(1), deadline=soon)).images, images(1))
+
+
+@remote
+async def test_what_fails_on_one_worker_is_retried_on_the_other(pool: Pool, submit: Submit, soon: float) -> None:
+    engine, (broken, sound), _ = await pool(2, max_batch_size=2)
+    broken.poison, broken.fatal = {1, 2}, {3}
+    broken.hold()
+    sound.hold()
+    waiters = await submit(*(engine.encode(images(value, value), deadline=soon) for value in (1, 3)))
+    for device in (broken, sound):  # one batch each
+        device.wait_for_calls(1)
+    broken.release()
+    await until(lambda: not broken.is_held)
+    sound.release()
+    for value, waiter in zip((1, 3), waiters, strict=True):
+        np.testing.assert_array_equal((await waiter).tokens, tokens(value, value))
+    for value in (2, 3):
+        np.testing.assert_array_equal((await engine.encode(images(value), deadline=soon)).tokens, tokens(value))
+    sound.poison = {2}
+    with pytest.raises(DeviceFailed):
+        await engine.encode(images(2), deadline=soon)
 
 
 @remote

@@ -6,14 +6,13 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from service.engine import DeadlineExceeded, EngineStopped, LaneLimits, LaneSnapshot, QueueFull, WorkerCrashed
+from service.engine import DeadlineExceeded, EngineStopped, LaneSnapshot, QueueFull, WorkerCrashed
 from service.engine.remote import RemoteEngine
 from service.engine.wire import Channel, DeviceReady
 from service.engine.worker import DeviceServer
@@ -25,60 +24,17 @@ from tests.service.engine.fakes import (
     FakeClock,
     FakeDevice,
     FakeObserver,
-    FakeWorker,
+    Pool,
     Start,
     Submit,
     generated,
     images,
     items,
     tokens,
+    until,
 )
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("form", ["remote"], indirect=True)]
-
-
-Pool = Callable[..., Awaitable[tuple[RemoteEngine, list[FakeDevice], list[FakeWorker]]]]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Lets the event loop run until a thread makes the condition true."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  a thread's doing
-            await asyncio.sleep(0)
-
-
-@pytest.fixture
-async def pool(clock: FakeClock, observer: FakeObserver, tmp_path: Path, form: str) -> AsyncIterator[Pool]:
-    """Starts an engine in front of several workers, each with a device of its own."""
-    assert form == "remote"
-    started: list[tuple[RemoteEngine, list[FakeWorker], list[FakeDevice]]] = []
-
-    async def pool(count: int, **limits: int) -> tuple[RemoteEngine, list[FakeDevice], list[FakeWorker]]:
-        devices = [FakeDevice() for _ in range(count)]
-        workers = [
-            FakeWorker(tmp_path / f"worker-{index}", lambda device=device: device, clock)
-            for index, device in enumerate(devices)
-        ]
-        engine = RemoteEngine(
-            {worker.address.name: str(worker.address) for worker in workers},
-            limits=LaneLimits(**limits),
-            observer=observer,
-            clock=clock,
-            depth=1,
-        )
-        started.append((engine, workers, devices))
-        engine.start()
-        await engine.ready()
-        await until(lambda: len(engine._up) == count)
-        return engine, devices, workers
-
-    yield pool
-    for engine, workers, devices in started:
-        for device in devices:
-            device.release()
-        await engine.stop(PATIENCE)
-        for worker in workers:
-            worker.stop()
 
 
 async def test_the_batch_of_a_dead_worker_is_retried_unbatched(
@@ -313,7 +269,7 @@ async def test_the_engine_stays_ready_while_one_of_two_workers_is_left(pool: Poo
     workers[0].stays_down = True
     devices[0].lose_next = True
     devices[0].release()
-    await until(lambda: len(engine._up) == 1)
+    await until(lambda: len(engine._queues.up) == 1)
     assert engine.state.is_ready
     devices[1].release()
     for value, waiter in enumerate(waiters, start=1):
