@@ -1,7 +1,5 @@
 """Types of the arrays that models and service exchange; shapes are given where they are used."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Atomic file writes: a file is written beside its target, synced to disk, and renamed."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

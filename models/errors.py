@@ -9,8 +9,6 @@
                └── DataError                 a dataset cannot be used
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

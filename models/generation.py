@@ -7,8 +7,6 @@
     ids = generator.generate([207, None], seeds=[1, 2], preset="demo")     # int64 [2, K]
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path

@@ -15,8 +15,6 @@ All crops take an RGB image of any size and return uint8 RGB arrays. They raise 
 below 1, or another argument out of range.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -8,8 +8,6 @@
     images = tokenizer.decode(ids)      # int64 [B, K] -> uint8 [B, S, S, 3]
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias

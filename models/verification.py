@@ -8,8 +8,6 @@
     NOT the published checkpoint  another checksum, shape or id; values that are not finite; a truncated file
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping

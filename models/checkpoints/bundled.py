@@ -1,7 +1,5 @@
 """The checkpoint bundled with the project: variant name and folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 DEFAULT_VARIANT = "titok-mini-32"

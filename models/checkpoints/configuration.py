@@ -5,8 +5,6 @@ Published files contain the whole training configuration, sometimes with unresol
 942a96f): ``quantize_mode`` vq, ``finetune_decoder`` and ``is_legacy`` true.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Names of the 1,000 ImageNet classes, by id: the lemmas of their WordNet 3.0 synsets, separated by commas."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 IMAGENET_CLASSES: tuple[str, ...] = tuple(

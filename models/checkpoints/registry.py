@@ -4,8 +4,6 @@ Figures and settings: 1d-tokenizer's README_TiTok.md and sampling scripts (commi
 validation set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path

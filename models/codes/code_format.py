@@ -8,8 +8,6 @@
 rejected: codes are equal if and only if their tokens are.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import re

@@ -8,8 +8,6 @@
 A small dataset decodes in a minute and trains for hours: decoding in the training loop would only cost time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

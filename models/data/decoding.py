@@ -1,7 +1,5 @@
 """Decodes one image file to S x S pixels with the preprocessing that the tokenizer uses."""
 
-from __future__ import annotations
-
 import io
 
 from PIL import Image, UnidentifiedImageError

@@ -6,8 +6,6 @@
     DIR/classes.json   {"0": "group/name", ...}    without it class 7 is called "7"
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Protocols of dataset sources, the images of a split with random access, and the record of unusable ones."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Literal, Protocol

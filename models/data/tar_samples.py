@@ -1,7 +1,5 @@
 """Samples of WebDataset tars: files with the same key, such as ``000017.jpg`` and ``000017.cls``."""
 
-from __future__ import annotations
-
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Contact sheets: labelled rows of images in one picture."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass

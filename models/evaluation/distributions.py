@@ -3,8 +3,6 @@
 With Inception features these are FID and KID; values for Lite0 features compare only with each other.
 """
 
-from __future__ import annotations
-
 import math
 from typing import cast
 

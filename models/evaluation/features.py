@@ -6,8 +6,6 @@
                                                                          -> 1280 pooled (distributions, neighbours)
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import NamedTuple

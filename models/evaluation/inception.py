@@ -6,8 +6,6 @@ The Inception network is torch-fidelity's (its weights are a file that the calle
 writes. Published figures are of 50,000 images; fewer give larger distances.
 """
 
-from __future__ import annotations
-
 import pickle
 from dataclasses import dataclass
 from pathlib import Path

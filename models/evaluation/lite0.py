@@ -13,8 +13,6 @@ ReLU6); tensor names in the file are those of the package ``efficientnet-lite-py
 0.5 and deviation 0.5, as it was trained: with the usual ImageNet statistics its accuracy drops by eleven points.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple

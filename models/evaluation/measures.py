@@ -1,7 +1,5 @@
 """Metrics of seams and code usage, for the training log and the report."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

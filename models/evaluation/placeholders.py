@@ -10,8 +10,6 @@
     WebP, q 0      the whole image at quality 0, of any number of bytes
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import math

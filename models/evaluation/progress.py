@@ -1,7 +1,5 @@
 """Progress reporting of long computations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 

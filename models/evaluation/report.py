@@ -1,7 +1,5 @@
 """The report of an evaluation: JSON, Markdown tables and contact sheets."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

@@ -7,8 +7,6 @@
     classes, seeds ─────────> generator, tokenizer ────> generation ─────┘
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

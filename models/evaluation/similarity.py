@@ -1,7 +1,5 @@
 """PSNR and SSIM of image batches, for tensors and NumPy arrays, so that processes without torch can use them."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np

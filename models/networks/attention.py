@@ -1,7 +1,5 @@
 """Scaled dot-product attention: a fused kernel, or separate operators for training on a CPU."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor

@@ -10,8 +10,6 @@ the layout of the published checkpoints (1d-tokenizer, commit 942a96f). The tran
 releases tie this head to the embedding table, and cannot load the published weights.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -8,8 +8,6 @@ The decoder is also the *pixel decoder* of the published TiTok models. Source: M
 as published with 1d-tokenizer (commit 942a96f), with the tensor names of that checkpoint.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

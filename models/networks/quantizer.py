@@ -4,8 +4,6 @@ Source: TiTok (arXiv 2406.07550, section 3), whose quantizer follows VQ-VAE (arX
 codes of ViT-VQGAN (arXiv 2110.04627). Tensor names are those of the published checkpoints.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -4,8 +4,6 @@ PyTorch's ``meta`` device alone would suffice, but normal initialization on it i
 which takes as long as the rest of loading a small model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -10,8 +10,6 @@ Source: "An Image is Worth 32 Tokens for Reconstruction and Generation" (arXiv 2
 of the published checkpoints (1d-tokenizer, commit 942a96f): tensor names, and the quirks that the weights were trained with.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 

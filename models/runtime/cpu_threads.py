@@ -10,8 +10,6 @@ Synchronizing once per batch instead of some hundred times gives a sixth to a qu
 two cores, batches of 2 to 16), and more when other processes use a core now and then.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait

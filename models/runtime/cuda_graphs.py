@@ -9,8 +9,6 @@ A replay launches all kernels of a batch with one call; launched from Python, sm
 run. Rows of a batch are independent of each other, so the values of padding rows do not matter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias

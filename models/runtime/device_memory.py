@@ -1,7 +1,5 @@
 """Device memory: detect out-of-memory errors, release cached memory, and report usage."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 

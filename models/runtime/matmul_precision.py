@@ -13,8 +13,6 @@ PyTorch's switches are process-wide, and convolutions use TF32 by default, so ev
 of a process may run networks on CUDA devices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 

@@ -6,8 +6,6 @@ alternative. If the margin is below the measured tolerance, the image is compute
 Too small a tolerance breaks batch invariance; too large a one wastes time on images that are computed twice.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

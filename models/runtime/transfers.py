@@ -5,8 +5,6 @@
     host, pinned ── upload stream ──> device ── the thread's stream: compute ── download stream ──> host, pinned
 """
 
-from __future__ import annotations
-
 import contextlib
 import weakref
 from collections.abc import Callable

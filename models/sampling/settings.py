@@ -4,8 +4,6 @@ Without torch, so that processes without networks can use it. Source: MaskGIT (a
 2202.04200, section 3.2), TiTok (arXiv 2406.07550, section 4.1), and the published sampler (1d-tokenizer, commit 942a96f).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

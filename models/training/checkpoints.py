@@ -1,7 +1,5 @@
 """Files that a training run writes: ``state.pt``, to resume from, and the checkpoint that the service loads."""
 
-from __future__ import annotations
-
 import errno
 import json
 from pathlib import Path

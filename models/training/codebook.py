@@ -1,7 +1,5 @@
 """Codebook initialisation from latents, and re-initialisation of unused codes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Configuration of a training run: frozen dataclasses, read from a TOML or YAML file; unknown keys are errors."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path

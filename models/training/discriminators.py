@@ -5,8 +5,6 @@ the perceptual loss computes anyway: far cheaper, and useful from the first step
 Converge Faster", arXiv 2111.01007).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ Every process draws the same random numbers for the whole batch and uses its own
 the number of processes, up to rounding.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

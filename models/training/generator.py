@@ -1,7 +1,5 @@
 """Training a class-conditional MaskGIT generator on the token ids of a trained tokenizer."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

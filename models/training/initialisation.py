@@ -5,8 +5,6 @@ mean image for a thousand steps. With ``fan-in`` each matrix keeps the variance 
 and the last layer starts near a constant.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Literal, cast

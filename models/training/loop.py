@@ -5,8 +5,6 @@ with (seed, n), so a killed run resumes from its last saved state with the same 
 rate follows the clock where that is ahead of the steps, and runs are not reproducible.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import logging

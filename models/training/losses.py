@@ -1,7 +1,5 @@
 """Loss functions, computed in float32."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ differences: packed projections are updated as separate matrices, and matrices o
 which is faster.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Training a tokenizer on pixels: all of it (``one-stage``), or the decoder of a trained one (``stage-2``)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Pretrained networks that a run starts from or is trained against."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TypeVar
 

@@ -3,8 +3,6 @@
 Source: arXiv 2406.07550, section 3.3 (proxy codes); the loss is cross-entropy over the 2-D codes plus the quantizer's.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

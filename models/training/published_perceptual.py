@@ -1,7 +1,5 @@
 """The perceptual losses of the published recipes. torchvision downloads the weights of their networks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

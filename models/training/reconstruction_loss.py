@@ -8,8 +8,6 @@
              └─ PatchDiscriminator ───────────────────────┴─> adversarial (hinge), LeCam
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

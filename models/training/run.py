@@ -1,7 +1,5 @@
 """Runs a training config: reads it, opens the data, trains, and writes the checkpoint."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol

@@ -1,7 +1,5 @@
 """Random numbers of training as a function of (seed, step), so that no random state needs saving."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

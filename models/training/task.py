@@ -1,7 +1,5 @@
 """What the training loop trains: a network with its losses, its evaluation and its checkpoint."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the recipes for tokenizers share: augmented batches, codebook, validation metrics and sample images."""
 
-from __future__ import annotations
-
 import logging
 from abc import abstractmethod
 from pathlib import Path

@@ -7,8 +7,6 @@
     output/pictures/000250.png     validation images above, their reconstructions below
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Batches of a source's entries on any device: their crops, their tokens, and the shards that they belong to."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 

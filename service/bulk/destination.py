@@ -11,8 +11,6 @@ A shard is complete when its line is in the journal, which is written after the 
 and its shard is made again: the same bytes, under the same names. Shards may be added in any order.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

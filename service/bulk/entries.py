@@ -1,7 +1,5 @@
 """A dataset as a source of entries: images with keys and labels, at positions from which reading can resume."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol

@@ -6,8 +6,6 @@
                └─ BrokenImage     one image, which is recorded and left out
 """
 
-from __future__ import annotations
-
 
 class BulkError(ValueError):
     """The run cannot start or continue with this source, destination or options; the message says what to do."""

@@ -11,8 +11,6 @@ bin         tokens-000000.bin, .keys.jsonl  the same numbers, little-endian, wit
 ==========  ============================  =============================================================================
 """
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

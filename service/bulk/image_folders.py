@@ -1,7 +1,5 @@
 """A folder of image files; subfolders are classes."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial

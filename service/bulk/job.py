@@ -1,7 +1,5 @@
 """The options of a tokenization job, its crops, and its result."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self

@@ -13,8 +13,6 @@ Actors read the source, so all nodes must find it under the same name; only this
 one makes its shards again from the same entries.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

@@ -1,7 +1,5 @@
 """Parquet files with a column of images, as in Hugging Face datasets."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

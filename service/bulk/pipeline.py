@@ -11,8 +11,6 @@ On a GPU the host's cores prepare batches while the device computes::
     read ahead ──> decode, crop ──────> batches ──> device ──> shards, in order
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Runs a tokenization job from a source to a destination, and on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager

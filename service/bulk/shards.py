@@ -1,7 +1,5 @@
 """Shards of the output: where they begin in the source, their tokens, their files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 

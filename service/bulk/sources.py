@@ -8,8 +8,6 @@
     dataset/data/train-*.parquet a Hugging Face dataset; or its folder, if it has one split
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """WebDataset archives: files with the same key are one sample, such as ``000017.jpg`` and ``000017.cls``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from tarfile import TarFile, TarInfo

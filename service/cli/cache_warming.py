@@ -9,8 +9,6 @@
 Both ways use the service's code, hence its keys: an upload of the same bytes is a cache hit afterwards.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import itertools

@@ -1,7 +1,5 @@
 """``titok doctor``: checks whether the service would start, and suggests corrections."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import json

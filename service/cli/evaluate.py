@@ -1,7 +1,5 @@
 """``titok evaluate``: measures a tokenizer and its generator on a dataset."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``titok health``: asks the running service whether it is ready; the exit code is the answer."""
 
-from __future__ import annotations
-
 import json
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException

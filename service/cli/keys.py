@@ -1,7 +1,5 @@
 """``titok keys``: creates API keys."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

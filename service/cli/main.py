@@ -1,7 +1,5 @@
 """The ``titok`` command."""
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Annotated, Any

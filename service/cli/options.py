@@ -1,7 +1,5 @@
 """Options that several commands share, and the error of a command."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

@@ -1,7 +1,5 @@
 """``titok pull``: downloads the weights that the service needs, and checks them."""
 
-from __future__ import annotations
-
 import typer
 
 from service.cli.options import load_settings

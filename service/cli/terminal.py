@@ -1,7 +1,5 @@
 """What commands print on standard error: messages and progress bars."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

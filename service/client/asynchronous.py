@@ -1,7 +1,5 @@
 """``AsyncTiTokClient``: the asyncio client."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping

@@ -5,8 +5,6 @@
     arguments ──> Call(method, path, headers, body) ──> HTTP ──> Response ──> Call.result ──> typed values
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

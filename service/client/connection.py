@@ -5,8 +5,6 @@ of ``TiTokClient`` blocks instead of suspending, so its coroutines run from star
 (:func:`~.blocking.run`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar

@@ -21,8 +21,6 @@
         └── ServiceDeadlineExceeded   504
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 

@@ -3,8 +3,6 @@
 httpx's own line decoder and ``str.splitlines`` also split at characters such as U+2028, which JSON may contain.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

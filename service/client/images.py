@@ -1,7 +1,5 @@
 """Reads an image source as the bytes to upload. Imports Pillow only for sources that need it."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

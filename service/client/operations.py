@@ -1,7 +1,5 @@
 """The operations of both clients: one image or a list, split into requests, with or without a look-up first."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Unpack, cast, overload
 

@@ -1,7 +1,5 @@
 """Reads responses: errors, JSON documents and images become typed values."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections import ChainMap

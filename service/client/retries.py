@@ -1,7 +1,5 @@
 """Retries with exponential backoff and jitter, within one deadline for all attempts of a request."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable
