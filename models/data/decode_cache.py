@@ -72,11 +72,7 @@ def decode_to_cache(
 
 
 def _decode(
-    source: IndexedSource,
-    size: int,
-    files: tuple[Path, Path],
-    bad_samples: BadSamples,
-    progress: Progress | None,
+    source: IndexedSource, size: int, files: tuple[Path, Path], bad_samples: BadSamples, progress: Progress | None
 ) -> None:
     """Writes the image file, then the label file."""
     image_file, label_file = files

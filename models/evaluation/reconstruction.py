@@ -97,9 +97,7 @@ class TokenizerCodec(Codec):
         if not self._tokenizer.is_discrete:
             return None
         return CodeUsage(
-            used=int((self.counts > 0).sum()),
-            codebook_size=len(self.counts),
-            entropy_bits=entropy_bits(self.counts),
+            used=int((self.counts > 0).sum()), codebook_size=len(self.counts), entropy_bits=entropy_bits(self.counts)
         )
 
     def __call__(self, images: Pixels) -> Decoded:

@@ -27,10 +27,7 @@ train = typer.Typer(
     no_args_is_help=True,
 )
 
-Config = Annotated[
-    str,
-    typer.Argument(help="TOML or YAML file, or the name of a config in models/training/configs."),
-]
+Config = Annotated[str, typer.Argument(help="TOML or YAML file, or the name of a config in models/training/configs.")]
 Data = Annotated[
     Path, typer.Option(help="Dataset: folder of `train-*.tar` and `val-*.tar` shards (also .gz), or of class folders.")
 ]

@@ -10,18 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from .errors import TiTokError, UnexpectedAnswer, problem_error
-from .results import (
-    Encoded,
-    Generated,
-    GeneratorInfo,
-    ImageClass,
-    Limits,
-    Mixed,
-    Model,
-    Picture,
-    Reconstruction,
-    Step,
-)
+from .results import Encoded, Generated, GeneratorInfo, ImageClass, Limits, Mixed, Model, Picture, Reconstruction, Step
 from .retries import retry_after_seconds
 
 if TYPE_CHECKING:
