@@ -88,11 +88,6 @@ class Generator:
             variants=self._variants,
         )
 
-    @property
-    def num_parameters(self) -> int:
-        """The number of weights."""
-        return sum(parameter.numel() for parameter in self._network.parameters())
-
     def settings(self, preset: str | None = None, **changes: Any) -> SamplingSettings:
         """A preset (default ``published``) with ``changes``. Raises ``ValueError``."""
         name = preset or PRESETS[0]

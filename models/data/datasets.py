@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -21,7 +22,7 @@ from torch import Tensor
 from models.arrays import Ids, Pixels
 from models.data.decode_cache import Progress, decode_to_cache
 from models.data.image_folder import ImageFolder
-from models.data.shards import WebDatasetShards, find_shards, read_class_names
+from models.data.shards import WebDatasetShards, find_shards
 from models.data.sources import BadSamples, Source, Split, names_of
 from models.data.streaming import StreamingDataset
 from models.errors import DataError
@@ -98,25 +99,14 @@ def open_dataset(
     )
     if arrays is None:
         return StreamingDataset(source.index(cache, bad_samples), size)
-    return _in_memory(source, *arrays)
+    return InMemoryDataset(*arrays, names_of(source.names, arrays[1]))
 
 
 def load_dataset(folder: Path, split: Split, *, size: int, cache: Path) -> InMemoryDataset:
     """As :func:`open_dataset` without a memory limit: the array is mapped from ``cache``."""
-    source = _source(folder, split)
-    arrays = decode_to_cache(source, split, size=size, cache=cache, bad_samples=BadSamples())
-    assert arrays is not None  # noqa: S101 - there is no limit
-    return _in_memory(source, *arrays)
-
-
-def class_names(folder: Path) -> list[str]:
-    """Class names (``group/name``) in the order of their numbers. Raises ``DataError`` if nothing names them."""
-    names = read_class_names(folder)
-    if names is None:
-        names = _source(folder, "train").names
-    if names is None:
-        raise DataError(f"no classes.json in {folder}")
-    return list(names)
+    dataset = open_dataset(folder, split, size=size, cache=cache, memory_limit_bytes=sys.maxsize)
+    assert isinstance(dataset, InMemoryDataset)  # noqa: S101 - there is no limit
+    return dataset
 
 
 def _source(folder: Path, split: Split) -> Source:
@@ -126,7 +116,3 @@ def _source(folder: Path, split: Split) -> Source:
     if not source.names:
         raise DataError(f"no {split}-*.tar or {split}-*.tar.gz in {folder}, and no class folders with images")
     return source
-
-
-def _in_memory(source: Source, images: Pixels, labels: Ids) -> InMemoryDataset:
-    return InMemoryDataset(images, labels, names_of(source.names, labels))

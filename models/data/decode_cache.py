@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,7 +44,7 @@ def decode_to_cache(
     size: int,
     cache: Path,
     bad_samples: BadSamples,
-    limit: int = sys.maxsize,
+    limit: int,
     progress: Progress | None = None,
 ) -> tuple[Pixels, Ids] | None:
     """Images uint8 [N, S, S, 3] and labels int64 [N] of a source, S = ``size``; None if there are more than ``limit``.

@@ -17,7 +17,6 @@ from models.data.decoding import decode_image
 from models.data.sources import BadSamples, IndexedSource
 from models.errors import DataError
 
-MAX_PREFETCHED = 2
 # A bad image among the first few proves nothing: the fraction counts from this many images on.
 MIN_ROWS_TO_JUDGE = 1000
 
@@ -47,7 +46,7 @@ class StreamingDataset:
         self._source = source
         self._size = size
         self._pool = ThreadPoolExecutor(threads, "decode")
-        self._prefetched: dict[tuple[bytes, bytes], list[Future[_Decoded]]] = {}
+        self._prefetched: tuple[tuple[bytes, bytes], list[Future[_Decoded]]] | None = None
         self._bad_samples = BadSamples()
         self._unreadable: set[int] = set()
         self._read = np.zeros(len(source.labels), dtype=np.bool_)
@@ -61,7 +60,9 @@ class StreamingDataset:
         Centre crops; with a ``generator`` random crops, whose positions are torch.rand(B, 2) from it.
         """
         positions = _positions(rows, generator)
-        futures = self._prefetched.pop(_key(rows, positions), None) or self._submit(rows, positions)
+        key, futures = self._prefetched or (None, [])
+        if key != _key(rows, positions):
+            futures = self._submit(rows, positions)
         decoded = [future.result() for future in futures]
         self._read[rows] = True
         for row, reason in (failure for one in decoded for failure in one.failures):
@@ -79,19 +80,12 @@ class StreamingDataset:
         return images.to(self.device).permute(0, 3, 1, 2).float().div_(255.0)
 
     def prefetch(self, rows: Ids, generator: torch.Generator | None = None) -> None:
-        """Starts to decode a later :meth:`batch` with the same arguments, and returns at once.
+        """Starts to decode the next :meth:`batch`, which has the same arguments, and returns at once.
 
-        ``generator`` in the state in which ``batch`` will use it. At most two batches are kept; a third one discards
-        the oldest.
+        ``generator`` in the state in which ``batch`` will use it.
         """
         positions = _positions(rows, generator)
-        key = _key(rows, positions)
-        if key in self._prefetched:
-            return
-        while len(self._prefetched) >= MAX_PREFETCHED:
-            for future in self._prefetched.pop(next(iter(self._prefetched))):
-                future.cancel()
-        self._prefetched[key] = self._submit(rows, positions)
+        self._prefetched = _key(rows, positions), self._submit(rows, positions)
 
     def to(self, device: torch.device | str) -> StreamingDataset:
         """The same dataset with batches on ``device``."""

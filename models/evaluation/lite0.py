@@ -2,7 +2,7 @@
 
 ::
 
-    image [B, 3, S, S] in [0, 1] -> stem /2 -> 16 inverted bottlenecks -> head 1280 -> mean over the image -> 1000 logits
+    image [B, 3, S, S] in [0, 1] -> stem /2 -> 16 inverted bottlenecks -> head 1280 -> mean over the image
                                                  blocks 0   2   4   10  14
                                                  channels 16 24 40 112 192
                                                  stride   2  4  8  16  32
@@ -39,7 +39,7 @@ class _Stage(NamedTuple):
     channels: int
 
 
-_STEM_CHANNELS, _HEAD_CHANNELS, _CLASSES = 32, 1280, 1000
+_STEM_CHANNELS, _HEAD_CHANNELS = 32, 1280
 _STAGES = (
     _Stage(1, 3, 1, 1, 16),
     _Stage(2, 3, 2, 6, 24),
@@ -93,7 +93,6 @@ class Lite0(nn.Module):
                 channels = stage.channels
         self.blocks = nn.ModuleList(blocks)
         self.head = _Convolution(channels, _HEAD_CHANNELS, 1)
-        self.classifier = nn.Linear(_HEAD_CHANNELS, _CLASSES)
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Outputs float32 [B, C, S/stride, S/stride] of the blocks ``FEATURE_BLOCKS``."""
@@ -115,11 +114,6 @@ class Lite0(nn.Module):
         """The result of :meth:`embed`, from the last of :meth:`features`."""
         return F.relu6(self.head(self.blocks[-1](last))).mean(dim=(2, 3))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits float32 [B, 1000] of the ImageNet classes."""
-        logits: Tensor = self.classifier(self.embed(images))
-        return logits
-
     def _stem(self, images: Tensor) -> Tensor:
         # With channels last in memory, depthwise convolutions are a third faster in training.
         return F.relu6(self.stem((images.float() * 2.0 - 1.0).contiguous(memory_format=torch.channels_last)))
@@ -139,7 +133,7 @@ def load_lite0(device: torch.device | str = "cpu") -> Lite0:
 
 def _folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The file's convolutions with the following batch norms folded in, under this module's names."""
-    folded = {"classifier.weight": tensors["_fc.weight"], "classifier.bias": tensors["_fc.bias"]}
+    folded = {}
     for ours, convolution, norm in _names(tensors):
         scale = tensors[f"{norm}.weight"] * (tensors[f"{norm}.running_var"] + _NORM_EPSILON).rsqrt()
         folded[f"{ours}.weight"] = tensors[f"{convolution}.weight"] * scale[:, None, None, None]

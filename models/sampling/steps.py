@@ -41,11 +41,6 @@ class SamplingRow:
     step: int = 0
 
     @property
-    def finished(self) -> bool:
-        """Whether every token is known."""
-        return self.step >= self.settings.steps
-
-    @property
     def needs_unconditional(self) -> bool:
         """Whether the next step needs unconditional logits besides the conditional ones."""
         return self.label is not None and self.settings.needs_unconditional(self.step)
