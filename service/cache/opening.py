@@ -18,6 +18,7 @@ def open_cache(settings: Settings, observer: CacheObserver) -> CodeCache:
 
     shared = RedisCache(
         settings.redis_url.get_secret_value(),
+        namespace=settings.cache_namespace,
         timeout=settings.redis_timeout,
         ttl=settings.cache_ttl or None,
         lease=settings.cache_lease,

@@ -24,12 +24,12 @@ from service.cache.values import pack_value, unpack_value
 
 _WRITES_PER_PIPELINE = 256
 _WRITE_TIMEOUTS = 10  # no request waits for a write, so it may take this many timeouts
-_PROBE_KEY = b"probe"
 
 
 class RedisCache(CodeCache):
     """See ``CodeCache``.
 
+    While Redis fails, a key of the ``namespace`` is looked up until that succeeds: a user may have access to no other.
     A round trip may take ``timeout`` seconds, and a look-up waits for at most two. Entries expire after ``ttl`` seconds
     (None: never), claims after ``lease`` (0: no claims are made). Values longer than ``max_value_bytes`` are neither
     written nor read, and at most ``max_writes`` wait to be written, also while Redis does not answer.
@@ -39,6 +39,7 @@ class RedisCache(CodeCache):
         self,
         url: str,
         *,
+        namespace: str = "titok",
         timeout: float = 0.01,
         ttl: int | None = None,
         lease: float = 2.0,
@@ -53,7 +54,7 @@ class RedisCache(CodeCache):
             timeout=timeout,
             observer=observer,
             breaker_pause=breaker_pause,
-            probe=lambda: self._values([_PROBE_KEY]),
+            probe=lambda: self._values([f"{namespace}:probe".encode()]),
             on_recovery=self._start_writing,
         )
         self._client = self._guard.client

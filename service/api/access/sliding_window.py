@@ -54,25 +54,26 @@ def _age_for(previous: int, share: int, length: int) -> int:
 
 
 # The same arithmetic in Redis. Arguments: quota, length, images. Returns whether they fit and were counted, and the state.
+# A key expires two lengths after its window began, so its time to live is the window's age.
 SCRIPT = """
 local quota, length, images = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local stored = redis.call('HMGET', KEYS[1], 'start', 'current', 'previous')
-local start, current, previous = tonumber(stored[1]) or now, tonumber(stored[2]) or 0, tonumber(stored[3]) or 0
-if now - start >= 2 * length then
-    start, current, previous = now, 0, 0
-elseif now - start >= length then
-    start, current, previous = start + length, 0, current
+local age, current, previous = 0, 0, 0
+local left = redis.call('PTTL', KEYS[1])
+if left > 0 then
+    local stored = redis.call('HMGET', KEYS[1], 'current', 'previous')
+    age, current, previous = 2 * length - left, tonumber(stored[1]) or 0, tonumber(stored[2]) or 0
 end
-local used = math.floor(previous * (length - 1 - (now - start)) / length) + current
+if age >= length then
+    age, current, previous = age - length, 0, current
+end
+local used = math.floor(previous * (length - 1 - age) / length) + current
 local fits = images < 0 or used + images <= quota
 if fits and images ~= 0 then
     current = current + images
     previous = math.max(0, previous + math.min(0, current))
     current = math.max(0, current)
-    redis.call('HSET', KEYS[1], 'start', start, 'current', current, 'previous', previous)
-    redis.call('PEXPIRE', KEYS[1], start + 2 * length - now)
+    redis.call('HSET', KEYS[1], 'current', current, 'previous', previous)
+    redis.call('PEXPIRE', KEYS[1], 2 * length - age)
 end
-return {fits and 1 or 0, now - start, current, previous}
+return {fits and 1 or 0, age, current, previous}
 """

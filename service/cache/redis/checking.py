@@ -10,17 +10,25 @@ from service.cache.redis.connection import connect, disconnect
 from service.redis_url import RedisUrl
 
 _SOCKET_TIMEOUT = 5.0  # seconds
+# The commands of the script of rate limits.
+_SCRIPT = """
+redis.call('HSET', KEYS[1], 'current', 0)
+redis.call('HMGET', KEYS[1], 'current')
+redis.call('PTTL', KEYS[1])
+return redis.call('PEXPIRE', KEYS[1], 1)
+"""
 
 
 async def failing_commands(url: str, namespace: str) -> list[str]:
     """The commands that fail, of those that the cache and the rate limits need, with the server's words."""
     client = connect(url, socket_timeout=_SOCKET_TIMEOUT)
-    key = f"{namespace}:check"
+    code, rate = f"{namespace}:check:code", f"{namespace}:check:rate"
     commands: dict[str, Callable[[], Awaitable[object]]] = {
         "PING": client.ping,
-        "GET (cache)": lambda: client.execute_command("GET", key),
-        "SET (cache)": lambda: client.execute_command("SET", key, "", "PX", 1),
-        "EVAL (rate limits)": lambda: client.execute_command("EVAL", "return 1", 1, key),
+        "MGET (cache)": lambda: client.execute_command("MGET", code),
+        "SET (cache)": lambda: client.execute_command("SET", code, "", "PX", 1),
+        "UNLINK (cache)": lambda: client.execute_command("UNLINK", code),
+        "EVAL (rate limits)": lambda: client.execute_command("EVAL", _SCRIPT, 1, rate),
     }
     failing = []
     try:

@@ -66,7 +66,11 @@ async def test_a_user_with_a_password_and_a_database(launch: Launch, open_redis:
     server = launch("acl", "--port", str(port), "--requirepass", "root", *(f"--{rules}".split(" ")))
     with redis.Redis(port=port, password="root") as client:  # noqa: S106
         server.wait_for(client)
-        assert await works(open_redis(f"redis://titok:p%3Ass@127.0.0.1:{port}/3"))
+        cache = open_redis(f"redis://titok:p%3Ass@127.0.0.1:{port}/3")
+        cache.connect()
+        while observer.successes["probe"] == 0:  # noqa: ASYNC110  another process does it
+            await asyncio.sleep(0.01)
+        assert await works(cache)
         assert client.info("keyspace").keys() == {"db3"}
     stranger = open_redis(f"redis://titok:wrong@127.0.0.1:{port}/3")
     assert await stranger.get_many([ENTRIES[0][0]]) == [None]

@@ -195,8 +195,9 @@ async def test_the_check_names_the_commands_that_are_refused(own_redis: RedisSer
     with own_redis.start().client() as client:
         assert await failing_commands(own_redis.url, "titok") == []
         client.execute_command("ACL SETUSER titok on >s3cret ~titok:* +@read +@connection")
-    [no_set, no_eval] = await failing_commands(f"unix://titok:s3cret@{own_redis.socket}", "titok")
+    [no_set, no_unlink, no_eval] = await failing_commands(f"unix://titok:s3cret@{own_redis.socket}", "titok")
     assert no_set.startswith("SET (cache): ")
+    assert no_unlink.startswith("UNLINK (cache): ")
     assert no_eval.startswith("EVAL (rate limits): ")
     [wrong] = await failing_commands(f"unix://titok:other@{own_redis.socket}", "titok")
     assert "invalid username-password" in wrong

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,8 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 async def open_limiter() -> AsyncIterator[Callable[..., RateLimiter]]:
     opened: list[RateLimiter] = []
 
-    def open_limiter(redis: RedisServer, **settings: float) -> RateLimiter:
-        opened.append(RateLimiter(Settings(redis_url=redis.url, **{"redis_timeout": 1.0, **settings})))  # type: ignore[arg-type]
+    def open_limiter(redis: RedisServer, **settings: Any) -> RateLimiter:
+        opened.append(RateLimiter(Settings(**{"redis_url": redis.url, "redis_timeout": 1.0, **settings})))
         return opened[-1]
 
     yield open_limiter
@@ -85,6 +86,16 @@ async def test_the_circuit_opens_after_three_timeouts(
         assert limiter.status.failure == "consume: no answer within 10 ms"
     finally:
         redis.signal(signal.SIGCONT)
+
+
+async def test_the_documented_permissions_suffice(redis: RedisServer, open_limiter: Callable[..., RateLimiter]) -> None:
+    with redis.start().client() as client:
+        client.execute_command("ACL SETUSER titok on >p ~titok:* +@read +@write +@connection +@scripting")
+        limiter = open_limiter(redis, redis_url=f"unix://titok:p@{redis.socket}")
+        limiter.connect()
+        assert (await limiter.consume("ann", "3/hour", 1)).is_allowed
+        assert limiter.status.failure is None
+        assert client.hgetall("titok:rates:ann:3/3600") == {b"current": b"1", b"previous": b"0"}
 
 
 async def test_a_refused_script_is_told_and_counted_locally(
