@@ -46,6 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(shared or item.nodeid.partition("::")[0]))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fails where xdist did not apply the groups: without them, each worker starts the servers of every file."""
+    if session.config.getoption("loadgroup", default=False):
+        assert all("@" in item.nodeid for item in session.items), "pytest-xdist cannot group tests with this pytest"
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
