@@ -59,6 +59,14 @@ async def test_replicas_share_the_cache(redis_server: RedisServer, device: HeldD
         assert await encode(other, picture(7)) == (7, True)
 
 
+async def test_all_codes_of_concurrent_misses_are_stored(redis_server: RedisServer, device: HeldDevice) -> None:
+    async with service(device, redis_url=redis_server.url) as client:
+        await asyncio.gather(*(encode(client, picture(brightness)) for brightness in range(1, 65)))
+        with redis_server.client() as redis:
+            while redis.dbsize() < 128:  # noqa: ASYNC110  by their bytes and by their pixels, behind the answers
+                await asyncio.sleep(0.01)
+
+
 async def test_the_same_pixels_in_another_file_are_a_hit_and_that_file_is_cached(
     redis_server: RedisServer, device: HeldDevice
 ) -> None:
