@@ -63,7 +63,9 @@ class RateLimiter:
         self._local: LRUCache[str, tuple[int, WindowState]] = LRUCache(_CALLERS)
         self._prefix = f"{settings.cache_namespace}:rates:"
         self._guard: RedisGuard | None = None
-        if settings.redis_url is not None:
+        # Keys may have rates of their own, also keys that are read later.
+        self._has_rates = bool(settings.anonymous_rate_limit or settings.api_keys or settings.api_keys_file)
+        if settings.redis_url is not None and self._has_rates:
             url = settings.redis_url.get_secret_value()
             self._guard = RedisGuard(url, "rate limits", timeout=settings.redis_timeout, observer=observer)
             self._shared = Coalescer(self._guard, "consume", self._consume_shared)
@@ -76,7 +78,9 @@ class RateLimiter:
     @property
     def status(self) -> StoreStatus:
         """Where images are counted, and what fails there."""
-        return StoreStatus("memory") if self._guard is None else StoreStatus("redis", self._guard.health.failure)
+        if self._guard is None:
+            return StoreStatus("memory" if self._has_rates else "off")
+        return StoreStatus("redis", self._guard.health.failure)
 
     async def consume(self, caller: str, rate: str, images: int) -> RateLimitResult:
         """Counts ``images`` to a caller's ``rate``, all of them or none. A negative number gives images back."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from service.api.access.rate_limiter import RateLimiter
+from service.cache.protocol import StoreStatus
 from service.settings import Settings
 from tests.service.cache.redis_server import RedisServer
 
@@ -29,7 +30,8 @@ async def open_limiter() -> AsyncIterator[Callable[..., RateLimiter]]:
     opened: list[RateLimiter] = []
 
     def open_limiter(redis: RedisServer, **settings: Any) -> RateLimiter:
-        opened.append(RateLimiter(Settings(**{"redis_url": redis.url, "redis_timeout": 1.0, **settings})))
+        given = {"redis_url": redis.url, "redis_timeout": 1.0, "anonymous_rate_limit": "1/hour", **settings}
+        opened.append(RateLimiter(Settings(**given)))
         return opened[-1]
 
     yield open_limiter
@@ -120,8 +122,15 @@ async def test_a_request_that_waits_until_all_of_it_fits_is_allowed(
     assert (await limiter.consume("ann", "20/second", 10)).is_allowed
 
 
+async def test_redis_is_not_used_where_no_rate_can_apply(redis: RedisServer) -> None:
+    limiter = RateLimiter(Settings(redis_url=redis.url))  # type: ignore[arg-type]
+    limiter.connect()
+    assert limiter.status == StoreStatus("off")
+
+
 async def test_without_redis_a_process_counts_locally() -> None:
-    limiter = RateLimiter(Settings())
+    limiter = RateLimiter(Settings(anonymous_rate_limit="1/hour"))
+    assert limiter.status == StoreStatus("memory")
     assert [(await limiter.consume("ann", "3 per 10 minutes", 2)).is_allowed for _ in range(2)] == [True, False]
     assert (await limiter.consume("ann", "3 per 10 minutes", 1)).remaining == 0
     await limiter.close()
