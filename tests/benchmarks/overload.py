@@ -2,9 +2,10 @@
 
 First S-128 with synthetic weights, so slow that the load generator costs almost nothing, under three times its capacity in
 an open loop: goodput, latency of accepted requests, and latency of refusals. The queue is short enough that accepted
-requests meet their deadline: they should take at most the time of a full queue at full capacity.
+requests meet their deadline: they should take at most the time of admission and of a full queue at full capacity.
 
-Then the bundled checkpoint: latency of encode while generate requests keep the device busy.
+Then the bundled checkpoint: latency of encode while generate requests keep the device busy, and throughput of closed loops
+of 1 to 1,000 connections, which ask again as soon as they are answered, also after a 429.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.operations.build import ADMISSION_WAIT_SECONDS
 from tests.benchmarks.load import (
     Load,
     Request,
@@ -43,10 +45,13 @@ CAPACITY_CONNECTIONS = 32  # the queue is never empty and never full
 ENCODE_RATE = 10.0  # requests per second whose latency is measured, with and without generate requests
 FLOOD_CONNECTIONS = 32
 FLOOD_BODY = b'{"class": 0, "n": 4, "seed": 1, "preset": "fast"}'
+CONNECTIONS = (1, 2, 8, 32, 64, 1000)
 GOALS = {
     "goodput / capacity": ">= 0.95",
     "p99 of accepted / (queue bound / capacity)": "<= 1",
     "encode p95 under generate / (3 x unloaded + a step)": "<= 1",
+    "images/s of two connections / of one": "> 1",
+    "images/s of 1,000 connections / of 64": ">= 0.8",
 }
 
 
@@ -73,8 +78,8 @@ class Overload:
 
     @property
     def queue_bound(self) -> float:
-        """Seconds for a full queue, the running batch and the request's own batch."""
-        return (QUEUE_IMAGES + 2 * MAX_BATCH) / self.capacity
+        """Seconds for admission, a full queue, the running batch and the request's own batch."""
+        return ADMISSION_WAIT_SECONDS + (QUEUE_IMAGES + 2 * MAX_BATCH) / self.capacity
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,17 @@ def fairness(*, seconds: float) -> tuple[Fairness, Load, Load]:
     return result, alone, beside
 
 
+def closed_loops(*, seconds: float) -> dict[int, float]:
+    """Images per second by the number of connections."""
+    [jpeg] = jpegs(128, 1)
+    rates = {}
+    with serve(Model(DEFAULT_VARIANT)) as (_, endpoint):
+        for connections in CONNECTIONS:
+            load = closed_loop([endpoint.request(jpeg)], connections=connections, seconds=seconds, warm_up=2.0)
+            rates[connections] = throughput(load.finished(200), seconds=seconds)
+    return rates
+
+
 def _steps(admin_url: str) -> tuple[float, float]:
     """Sampling steps so far, and the seconds they took."""
     text = httpx.get(f"{admin_url}/metrics", timeout=30).raise_for_status().text
@@ -202,7 +218,7 @@ def _distribution(axes: Axes, samples: dict[str, Seconds]) -> None:
     axes.set(xscale="log", xlabel="s", ylabel="share of requests")
 
 
-def figures_of(result: Overload, fair: Fairness) -> dict[str, float]:
+def figures_of(result: Overload, fair: Fairness, rates: dict[int, float]) -> dict[str, float]:
     """The figures that have goals, and those that explain them."""
     return {
         "goodput / capacity": result.goodput / result.capacity,
@@ -213,6 +229,8 @@ def figures_of(result: Overload, fair: Fairness) -> dict[str, float]:
         "encode p95 alone, ms": 1000 * fair.unloaded_p95,
         "encode p95 under generate, ms": 1000 * fair.flooded_p95,
         "a sampling step under generate, ms": 1000 * fair.step,
+        "images/s of two connections / of one": rates[2] / rates[1],
+        "images/s of 1,000 connections / of 64": rates[1000] / rates[64],
         "load generator, of a core": result.generator_share,
     }
 
@@ -228,7 +246,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result, load = overload(model_named(arguments.model, Path(folder)), seconds=arguments.seconds)
     fair, alone, beside = fairness(seconds=arguments.seconds / 4)
-    figures = figures_of(result, fair)
+    rates = closed_loops(seconds=arguments.seconds / 4)
+    figures = figures_of(result, fair, rates)
     document = {
         "machine": machine("fastapi", "uvicorn", h2load=h2load_version().removeprefix("h2load ")),
         "settings": {
@@ -242,6 +261,7 @@ def main() -> None:
         },
         "overload": {**asdict(result), "queue_bound": result.queue_bound},
         "fairness": asdict(fair),
+        "images/s by connections": rates,
         "figures": figures,
         "goals": GOALS,
     }
