@@ -18,9 +18,8 @@ from torch import Tensor
 
 from models.arrays import Ids
 from models.checkpoints.configuration import class_names, class_sources, generator_config
-from models.checkpoints.imagenet import IMAGENET_CLASSES
 from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_checkpoint
-from models.checkpoints.registry import GENERATORS, PRESETS, GeneratorVariant
+from models.checkpoints.registry import GENERATORS, IMAGENET_CLASSES, PRESETS, GeneratorVariant
 from models.errors import CheckpointError, UnknownVariantError
 from models.networks.generator import GeneratorConfig, MaskGITViT, UViT, build_generator
 from models.networks.skip_init import skip_init

@@ -253,22 +253,15 @@ class Tokenizer:
                 raise ValueError(f"expected latents [B, {self.num_tokens}, {self.token_size}], not {list(host.shape)}")
         if len(host) == 0:
             return lambda: torch.empty(0, *self._image_shape, dtype=torch.uint8)
-        if self.is_discrete:
-            pending = self._submit(host, self.decoder, into=into)
-        else:
-            pending = self._transfers.run(host, self._decode_latents, into)
+        pending = self._submit(host, self.decoder, into=into)
         return lambda: pending()[0]
 
-    def _decode(self, ids: Tensor) -> tuple[Tensor]:
-        """Ids int64 [B, K] on the device -> images uint8 [B, S, S, 3]."""
+    def _decode(self, tokens: Tensor) -> tuple[Tensor]:
+        """Ids int64 [B, K], or a VAE's latents float32 [B, K, C], on the device -> images uint8 [B, S, S, 3]."""
         with self._decoding:
-            return (_to_uint8(self._network.decode(ids)),)
-
-    def _decode_latents(self, latents: Tensor) -> tuple[Tensor]:
-        """Latents float32 [B, K, C] of a VAE on the device -> images uint8 [B, S, S, 3]."""
-        assert isinstance(self._network, TiTok)  # noqa: S101  the other network is discrete
-        with self._decoding:
-            return (_to_uint8(self._network.decode_codes(latents)),)
+            if isinstance(self._network, TiTok) and not self.is_discrete:
+                return (_to_uint8(self._network.decode_codes(tokens)),)
+            return (_to_uint8(self._network.decode(tokens)),)
 
     def _require_codes(self) -> None:
         if not self.is_discrete:

@@ -17,6 +17,11 @@ from models.sampling.settings import SamplingSettings
 
 PRESETS = ("published", "demo", "fast")
 
+IMAGENET_CLASSES: tuple[str, ...] = tuple(
+    Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+)
+"""Names of the 1,000 ImageNet classes, by id: the lemmas of their WordNet 3.0 synsets, separated by commas."""
+
 # Known commits of the published repositories; the others follow main. A tokenizer's ``source`` names the downloaded
 # commit, and its ``revision`` is a digest of the weights.
 _COMMITS = {"tokenizer_titok_l32_imagenet": "1c9a2084c59112fd415b7ed97d4c200e864a95de"}
