@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 MAX_BAD_FRACTION = 0.01
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 class BadSamples:

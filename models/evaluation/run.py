@@ -17,7 +17,7 @@ import torch
 from models.checkpoints.loading import HubFile
 from models.checkpoints.registry import GENERATORS
 from models.data.datasets import InMemoryDataset, load_dataset
-from models.data.sources import Split
+from models.data.sources import SPLITS
 from models.errors import DataError
 from models.evaluation.features import cached_embeddings
 from models.evaluation.generation import Generation, evaluate_generation, generate_samples, match_classes
@@ -35,7 +35,6 @@ from models.tokenizer import Tokenizer, load_tokenizer
 _MIN_TRAINING_IMAGES = 400
 _NO_CLASS = "unlabelled"
 _EXAMPLES = 12
-_SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ def evaluate(settings: EvaluationSettings, *, track: Track = no_progress) -> Rep
     baselines = placeholders(TokenizerCodec(tokenizer).num_bytes)
     train, validation = (
         load_dataset(settings.data, split, size=tokenizer.image_size, cache=settings.cache)
-        for split in track(_SPLITS, "reading images")
+        for split in track(SPLITS, "reading images")
     )
     if train.names != validation.names:
         raise DataError(f"the training and the validation images in {settings.data} have different classes")

@@ -1,13 +1,14 @@
 """Runs a training config: reads it, opens the data, trains, and writes the checkpoint."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from models.data.datasets import ImageDataset, open_dataset
-from models.data.sources import Split
+from models.data.sources import SPLITS
 from models.errors import ConfigError
 from models.training.config import GeneratorRun, TokenizerRun, read_config
 from models.training.distributed import process_group
@@ -85,12 +86,9 @@ def train_generator(config: Path, options: RunOptions, callbacks: TrainingCallba
         tokenizer = load_frozen_tokenizer(run.training.tokenizer, options.device)
         splits = _open_splits(options, tokenizer.config.image_size, callbacks)
         classes = generator_classes(run, splits[0].names)
-
-        def on_tokenize(done: int, total: int) -> None:
-            callbacks.on_prepare("tokenizing", done, total)
-
+        progress = partial(callbacks.on_prepare, "tokenizing")
         train_tokens, validation_tokens = (
-            tokenize(split, classes, tokenizer, cache=options.cache, progress=on_tokenize) for split in splits
+            tokenize(split, classes, tokenizer, cache=options.cache, progress=progress) for split in splits
         )
         task = GeneratorTask(run, classes, train_tokens, validation_tokens, tokenizer, options.device)
         return _train(task, options, callbacks)
@@ -98,18 +96,16 @@ def train_generator(config: Path, options: RunOptions, callbacks: TrainingCallba
 
 def _open_splits(options: RunOptions, size: int, callbacks: TrainingCallbacks) -> list[ImageDataset]:
     """The training and the validation images."""
-
-    def opened(split: Split) -> ImageDataset:
-        dataset = open_dataset(
+    return [
+        open_dataset(
             options.data,
             split,
             size=size,
             cache=options.cache,
-            progress=lambda done, total: callbacks.on_prepare(f"decoding {split}", done, total),
-        )
-        return dataset.to(options.device)
-
-    return [opened("train"), opened("val")]
+            progress=partial(callbacks.on_prepare, f"decoding {split}"),
+        ).to(options.device)
+        for split in SPLITS
+    ]
 
 
 def _train(task: Task[N], options: RunOptions, callbacks: TrainingCallbacks) -> dict[str, float]:
