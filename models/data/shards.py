@@ -10,10 +10,10 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -114,7 +114,7 @@ class WebDatasetShards:
                     raise DataError(f"no images in {self._shards[0].parent} for {self._split}")
                 table = np.array([entry[1:] for entry in entries], dtype=np.int64)
                 keys = np.array([entry.name.encode(errors="surrogateescape") for entry in entries])
-                write_atomically(file, lambda sink: np.savez(sink, table=table, keys=keys))
+                _write(file, lambda sink: np.savez(sink, table=table, keys=keys))
         with np.load(file) as arrays:
             return ShardIndex(plain, arrays["table"], arrays["keys"], self.names)
 
@@ -164,10 +164,12 @@ def _unpack(shard: Path, target: Path) -> None:
                 yield chunk
 
     with shard.open("rb") as packed:
-        try:
-            write_atomically(target, lambda sink: sink.writelines(chunks()))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise DataError(
-                f"cannot unpack {shard} in {target.parent}: {reason}; choose another cache folder"
-            ) from error
+        _write(target, lambda sink: sink.writelines(chunks()))
+
+
+def _write(file: Path, write: Callable[[BinaryIO], object]) -> None:
+    try:
+        write_atomically(file, write)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"cannot write to {file.parent}: {reason}; choose another cache folder") from error

@@ -130,14 +130,15 @@ def test_compressed_shards_above_the_memory_limit_are_unpacked_once(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_no_space_for_unpacked_shards_is_an_error(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("suffix", ["unpacked", "npz"])
+def test_no_space_for_unpacked_shards_or_the_index_is_an_error(shards: Path, suffix: str) -> None:
     opened(shards, STREAMED)
     cache = shards.parent / "cache"
-    (unpacked, *_) = cache.glob("*.unpacked")
-    for file in cache.iterdir():
-        file.unlink()
-    (cache / f"{unpacked.name}.partial").symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"cannot unpack .*: No space left on device; choose another cache folder"):
+    (file, *_) = cache.glob(f"*.{suffix}")
+    for old in cache.iterdir():
+        old.unlink()
+    (cache / f"{file.name}.partial").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"cannot write to .*: No space left on device; choose another cache folder"):
         opened(shards, STREAMED)
 
 
