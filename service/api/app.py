@@ -36,6 +36,7 @@ from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
 from service.http.body_limits import BodyLimits
 from service.http.deadlines import Deadlines
 from service.http.middleware import HeadAsGet, RequestContext
+from service.http.refusals import PacedRefusals
 from service.inference.model_info import ModelInfo
 from service.operations.build import build_operations, lane_limits
 from service.settings import Settings
@@ -217,6 +218,7 @@ def _add_middleware(app: FastAPI, state: ApiState, tracer: Tracer | None) -> Non
         max_json_bytes=settings.max_json_bytes,
         max_bytes_in_flight=settings.body_bytes_in_flight,
     )
+    app.add_middleware(PacedRefusals)
     app.add_middleware(Deadlines, max_seconds=settings.request_timeout)
     if settings.cors_origins:
         app.add_middleware(
