@@ -36,7 +36,7 @@ def serve(settings: Settings) -> int:
         return 1
     address = url(public, settings.host)
     metrics = f"{url(admin, settings.admin_host)}/metrics"
-    print(f"TiTok is at {address}  (API: {address}/docs, metrics: {metrics})", flush=True)
+    print(f"TiTok is at {address}  (API: {address}/docs, metrics: {metrics})\n", end="", flush=True)  # in one piece
     if inline:
         limit_spinning()
         from service.processes.single_process import serve_inline  # imports torch; the supervisor does not

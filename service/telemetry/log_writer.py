@@ -9,18 +9,23 @@ import os
 import select
 import sys
 import threading
+import time
 from collections import deque
+from itertools import accumulate, islice, takewhile
 from typing import TextIO, cast
 
 log = logging.getLogger(__name__)
 
 _MAX_BYTES = 1024 * 1024
+_PAUSE_SECONDS = 0.02  # lines of this time are written together
+_WHOLE_BYTES = 4096  # PIPE_BUF of Linux: a longer write to a pipe may mix with those of other processes
 _DRAIN_SECONDS = 0.5
 
 
 class LogWriter(io.TextIOBase):
     """A text stream in front of ``descriptor``. At most ``max_bytes`` wait to be written; ``dropped`` counts the lines that
-    found no room or could not be written. Each call of ``write`` is a line, written at once by the system if it can.
+    found no room or could not be written. Each call of ``write`` is a line; lines of a moment are written together, each in
+    one piece.
     """
 
     def __init__(self, descriptor: int, *, max_bytes: int = _MAX_BYTES) -> None:
@@ -71,23 +76,33 @@ class LogWriter(io.TextIOBase):
         reported = 0
         while True:
             with self._changed:
+                is_first = not self._lines
                 self._changed.wait_for(lambda: self._lines)
-                line = self._lines[0]
-            is_written = self._write_line(line)
+            if is_first:
+                time.sleep(_PAUSE_SECONDS)
+            lines = self._next_lines()
+            is_written = self._write_all(b"".join(lines))
             with self._changed:
-                self._lines.popleft()
-                self._num_bytes -= len(line)
-                self.dropped += not is_written
+                for line in lines:
+                    self._lines.popleft()
+                    self._num_bytes -= len(line)
+                self.dropped += 0 if is_written else len(lines)
                 missing = self.dropped - reported
                 self._changed.notify_all()
             if is_written and missing:
                 reported += missing
                 log.warning("%d log lines were dropped: standard error was not read or could not be written", missing)
 
-    def _write_line(self, line: bytes) -> bool:
-        while line:
+    def _next_lines(self) -> list[bytes]:
+        """The oldest lines that fit into one write, one at least."""
+        with self._changed:
+            count = sum(1 for _ in takewhile(_WHOLE_BYTES.__ge__, accumulate(map(len, self._lines))))
+            return list(islice(self._lines, max(1, count)))
+
+    def _write_all(self, data: bytes) -> bool:
+        while data:
             try:
-                line = line[os.write(self._descriptor, line) :]
+                data = data[os.write(self._descriptor, data) :]
             except BlockingIOError:  # another process made it non-blocking
                 select.select((), (self._descriptor,), ())
             except OSError:
