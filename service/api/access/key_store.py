@@ -19,8 +19,13 @@ _SECONDS_BETWEEN_READS = 1.0
 
 def load_keys(settings: Settings) -> KeySet:
     """Reads the keys of the environment and of the file. Raises ``ValueError`` or ``OSError``."""
-    content = settings.api_keys_file.read_bytes() if settings.api_keys_file is not None else b""
-    return _combine(settings, content)
+    return _combine(settings, b"" if settings.api_keys_file is None else _read_file(settings.api_keys_file))
+
+
+def _read_file(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # reading a pipe would wait for its writer
+        raise OSError(f"{path} is not a regular file")
+    return path.read_bytes()
 
 
 def _combine(settings: Settings, content: bytes) -> KeySet:
@@ -68,7 +73,7 @@ class ReloadingKeyStore:
 
     def _read(self, path: Path) -> None:
         try:
-            content = path.read_bytes()
+            content = _read_file(path)
             keys = self._keys if content == self._content else self._parse(content)
         except (OSError, ValueError) as error:
             if str(error) != self._fault:

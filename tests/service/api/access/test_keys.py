@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,13 @@ def test_an_unreadable_file_gives_no_keys(tmp_path: Path) -> None:
     assert store.state == "unreadable"
     with pytest.raises(FileNotFoundError):
         load_keys(Settings(api_keys_file=tmp_path / "none.toml"))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a regular file"):
+        load_keys(Settings(api_keys_file=path))
 
 
 def test_with_an_empty_file_keys_are_required(tmp_path: Path) -> None:
