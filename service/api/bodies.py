@@ -1,4 +1,4 @@
-"""Reads request bodies. Large ones are parsed in a thread, so that other requests go on meanwhile."""
+"""Reads request bodies. Large ones are parsed in a thread for images, so that other requests go on meanwhile."""
 
 from __future__ import annotations
 
@@ -54,13 +54,16 @@ async def _body(request: Request) -> bytes:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def parse(body: bytes, function: Callable[[bytes], T]) -> T:
-    """``function(body)``, in a thread if the body is large."""
-    return function(body) if len(body) <= _THREAD_BYTES else await asyncio.to_thread(function, body)
+async def parse(request: Request, body: bytes, function: Callable[[bytes], T]) -> T:
+    """``function(body)``; for a large body in one of the threads for images, which are bounded and drop cancelled calls."""
+    if len(body) <= _THREAD_BYTES:
+        return function(body)
+    state = ApiState.of(request)
+    return await state.operations.threads.run(function, body, deadline=state.deadline(request))
 
 
 async def read_json(request: Request, schema: type[RequestT]) -> RequestT:
     """A JSON body as its schema. Raises the ``Problem`` of another media type, of a slow body, or of invalid JSON."""
     require_json(request.headers.get("content-type"))
     max_values = ApiState.of(request).max_json_values
-    return await parse(await read_body(request), partial(parse_body, schema, max_values=max_values))
+    return await parse(request, await read_body(request), partial(parse_body, schema, max_values=max_values))

@@ -48,7 +48,7 @@ async def read_uploads(request: Request, *, max_images: int) -> list[Upload]:
             "@photo.jpg), files as multipart/form-data (curl -F image=@photo.jpg), or base64 as application/json.",
             expected=[*ACCEPTED_FORMATS.values(), "multipart/form-data", "application/json"],
         )
-    uploads = await parse(await read_body(request), parsing)
+    uploads = await parse(request, await read_body(request), parsing)
     if not uploads:
         raise InvalidRequest("The request holds no image.", errors=[ErrorDetail(pointer="body", detail="no image")])
     check_image_count(len(uploads), max_images, "body")

@@ -1,4 +1,5 @@
-"""The threads that decode and encode image files. They pull calls from a queue of their own, without the event loop.
+"""The threads that decode and encode image files and parse large bodies. They pull calls from a queue of their own, so that
+they do not depend on the event loop between two calls.
 
 ::
 

@@ -67,7 +67,7 @@ async def decode(request: Request) -> Response:
     info, deadline = state.info, state.deadline(request)
     await state.operations.engine.wait_for_room("decode", deadline=deadline)
     with timings.measure("read"):
-        body, tokens = await parse(await read_body(request), partial(_parse, request, state))
+        body, tokens = await parse(request, await read_body(request), partial(_parse, request, state))
     await consume_quota(request, len(tokens))
     answer = choose_image_answer(request, many=len(tokens) > 1)
     media_type = image_media_type(body.format) if answer in ("application/json", MULTIPART) else answer

@@ -11,12 +11,14 @@ import time
 import httpx
 import numpy as np
 import pytest
+from fastapi import Request
 from PIL import Image
 
 from service.api.bodies import parse
 from service.api.forms import parse_form
 from service.http.problems import DeadlineExceeded
 from tests.service.api.test_overload import PNG, open_service, picture
+from tests.service.application import app_of
 
 pytestmark = pytest.mark.anyio
 
@@ -85,11 +87,13 @@ async def test_a_json_body_has_a_limit_of_its_own_whether_its_length_is_announce
         assert (await client.post("/v1/encode", content=picture(7) + bytes(3000), headers=PNG)).status_code == 200
 
 
-async def test_large_bodies_are_parsed_in_a_thread() -> None:
-    def thread(_: bytes) -> int:
-        return threading.get_ident()
-
-    assert await parse(b"small", thread) == threading.get_ident() != await parse(bytes(100_000), thread)
+async def test_large_bodies_are_parsed_in_a_thread_for_images() -> None:
+    async with open_service() as client:
+        scope = {"type": "http", "headers": [], "app": app_of(client), "state": {"deadline": time.monotonic() + 60}}
+        names = [
+            await parse(Request(scope), bytes(size), lambda _: threading.current_thread().name) for size in (9, 10**5)
+        ]
+        assert names == [threading.current_thread().name, "image"]
 
 
 async def test_a_byte_order_mark_is_ignored() -> None:
