@@ -34,7 +34,7 @@ def rules(name: str) -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-_SERIES = re.compile(r"\b(?:up|process_\w+|(?:[a-z]+:)?titok[_:][\w:]+)")
+_SERIES = re.compile(r"\b(?:up|process_\w+|(?:[a-z_]+:)?titok[_:][\w:]+)")
 _PICKERS = re.compile(r"\$(?:namespace|instance)\b")
 
 
