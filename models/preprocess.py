@@ -23,9 +23,6 @@ from PIL import ExifTags, Image
 
 from models.arrays import Pixels
 
-PREPROCESSING_VERSION: str = "1"
-"""Part of every cache key. Increase it with any change that may change the pixels of some image."""
-
 _WHITE = (255, 255, 255)
 
 _UPRIGHT = {

@@ -26,7 +26,7 @@ from models.errors import CheckpointError, UnknownVariantError
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.skip_init import skip_init
 from models.networks.titok import Posterior, TiTok
-from models.preprocess import PREPROCESSING_VERSION
+from models.preprocessing_options import PREPROCESSING_VERSION
 from models.runtime.cpu_threads import BatchSplitter
 from models.runtime.cuda_graphs import GraphedFunction
 from models.runtime.matmul_precision import MatmulPrecision

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.checkpoints.bundled import DEFAULT_VARIANT
+from models.preprocessing_options import Color, JpegScale, PreprocessingOptions
 from service.cpu_quota import usable_cores
 from service.redis_url import RedisUrl
 
@@ -195,7 +196,24 @@ class Settings(BaseSettings):
         "decoded alone.",
     )
     max_pixels: int = Field(
-        40_000_000, ge=1, description="Maximum pixels of an image, checked in its header (else 413)."
+        40_000_000,
+        ge=1,
+        description="Maximum pixels of an image, checked in its header (else 413). With TITOK_JPEG_SCALE=auto, a JPEG "
+        "image counts at the scale at which it is decoded, and may have up to eight times as many.",
+    )
+    color: Color = Field(
+        "srgb",
+        description="Colors of images: 'srgb' converts them to sRGB by the profile of the file; 'raw' takes the stored "
+        "values, as the published evaluation does. Part of the revision.",
+    )
+    jpeg_scale: JpegScale = Field(
+        "auto",
+        description="Scale of JPEG images: 'auto' decodes a large one at a half, a quarter or an eighth of its size, but "
+        "at no less than four times the size of the model; 'exact' never does. Part of the revision.",
+    )
+    truncated: Literal["refuse", "accept"] = Field(
+        "refuse",
+        description="Images that are cut off: 'refuse' (400), or 'accept' what is there (JPEG, PNG, GIF, BMP).",
     )
     max_images: int = Field(64, ge=1, le=4096, description="Maximum images of an encode or decode request.")
     max_generate: int = Field(16, ge=1, le=1024, description="Maximum images of a generate request.")
@@ -239,6 +257,11 @@ class Settings(BaseSettings):
         description="Format of log lines: 'json' or 'text'. 'auto': text if standard error is a terminal, else JSON.",
     )
     access_log: bool = Field(True, description="Log one line for each request ([its fields](operations.md#log-lines)).")
+
+    @property
+    def preprocessing(self) -> PreprocessingOptions:
+        """How images are decoded."""
+        return PreprocessingOptions(color=self.color, jpeg_scale=self.jpeg_scale)
 
     @field_validator("api_keys", "cors_origins", "trusted_proxies", mode="before")
     @classmethod

@@ -27,7 +27,7 @@ from models.atomic_files import write_atomically
 from models.data.decoding import decode_image
 from models.data.sources import BadSamples, IndexedSource, Source, Split
 from models.errors import DataError
-from models.preprocess import PREPROCESSING_VERSION
+from models.preprocessing_options import PREPROCESSING_VERSION
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,9 @@ class Batch(NamedTuple):
 def crops_of(entry: Entry, size: int, job: Job) -> Pixels | BrokenImage:
     """An entry's crops uint8 [crops, S, S, 3], S = ``size``, or why it has none."""
     try:
-        decoded = decode_image(entry.read(), limits=MediaLimits(max_pixels=job.max_pixels))
+        decoded = decode_image(
+            entry.read(), limits=MediaLimits(max_pixels=job.max_pixels), options=job.preprocessing, size=size
+        )
         return job.crops.take(decoded.image, size)
     except BrokenImage as error:
         return error

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from models.preprocess import eval_crop, ten_crop
+from models.preprocessing_options import PUBLISHED, PreprocessingOptions
 from service.bulk.entries import Source
 from service.bulk.errors import BulkError
 from service.cpu_quota import usable_cores
@@ -59,6 +60,7 @@ class Job:
 
     ``shard_images``: entries per shard. ``batch_size``: most crops in a batch, which has at least one image; 0: depends on
     the device. ``threads`` decode, and on a CPU encode as well; 0: one per core. ``max_pixels``: limit for one image.
+    ``preprocessing``: how images are decoded.
     """
 
     source: Source
@@ -73,6 +75,7 @@ class Job:
     batch_size: int
     threads: int
     max_pixels: int
+    preprocessing: PreprocessingOptions = PUBLISHED
 
     def on(self, device_type: str) -> Self:
         """The job with the defaults for a device."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from models.preprocess import PREPROCESSING_VERSION
 from service.bulk.destination import RunSettings
 from service.bulk.errors import BulkError
 from service.bulk.job import Job
@@ -35,13 +34,13 @@ def settings_of(job: Job, tokenizer: Tokenizer) -> RunSettings:
         "tokenizer": {
             "name": tokenizer.name,
             "weights": tokenizer.digest,
-            "revision": tokenizer.revision,
+            "revision": job.preprocessing.revision_of(tokenizer.revision),
             "image_size": tokenizer.image_size,
             "num_tokens": tokenizer.num_tokens,
             "codebook_size": tokenizer.codebook_size,
         },
         "preprocessing": {
-            "version": PREPROCESSING_VERSION,
+            "version": job.preprocessing.version,
             "crops": job.crops.mode,
             "flip": job.crops.flip,
             "views": job.crops.count,

@@ -116,7 +116,7 @@ def _models(
     from service.cli.local_models import LocalModels  # torch is slow to import
 
     settings = load_settings()
-    return LocalModels(tokenizer or settings.tokenizer, weights=weights, max_pixels=settings.max_pixels)
+    return LocalModels(tokenizer or settings.tokenizer, weights=weights, settings=settings)
 
 
 def _encode(models: LocalModels | TiTokClient, images: list[bytes]) -> list[Encoded]:

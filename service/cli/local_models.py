@@ -19,6 +19,7 @@ from service.imaging.encoding import encode_image
 from service.imaging.limits import MediaLimits
 from service.imaging.quality import measure_quality
 from service.operations.classes import ClassIndex
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from models import Generator, Tokenizer
@@ -30,10 +31,10 @@ class LocalModels:
     Raises ``CheckpointError``, ``UnknownVariantError``, ``CodeError``, ``ValueError`` or ``ServiceError``.
     """
 
-    def __init__(self, name: str, *, weights: str | None, max_pixels: int) -> None:
+    def __init__(self, name: str, *, weights: str | None, settings: Settings) -> None:
         self._name = name
         self._weights = weights
-        self._limits = MediaLimits(max_pixels=max_pixels)
+        self._limits, self._options = MediaLimits(max_pixels=settings.max_pixels), settings.preprocessing
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -45,7 +46,7 @@ class LocalModels:
 
     def encode(self, image: bytes) -> Encoded:
         """Tokens of an image file."""
-        decoded = decode_image(image, limits=self._limits)
+        decoded = self._decoded(image)
         return Encoded(**self._tokenized(self._tokens(decoded)), original_size=decoded.original_size, cached=False)
 
     def decode(self, tokens: str | Sequence[int], *, format: Format) -> Picture:  # noqa: A002
@@ -74,7 +75,7 @@ class LocalModels:
 
     def reconstruct(self, image: bytes) -> Reconstruction:
         """An image after encoding and decoding, with its quality."""
-        decoded = decode_image(image, limits=self._limits)
+        decoded = self._decoded(image)
         tokens = self._tokens(decoded)
         pixels = self._pixels(tokens)
         psnr, ssim = measure_quality(pixels, eval_crop(decoded.image, self._tokenizer.image_size))
@@ -85,6 +86,9 @@ class LocalModels:
             ssim=ssim,
             picture=_picture(pixels, "png"),
         )
+
+    def _decoded(self, image: bytes) -> DecodedImage:
+        return decode_image(image, limits=self._limits, options=self._options, size=self._tokenizer.image_size)
 
     def _tokens(self, image: DecodedImage) -> npt.NDArray[np.int64]:
         crop = eval_crop(image.image, self._tokenizer.image_size)
@@ -97,7 +101,7 @@ class LocalModels:
             "tokens": tuple(tokens[0].tolist()),
             "code": self._tokenizer.code_format.to_text(tokens)[0],
             "model": self._tokenizer.name,
-            "revision": self._tokenizer.revision,
+            "revision": self._options.revision_of(self._tokenizer.revision),
         }
 
     def _pixels(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:

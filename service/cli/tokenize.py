@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from models.preprocessing_options import PUBLISHED
 from service.cli.options import Device, Tokenizer, Weights, load_settings
 from service.cli.terminal import SOME_BROKEN, image_progress, say
 
@@ -30,6 +31,13 @@ Crops = Annotated[
     typer.Option(help="centre: the center crop, as the service does; ten: TiTok's ten training crops."),
 ]
 Flip = Annotated[bool, typer.Option("--flip", help="Also tokenize the mirrored center crop.")]
+Preprocessing = Annotated[
+    Literal["published", "service"],
+    typer.Option(
+        help="published: stored colors at full scale, as in the published evaluation; service: as TITOK_COLOR and "
+        "TITOK_JPEG_SCALE say, for the tokens of the service."
+    ),
+]
 ShardImages = Annotated[int, typer.Option(min=1, help="Source images per output file.")]
 Dtype = Annotated[str, typer.Option(help="float32, tf32, tf32x3, float16 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option(min=0, help="Crops per batch; 0: 16 on a CPU, 128 on a GPU.")]
@@ -57,6 +65,7 @@ def tokenize(
     output: Format = "parquet",
     crops: Crops = "centre",
     flip: Flip = False,
+    preprocessing: Preprocessing = "published",
     shard_images: ShardImages = 10_000,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
@@ -91,6 +100,7 @@ def tokenize(
         batch_size=batch_size,
         threads=decode_threads,
         max_pixels=settings.max_pixels,
+        preprocessing=settings.preprocessing if preprocessing == "service" else PUBLISHED,
     )
     result = _run(job, ray, ray_actors)
     listed = f" (see {dest / 'errors.jsonl'})" if result.broken else ""

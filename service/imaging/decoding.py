@@ -18,7 +18,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from PIL import AvifImagePlugin, Image, ImageFile
@@ -29,12 +29,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from models.preprocess import to_rgb
+from models.preprocessing_options import PUBLISHED, PreprocessingOptions
 from service.errors import ErrorDetail
 from service.imaging.bmp import BitFieldsFile, has_bit_fields
+from service.imaging.color import profile_of, to_srgb
 from service.imaging.errors import ImageError, UndecodableImage, UnsupportedImageFormat, UnsupportedVariant
 from service.imaging.formats import is_cut_off, sniff, unrecognised
 from service.imaging.gif import first_frame, over_white_screen
-from service.imaging.jpeg import without_metadata
+from service.imaging.jpeg import open_jpeg
 from service.imaging.limits import MediaLimits, check_header, check_stream, peak_bytes
 from service.imaging.png import split_png
 from service.imaging.tiff import TiffFile, load_tiff
@@ -48,6 +50,8 @@ _CLASSES: Mapping[str, type[ImageFile.ImageFile]] = {
     "BMP": BmpImageFile,
     "TIFF": TiffFile,
 }
+_LEAST_SCALE = 4
+"""A reduced image is at least so many times as large as the crop, so that resampling decides the pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +76,13 @@ def decode_image(
     pointer: str = "body",
     declared: str | None = None,
     reserve: Callable[[int], None] = lambda _: None,
+    options: PreprocessingOptions = PUBLISHED,
+    size: int | None = None,
 ) -> DecodedImage:
     """Decode the first frame of an image of unknown origin. Safe to call from many threads at once.
+
+    With ``options.jpeg_scale`` ``auto`` and a ``size``, a JPEG image is decoded at a half, a quarter or an eighth of its
+    size where that leaves at least four times ``size``, and may have up to eight times the pixels of ``limits``.
 
     Args:
         data: the whole file. Its first bytes decide the format, not what was declared.
@@ -82,6 +91,8 @@ def decode_image(
         declared: the Content-Type that came with the bytes, named in the error message.
         reserve: is called once, with the bytes of memory that file and decoding take at most, before decoding takes
             them. What it raises is passed on.
+        options: which colors and which scale.
+        size: the side of the crop that will be taken, in pixels.
 
     Raises:
         UndecodableImage: empty, truncated, corrupt, or not an image.
@@ -93,46 +104,69 @@ def decode_image(
         raise unrecognised(data, pointer, declared)
     _ignore_pillow_warnings()
     refuse = partial(_refusals, data, format_name, pointer)
+    side = None if size is None else _LEAST_SCALE * size
     with refuse():
         canvas = check_stream(data, format_name, limits, pointer)
     if canvas is not None:
         reserve(2 * len(data) + peak_bytes(format_name, *canvas))
     with refuse():
-        image = _open(data, format_name)
-    with image:
+        file = _open(data, format_name)
+    with file.image as image:
         with refuse():
-            check_header(image, limits, pointer)
+            stored_size = image.size
+            if side is not None and options.jpeg_scale == "auto":
+                image.draft(None, (side, side))  # does nothing unless it is a JPEG image
+            check_header(image, stored_size, file.coefficient_bytes, limits, pointer)
         if canvas is None:
-            reserve(2 * len(data) + peak_bytes(format_name, *image.size))
+            reserve(2 * len(data) + peak_bytes(format_name, *image.size) + file.coefficient_bytes)
         with refuse():
-            rgb = _load(image, data)
-    return DecodedImage(image=rgb, original_size=rgb.size, format=format_name)
+            rgb, is_turned = _load(file, data, options, side)
+    width, height = stored_size
+    return DecodedImage(image=rgb, original_size=(height, width) if is_turned else stored_size, format=format_name)
 
 
-def _open(data: bytes, format_name: str) -> ImageFile.ImageFile:
+@dataclass(frozen=True)
+class _OpenFile:
+    """``coefficient_bytes``: memory for a JPEG of several scans. ``png_colors``: chunks that describe colors."""
+
+    image: ImageFile.ImageFile
+    coefficient_bytes: int = 0
+    png_colors: Mapping[bytes, bytes] = field(default_factory=dict)
+
+
+def _open(data: bytes, format_name: str) -> _OpenFile:
     """Opens a file with the class of its format: ``Image.open`` hides why a class refuses one."""
     image_class = _CLASSES[format_name]
     if format_name == "PNG":
-        data = split_png(data).pixels
-    elif format_name == "JPEG":
-        data = without_metadata(data)
-    elif format_name == "BMP" and has_bit_fields(data):
+        png = split_png(data)
+        return _OpenFile(image_class(io.BytesIO(png.pixels), ""), png_colors=png.color)
+    if format_name == "JPEG":
+        jpeg = open_jpeg(data)
+        return _OpenFile(image_class(io.BytesIO(jpeg.pixels), ""), jpeg.coefficient_bytes)
+    if format_name == "BMP" and has_bit_fields(data):
         image_class = BitFieldsFile
     try:
-        return image_class(io.BytesIO(data), "")
+        return _OpenFile(image_class(io.BytesIO(data), ""))
     except Exception as error:
         if format_name == "AVIF" and data[8:12] == b"mif3":
             raise UnsupportedVariant("AVIF with a minimized header", "AVIF of the brand 'avif'") from error
         raise
 
 
-def _load(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+def _load(file: _OpenFile, data: bytes, options: PreprocessingOptions, side: int | None) -> tuple[Image.Image, bool]:
+    """The upright RGB image, and whether its sides were exchanged."""
+    image: Image.Image = file.image
+    if isinstance(image, GifImageFile) and (frame := first_frame(data)) is not None:
+        is_empty = 0 in frame[2:]
+        return over_white_screen(Image.new("RGB", image.size) if is_empty else to_rgb(image), frame), False
+    profile = profile_of(image, data, file.png_colors) if options.color == "srgb" else None
     if isinstance(image, TiffFile):
-        return to_rgb(load_tiff(image))
-    if not isinstance(image, GifImageFile) or (frame := first_frame(data)) is None:
-        return to_rgb(image)
-    is_empty = 0 in frame[2:]
-    return over_white_screen(Image.new("RGB", image.size) if is_empty else to_rgb(image), frame)
+        image = load_tiff(image)
+    if profile is not None:
+        image.load()
+        image = to_srgb(image, profile, side)
+    rgb = to_rgb(image)
+    return rgb, rgb.size != image.size
 
 
 @contextmanager
@@ -162,6 +196,11 @@ def _reason(error: Exception, data: bytes, format_name: str) -> str:
     if not words or isinstance(error.__cause__ or error, (EOFError, IndexError, KeyError, TypeError, struct.error)):
         return "its header is damaged or cut off"
     return words
+
+
+def accept_truncated_images(accept: bool) -> None:
+    """Whether this process decodes what is there of an image that is cut off."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = accept
 
 
 # Process-wide settings of Pillow: pixels are limited per call by MediaLimits; AVIF decodes in one thread, since images

@@ -7,6 +7,7 @@ it. Segments follow ITU-T T.81, annex B.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from service.imaging.errors import UnsupportedVariant
 
@@ -19,15 +20,27 @@ _NEEDED_METADATA = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xE2: (b"ICC
 """Marker -> signature and shortest payload of what decides colors and orientation."""
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _UNSUPPORTED_FRAMES = {3: "lossless", 11: "lossless"} | dict.fromkeys((5, 6, 7, 13, 14, 15), "hierarchical")
+_PROGRESSIVE = frozenset({2, 6, 10, 14})
 _JPEG_LS = 0xF7
 
 
-def without_metadata(data: bytes) -> bytes:
-    """The file with frame, tables and scans, and of its metadata what decides colors and orientation.
+@dataclass(frozen=True)
+class JpegFile:
+    """``pixels``: the file with frame, tables and scans, and of its metadata what decides colors and orientation.
+
+    ``coefficient_bytes``: memory for the coefficients of the whole image, which only files of several scans need.
+    """
+
+    pixels: bytes
+    coefficient_bytes: int
+
+
+def open_jpeg(data: bytes) -> JpegFile:
+    """Parses the segments before the first scan.
 
     Raises ``UnsupportedVariant`` for a kind of JPEG that cannot be decoded, and ``EOFError`` without a scan.
     """
-    kept, position = [b"\xff\xd8"], 2
+    kept, position, kind, frame = [b"\xff\xd8"], 2, 0, b""
     while (marker := _SEGMENT.search(data, position)) is not None:
         code, start = marker[1][0], marker.end()
         if code in _WITHOUT_PAYLOAD:
@@ -35,7 +48,8 @@ def without_metadata(data: bytes) -> bytes:
             continue
         if code == _SCAN:
             kept.append(data[start - 2 :])
-            return b"".join(kept)
+            is_whole = kind not in _PROGRESSIVE and data[start + 2 : start + 3] == frame[5:6]
+            return JpegFile(b"".join(kept), 0 if is_whole else _coefficient_bytes(frame))
         if code == _END:
             break
         position = start + int.from_bytes(data[start : start + 2])
@@ -43,10 +57,21 @@ def without_metadata(data: bytes) -> bytes:
         if code == _JPEG_LS:
             raise UnsupportedVariant("JPEG-LS", "baseline or progressive JPEG")
         if code in _FRAMES:
-            _check_frame(code & 0xF, payload)
+            kind, frame = code & 0xF, payload
+            _check_frame(kind, frame)
         if _is_needed(code, payload):
             kept.append(data[start - 2 : position])
     raise EOFError("it is truncated: it ends before its pixels")
+
+
+def _coefficient_bytes(frame: bytes) -> int:
+    """Two bytes for each sample of all components (ITU-T T.81, A.1 and B.2.2)."""
+    height, width = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
+    factors = [(byte >> 4 or 1, byte & 0xF or 1) for byte in frame[7::3]]
+    if not factors:
+        return 0
+    largest = max(h for h, _ in factors) * max(v for _, v in factors)
+    return 2 * width * height * sum(h * v for h, v in factors) // largest
 
 
 def _is_needed(code: int, payload: bytes) -> bool:

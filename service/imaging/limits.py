@@ -33,6 +33,10 @@ class MediaLimits:
 _PEAK_BYTES_OF_A_PIXEL = {"JPEG": 8, "WEBP": 21}
 
 
+_REDUCED_PIXELS = 8
+"""A JPEG image that is decoded at a reduced scale may have so many times the pixels: it takes time, but no memory."""
+
+
 def peak_bytes(format_name: str, width: int, height: int) -> int:
     """Bytes of memory that decoding takes at its peak."""
     return width * height * _PEAK_BYTES_OF_A_PIXEL.get(format_name, 16)
@@ -54,9 +58,20 @@ def check_stream(data: bytes, format_name: str, limits: MediaLimits, pointer: st
     return canvas
 
 
-def check_header(image: Image.Image, limits: MediaLimits, pointer: str) -> None:
-    """Checks on an opened image, before its pixels are loaded."""
+def check_header(
+    image: Image.Image, stored_size: tuple[int, int], coefficient_bytes: int, limits: MediaLimits, pointer: str
+) -> None:
+    """Checks on an opened image, before its pixels are loaded. ``image.size`` is that at which it will be decoded."""
     _check_pixels(*image.size, limits.max_pixels, pointer)
+    _check_pixels(*stored_size, _REDUCED_PIXELS * limits.max_pixels, pointer)
+    if coefficient_bytes > _PEAK_BYTES_OF_A_PIXEL["JPEG"] * limits.max_pixels:
+        width, height = stored_size
+        raise ImageTooLarge(
+            f"The JPEG image of {width} x {height} pixels is progressive, and its coefficients need {coefficient_bytes} "
+            f"bytes; the limit is {_PEAK_BYTES_OF_A_PIXEL['JPEG'] * limits.max_pixels}. Scale it down, or save it as "
+            "baseline JPEG.",
+            errors=[ErrorDetail(pointer=pointer, detail="too many pixels", value=width * height)],
+        )
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # libtiff decodes whole tiles, and a tile may be larger than the image.
         tile_width, tile_height = (

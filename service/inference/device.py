@@ -18,6 +18,7 @@ from models import Generator, Tokenizer, load_generator, load_tokenizer
 from models.arrays import Ids, Pixels
 from models.checkpoints.registry import GENERATORS
 from models.errors import CheckpointError
+from models.preprocessing_options import PUBLISHED, PreprocessingOptions
 from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction, Recorder
 from models.runtime.device_memory import is_out_of_memory, memory_bytes, release_memory
 from models.runtime.transfers import pin
@@ -64,6 +65,7 @@ class ModelDevice:
         *,
         max_batch_size: int = 0,
         batch_seconds: float = 0.5,
+        preprocessing: PreprocessingOptions = PUBLISHED,
         recorder: Recorder | None = None,
     ) -> None:
         self._tokenizer = tokenizer
@@ -80,7 +82,7 @@ class ModelDevice:
         self._sensors = open_sensors(tokenizer.device)
         self._limits = {lane: AdaptiveLimit(self._largest) for lane in self._functions}
         self._found_limits = self.batch_limits
-        self._info = _model_info(tokenizer, generator)
+        self._info = _model_info(tokenizer, generator, preprocessing)
 
     @property
     def info(self) -> ModelInfo:
@@ -282,11 +284,11 @@ class ModelDevice:
         return lambda count: generator.advance(rows(count))
 
 
-def _model_info(tokenizer: Tokenizer, generator: Generator | None) -> ModelInfo:
+def _model_info(tokenizer: Tokenizer, generator: Generator | None, preprocessing: PreprocessingOptions) -> ModelInfo:
     precision = tokenizer.precision
     return ModelInfo(
         name=tokenizer.name,
-        revision=tokenizer.revision,
+        revision=preprocessing.revision_of(tokenizer.revision),
         image_size=tokenizer.image_size,
         code_format=tokenizer.code_format,
         device=str(tokenizer.device),
@@ -348,6 +350,7 @@ def _load(settings: Settings) -> ModelDevice:
         generator,
         max_batch_size=settings.max_batch_size,
         batch_seconds=settings.batch_seconds,
+        preprocessing=settings.preprocessing,
         recorder=recorder,
     )
 

@@ -36,7 +36,7 @@ def build_operations(settings: Settings, *, engine: Engine, cache: CodeCache, me
     threads = ImageThreads(
         settings.image_threads, max_bytes=settings.decoded_bytes_in_flight, max_calls=2 * settings.queue_images
     )
-    preprocessor = ImagePreprocessor(threads=threads, models=models, metrics=metrics, max_pixels=settings.max_pixels)
+    preprocessor = ImagePreprocessor(threads=threads, models=models, metrics=metrics, settings=settings)
     tokenizer = ImageTokenizer(
         engine=engine,
         cache=cache,

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from models.arrays import Pixels
 from models.preprocess import eval_crop
-from service.imaging.decoding import decode_image
+from service.imaging.decoding import accept_truncated_images, decode_image
 from service.imaging.formats import ACCEPTED_FORMATS
 from service.imaging.limits import MediaLimits
 from service.operations.image_threads import ImageThreads
 from service.operations.served_models import ServedModels
+from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.timings import RequestTimings
 
@@ -26,15 +27,16 @@ class Upload:
 
 
 class ImagePreprocessor:
-    """Decodes, resizes and crops uploads in threads, within ``max_pixels`` an image and the memory of ``threads``."""
+    """Decodes, resizes and crops uploads in threads, as the settings say and within the memory of ``threads``."""
 
-    def __init__(self, *, threads: ImageThreads, models: ServedModels, metrics: Metrics, max_pixels: int) -> None:
+    def __init__(self, *, threads: ImageThreads, models: ServedModels, metrics: Metrics, settings: Settings) -> None:
         self._threads = threads
         self._models = models
         self._metrics = metrics
         for image_format in ACCEPTED_FORMATS:
             metrics.preprocess.labels(image_format)
-        self._limits = MediaLimits(max_pixels=max_pixels)
+        self._limits, self._options = MediaLimits(max_pixels=settings.max_pixels), settings.preprocessing
+        accept_truncated_images(settings.truncated == "accept")
 
     async def preprocess(
         self,
@@ -59,6 +61,8 @@ class ImagePreprocessor:
                 pointer=upload.pointer,
                 declared=upload.declared,
                 reserve=self._threads.reserve,
+                options=self._options,
+                size=size,
             )
             self._threads.check()
             pixels = eval_crop(decoded.image, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 
 from service.engine import Engine
@@ -49,10 +50,15 @@ class ServedModels:
                 f"No model {name[:80]!r} is served here; {info.name} is.",
                 errors=[ErrorDetail(pointer="/model", detail="not served", value=name[:80], expected=info.name)],
             )
-        if revision is not None and revision != info.revision:
+        if revision is not None and _without_preprocessing(revision) != _without_preprocessing(info.revision):
             raise RevisionMismatch(
                 f"The tokens are of revision {revision[:80]!r}; {info.name} is served in revision {info.revision}.",
                 errors=[
                     ErrorDetail(pointer="/revision", detail="not served", value=revision[:80], expected=info.revision)
                 ],
             )
+
+
+def _without_preprocessing(revision: str) -> str:
+    """What decides the meaning of tokens: weights and precision. How images were decoded before does not."""
+    return re.sub(r"-p\w+", "", revision, count=1)

@@ -22,6 +22,7 @@ from models.codes import packed as packed_codes
 from models.codes.code_format import CodeFormat
 from models.codes.packed import PackedCodes
 from models.preprocess import eval_crop
+from models.preprocessing_options import PreprocessingOptions
 from service.api.schemas.base import EXAMPLE_REVISION
 from tests.e2e.conftest import Server
 
@@ -46,7 +47,7 @@ def test_an_image_has_the_tokens_that_the_library_computes(encoded: dict[str, An
     tokenizer = load_tokenizer(MODEL)
     pixels = eval_crop(opened(jpeg).convert("RGB"), tokenizer.image_size)
     assert encoded["data"][0]["tokens"] == tokenizer.encode(pixels[None])[0].tolist()
-    assert encoded["revision"] == tokenizer.revision
+    assert encoded["revision"] == PreprocessingOptions(color="srgb", jpeg_scale="auto").revision_of(tokenizer.revision)
     assert (encoded["model"], encoded["num_tokens"], encoded["codebook_size"]) == (MODEL, 32, 4096)
     assert encoded["data"][0]["original_size"] == {"width": 512, "height": 512}
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.preprocessing_options import PREPROCESSING_VERSION, PreprocessingOptions
 from service.bulk.job import Crops
 from tests.service.bulk.data_sets import folder_of, images, job, rows_of, run, tars_of
 
@@ -113,7 +114,7 @@ def test_the_manifest_names_every_file_with_its_digest(name: str, source: Path, 
     assert (manifest["counts"]["images"], manifest["counts"]["broken"]) == (result.images, result.broken) == (22, 1)
     assert manifest["output"] == {"format": name, "dtype": "uint16", "shard_images": 5}
     assert manifest["tokenizer"]["weights"] == "0" * 64
-    assert manifest["preprocessing"]["version"] == "1"
+    assert manifest["preprocessing"]["version"] == PREPROCESSING_VERSION
 
 
 @pytest.mark.parametrize("name", ["jsonl", *READERS])
@@ -151,3 +152,13 @@ def test_a_file_name_that_is_not_utf8_is_escaped_in_its_key(tmp_path: Path) -> N
 def test_tokens_are_in_the_order_of_the_tars(tmp_path: Path) -> None:
     run(job(tars_of(tmp_path / "source", images(), each=4), tmp_path / "tokens"))
     assert [row["key"][-4:] for row in rows_of(tmp_path / "tokens")] == [f"{number:04d}" for number in range(23)]
+
+
+def test_the_manifest_says_how_images_were_decoded(source: Path, tmp_path: Path) -> None:
+    service = PreprocessingOptions(color="srgb", jpeg_scale="auto")
+    run(job(source, tmp_path / "tokens", preprocessing=service))
+
+    manifest = json.loads((tmp_path / "tokens" / "manifest.json").read_text())
+
+    assert manifest["preprocessing"]["version"] == f"{PREPROCESSING_VERSION}cs"
+    assert f"-p{PREPROCESSING_VERSION}cs" in manifest["tokenizer"]["revision"]
