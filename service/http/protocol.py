@@ -88,6 +88,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._ignored_bytes = 0
         self._has_progressed = False
         self._is_half_closed = False
+        self._awaits_headers = False
+        self._unsent = b""
+        self._is_response_begun = False
 
     @property
     def is_idle(self) -> bool:
@@ -128,6 +131,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._ignore_upgrade(data[stopped.args[0] :])
         except httptools.HttpParserError:
             self._refuse(MalformedRequest("The bytes are not HTTP/1.1."))
+        if self._awaits_headers and self._header_timer is None:
+            self._start_header_timer()
         # The parser buffers a header, a trailer or a chunk extension until it is complete, without a limit.
         self._unparsed_bytes = 0 if self._has_progressed else self._unparsed_bytes + len(data)
         if self._unparsed_bytes > self._limits.header_bytes:
@@ -162,11 +167,13 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._open_requests += 1
         self._open.idle.pop(self, None)
-        self._start_header_timer()
+        self._stop_header_timer()
+        self._awaits_headers = True
 
     def on_headers_complete(self) -> None:
         """The end of a request's headers."""
         self._stop_header_timer()
+        self._awaits_headers = False
         self._has_progressed = True
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self._limits.header_bytes:
             self._refuse(self._headers_too_large())
@@ -200,6 +207,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The last byte of a response."""
+        self.flush()
+        self._is_response_begun = False
         self._open_requests -= 1
         self.idle_since = time.monotonic()
         if self._is_half_closed:
@@ -256,6 +265,23 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[problem.status] + lines.encode() + b"\r\n" + body)
         self.half_close()
 
+    # --- responses ---------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Writes a part of a response; the first part, its head, together with the second if that comes at once."""
+        self._unsent += data
+        if self._is_response_begun:
+            self.flush()
+        else:
+            self._is_response_begun = True
+            self.loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Writes what is left of a response."""
+        if self._unsent:
+            self.transport.write(self._unsent)
+            self._unsent = b""
+
     def half_close(self) -> None:
         """Ends the connection from this side, and closes it when the client has had time to read the response."""
         if self._is_half_closed:
@@ -264,6 +290,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._open.half_closed += 1
         self._open.idle.pop(self, None)
         self._stop_header_timer()
+        self.flush()
         self.transport.write_eof()
         if len(self.connections) > 2 * self._limits.connections:
             self.transport.close()
@@ -282,8 +309,12 @@ class _ResponseTransport:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def write(self, data: bytes) -> None:
+        self._protocol.write(data)
+
     def close(self) -> None:
         if self._cycle.response_complete and self._cycle.more_body and not self._transport.is_closing():
             self._protocol.half_close()
         else:
+            self._protocol.flush()
             self._transport.close()

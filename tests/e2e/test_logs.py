@@ -7,6 +7,7 @@ import os
 import pty
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,10 @@ def logged() -> Iterator[Server]:
 
 
 def test_every_line_is_json_and_names_its_process(logged: Server) -> None:
-    found = lines(logged)
-    assert {line["process"] for line in found} == {"supervisor", "front end 0", "worker cpu"}
-    for line in found:
+    processes, deadline = {"supervisor", "front end 0", "worker cpu"}, time.monotonic() + START_SECONDS
+    while {line["process"] for line in lines(logged)} != processes:  # lines come a moment later
+        assert time.monotonic() < deadline, lines(logged)
+    for line in lines(logged):
         assert line["level"] in ("info", "warning")
         assert line["logger"]
         assert line["event"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from service.http.protocol import IGNORED_BYTES, ConnectionLimits
@@ -43,6 +43,7 @@ class Service:
                 routes=[
                     Route("/", self._endpoint, methods=["GET", "POST"]),
                     Route("/echo", self._echo, methods=["GET", "POST"]),
+                    Route("/stream", self._stream),
                 ]
             ),
             listener,
@@ -60,6 +61,13 @@ class Service:
 
     async def _echo(self, request: Request) -> PlainTextResponse:
         return PlainTextResponse(await request.body())
+
+    async def _stream(self, _: Request) -> StreamingResponse:
+        async def letters() -> AsyncIterator[str]:
+            await self.answer.wait()
+            yield "abc"
+
+        return StreamingResponse(letters())
 
     async def connect(self) -> Connection:
         return await asyncio.open_connection(*self.address)
@@ -220,44 +228,39 @@ async def test_bytes_that_are_not_http_are_refused_with_a_problem(sent: bytes) -
         await check_refusal(service, (reader, writer), 400, "malformed-request")
 
 
-H2C = b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
-WEBSOCKET = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eDEw\r\n"
-HEAD = b"POST /echo HTTP/1.1\r\nHost: x\r\n"
+class Recorder:
+    """A transport that records what is written."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.written: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        self._transport.write(data)
 
 
-@pytest.mark.parametrize("upgrade", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"Content-Length: 5\r\n\r\nhello",
-        b"Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
-        b"Connection: close\r\nContent-Length: 5\r\n\r\nhello",
-    ],
-    ids=["length", "chunked", "last"],
-)
-@pytest.mark.parametrize("split", [False, True], ids=["whole", "byte by byte"])
-async def test_an_upgrade_is_ignored_and_the_request_answered(upgrade: bytes, body: bytes, split: bool) -> None:
-    sent = HEAD + upgrade + body
+async def test_the_head_of_a_response_is_sent_with_its_body_or_alone_if_that_comes_later() -> None:
     async with serving() as service:
         reader, writer = await service.connect()
-        for piece in [bytes([byte]) for byte in sent] if split else [sent]:
-            writer.write(piece)
-            await asyncio.sleep(0)
-        assert (await answer_of(reader))[::2] == (200, b"hello")
-        if b"close" not in body:
-            writer.write(REQUEST)
-            assert (await answer_of(reader))[0] == 200
-        writer.close()
-
-
-async def test_pipelined_requests_with_upgrades_are_answered_in_order() -> None:
-    async with serving() as service:
-        reader, writer = await service.connect()
-        posts = [HEAD + H2C + b"Content-Length: 1\r\n\r\n" + letter for letter in (b"a", b"b")]
-        writer.write(posts[0] + b"GET /echo HTTP/1.1\r\nHost: x\r\n" + WEBSOCKET + b"\r\n" + posts[1] + REQUEST)
-        assert [(await answer_of(reader))[2] for _ in range(4)] == [b"a", b"", b"b", b"hello"]
+        await service.until(1)
         [connection] = service.server.server_state.connections
-        assert connection.is_idle
+        connection.transport = recorder = Recorder(connection.transport)
+        writer.write(REQUEST)
+        assert (await answer_of(reader))[2] == b"hello"
+        writer.write(REQUEST.replace(b"GET", b"HEAD"))
+        async with asyncio.timeout(PATIENCE):
+            await reader.readuntil(b"\r\n\r\n")
+        assert len(recorder.written) == 2
+        service.answer.clear()
+        writer.write(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+            service.answer.set()
+            assert await reader.readuntil(b"0\r\n\r\n") == b"3\r\nabc\r\n0\r\n\r\n"
         writer.close()
 
 
