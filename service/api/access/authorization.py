@@ -8,6 +8,7 @@ from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+from cachetools import LRUCache
 from fastapi import Request
 from fastapi.routing import APIRoute
 from fastapi.security.utils import get_authorization_scheme_param
@@ -23,6 +24,7 @@ from service.errors import ErrorDetail
 from service.http.problems import ContentTooLarge, Forbidden, TooManyRequests, Unauthorized, Unavailable
 from service.settings import Settings, parse_rate
 
+_CONSUMERS = 100_000  # whose last request is remembered
 _REFUSED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)  # a request that counts no images
 
 SECURITY_SCHEMES = {
@@ -44,6 +46,7 @@ class AccessControl:
         self._settings = settings
         self.keys = ReloadingKeyStore(settings)
         self.rate_limiter = rate_limiter
+        self._last_images: LRUCache[str, int] = LRUCache(_CONSUMERS)
 
     @staticmethod
     def of(request: Request) -> AccessControl:
@@ -73,13 +76,19 @@ class AccessControl:
         if rate is not None and required:
             name = state["key_name"]
             state["rate_limit"] = f"address:{_network_of(request)}" if name is None else f"key:{name}", rate
-            # Count the first image before reading the body: a caller without quota is refused at once.
-            await self.consume_quota(request, 1)
+            # Count the first image before reading the body: a caller without quota is refused at once, until there is
+            # room for as many images as its last request had.
+            await self._consume(request, 1, expected=self._last_images.get(state["rate_limit"][0], 1))
 
     async def consume_quota(self, request: Request, images: int) -> None:
-        """Counts the images of a request that has a rate, besides those counted before: all of them or none. Raises
+        """Counts the images of a request that has a rate, besides the first: all of them or none. Raises
         ``TooManyRequests``, or ``ContentTooLarge`` for more than the rate ever allows.
         """
+        self._last_images[request.scope["state"]["rate_limit"][0]] = images
+        if images > 1:
+            await self._consume(request, images, expected=images)
+
+    async def _consume(self, request: Request, images: int, *, expected: int) -> None:
         state = request.scope["state"]
         consumer, rate = state["rate_limit"]
         quota, _ = parse_rate(rate)
@@ -98,7 +107,7 @@ class AccessControl:
             )
         raise TooManyRequests(
             f"The rate limit of {rate}, in images, is reached. Try again after the time in Retry-After.",
-            retry_after=result.wait(images),
+            retry_after=result.wait(min(expected, quota)),
         )
 
     async def give_back(self, request: Request) -> RateLimitResult:
@@ -162,7 +171,7 @@ def check_routes(routes: Iterable[BaseRoute]) -> None:
 
 async def consume_quota(request: Request, images: int) -> None:
     """Counts the images of a request, besides the first, which ``authorize`` has counted."""
-    if images > 1 and request.scope["state"]["rate_limit"] is not None:
+    if request.scope["state"]["rate_limit"] is not None:
         await AccessControl.of(request).consume_quota(request, images)
 
 

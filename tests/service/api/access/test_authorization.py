@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -194,6 +195,27 @@ async def test_rate_limits_count_images_and_set_headers() -> None:
         ).status_code == 429
         models = await client.get("/v1/models", headers=bearer("one"))
         assert (models.status_code, "ratelimit" in models.headers) == (200, False)
+
+
+async def test_a_batch_that_obeys_retry_after_is_let_in() -> None:
+    key = ApiKey.plain("one", name="ann", roles=["decode"], rate="20/second")
+    async with open_service(api_keys=key.entry()) as client:
+        batch = {"url": "/v1/decode", "headers": bearer("one"), "json": {"codes": [CODE] * 5}}
+        while (answer := await client.post(**batch)).status_code == 200:
+            pass
+        assert answer.status_code == 429
+        await asyncio.sleep(int(answer.headers["retry-after"]))
+        assert (await client.post(**batch)).status_code == 200
+
+
+async def test_a_refusal_before_the_body_waits_for_as_many_images_as_the_last_request_had() -> None:
+    key = ApiKey.plain("one", name="ann", roles=["decode"], rate="20/hour")
+    async with open_service(api_keys=key.entry()) as client:
+        for count in (15, 5):
+            assert (await client.post("/v1/decode", headers=bearer("one"), json={"codes": [CODE] * count})).is_success
+        refused = await client.post("/v1/decode", headers=bearer("one"), json={"codes": [CODE] * 5})
+        # One image fits after an hour, five after another 20 % of it.
+        assert 1.1 * 3600 < int(refused.headers["retry-after"]) < 1.3 * 3600
 
 
 async def test_a_request_that_the_service_refuses_counts_no_images() -> None:
