@@ -27,22 +27,12 @@ class EncodeLane(Lane):
         """Rows are claimed when the pixels arrive."""
         self._undecoded += len(tasks)
 
-    def seconds_until_due(self, now: float, *, only_full: bool, worker: str | None = None) -> float | None:
-        """See ``Lane``. A partial batch waits for more images, for at most the time that one takes, while any are being
-        decoded; and a single image that arrived during the previous batch does so for those whose results were in it.
-
-        On a CPU, decoding takes the cores that a batch runs on: two clients whose images ran alternately would get less
-        than one of them alone, and do not get out of step when each image starts at once.
+    def _expects_more(self, oldest: float) -> bool:
+        """Images being decoded, and after a single one that arrived during the previous batch, the next ones of the clients
+        whose results were in it. On a CPU, one image takes all cores and stalls for the decoding of the next: two clients
+        whose images ran alternately would get less than one, and stay out of step if each image started at once.
         """
-        seconds = super().seconds_until_due(now, only_full=only_full, worker=worker)
-        if seconds is None or only_full or self._next_isolated(worker) or self._has_full_batch():
-            return seconds
-        block, arrival = self._blocks[0]
-        is_alone = len(block.owners) == 1 and arrival < self.finished_at
-        if self._undecoded or is_alone:
-            patience = min(self.seconds_per_image, self.limits.decoding_wait)
-            seconds = max(seconds, max(arrival, self.finished_at) + patience - now)
-        return seconds
+        return self._undecoded > 0 or (self.queued_images == 1 and oldest < self.finished_at)
 
     def claim(self, task: ImageTask, row_shape: tuple[int, ...], now: float) -> Block | None:
         """Claims a row for an image; None if its request has ended. Raises ``QueueFull`` if no memory is left for it."""

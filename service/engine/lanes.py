@@ -36,16 +36,16 @@ _WAITING: tuple[TaskState, ...] = ("queued", "prefetched")
 
 @dataclass(frozen=True, kw_only=True)
 class LaneLimits:
-    """Images per batch (None: the workers' own limit), images and bytes that may wait, and three times in seconds: that an
-    image may wait for a batch to fill (0: an idle worker takes what is queued), at most for images being decoded, and that
-    a request may wait for room in a full lane. The first three are at least 1.
+    """Images per batch (None: the workers' own limit), images and bytes that may wait, all at least 1; and in seconds how
+    long an image may wait for a batch to fill (0: an idle worker takes what is queued), how long at most for images that
+    are expected at once, and how long a request may wait for room in a full lane.
     """
 
     max_batch_size: int | None = None
     max_images: int = 512
     max_bytes: int = 256 * 1024 * 1024
     max_wait: float = 0.0
-    decoding_wait: float = 0.0
+    gathering_wait: float = 0.0
     admission_wait: float = 0.0
 
     def __post_init__(self) -> None:
@@ -155,6 +155,7 @@ class Lane(ABC):
     def seconds_until_due(self, now: float, *, only_full: bool, worker: str | None = None) -> float | None:
         """Seconds until a batch can be taken: 0 if there is one now, None if nothing waits. ``only_full``: for a busy
         worker, which gains nothing from prefetching a batch that can still grow. ``worker``: as for ``take``.
+        A batch waits for images that are expected at once, for at most the time that one takes on the device.
         """
         retries = self._next_isolated(worker) is not None
         if only_full:
@@ -162,7 +163,17 @@ class Lane(ABC):
         if retries or self._has_full_batch():
             return 0.0
         oldest = self._oldest_arrival()
-        return None if oldest is None else max(0.0, oldest + self.limits.max_wait - now)
+        if oldest is None:
+            return None
+        due = oldest + self.limits.max_wait
+        if self._expects_more(oldest):
+            gathering = min(self.seconds_per_image, self.limits.gathering_wait)
+            due = max(due, max(oldest, self.finished_at) + gathering)
+        return max(0.0, due - now)
+
+    def _expects_more(self, oldest: float) -> bool:  # noqa: ARG002
+        """Whether more images are expected at once; ``oldest``: arrival of the oldest that waits."""
+        return False
 
     def take(
         self, now: float, expired: list[EngineRequest], *, others_wait: bool = False, worker: str | None = None

@@ -14,7 +14,7 @@ from service.operations.tokenization import ImageTokenizer
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
-DECODING_WAIT_SECONDS, ADMISSION_WAIT_SECONDS = 0.05, 2.0
+GATHERING_WAIT_SECONDS, ADMISSION_WAIT_SECONDS = 0.05, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,6 @@ def lane_limits(settings: Settings) -> LaneLimits:
         max_images=settings.queue_images,
         max_bytes=settings.queue_bytes,
         max_wait=settings.max_wait_ms / 1000,
-        decoding_wait=DECODING_WAIT_SECONDS,
+        gathering_wait=GATHERING_WAIT_SECONDS,
         admission_wait=ADMISSION_WAIT_SECONDS,
     )

@@ -230,3 +230,18 @@ async def test_the_limit_of_a_shared_batch_follows_the_cost_of_an_image(observer
     lane.record_cost(1, 100.0, now=0.0)
     assert len(lane.take(0.0, [], others_wait=True).tasks) == 1
     assert len(lane.take(0.0, [], others_wait=False).tasks) == 1  # the last
+
+
+async def test_an_image_that_arrives_during_a_batch_waits_for_the_next_image_of_those_in_it(
+    start: Start, device: FakeDevice, clock: FakeClock, submit: Submit, soon: float
+) -> None:
+    engine = await start(gathering_wait=1.0)
+    device.hold()
+    [first] = await submit(engine.encode(images(0), deadline=soon))
+    device.wait_for_calls(1)
+    [second] = await submit(engine.encode(images(1), deadline=soon))
+    clock.advance(0.001)
+    device.release()
+    await first
+    await asyncio.gather(second, engine.encode(images(2), deadline=soon))
+    assert device.rows_of("encode") == [(0,), (1, 2)]

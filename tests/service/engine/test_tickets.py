@@ -158,7 +158,7 @@ async def test_a_row_that_is_being_written_is_not_reused(observer: FakeObserver)
 async def test_an_idle_worker_waits_for_images_being_decoded_for_as_long_as_an_image_takes(
     start: Start, device: FakeDevice, clock: FakeClock, soon: float
 ) -> None:
-    engine = await start(decoding_wait=1.0)
+    engine = await start(gathering_wait=1.0)
     await engine.encode(images(0), deadline=soon)  # alone: it waits for nothing, and tells how long an image takes
     with (
         await engine.open_encode(1, image_size=2, deadline=soon) as one,
@@ -178,17 +178,3 @@ async def test_an_idle_worker_waits_for_images_being_decoded_for_as_long_as_an_i
         never.__exit__()
         await engine.encode(images(4), deadline=soon)
     assert device.rows_of("encode")[2:] == [(3,), (4,)]
-
-
-async def test_an_image_that_arrives_during_a_batch_waits_for_the_next_image_of_those_in_it(
-    start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float, clock: FakeClock
-) -> None:
-    engine = await start(decoding_wait=1.0)
-    first = await busy(engine)
-    [other] = await submit(engine.encode(images(1), deadline=soon))
-    clock.advance(0.001)
-    device.release()
-    await first
-    again = engine.encode(images(2), deadline=soon)
-    await asyncio.gather(other, again)
-    assert device.rows_of("encode") == [(0,), (1, 2)]
