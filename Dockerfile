@@ -1,18 +1,28 @@
 # syntax=docker/dockerfile:1
 # For an NVIDIA GPU: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126 .
+# Without a network: docker build --build-context wheels=FOLDER --build-arg PIP_NO_INDEX=1 . (docs/deployment.md)
 ARG PYTHON=3.12-slim-bookworm
+
+FROM scratch AS wheels
 
 FROM python:${PYTHON} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG PIP_NO_INDEX=0
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/titok
 COPY requirements/image.lock requirements/image.lock
-RUN /opt/titok/bin/pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" -r requirements/image.lock
+RUN --mount=type=bind,from=wheels,target=/wheels \
+    /opt/titok/bin/pip install --find-links /wheels --extra-index-url "${TORCH_INDEX}" -r requirements/image.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY models models
 COPY service service
-RUN /opt/titok/bin/pip install --no-cache-dir --no-deps . \
-    && /opt/titok/bin/pip uninstall --yes pip
+# Headers, programs and tests of packages are not needed to run them.
+RUN --mount=type=bind,from=wheels,target=/wheels \
+    PIP_FIND_LINKS=/wheels /opt/titok/bin/pip install --no-deps . \
+    && /opt/titok/bin/pip uninstall --yes pip \
+    && find /opt/titok -type d \( -name tests -o -name test -o -path '*/torch/include' \) -prune -exec rm -rf {} + \
+    && find /opt/titok -path '*/torch/bin/*' ! -name torch_shm_manager -delete
 
 FROM python:${PYTHON}
 ARG VERSION=0.1.0

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Extra arguments of the command that a target runs, for example: make run ARGS="--port 9000"
 ARGS ?=
 
-.PHONY: help run install test lint format docs bench bench-cache bench-models fuzz gpu-check wheels lock clean
+.PHONY: help run install test test-image lint format docs bench bench-cache bench-models fuzz gpu-check wheels lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,10 @@ docs: $(VENV)/.dev ## write the pages that are made from code; RUNBOOK=https://.
 	$(BIN)/python -m docs.settings_table > docs/configuration.md
 	$(BIN)/python deploy/grafana/dashboards.py
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
+
+test-image: $(VENV)/.dev ## build the image and run it, docker-compose.yml and the Kubernetes Deployment with podman; needs root
+	@requirements/programs --image
+	$(BIN)/python -m pytest --timeout=1800 tests/image/check_*.py $(ARGS)
 
 bench: $(VENV)/.bench ## measure the engine and the service (nothing timed decides a test)
 	$(BIN)/python -m tests.benchmarks.engine

@@ -15,7 +15,10 @@ import pytest
 __all__ = ["pytest_terminal_summary", "require_program"]
 
 # What PyPI packages bring (kubectl) stands beside the interpreter.
-_PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+# Debian keeps programs that only podman calls in the last two.
+_PATH = os.pathsep.join(
+    (str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/libexec/podman", "/usr/lib/podman")
+)
 
 
 def require_program(name: str) -> str:
