@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from service.settings import Settings
 from tests.programs import require_program
 
@@ -19,6 +21,15 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit.write_text(UNIT.replace(INSTALLED, "/bin/true"))
     checked = subprocess.run([program, "verify", unit], capture_output=True, text=True, timeout=60)
     assert (checked.returncode, checked.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("health", "status"), [("true", 0), ("false", 1)])
+def test_the_start_ends_when_the_service_is_ready_or_has_ended(health: str, status: int) -> None:
+    [command] = re.findall(r"^ExecStartPost=/bin/sh -c '(.+)'$", UNIT, re.MULTILINE)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    script = command.replace(f"{INSTALLED} health", health).replace("${MAINPID}", str(ended.pid))
+    assert subprocess.run(["sh", "-c", script], timeout=60).returncode == status
 
 
 def test_it_restarts_within_bounds_and_is_active_when_the_service_is_ready() -> None:
