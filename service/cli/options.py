@@ -13,9 +13,9 @@ class CommandError(Exception):
 
 
 def load_settings(**given: Any) -> Settings:
-    """The settings of the environment and of ``given`` options. Raises ``CommandError``."""
+    """The settings of the environment and of ``given`` options, except empty ones. Raises ``CommandError``."""
     try:
-        return Settings(**given)
+        return Settings(**{name: value for name, value in given.items() if value != ""})
     except ValidationError as error:
         raise CommandError(invalid_settings(error)) from None
 

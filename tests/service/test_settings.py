@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from docs.settings_table import settings_document
+from service.cli.options import load_settings
 from service.settings import Settings
 
 
@@ -33,6 +34,7 @@ def test_empty_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
     assert {name: getattr(settings, name) for name in Settings.model_fields} == {
         name: field.get_default() for name, field in Settings.model_fields.items()
     }
+    assert load_settings(host="", tokenizer="").given == []  # flags of unset shell variables
 
 
 @pytest.mark.parametrize("given", ["proxy.example", "10.0.0.1/8", "10.0.0.0/99", "1.2.3"])

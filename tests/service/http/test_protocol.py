@@ -264,6 +264,17 @@ async def test_the_head_of_a_response_is_sent_with_its_body_or_alone_if_that_com
         writer.close()
 
 
+async def test_a_client_is_told_to_continue_before_it_sends_the_body() -> None:
+    async with serving() as service:
+        reader, writer = await service.connect()
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"hello")
+        assert (await answer_of(reader))[::2] == (200, b"hello")
+        writer.close()
+
+
 async def test_a_connection_over_the_limit_is_handled_without_a_look_at_all_others() -> None:
     class Uncounted(set[Any]):
         def __iter__(self) -> Any:
