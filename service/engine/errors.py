@@ -31,7 +31,9 @@ class QueueFull(EngineError):
 
 
 class DeadlineExceeded(EngineError):
-    """The deadline passed; ``stage`` is where the request was then: ``admission``, ``queue`` or ``device``."""
+    """The deadline passed; ``stage`` is where the request was then: ``admission``, ``queue``, ``device``, or outside of the
+    engine.
+    """
 
     def __init__(self, *, lane: str, stage: str) -> None:
         super().__init__(f"the deadline passed at the stage {stage} of lane {lane}")

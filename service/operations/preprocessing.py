@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from models.arrays import Pixels
 from models.preprocess import eval_crop
+from service.engine import DeadlineExceeded
 from service.imaging.decoding import accept_truncated_images, decode_image
 from service.imaging.formats import ACCEPTED_FORMATS
 from service.imaging.limits import MediaLimits
@@ -71,4 +72,8 @@ class ImagePreprocessor:
             return decoded.original_size
 
         with timings.measure("preprocess"):
-            return await self._threads.map(work, list(enumerate(uploads)), deadline=deadline)
+            try:
+                return await self._threads.map(work, list(enumerate(uploads)), deadline=deadline)
+            except DeadlineExceeded:
+                self._metrics.abandonments.labels("encode", "expired").inc(len(uploads))
+                raise

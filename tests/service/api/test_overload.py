@@ -151,7 +151,7 @@ async def test_a_deadline_that_passes_is_answered_with_504() -> None:
 async def test_large_images_that_wait_past_their_deadline_are_answered_and_never_decoded() -> None:
     device = HeldDevice()
     device.release.set()
-    async with service(device, decode_threads=1) as client:
+    async with service(device, decode_threads=1, cache="off") as client:
         threads: ImageThreads = app_of(client).state.api.operations.threads
         release = threading.Event()
         holding = asyncio.ensure_future(threads.run(release.wait, deadline=time.monotonic() + 60))
@@ -167,6 +167,7 @@ async def test_large_images_that_wait_past_their_deadline_are_answered_and_never
         counted = "titok_preprocess_duration_seconds_count"
         assert registry.get_sample_value(counted, {"format": "PNG"}) == 1
         assert not registry.get_sample_value(counted, {"format": "WEBP"})
+        assert registry.get_sample_value("titok_abandoned_total", {"op": "encode", "stage": "expired"}) == 12
 
 
 async def test_an_image_that_breaks_the_device_fails_alone() -> None:
