@@ -44,7 +44,7 @@ class CodeFormat:
                 f"a code needs at least one token and two codes, not {self.num_tokens} and {self.codebook_size}"
             )
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Bits per id: ceil(log2 V)."""
         return (self.codebook_size - 1).bit_length()

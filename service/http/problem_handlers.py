@@ -17,7 +17,6 @@ from service.errors import ErrorDetail
 from service.http.problems import (
     InternalError,
     InvalidRequest,
-    MalformedBody,
     MethodNotAllowed,
     NotFound,
     Problem,
@@ -55,7 +54,7 @@ async def _handle_invalid_parameter(request: Request, error: RequestValidationEr
 
 
 async def _handle_http_exception(request: Request, error: HTTPException) -> Response:
-    """Unknown paths and methods, and forms that cannot be parsed."""
+    """Unknown paths and methods."""
     return await handle_problem(request, _problem_of(request, error))
 
 
@@ -69,8 +68,6 @@ def _problem_of(request: Request, error: HTTPException) -> Problem:
             allowed = dict(error.headers or {})
             methods = allowed.get("Allow", "other methods")
             return MethodNotAllowed(f"{path} does not accept {request.method[:20]}, but {methods}.", headers=allowed)
-        case HTTPStatus.BAD_REQUEST:
-            return MalformedBody(f"The body cannot be read: {error.detail}.")
         case _:
             return InternalError(str(error.detail))
 
