@@ -17,6 +17,7 @@ from service.cpu_quota import usable_cores
 from service.redis_url import RedisUrl
 
 MiB = 1024 * 1024
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "HEIC"]
 LogFormat = Literal["auto", "json", "text"]
 _DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
 _ORIGIN = re.compile(r"https?://[\w.\-\[\]:]+", re.ASCII)
@@ -195,6 +196,11 @@ class Settings(BaseSettings):
         description="Maximum memory for image decoding in each front end. Further images wait; a larger image is "
         "decoded alone.",
     )
+    formats: Annotated[tuple[ImageFormat, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated image formats to accept: JPEG, PNG, WEBP, AVIF, GIF, BMP, TIFF, HEIC. Default: all; "
+        "HEIC needs the package pi-heif.",
+    )
     max_pixels: int = Field(
         40_000_000,
         ge=1,
@@ -263,7 +269,7 @@ class Settings(BaseSettings):
         """How images are decoded."""
         return PreprocessingOptions(color=self.color, jpeg_scale=self.jpeg_scale)
 
-    @field_validator("api_keys", "cors_origins", "trusted_proxies", mode="before")
+    @field_validator("api_keys", "cors_origins", "trusted_proxies", "formats", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value

@@ -43,9 +43,9 @@ def profile_of(image: Image.Image, data: bytes, png_chunks: Mapping[bytes, bytes
     """
     if image.format == "PNG":
         return _png_profile(png_chunks)
-    if image.format == "AVIF" and (box := re.search(rb"colrnclx(.{4})", data[: 1 << 16], re.DOTALL)):
+    if image.format in {"AVIF", "HEIF"} and (box := re.search(rb"colrnclx(.{4})", data[: 1 << 16], re.DOTALL)):
         primaries, transfer = struct.unpack(">HH", box[1])
-        _refuse_hdr(transfer, "AVIF")
+        _refuse_hdr(transfer, image.format)
         return image.info.get("icc_profile") or cicp_profile(primaries, transfer)
     return image.info.get("icc_profile") or None
 

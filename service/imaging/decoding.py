@@ -36,6 +36,7 @@ from service.imaging.color import profile_of, to_srgb
 from service.imaging.errors import ImageError, UndecodableImage, UnsupportedImageFormat, UnsupportedVariant
 from service.imaging.formats import is_cut_off, sniff, unrecognised
 from service.imaging.gif import first_frame, over_white_screen
+from service.imaging.heif import HEIF_CLASS
 from service.imaging.jpeg import open_jpeg
 from service.imaging.limits import MediaLimits, check_header, check_stream, peak_bytes
 from service.imaging.png import split_png
@@ -49,6 +50,7 @@ _CLASSES: Mapping[str, type[ImageFile.ImageFile]] = {
     "GIF": GifImageFile,
     "BMP": BmpImageFile,
     "TIFF": TiffFile,
+    **({} if HEIF_CLASS is None else {"HEIC": HEIF_CLASS}),
 }
 _LEAST_SCALE = 4
 """A reduced image is at least so many times as large as the crop, so that resampling decides the pixels."""
@@ -100,8 +102,8 @@ def decode_image(
         ImageTooLarge: a limit is exceeded.
     """
     format_name = sniff(data)
-    if format_name is None:
-        raise unrecognised(data, pointer, declared)
+    if format_name is None or format_name not in limits.formats:
+        raise unrecognised(data, pointer, declared, limits.formats)
     _ignore_pillow_warnings()
     refuse = partial(_refusals, data, format_name, pointer)
     side = None if size is None else _LEAST_SCALE * size

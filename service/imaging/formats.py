@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from types import MappingProxyType
 
 from service.errors import ErrorDetail
@@ -18,11 +19,14 @@ ACCEPTED_FORMATS: Mapping[str, str] = MappingProxyType(
         "GIF": "image/gif",
         "BMP": "image/bmp",
         "TIFF": "image/tiff",
+        **({"HEIC": "image/heic"} if find_spec("pi_heif") else {}),
     }
 )
-"""Format -> media type of every format that ``decode_image`` supports."""
+"""Format -> media type of every format that ``decode_image`` supports; HEIC needs a package of its own."""
 
-ACCEPTED_SUFFIXES: frozenset[str] = frozenset({f".{name.lower()}" for name in ACCEPTED_FORMATS} | {".jpg", ".tif"})
+ACCEPTED_SUFFIXES: frozenset[str] = frozenset(
+    {f".{name.lower()}" for name in ACCEPTED_FORMATS} | {".jpg", ".tif", ".heif"}
+)
 """File name extensions of these formats, in lower case."""
 
 _BMP_HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
@@ -68,7 +72,7 @@ _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
 
 _BASE64_IMAGES = (b"data:", b"/9j/", b"iVBORw0KGgo", b"UklGR", b"R0lGOD", b"SUkqA", b"TU0AK")
 
-_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 
 
 def sniff(data: bytes) -> str | None:
@@ -78,7 +82,7 @@ def sniff(data: bytes) -> str | None:
         data: the file, or at least its first 64 bytes.
 
     Returns:
-        A key of :data:`ACCEPTED_FORMATS`, or None for anything else.
+        A key of :data:`ACCEPTED_FORMATS`, ``HEIC``, or None for anything else.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -94,6 +98,8 @@ def sniff(data: bytes) -> str | None:
         return "TIFF"
     if not {b"avif", b"avis"}.isdisjoint(_brands(data)):
         return "AVIF"
+    if not _HEIF_BRANDS.isdisjoint(_brands(data)):
+        return "HEIC"
     return None
 
 
@@ -107,11 +113,11 @@ def _brands(data: bytes) -> list[bytes]:
 
 
 def is_cut_off(data: bytes, format_name: str) -> bool:
-    """Whether a WebP or AVIF file is shorter than its boxes say."""
+    """Whether a WebP, AVIF or HEIC file is shorter than its boxes say."""
     if format_name == "WEBP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     end = 0
-    while format_name == "AVIF" and end < len(data) and (length := int.from_bytes(data[end : end + 4])) >= 8:
+    while format_name in {"AVIF", "HEIC"} and end < len(data) and (length := int.from_bytes(data[end : end + 4])) >= 8:
         end += length
     return end > len(data)
 
@@ -125,9 +131,6 @@ def _unsupported_image(data: bytes) -> str | None:
         return "Netpbm (PBM, PGM, PPM)"
     if _text(data).startswith(b"<") and b"<svg" in data[:4096].lower():
         return "SVG"
-    brands = _brands(data)
-    if brands and brands[0] in _HEIF_BRANDS:
-        return "HEIC"
     if data[128:132] == b"DICM":
         return "DICOM"
     if data[:4] == b"\x00\x00\x01\x00" and any(data[4:6]):
@@ -178,13 +181,13 @@ def _text(data: bytes) -> bytes:
     return data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
-def unrecognised(data: bytes, pointer: str, declared: str | None) -> ImageError:
-    """The error for bytes that are no supported image format, saying what they look like."""
-    accepted = ", ".join(ACCEPTED_FORMATS.values())
+def unrecognised(data: bytes, pointer: str, declared: str | None, formats: frozenset[str]) -> ImageError:
+    """The error for bytes that are of none of the accepted ``formats``, saying what they look like."""
+    accepted = ", ".join(media_type for name, media_type in ACCEPTED_FORMATS.items() if name in formats)
     if not data:
         detail = f"The image is empty. Send the bytes of one of: {accepted}."
         return UndecodableImage(detail, errors=[ErrorDetail(pointer=pointer, detail="empty", expected=accepted)])
-    if (name := _unsupported_image(data)) is not None:
+    if (name := sniff(data) or _unsupported_image(data)) is not None:
         entry = ErrorDetail(pointer=pointer, detail="unsupported image format", value=name, expected=accepted)
         return UnsupportedImageFormat(
             f"{name} images are not supported. Convert to one of: {accepted}.", errors=[entry]

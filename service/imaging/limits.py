@@ -8,6 +8,7 @@ from PIL import Image, TiffImagePlugin
 
 from service.errors import ErrorDetail
 from service.imaging.errors import ImageTooLarge, UndecodableImage
+from service.imaging.formats import ACCEPTED_FORMATS
 from service.imaging.jpeg import has_more_scans
 
 
@@ -18,12 +19,14 @@ class MediaLimits:
     Decoding holds 4 (JPEG) to 21 (WebP with transparency) bytes of memory for each pixel at its peak.
 
     Attributes:
+        formats: keys of :data:`ACCEPTED_FORMATS` that are decoded.
         max_pixels: width x height of the first frame, as the header says.
         max_jpeg_scans: passes over the whole image. Encoders write about 10; a few bytes are enough for one more, which
             takes a tenth of the time of a whole decode.
         max_run_length_pixels: width x height of a run-length-encoded BMP. Pillow decodes these in Python.
     """
 
+    formats: frozenset[str] = frozenset(ACCEPTED_FORMATS)
     max_pixels: int = 40_000_000
     max_jpeg_scans: int = 64
     max_run_length_pixels: int = 1_000_000

@@ -36,7 +36,10 @@ class ImagePreprocessor:
         self._metrics = metrics
         for image_format in ACCEPTED_FORMATS:
             metrics.preprocess.labels(image_format)
-        self._limits, self._options = MediaLimits(max_pixels=settings.max_pixels), settings.preprocessing
+        self._limits = MediaLimits(
+            max_pixels=settings.max_pixels, formats=frozenset(settings.formats or ACCEPTED_FORMATS)
+        )
+        self._options = settings.preprocessing
         accept_truncated_images(settings.truncated == "accept")
 
     async def preprocess(
