@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,7 @@ class OpenConnections:
     which they became idle, and how many are ``half_closed``.
     """
 
-    idle: dict[LimitedProtocol, None] = field(default_factory=dict)
+    idle: OrderedDict[LimitedProtocol, None] = field(default_factory=OrderedDict)
     half_closed: int = 0
 
 
@@ -139,7 +140,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(self._headers_too_large())
 
     def _close_longest_idle(self) -> bool:
-        for other in self._open.idle:
+        while self._open.idle:
+            other, _ = self._open.idle.popitem(last=False)
             if other.is_idle:  # and not closing
                 other.transport.close()
                 return True
@@ -278,9 +280,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def flush(self) -> None:
         """Writes what is left of a response."""
-        if self._unsent:
+        if self._unsent and not self.transport.is_closing():
             self.transport.write(self._unsent)
-            self._unsent = b""
+        self._unsent = b""
 
     def half_close(self) -> None:
         """Ends the connection from this side, and closes it when the client has had time to read the response."""
