@@ -44,6 +44,6 @@ ENV HF_HOME=/weights \
 VOLUME /weights
 USER 10001
 EXPOSE 8000 8001
-HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 CMD ["titok", "health"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=600s --retries=3 CMD ["titok", "health"]
 ENTRYPOINT ["titok"]
 CMD ["serve"]

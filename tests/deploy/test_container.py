@@ -104,6 +104,12 @@ def test_image_and_compose_ask_the_service_whether_it_is_ready() -> None:
     assert re.findall(r"^HEALTHCHECK .* CMD (.*)$", DOCKERFILE, re.MULTILINE) == [command]
 
 
+def test_a_service_that_downloads_weights_for_minutes_is_not_unhealthy() -> None:
+    [seconds] = re.findall(r"--start-period=(\d+)s", DOCKERFILE)
+    assert SERVICES["titok"]["healthcheck"]["start_period"] == f"{seconds}s"
+    assert int(seconds) >= 600  # as the startupProbe of Kubernetes
+
+
 def test_the_admin_port_is_open_to_prometheus_where_it_is_needed_and_nowhere_else() -> None:
     assert SERVICES["titok"]["environment"]["TITOK_ADMIN_HOST"] == "0.0.0.0"  # noqa: S104
     assert "TITOK_ADMIN_HOST" not in DOCKERFILE
