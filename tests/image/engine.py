@@ -48,7 +48,7 @@ class Engine:
             "CONTAINERS_STORAGE_CONF": f"{folder}/storage.conf",
         }
 
-    def call(self, *command: str | Path, check: bool = True, seconds: float = 600) -> subprocess.CompletedProcess[str]:
+    def call(self, *command: str | Path, check: bool = True, seconds: float = 1200) -> subprocess.CompletedProcess[str]:
         """Runs a program. Standard error is part of the message of a failure."""
         ended = subprocess.run(
             command, env=self.environment, cwd=PROJECT, capture_output=True, text=True, timeout=seconds
