@@ -99,6 +99,7 @@ async def test_an_engine_in_one_process_that_loses_its_device_reports_it(
     device.errors = [RuntimeError("CUDA error: unspecified launch failure")]
     with pytest.raises(EngineStopped, match="the device is lost: CUDA error: unspecified launch failure"):
         await engine.encode(images(1), deadline=soon)
+    await until(lambda: bool(failures))
     assert (engine.state.name, [type(failure) for failure in failures]) == ("failed", [DeviceLost])
     await engine.stop(PATIENCE)
 
