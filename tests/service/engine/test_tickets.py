@@ -165,6 +165,8 @@ async def test_an_idle_worker_waits_for_images_being_decoded_for_as_long_as_an_i
         await engine.open_encode(1, image_size=2, deadline=soon) as two,
     ):
         one.put(0, images(1)[0])
+        for value in range(2):  # another lane's turns, between which the image would be taken
+            await engine.decode(tokens(value), deadline=soon)
         two.put(0, images(2)[0])
         await asyncio.gather(one.result(), two.result())
     assert device.rows_of("encode") == [(0,), (1, 2)]
