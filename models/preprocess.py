@@ -61,7 +61,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     _drop_xmp(image)  # before TIFF is turned while it is loaded
     image.load()
     _drop_xmp(image)  # that follows the pixels of a PNG file
-    method = _UPRIGHT.get(_orientation(image))
+    method = _UPRIGHT.get(orientation_of(image))
     rgb = image if image.mode == "RGB" and not image.has_transparency_data else _flatten(image)
     if method is not None:
         rgb = rgb.transpose(method)
@@ -76,7 +76,8 @@ def _drop_xmp(image: Image.Image) -> None:
     image.info.pop("XML:com.adobe.xmp", None)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """The orientation of a loaded image by EXIF, 1 to 8; 1: upright, or unknown."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises many types for damaged metadata; the pixels are still good
@@ -139,6 +140,30 @@ def eval_crop(image: Image.Image, size: int) -> Pixels:
     """
     resized = _shorter_side_to(image, size)
     return _resize_crop(image, resized, _centre_half_even(resized, size), size)
+
+
+def eval_crop_reduced(
+    image: Image.Image, size: int, original_size: tuple[int, int], ends_first: tuple[bool, bool] = (False, False)
+) -> Pixels:
+    """Nearly :func:`eval_crop` of an image that was decoded at a reduced scale: uint8 [S, S, 3].
+
+    ``original_size`` (width, height) is that of the whole image. Its sides divided by the scale were rounded up, so that
+    the last column and row of ``image`` stand for fewer pixels; the first ones where ``ends_first``, of a turned image.
+    """
+    _check(image, size)
+    short = min(original_size)
+    width, height = (size * side // short for side in original_size)
+    if image.size == original_size or width * height > _MAX_RESIZED_PIXELS:
+        return eval_crop(image, size)
+    spans = list[tuple[float, float]]()
+    for whole, part, is_first in zip(original_size, image.size, ends_first, strict=True):
+        span = whole / -(-whole // part)
+        spans.append((part - span, part) if is_first else (0, span))
+    (left, right), (top, bottom) = spans
+    narrow = image.resize((width, image.height), Image.Resampling.BICUBIC, (left, 0, right, image.height))
+    resized = narrow.resize((width, height), Image.Resampling.BICUBIC, (0, top, width, bottom))
+    x, y = _centre_half_even((width, height), size)
+    return np.array(resized.crop((x, y, x + size, y + size)), dtype=np.uint8)
 
 
 def crop_at(image: Image.Image, size: int, position: tuple[float, float]) -> Pixels:

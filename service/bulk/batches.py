@@ -37,7 +37,7 @@ def crops_of(entry: Entry, size: int, job: Job) -> Pixels | BrokenImage:
         decoded = decode_image(
             entry.read(), limits=MediaLimits(max_pixels=job.max_pixels), options=job.preprocessing, size=size
         )
-        return job.crops.take(decoded.image, size)
+        return job.crops.take(decoded, size)
     except BrokenImage as error:
         return error
     except (ImageError, ValueError) as error:

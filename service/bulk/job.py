@@ -6,13 +6,13 @@ from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from models.preprocess import eval_crop, ten_crop
+from models.preprocess import ten_crop
 from models.preprocessing_options import PUBLISHED, PreprocessingOptions
 from service.bulk.entries import Source
 from service.bulk.errors import BulkError
 from service.cpu_quota import usable_cores
+from service.imaging.decoding import DecodedImage
 
 _CPU_BATCH, _GPU_BATCH = 16, 128
 
@@ -46,11 +46,11 @@ class Crops:
         """Crops per image."""
         return 10 if self.mode == "ten" else 1 + self.flip
 
-    def take(self, image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-        """An RGB image -> uint8 [count, S, S, 3], S = ``size``."""
+    def take(self, decoded: DecodedImage, size: int) -> npt.NDArray[np.uint8]:
+        """An image -> uint8 [count, S, S, 3], S = ``size``."""
         if self.mode == "ten":
-            return ten_crop(image, size)
-        centre = eval_crop(image, size)
+            return ten_crop(decoded.image, size)
+        centre = decoded.crop(size)
         return np.stack([centre, centre[:, ::-1]] if self.flip else [centre])
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from models import load_generator, load_tokenizer
-from models.preprocess import eval_crop
 from service.client.calls import Class, Format, GenerateOptions
 from service.client.results import Encoded, Generated, Picture, Reconstruction
 from service.imaging.decoding import DecodedImage, decode_image
@@ -78,7 +77,7 @@ class LocalModels:
         decoded = self._decoded(image)
         tokens = self._tokens(decoded)
         pixels = self._pixels(tokens)
-        psnr, ssim = measure_quality(pixels, eval_crop(decoded.image, self._tokenizer.image_size))
+        psnr, ssim = measure_quality(pixels, decoded.crop(self._tokenizer.image_size))
         return Reconstruction(
             **self._tokenized(tokens),
             original_size=decoded.original_size,
@@ -91,7 +90,7 @@ class LocalModels:
         return decode_image(image, limits=self._limits, options=self._options, size=self._tokenizer.image_size)
 
     def _tokens(self, image: DecodedImage) -> npt.NDArray[np.int64]:
-        crop = eval_crop(image.image, self._tokenizer.image_size)
+        crop = image.crop(self._tokenizer.image_size)
         tokens: npt.NDArray[np.int64] = self._tokenizer.encode(crop[None]).numpy()
         return tokens
 

@@ -29,6 +29,7 @@ from service.imaging.icc import (
 
 _log = logging.getLogger(__name__)
 
+_LEAST_SCALE = 2
 _MAX_PROFILE_BYTES = 4 << 20
 _SAME_COLOR = 2
 """Largest difference of a channel from sRGB's at which a profile counts as sRGB: among the variants of sRGB it is 1 or 2."""
@@ -98,11 +99,12 @@ def _decompressed(compressed: bytes) -> bytes | None:
     return profile if stream.eof else None
 
 
-def to_srgb(image: Image.Image, profile: bytes, side: int | None) -> Image.Image:
+def to_srgb(image: Image.Image, profile: bytes, size: int | None) -> Image.Image:
     """A loaded image with its colors converted: mode RGB, or RGBA if it has transparency. Its EXIF stays.
 
     Conversion costs more than decoding, so an opaque image is reduced first (box filter, whole factors) while its shorter
-    side stays at least ``side``. Returns ``image`` if the profile is sRGB's, broken, or of another kind than the image.
+    side stays at least twice ``size``, that of the crop. Returns ``image`` if the profile is sRGB's, broken, or of another
+    kind than the image.
     """
     mode = "CMYK" if image.mode == "CMYK" else "L" if image.mode in {"1", "L", "LA", "La", "I;16", "I;16B"} else "RGB"
     transform = _transform(profile, mode)
@@ -113,7 +115,7 @@ def to_srgb(image: Image.Image, profile: bytes, side: int | None) -> Image.Image
     colors, alpha = _split_alpha(image)
     if colors.mode != mode:
         colors = colors.convert(mode)
-    if side is not None and alpha is None and (factor := min(colors.size) // side) > 1:
+    if size is not None and alpha is None and (factor := min(colors.size) // (_LEAST_SCALE * size)) > 1:
         colors = colors.reduce(factor)
     converted = ImageCms.applyTransform(colors, transform)
     assert converted is not None  # noqa: S101  it is None for in-place conversion only

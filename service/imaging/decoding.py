@@ -28,7 +28,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from models.preprocess import to_rgb
+from models.arrays import Pixels
+from models.preprocess import eval_crop_reduced, orientation_of, to_rgb
 from models.preprocessing_options import PUBLISHED, PreprocessingOptions
 from service.errors import ErrorDetail
 from service.imaging.bmp import BitFieldsFile, has_bit_fields
@@ -54,6 +55,8 @@ _CLASSES: Mapping[str, type[ImageFile.ImageFile]] = {
 }
 _LEAST_SCALE = 4
 """A reduced image is at least so many times as large as the crop, so that resampling decides the pixels."""
+_TURNED = frozenset({5, 6, 7, 8})
+"""Orientations that exchange width and height."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +65,20 @@ class DecodedImage:
 
     Attributes:
         image: mode RGB, upright, on white; loaded.
-        original_size: (width, height) in pixels, after EXIF orientation.
+        original_size: (width, height) in pixels, after EXIF orientation; more than ``image`` if that was reduced.
         format: the format of the file; a key of :data:`ACCEPTED_FORMATS`.
+        orientation: the orientation in EXIF from which a reduced image was turned.
     """
 
     image: Image.Image
     original_size: tuple[int, int]
     format: str
+    orientation: int = 1
+
+    def crop(self, size: int) -> Pixels:
+        """The crop of the published evaluation: uint8 [S, S, 3], S = ``size``."""
+        ends_first = self.orientation in {2, 3, 6, 7}, self.orientation in {3, 4, 7, 8}
+        return eval_crop_reduced(self.image, size, self.original_size, ends_first)
 
 
 def decode_image(
@@ -122,9 +132,11 @@ def decode_image(
         if canvas is None:
             reserve(2 * len(data) + peak_bytes(format_name, *image.size) + file.coefficient_bytes)
         with refuse():
-            rgb, is_turned = _load(file, data, options, side)
+            rgb, orientation = _load(file, data, options, size)
     width, height = stored_size
-    return DecodedImage(image=rgb, original_size=(height, width) if is_turned else stored_size, format=format_name)
+    if orientation in _TURNED:
+        width, height = height, width
+    return DecodedImage(image=rgb, original_size=(width, height), format=format_name, orientation=orientation)
 
 
 @dataclass(frozen=True)
@@ -155,20 +167,21 @@ def _open(data: bytes, format_name: str) -> _OpenFile:
         raise
 
 
-def _load(file: _OpenFile, data: bytes, options: PreprocessingOptions, side: int | None) -> tuple[Image.Image, bool]:
-    """The upright RGB image, and whether its sides were exchanged."""
+def _load(file: _OpenFile, data: bytes, options: PreprocessingOptions, size: int | None) -> tuple[Image.Image, int]:
+    """The upright RGB image, and the orientation from which it was turned."""
     image: Image.Image = file.image
     if isinstance(image, GifImageFile) and (frame := first_frame(data)) is not None:
         is_empty = 0 in frame[2:]
-        return over_white_screen(Image.new("RGB", image.size) if is_empty else to_rgb(image), frame), False
+        return over_white_screen(Image.new("RGB", image.size) if is_empty else to_rgb(image), frame), 1
     profile = profile_of(image, data, file.png_colors) if options.color == "srgb" else None
     if isinstance(image, TiffFile):
         image = load_tiff(image)
     if profile is not None:
         image.load()
-        image = to_srgb(image, profile, side)
-    rgb = to_rgb(image)
-    return rgb, rgb.size != image.size
+        image = to_srgb(image, profile, size)
+    image.load()
+    orientation = orientation_of(image)
+    return to_rgb(image), orientation
 
 
 @contextmanager

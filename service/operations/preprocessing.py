@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.arrays import Pixels
-from models.preprocess import eval_crop
 from service.engine import DeadlineExceeded
 from service.imaging.decoding import accept_truncated_images, decode_image
 from service.imaging.formats import ACCEPTED_FORMATS
@@ -69,7 +68,7 @@ class ImagePreprocessor:
                 size=size,
             )
             self._threads.check()
-            pixels = eval_crop(decoded.image, size)
+            pixels = decoded.crop(size)
             self._metrics.preprocess.labels(decoded.format).observe(watch.total)
             use(index, pixels)
             return decoded.original_size

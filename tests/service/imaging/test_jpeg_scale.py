@@ -41,6 +41,20 @@ def test_the_crop_of_a_reduced_jpeg_is_nearly_that_of_the_whole_one(mode: str, o
     assert 0 < np.abs(crops[0].astype(int) - crops[1]).mean() < 1
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("sides", [(683, 512), (801, 607), (1201, 3001)])
+def test_the_crop_is_that_of_the_whole_image_where_the_reduced_sides_are_rounded_up(
+    sides: tuple[int, int], orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = save(photograph("coffee", *sides), "JPEG", quality=95, exif=exif)
+    whole, reduced = (decode_image(data, limits=LIMITS, options=choice, size=36) for choice in (PUBLISHED, AUTO))
+    assert whole.image.size == whole.original_size == reduced.original_size != reduced.image.size
+
+    assert np.abs(whole.crop(36).astype(int) - reduced.crop(36)).mean() < 1
+
+
 def test_the_published_options_and_other_formats_keep_the_whole_image() -> None:
     assert decode_image(save(LARGE, "JPEG"), limits=LIMITS, size=8).image.size == LARGE.size
     assert decode_image(save(LARGE, "PNG"), limits=LIMITS, options=AUTO, size=8).image.size == LARGE.size
