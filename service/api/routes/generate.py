@@ -117,9 +117,8 @@ async def generate(request: Request) -> Response:
 
     tokens, rendered = await run_while_connected(request, work())
     if answer != "application/json":
-        code, seed = info.code_format.to_text(tokens)[0], str(generation.seeds[0])
-        headers = model_headers(info, Code=code, Seed=seed)
-        return image_response(rendered, media_type, headers)
+        [code] = info.code_format.to_text(tokens)
+        return image_response(rendered, media_type, model_headers(info, Code=code, Seed=str(generation.seeds[0])))
     facts = generation_facts(generation, operations.models)
     items = generated_items(generation, operations.models, tokens, rendered, media_type)
     document = GenerateResponse(**facts.model_dump(), data=items)
