@@ -16,7 +16,7 @@ from functools import partial
 
 from redis.asyncio import RedisCluster
 
-from service.cache.keys import LEASE
+from service.cache.keys import LEASE, namespace_prefix
 from service.cache.protocol import CachedCode, CacheObserver, Claim, CodeCache, StoreStatus
 from service.cache.redis.coalescing import Coalescer
 from service.cache.redis.guard import RedisGuard
@@ -29,8 +29,8 @@ _WRITE_TIMEOUTS = 10  # no request waits for a write, so it may take this many t
 class RedisCache(CodeCache):
     """See ``CodeCache``.
 
-    While Redis fails, a key of the ``namespace`` is looked up until that succeeds: a user may have access to no other.
-    A round trip may take ``timeout`` seconds, and a look-up waits for at most two. Entries expire after ``ttl`` seconds
+    While Redis fails, a key of the ``namespace`` is probed until that succeeds: a user may have access to no other. A round
+    trip may take ``timeout`` seconds, and a look-up waits for at most two. Entries expire after ``ttl`` seconds
     (None: never), claims after ``lease`` (0: no claims are made). Values longer than ``max_value_bytes`` are neither
     written nor read, and at most ``max_writes`` wait to be written, also while Redis does not answer.
     """
@@ -54,7 +54,7 @@ class RedisCache(CodeCache):
             timeout=timeout,
             observer=observer,
             breaker_pause=breaker_pause,
-            probe=lambda: self._values([f"{namespace}:probe".encode()]),
+            probe=partial(self._probe, namespace_prefix(namespace) + b"probe"),
             on_recovery=self._start_writing,
         )
         self._client = self._guard.client
@@ -161,6 +161,16 @@ class RedisCache(CodeCache):
             # An expired lease may belong to another process by now.
             if self._claimed.pop(key, now) > now:
                 pipeline.execute_command("UNLINK", _lease_of(key))  # a Cluster pipeline's unlink() does nothing
+        answers: Sequence[object] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+    async def _probe(self, key: bytes) -> Sequence[object]:
+        """Sends the commands of look-ups, claims and writes."""
+        await self._values([key])
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.get(key)
+        pipeline.set(key, b"", nx=True, px=1000)
+        pipeline.execute_command("UNLINK", key)
         answers: Sequence[object] = await pipeline.execute(raise_on_error=False)
         return answers
 

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from cachetools import LRUCache
 
@@ -67,7 +68,13 @@ class RateLimiter:
         self._has_rates = bool(settings.anonymous_rate_limit or settings.api_keys or settings.api_keys_file)
         if settings.redis_url is not None and self._has_rates:
             url = settings.redis_url.get_secret_value()
-            self._guard = RedisGuard(url, "rate limits", timeout=settings.redis_timeout, observer=observer)
+            self._guard = RedisGuard(
+                url,
+                "rate limits",
+                timeout=settings.redis_timeout,
+                observer=observer,
+                probe=partial(self._consume_shared, [(f"{self._prefix}probe", 2**31, 1000, 1)]),
+            )
             self._shared = Coalescer(self._guard, "consume", self._consume_shared)
 
     def connect(self) -> None:

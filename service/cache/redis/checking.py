@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
+from service.cache.keys import namespace_prefix
 from service.cache.redis.connection import connect, disconnect
 from service.redis_url import RedisUrl
 
@@ -22,7 +23,7 @@ return redis.call('PEXPIRE', KEYS[1], 1)
 async def failing_commands(url: str, namespace: str) -> list[str]:
     """The commands that fail, of those that the cache and the rate limits need, with the server's words."""
     client = connect(url, socket_timeout=_SOCKET_TIMEOUT)
-    code, rate = f"{namespace}:check:code", f"{namespace}:check:rate"
+    code, rate = namespace_prefix(namespace) + b"check", f"{namespace}:rates:check"
     commands: dict[str, Callable[[], Awaitable[object]]] = {
         "PING": client.ping,
         "MGET (cache)": lambda: client.execute_command("MGET", code),

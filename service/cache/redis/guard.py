@@ -35,8 +35,8 @@ class RedisGuard:
     connection is abandoned while an answer is due. When the circuit opens or the server refuses a command, all connections
     are replaced, because its name may belong to another server by now (a replica, for example, refuses writes).
 
-    While the circuit is open, ``probe`` (default: PING) is sent every ``breaker_pause`` seconds. ``on_recovery`` is called
-    when the circuit closes.
+    While the circuit is open or commands are refused, ``probe`` is sent every ``breaker_pause`` seconds: it should use the
+    same commands. ``on_recovery`` is called when the circuit closes.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class RedisGuard:
         purpose: str,
         *,
         timeout: float,
+        probe: Callable[[], Awaitable[object]],
         observer: CacheObserver | None = None,
         breaker_pause: float = 1.0,
-        probe: Callable[[], Awaitable[object]] | None = None,
         on_recovery: Callable[[], None] = lambda: None,
     ) -> None:
         parsed = RedisUrl.parse(url)
@@ -56,7 +56,7 @@ class RedisGuard:
         self._timeout = timeout
         self._observer = observer or CacheObserver()
         self._pause = breaker_pause
-        self._send_probe = probe or self.client.ping
+        self._send_probe = probe
         self._on_recovery = on_recovery
         self._breaker = CircuitBreaker(self._on_breaker_change)
         self._slots = asyncio.Semaphore(parsed.options.get("max_connections", CONNECTIONS))
@@ -126,6 +126,7 @@ class RedisGuard:
     def _record_failure(self, op: CacheOp, error: BaseException) -> None:
         self.health.record_failure(op, error)
         self._breaker.record_failure()
+        self._start_probing()
         if isinstance(error, ResponseError):
             self._replace_connections()
 
@@ -136,13 +137,16 @@ class RedisGuard:
     def _record_answer(self, op: CacheOp, answer: object) -> None:
         """Looks for commands of a pipeline that the server refused."""
         refusals = [one for one in answer if _is_refusal(one)] if isinstance(answer, list) else []
-        if not refusals:
-            self.health.record_success(op)
-            return
         for _ in refusals:
             self._observer.failed(op, "response")
-        self.health.record_failure(op, refusals[0])
-        self._replace_connections()
+        if refusals:
+            self.health.record_failure(op, refusals[0])
+            self._replace_connections()
+            self._start_probing()
+        elif op == "probe":
+            self.health.record_recovery()
+        else:
+            self.health.record_success(op)
 
     def _replace_connections(self) -> None:
         if time.monotonic() >= self._next_replacement:
@@ -152,23 +156,25 @@ class RedisGuard:
     def _on_breaker_change(self, state: BreakerState) -> None:
         self._observer.breaker(state)
         if state == "closed":
-            self.health.record_recovery()
             self._on_recovery()
-        elif state == "open" and (self._probing is None or self._probing.done()):
+        elif state == "open":
+            self._replace_connections()
+
+    def _start_probing(self) -> None:
+        if self._probing is None or self._probing.done():
             self._probing = self.start(self._probe())
 
     async def _connect(self) -> None:
-        await self.call("probe", self._send_probe, limit=_CONNECT_SECONDS)
-        if self.health.failure:
+        if await self.call("probe", self._send_probe, limit=_CONNECT_SECONDS) is None and self.health.failure:
             self._breaker.open()
-            await self._probe()
+        await self._probe()
 
     async def _probe(self) -> None:
-        """Sends probes until the circuit is closed."""
-        self._replace_connections()
-        while not self.is_available:
+        """Sends probes until the circuit is closed and no command is refused."""
+        while not self.is_available or self.health.failure:
             await asyncio.sleep(self._pause)
-            self._breaker.start_probe()
+            if not self.is_available:
+                self._breaker.start_probe()
             await self.call("probe", self._send_probe)
 
     def _discard(self, task: asyncio.Future[Any]) -> None:

@@ -46,6 +46,6 @@ class RedisHealth:
             log.info("%s: Redis works again", self._purpose)
 
     def record_recovery(self) -> None:
-        """Redis answers again: all operations are expected to succeed."""
+        """A probe succeeded: all operations are expected to."""
         for op in tuple(self._failures):
             self.record_success(op)
