@@ -16,6 +16,8 @@ def pull() -> None:
     # On the CPU, whatever the service runs on: formats of GPUs are not possible there, and change no file.
     settings = load_settings().model_copy(update={"dtype": "float32"})
     tokenizer, generator = load_models(settings, "cpu")
-    typer.echo(f"tokenizer {tokenizer.name}: {tokenizer.source}, revision {tokenizer.revision}")
-    if generator is not None:
-        typer.echo(f"generator {generator.name}: {generator.source}, revision {generator.revision}")
+    models = {"tokenizer": tokenizer, "generator": generator}
+    for kind, model in models.items():
+        if model is not None:
+            digest = model.revision.partition("-")[0]  # what follows depends on the service's settings
+            typer.echo(f"{kind} {model.name}: {model.source}, weights {digest}")

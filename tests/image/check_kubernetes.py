@@ -39,6 +39,8 @@ def pod(engine: Engine, image: str, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("kubernetes")
     played = manifests(folder)
     [deployment] = (manifest for manifest in played if manifest["kind"] == "Deployment")
+    # podman removes an init container when it has ended, and fails if it notices its end too late.
+    deployment["metadata"]["annotations"] = {"io.podman.annotations.init.container.type": "always"}
     engine.podman("tag", image, deployment["spec"]["template"]["spec"]["containers"][0]["image"])
     secret = folder / "secret.json"  # podman reads the data of a Secret from one of its own secrets
     secret.write_text(json.dumps({"api-keys": base64.b64encode(KEY.encode()).decode()}))
