@@ -39,7 +39,7 @@ from service.imaging.formats import is_cut_off, sniff, unrecognised
 from service.imaging.gif import first_frame, over_white_screen
 from service.imaging.heif import HEIF_CLASS
 from service.imaging.jpeg import open_jpeg
-from service.imaging.limits import MediaLimits, check_header, check_stream, peak_bytes
+from service.imaging.limits import MediaLimits, check_header, check_jpeg, check_stream, peak_bytes
 from service.imaging.png import split_png
 from service.imaging.tiff import TiffFile, load_tiff
 
@@ -119,8 +119,10 @@ def decode_image(
     side = None if size is None else _LEAST_SCALE * size
     with refuse():
         canvas = check_stream(data, format_name, limits, pointer)
+    is_srgb = options.color == "srgb"
     if canvas is not None:
-        reserve(2 * len(data) + peak_bytes(format_name, *canvas))
+        has_profile = is_srgb and data[30:34] == b"ICCP"
+        reserve(2 * len(data) + peak_bytes(format_name, canvas, has_profile=has_profile))
     with refuse():
         file = _open(data, format_name)
     with file.image as image:
@@ -128,11 +130,15 @@ def decode_image(
             stored_size = image.size
             if side is not None and options.jpeg_scale == "auto":
                 image.draft(None, (side, side))  # does nothing unless it is a JPEG image
-            check_header(image, stored_size, file.coefficient_bytes, limits, pointer)
+            if format_name == "JPEG":
+                check_jpeg(data, stored_size, file.coefficient_bytes, limits, pointer)
+            check_header(image, limits, pointer)
+            profile = profile_of(image, data, file.png_colors) if is_srgb else None
         if canvas is None:
-            reserve(2 * len(data) + peak_bytes(format_name, *image.size) + file.coefficient_bytes)
+            peak = peak_bytes(format_name, image.size, mode=image.mode, has_profile=profile is not None)
+            reserve(2 * len(data) + peak + file.coefficient_bytes)
         with refuse():
-            rgb, orientation = _load(file, data, options, size)
+            rgb, orientation = _load(image, data, profile, size)
     width, height = stored_size
     if orientation in _TURNED:
         width, height = height, width
@@ -167,13 +173,11 @@ def _open(data: bytes, format_name: str) -> _OpenFile:
         raise
 
 
-def _load(file: _OpenFile, data: bytes, options: PreprocessingOptions, size: int | None) -> tuple[Image.Image, int]:
+def _load(image: Image.Image, data: bytes, profile: bytes | None, size: int | None) -> tuple[Image.Image, int]:
     """The upright RGB image, and the orientation from which it was turned."""
-    image: Image.Image = file.image
     if isinstance(image, GifImageFile) and (frame := first_frame(data)) is not None:
         is_empty = 0 in frame[2:]
         return over_white_screen(Image.new("RGB", image.size) if is_empty else to_rgb(image), frame), 1
-    profile = profile_of(image, data, file.png_colors) if options.color == "srgb" else None
     if isinstance(image, TiffFile):
         image = load_tiff(image)
     if profile is not None:

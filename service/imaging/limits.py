@@ -16,8 +16,6 @@ from service.imaging.jpeg import has_more_scans
 class MediaLimits:
     """Limits of one image, checked before its pixels are decoded.
 
-    Decoding holds 4 (JPEG) to 21 (WebP with transparency) bytes of memory for each pixel at its peak.
-
     Attributes:
         formats: keys of :data:`ACCEPTED_FORMATS` that are decoded.
         max_pixels: width x height of the first frame, as the header says.
@@ -32,49 +30,56 @@ class MediaLimits:
     max_run_length_pixels: int = 1_000_000
 
 
-# JPEG is held twice only when it is turned upright; a WebP decoder holds frames of its own beside Pillow's.
-_PEAK_BYTES_OF_A_PIXEL = {"JPEG": 8, "WEBP": 21}
-
-
+# Measured, see tests/service/imaging/test_memory.py. Opaque JPEG is held twice when it is turned upright; decoders of WebP,
+# AVIF and HEIC hold frames of their own beside Pillow's.
+_PEAK_BYTES_OF_A_PIXEL = {"JPEG": 9, "WEBP": 22, "BMP": 20}
+_PEAK_BYTES_OF_A_MODE = {("JPEG", "CMYK"): 13, ("AVIF", "RGBA"): 24, ("HEIC", "RGBA"): 24}
+_PROFILE_BYTES_OF_A_PIXEL = 8
+_COEFFICIENT_BYTES_OF_A_PIXEL = 8
+_SCANS_OF_ALL_COEFFICIENTS = 12
+"""Scans of the largest JPEG image; a smaller one may have more, since each takes time in proportion to its coefficients."""
 _REDUCED_PIXELS = 8
 """A JPEG image that is decoded at a reduced scale may have so many times the pixels: it takes time, but no memory."""
 
 
-def peak_bytes(format_name: str, width: int, height: int) -> int:
-    """Bytes of memory that decoding takes at its peak."""
-    return width * height * _PEAK_BYTES_OF_A_PIXEL.get(format_name, 16)
+def peak_bytes(format_name: str, size: tuple[int, int], *, mode: str = "", has_profile: bool) -> int:
+    """Bytes of memory that decoding takes at its peak, for ``size`` (width, height) and Pillow's ``mode``."""
+    a_pixel = _PEAK_BYTES_OF_A_MODE.get((format_name, mode)) or _PEAK_BYTES_OF_A_PIXEL.get(format_name, 16)
+    return size[0] * size[1] * (a_pixel + _PROFILE_BYTES_OF_A_PIXEL * has_profile)
 
 
 def check_stream(data: bytes, format_name: str, limits: MediaLimits, pointer: str) -> tuple[int, int] | None:
-    """Checks on the bytes, before ``Image.open``: it allocates a WebP image's canvas, and does not count JPEG scans.
-
-    Returns the canvas (width, height) of a WebP image.
-    """
+    """Checks the canvas of a WebP image, which opening it allocates, and returns its (width, height)."""
     canvas = _webp_canvas(data) if format_name == "WEBP" else None
     if canvas is not None:
         _check_pixels(*canvas, limits.max_pixels, pointer)
-    if format_name == "JPEG" and has_more_scans(data, limits.max_jpeg_scans):
-        raise UndecodableImage(
-            f"The JPEG image has more than {limits.max_jpeg_scans} scans. Save it anew, or as baseline JPEG.",
-            errors=[ErrorDetail(pointer=pointer, detail="too many scans", expected=f"<= {limits.max_jpeg_scans}")],
-        )
     return canvas
 
 
-def check_header(
-    image: Image.Image, stored_size: tuple[int, int], coefficient_bytes: int, limits: MediaLimits, pointer: str
+def check_jpeg(
+    data: bytes, stored_size: tuple[int, int], coefficient_bytes: int, limits: MediaLimits, pointer: str
 ) -> None:
-    """Checks on an opened image, before its pixels are loaded. ``image.size`` is that at which it will be decoded."""
-    _check_pixels(*image.size, limits.max_pixels, pointer)
-    _check_pixels(*stored_size, _REDUCED_PIXELS * limits.max_pixels, pointer)
-    if coefficient_bytes > _PEAK_BYTES_OF_A_PIXEL["JPEG"] * limits.max_pixels:
-        width, height = stored_size
+    """Checks on a JPEG image of ``stored_size`` (width, height): memory and time of its scans."""
+    width, height = stored_size
+    _check_pixels(width, height, _REDUCED_PIXELS * limits.max_pixels, pointer)
+    limit = _COEFFICIENT_BYTES_OF_A_PIXEL * limits.max_pixels
+    if coefficient_bytes > limit:
         raise ImageTooLarge(
             f"The JPEG image of {width} x {height} pixels is progressive, and its coefficients need {coefficient_bytes} "
-            f"bytes; the limit is {_PEAK_BYTES_OF_A_PIXEL['JPEG'] * limits.max_pixels}. Scale it down, or save it as "
-            "baseline JPEG.",
+            f"bytes; the limit is {limit}. Scale it down, or save it as baseline JPEG.",
             errors=[ErrorDetail(pointer=pointer, detail="too many pixels", value=width * height)],
         )
+    most = min(limits.max_jpeg_scans, _SCANS_OF_ALL_COEFFICIENTS * limit // max(1, coefficient_bytes))
+    if has_more_scans(data, most):
+        raise UndecodableImage(
+            f"The JPEG image of {width} x {height} pixels has more than {most} scans. Save it anew, or as baseline JPEG.",
+            errors=[ErrorDetail(pointer=pointer, detail="too many scans", expected=f"<= {most}")],
+        )
+
+
+def check_header(image: Image.Image, limits: MediaLimits, pointer: str) -> None:
+    """Checks on an opened image, before its pixels are loaded. ``image.size`` is that at which it will be decoded."""
+    _check_pixels(*image.size, limits.max_pixels, pointer)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # libtiff decodes whole tiles, and a tile may be larger than the image.
         tile_width, tile_height = (

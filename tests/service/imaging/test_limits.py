@@ -80,6 +80,16 @@ def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
         decode(progressive[:-2] + 1000 * scan + progressive[-2:])
 
 
+def test_a_large_jpeg_may_have_fewer_scans_than_a_small_one() -> None:
+    progressive = save(Image.new("RGB", (64, 64), "gray"), "JPEG", progressive=True, subsampling=0)
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    data = progressive[:-2] + 30 * scan + progressive[-2:]
+
+    assert decode(data, MediaLimits(max_pixels=20 * 64 * 64)).format == "JPEG"
+    with pytest.raises(UndecodableImage, match="64 x 64 pixels has more than 16 scans"):
+        decode(data, MediaLimits(max_pixels=64 * 64))
+
+
 def test_scans_of_what_follows_the_image_do_not_count() -> None:
     assert decode(SEEDS["jpeg"] + b"\xff\xda\0\x02" * 100_000).original_size == SMALL.size
 
