@@ -60,7 +60,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     _drop_xmp(image)  # before TIFF is turned while it is loaded
     image.load()
-    _drop_xmp(image)  # that follows the pixels of a PNG file
     method = _UPRIGHT.get(orientation_of(image))
     rgb = image if image.mode == "RGB" and not image.has_transparency_data else _flatten(image)
     if method is not None:
@@ -78,6 +77,7 @@ def _drop_xmp(image: Image.Image) -> None:
 
 def orientation_of(image: Image.Image) -> int:
     """The orientation of a loaded image by EXIF, 1 to 8; 1: upright, or unknown."""
+    _drop_xmp(image)  # also that which follows the pixels of a PNG file
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises many types for damaged metadata; the pixels are still good

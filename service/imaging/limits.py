@@ -32,8 +32,8 @@ class MediaLimits:
 
 # Measured, see tests/service/imaging/test_memory.py. Opaque JPEG is held twice when it is turned upright; decoders of WebP,
 # AVIF and HEIC hold frames of their own beside Pillow's.
-_PEAK_BYTES_OF_A_PIXEL = {"JPEG": 9, "WEBP": 22, "BMP": 20}
-_PEAK_BYTES_OF_A_MODE = {("JPEG", "CMYK"): 13, ("AVIF", "RGBA"): 24, ("HEIC", "RGBA"): 24}
+_PEAK_BYTES_OF_A_PIXEL = {"JPEG": 9, "WEBP": 22}
+_PEAK_BYTES_OF_A_MODE = {("JPEG", "CMYK"): 13, ("BMP", "RGBA"): 20, ("AVIF", "RGBA"): 24, ("HEIC", "RGBA"): 24}
 _PROFILE_BYTES_OF_A_PIXEL = 8
 _COEFFICIENT_BYTES_OF_A_PIXEL = 8
 _SCANS_OF_ALL_COEFFICIENTS = 12
