@@ -29,7 +29,7 @@ from service.imaging.icc import (
 
 _log = logging.getLogger(__name__)
 
-_LEAST_SCALE = 2
+_LEAST_SCALE = 3
 _MAX_PROFILE_BYTES = 4 << 20
 _SAME_COLOR = 2
 """Largest difference of a channel from sRGB's at which a profile counts as sRGB: among the variants of sRGB it is 1 or 2."""
@@ -103,8 +103,8 @@ def to_srgb(image: Image.Image, profile: bytes, size: int | None) -> Image.Image
     """A loaded image with its colors converted: mode RGB, or RGBA if it has transparency. Its EXIF stays.
 
     Conversion costs more than decoding, so an opaque image is reduced first (box filter, whole factors) while its shorter
-    side stays at least twice ``size``, that of the crop. Returns ``image`` if the profile is sRGB's, broken, or of another
-    kind than the image.
+    side stays at least three times ``size``, that of the crop. Returns ``image`` if the profile is sRGB's, broken, or of
+    another kind than the image.
     """
     mode = "CMYK" if image.mode == "CMYK" else "L" if image.mode in {"1", "L", "LA", "La", "I;16", "I;16B"} else "RGB"
     transform = _transform(profile, mode)

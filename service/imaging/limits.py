@@ -35,7 +35,7 @@ class MediaLimits:
 _PEAK_BYTES_OF_A_PIXEL = {"JPEG": 9, "WEBP": 22}
 _PEAK_BYTES_OF_A_MODE = {("JPEG", "CMYK"): 13, ("BMP", "RGBA"): 20, ("AVIF", "RGBA"): 24, ("HEIC", "RGBA"): 24}
 _PROFILE_BYTES_OF_A_PIXEL = 8
-_COEFFICIENT_BYTES_OF_A_PIXEL = 8
+_COEFFICIENT_BYTES_OF_A_PIXEL = 9
 _SCANS_OF_ALL_COEFFICIENTS = 12
 """Scans of the largest JPEG image; a smaller one may have more, since each takes time in proportion to its coefficients."""
 _REDUCED_PIXELS = 8
