@@ -188,15 +188,7 @@ def evaluate_generation(
         class_agreement=compared(lambda each: _agreement(among, each)),
         diversity=compared(lambda each: each.diversity),
         identical_pairs=sum(_identical_pairs(samples.tokens[samples.labels == label]) for label in classes),
-        nearest=NearestPhotographs(
-            median_distance=compared(lambda each: each.distances.median()),
-            smallest_distance=compared(lambda each: each.distances.min()),
-            smallest_rmse=compared(lambda each: each.rmse.min()),
-            mean_shared_tokens=compared(lambda each: each.shared.mean()) if tokenizer.is_discrete else None,
-            most_shared_tokens=compared(lambda each: each.shared.max()) if tokenizer.is_discrete else None,
-            rows=generated.rows,
-            distances=generated.distances,
-        ),
+        nearest=_nearest_photographs(compared, generated, is_discrete=tokenizer.is_discrete),
         samples=samples,
     )
 
@@ -213,6 +205,20 @@ class _ImageSet(NamedTuple):
     distances: Tensor
     rmse: Tensor
     shared: Tensor
+
+
+def _nearest_photographs(
+    compared: Callable[[Callable[[_ImageSet], float | Tensor]], Comparison], generated: _ImageSet, *, is_discrete: bool
+) -> NearestPhotographs:
+    return NearestPhotographs(
+        median_distance=compared(lambda each: each.distances.median()),
+        smallest_distance=compared(lambda each: each.distances.min()),
+        smallest_rmse=compared(lambda each: each.rmse.min()),
+        mean_shared_tokens=compared(lambda each: each.shared.mean()) if is_discrete else None,
+        most_shared_tokens=compared(lambda each: each.shared.max()) if is_discrete else None,
+        rows=generated.rows,
+        distances=generated.distances,
+    )
 
 
 def _features(network: Lite0, images: Pixels, labels: Tensor, description: str, track: Track) -> tuple[Tensor, float]:
