@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.memory import release_memory
 from tests.programs import pytest_terminal_summary as pytest_terminal_summary
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
@@ -50,6 +51,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Fails where xdist did not apply the groups: without them, each worker starts the servers of every file."""
     if session.config.getoption("loadgroup", default=False):
         assert all("@" in item.nodeid for item in session.items), "pytest-xdist cannot group tests with this pytest"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_after_each_file() -> Iterator[None]:
+    yield
+    release_memory()
 
 
 @pytest.fixture(scope="session")

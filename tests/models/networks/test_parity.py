@@ -6,10 +6,7 @@ the rounding error. All comparisons are printed in a table after the run.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +22,7 @@ from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.titok import TiTok, TiTokConfig
 from models.sampling.settings import SamplingSettings
 from models.sampling.steps import SamplingRow, StepNoise, apply_guidance, pack_rows, sample_step, unpack_rows
+from tests.memory import release_memory
 
 RELATIVE = 1e-3
 slow = pytest.mark.slow
@@ -87,23 +85,10 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return images.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def give_memory_back() -> None:
-    """The C library keeps freed arrays of up to 32 MB each: gigabytes after a few networks."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 @pytest.fixture(autouse=True)
 def memory_after_each_test() -> Iterator[None]:
     yield
-    give_memory_back()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def memory_after_the_last_generator() -> Iterator[None]:
-    yield
-    give_memory_back()
+    release_memory()
 
 
 @pytest.mark.parametrize(("name", "variant"), TOKENIZER_CASES)
