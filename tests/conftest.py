@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.memory import release_memory
+from tests.memory import trim_heap
 from tests.programs import pytest_terminal_summary as pytest_terminal_summary
 
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
@@ -56,7 +56,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def memory_after_each_file() -> Iterator[None]:
     yield
-    release_memory()
+    trim_heap()
 
 
 @pytest.fixture(scope="session")

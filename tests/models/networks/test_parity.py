@@ -6,6 +6,7 @@ the rounding error. All comparisons are printed in a table after the run.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.titok import TiTok, TiTokConfig
 from models.sampling.settings import SamplingSettings
 from models.sampling.steps import SamplingRow, StepNoise, apply_guidance, pack_rows, sample_step, unpack_rows
-from tests.memory import release_memory
+from tests.memory import trim_heap
 
 RELATIVE = 1e-3
 slow = pytest.mark.slow
@@ -43,7 +44,7 @@ VARIANTS = {
 TRACES = {
     "generator_titok_l32": {"benchmark": 1, "readme": 1},
     "generator_titok_b64": {"benchmark": 1},
-    "generator_titok_s128": {"8steps": 1, "benchmark": 8},
+    "generator_titok_s128": {"8steps": 1, "benchmark": 16},
 }
 
 Weights = Callable[..., dict[str, torch.Tensor]]
@@ -91,6 +92,11 @@ def memory_after_each_test() -> Iterator[None]:
     release_memory()
 
 
+def release_memory() -> None:
+    gc.collect()
+    trim_heap()
+
+
 @pytest.mark.parametrize(("name", "variant"), TOKENIZER_CASES)
 @torch.inference_mode()
 def test_tokenizer_parity(
@@ -111,7 +117,7 @@ def test_tokenizer_parity(
         assert record_parity(name, "kl", deviation(posterior.kl().numpy(), case["kl"])) <= RELATIVE
         codes = posterior.mean
         network.load("decoder.")
-        random_images = network.decode_codes(torch.from_numpy(case["sample"])[:, :, 0].transpose(1, 2))
+        random_images = network.decode_codes(torch.from_numpy(case["sample"])[:1, :, 0].transpose(1, 2))
     else:
         latents = network.latents(images)
         reference = torch.from_numpy(case["z"])[:, :, 0].transpose(1, 2).numpy()
@@ -127,7 +133,7 @@ def test_tokenizer_parity(
         codes = network.quantize.lookup(torch.from_numpy(case["tokens"]).long())
         reference = torch.from_numpy(case["latent"])[:, :, 0].transpose(1, 2).numpy()
         assert deviation(codes.numpy(), reference) <= RELATIVE
-        random_images = network.decode(torch.from_numpy(case["random_tokens"]).long())
+        random_images = network.decode(torch.from_numpy(case["random_tokens"])[:1].long())
     if network.config.is_legacy:
         logits = network.decoder(codes)
         images = network.mix(logits)
@@ -148,7 +154,7 @@ def check_images(name: str, case: Any, images: torch.Tensor, random_images: torc
     levels = np.abs(to_uint8(images).astype(int) - case["recon_u8"]).max()
     assert record(name, "image (levels of 255)", float(levels)) <= 1
     crop = random_images[:, :, 112:144, 112:144].numpy()
-    assert record(name, "image of random tokens", deviation(crop, case["random_recon_crop"])) <= RELATIVE
+    assert record(name, "image of random tokens", deviation(crop, case["random_recon_crop"][:1])) <= RELATIVE
 
 
 @torch.inference_mode()
@@ -175,6 +181,7 @@ def test_maskgit_vqgan_parity(golden_case: Case, golden_weights: Weights, record
 @pytest.fixture(scope="module")
 def generator(request: pytest.FixtureRequest, golden_weights: Weights) -> Generator:
     """The generator that the parameter names, the same one for all of its tests."""
+    release_memory()  # of the generator before
     published = GENERATORS[VARIANTS[request.param]]
     assert isinstance(published.config, GeneratorConfig)
     with torch.device("meta"):
