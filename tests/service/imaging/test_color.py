@@ -42,16 +42,11 @@ def srgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def cmyk_profile() -> bytes:
-    """A CMYK profile whose table has the sixteen full inks only, and interpolates between them (ICC.1, 10.11)."""
-    corners = [
-        [(1 - c) * (1 - k) * 255, (1 - m) * (1 - k) * 255, (1 - y) * (1 - k) * 255]
-        for c in (0, 1)
-        for m in (0, 1)
-        for y in (0, 1)
-        for k in (0, 1)
-    ]
-    colors = Image.fromarray(np.array([corners], np.uint8))
+def cmyk_profile(grid: int = 2) -> bytes:
+    """A CMYK profile with a table of ``grid`` steps of each ink (ICC.1, 10.11); 2: full inks only."""
+    c, m, y, k = np.meshgrid(*[np.linspace(0, 1, grid)] * 4, indexing="ij")
+    corners = np.stack([(1 - ink) * (1 - k) * 255 for ink in (c, m, y)], axis=-1).reshape(-1, 3)
+    colors = Image.fromarray(corners[None].round().astype(np.uint8))
     to_lab = ImageCms.buildTransform(
         ImageCms.createProfile("sRGB"),
         ImageCms.createProfile("LAB"),
@@ -63,7 +58,9 @@ def cmyk_profile() -> bytes:
     lab = lab ^ np.array([0, 128, 128], np.uint8) if lab[0, 0, 1] < 64 else lab
     ramp = bytes(range(256))
     matrix = np.eye(3).reshape(-1) * 65536
-    table = b"mft1\0\0\0\0\4\3\2\0" + matrix.astype(">i4").tobytes() + ramp * 4 + lab.tobytes() + ramp * 3
+    table = (
+        b"mft1\0\0\0\0\4\3" + bytes([grid, 0]) + matrix.astype(">i4").tobytes() + ramp * 4 + lab.tobytes() + ramp * 3
+    )
     offset = 128 + 4 + 12
     header = struct.pack(">I4xI4s4s4s12x4s", offset + len(table), 0x02400000, b"prtr", b"CMYK", b"Lab ", b"acsp")
     white = np.round(np.array([0.9642, 1.0, 0.8249]) * 65536).astype(">i4").tobytes()
