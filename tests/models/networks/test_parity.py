@@ -92,6 +92,12 @@ def memory_after_each_test() -> Iterator[None]:
     release_memory()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def memory_after_the_last_generator() -> Iterator[None]:
+    yield
+    release_memory()
+
+
 def release_memory() -> None:
     gc.collect()
     trim_heap()
