@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import weights as filler
 
 GOLDEN = Path(__file__).parent / "golden"
 # Fixtures of a server that the tests of many files share: all of these tests run in one worker.
+WAITING = ("tests/deploy", "tests/e2e", "tests/fuzz")
 SHARED_SERVERS = ("exact_server", "server", "keyed_server")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and so do the processes that they start
@@ -38,13 +41,25 @@ Manifest = Mapping[str, Any]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a file in one worker (its servers are started once), and those that share a server.
 
-    The longest file comes first, so that no worker is left with it at the end.
+    The longest file comes first. Then files that wait for servers alternate with several that compute, so that while one
+    worker waits the other one uses the cores.
     """
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/models/networks/test_parity.py"))
+    groups: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            shared = next((name for name in SHARED_SERVERS if name in getattr(item, "fixturenames", ())), None)
-            item.add_marker(pytest.mark.xdist_group(shared or item.nodeid.partition("::")[0]))
+        mark = item.get_closest_marker("xdist_group")
+        shared = next((name for name in SHARED_SERVERS if name in getattr(item, "fixturenames", ())), None)
+        group = mark.args[0] if mark else shared or item.nodeid.partition("::")[0]
+        if mark is None:
+            item.add_marker(pytest.mark.xdist_group(group))
+        groups[group].append(item)
+    ordered = groups.pop("tests/models/networks/test_parity.py", [])
+    waiting = [group for group in groups.values() if group[0].nodeid.startswith(WAITING)]
+    computing = [group for group in groups.values() if not group[0].nodeid.startswith(WAITING)]
+    each = -(-len(computing) // max(1, len(waiting)))
+    for group in waiting:
+        ordered += chain(group, *computing[:each])
+        del computing[:each]
+    items[:] = [*ordered, *chain(*computing)]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
