@@ -113,7 +113,7 @@ def test_a_photograph_stored_in_another_color_space_has_the_colors_of_the_origin
 @pytest.mark.parametrize("profile", [
     srgb_profile(), profile_bytes(matrix_profile(SRGB_CHROMATICITIES, SRGB_CURVE)), b"", b"no profile", srgb_profile()[:300],
     PROFILES["Display P3"].replace(b"RGB XYZ ", b"GRAYXYZ "), PROFILES["Display P3"].replace(b"RGB XYZ ", b"CMYKLab "),
-])  # fmt: skip
+], ids=["LittleCMS", "matrix", "empty", "text", "cut off", "gray", "CMYK"])  # fmt: skip
 @pytest.mark.parametrize("format_name", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_without_a_profile_of_another_space_the_pixels_are_the_published_ones(format_name: str, profile: bytes) -> None:
     data = save(SMALL, format_name, icc_profile=profile)
