@@ -97,12 +97,10 @@ def decode_image(
     size where that leaves at least four times ``size``, and may have up to eight times the pixels of ``limits``.
 
     Args:
-        data: the whole file. Its first bytes decide the format, not what was declared.
-        limits: limits on pixels and scans.
+        data: the whole file. Its first bytes decide the format.
         pointer: where the image is in the request, for the error's details.
         declared: the Content-Type that came with the bytes, named in the error message.
-        reserve: is called once, with the bytes of memory that file and decoding take at most, before decoding takes
-            them. What it raises is passed on.
+        reserve: is called once, before decoding, with the most bytes that file and decoding take; may raise.
         options: which colors and which scale.
         size: the side of the crop that will be taken, in pixels.
 
@@ -112,37 +110,27 @@ def decode_image(
         ImageTooLarge: a limit is exceeded.
     """
     format_name = sniff(data)
-    if format_name is None or format_name not in limits.formats:
+    if format_name not in limits.formats:
         raise unrecognised(data, pointer, declared, limits.formats)
-    _ignore_pillow_warnings()
     refuse = partial(_refusals, data, format_name, pointer)
-    side = None if size is None else _LEAST_SCALE * size
+    is_srgb = options.color == "srgb"
     with refuse():
         canvas = check_stream(data, format_name, limits, pointer)
-    is_srgb = options.color == "srgb"
     if canvas is not None:
-        has_profile = is_srgb and data[30:34] == b"ICCP"
-        reserve(2 * len(data) + peak_bytes(format_name, canvas, has_profile=has_profile))
+        reserve(2 * len(data) + peak_bytes(format_name, canvas, has_profile=is_srgb and data[30:34] == b"ICCP"))
     with refuse():
         file = _open(data, format_name)
     with file.image as image:
         with refuse():
-            stored_size = image.size
-            if side is not None and options.jpeg_scale == "auto":
-                image.draft(None, (side, side))  # does nothing unless it is a JPEG image
-            if format_name == "JPEG":
-                check_jpeg(data, stored_size, file.coefficient_bytes, limits, pointer)
-            check_header(image, limits, pointer)
+            stored_size = _scale_and_check(file, data, limits, pointer, size if options.jpeg_scale == "auto" else None)
             profile = profile_of(image, data, file.png_colors) if is_srgb else None
         if canvas is None:
             peak = peak_bytes(format_name, image.size, mode=image.mode, has_profile=profile is not None)
             reserve(2 * len(data) + peak + file.coefficient_bytes)
         with refuse():
             rgb, orientation = _load(image, data, profile, size)
-    width, height = stored_size
-    if orientation in _TURNED:
-        width, height = height, width
-    return DecodedImage(image=rgb, original_size=(width, height), format=format_name, orientation=orientation)
+    shown_size = stored_size[::-1] if orientation in _TURNED else stored_size
+    return DecodedImage(image=rgb, original_size=shown_size, format=format_name, orientation=orientation)
 
 
 @dataclass(frozen=True)
@@ -156,6 +144,7 @@ class _OpenFile:
 
 def _open(data: bytes, format_name: str) -> _OpenFile:
     """Opens a file with the class of its format: ``Image.open`` hides why a class refuses one."""
+    _ignore_pillow_warnings()
     image_class = _CLASSES[format_name]
     if format_name == "PNG":
         png = split_png(data)
@@ -171,6 +160,19 @@ def _open(data: bytes, format_name: str) -> _OpenFile:
         if format_name == "AVIF" and data[8:12] == b"mif3":
             raise UnsupportedVariant("AVIF with a minimized header", "AVIF of the brand 'avif'") from error
         raise
+
+
+def _scale_and_check(
+    file: _OpenFile, data: bytes, limits: MediaLimits, pointer: str, size: int | None
+) -> tuple[int, int]:
+    """Chooses the scale of a JPEG image for a crop of ``size``, checks the header, and returns the stored size."""
+    stored_size = file.image.size
+    if size is not None:
+        file.image.draft(None, (_LEAST_SCALE * size,) * 2)  # does nothing unless it is a JPEG image
+    if file.image.format == "JPEG":
+        check_jpeg(data, stored_size, file.coefficient_bytes, limits, pointer)
+    check_header(file.image, limits, pointer)
+    return stored_size
 
 
 def _load(image: Image.Image, data: bytes, profile: bytes | None, size: int | None) -> tuple[Image.Image, int]:
