@@ -58,7 +58,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     ``ValueError`` that names the mode for "F" (its range is unknown), for "I" with values outside 0..65535, and for
     modes without an RGB form; ``OSError`` if the pixels cannot be loaded.
     """
-    _drop_xmp(image)  # before TIFF is turned while it is loaded
+    drop_xmp(image)  # before TIFF is turned while it is loaded
     image.load()
     method = _UPRIGHT.get(orientation_of(image))
     rgb = image if image.mode == "RGB" and not image.has_transparency_data else _flatten(image)
@@ -69,7 +69,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def _drop_xmp(image: Image.Image) -> None:
+def drop_xmp(image: Image.Image) -> None:
     """Pillow takes the orientation of XMP where EXIF has none; browsers and libvips do not."""
     image.info.pop("xmp", None)
     image.info.pop("XML:com.adobe.xmp", None)
@@ -77,7 +77,7 @@ def _drop_xmp(image: Image.Image) -> None:
 
 def orientation_of(image: Image.Image) -> int:
     """The orientation of a loaded image by EXIF, 1 to 8; 1: upright, or unknown."""
-    _drop_xmp(image)  # also that which follows the pixels of a PNG file
+    drop_xmp(image)  # also that which follows the pixels of a PNG file
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises many types for damaged metadata; the pixels are still good

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImagePalette
 from PIL import TiffImagePlugin as Tiff
 
+from models.preprocess import drop_xmp
 from service.imaging.errors import UnsupportedVariant
 
 _ACCEPTED = (
@@ -106,7 +107,7 @@ def _all(value: Any) -> tuple[Any, ...]:
 def load_tiff(image: TiffFile) -> Image.Image:
     """Loads the pixels, turned by EXIF alone. 16-bit gray where 0 is white is inverted; Pillow inverts other depths."""
     is_inverted = image.mode.startswith("I;16") and image.tag_v2.get(Tiff.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO
-    image.info.pop("xmp", None)  # Pillow would take its orientation
+    drop_xmp(image)  # Pillow turns the image while it loads it
     image.load()
     if not is_inverted:
         return image
