@@ -20,7 +20,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from service.api.access.key_store import ReloadingKeyStore
 from service.api.app import create_app
 from service.api.health import application_health
 from service.api.state import ApiState
@@ -56,7 +55,6 @@ class _FrontEnd:
         engine = partial(RemoteEngine, start.workers, on_failure=self._end)
         app = create_app(settings, engine, engine_seconds=_ENGINE_SECONDS)
         self._state: ApiState = app.state.api
-        self._keys: ReloadingKeyStore = app.state.access_control.keys
         self._server = public_server(app, socket.socket(fileno=start.listener), settings, self._state.metrics)
         self._closing = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
@@ -98,7 +96,7 @@ class _FrontEnd:
                 case "status":
                     self._send_status()
                 case "reload":
-                    self._keys.reload()
+                    self._state.keys.reload()
                 case "drain":
                     self._start_draining()
                 case "close":

@@ -15,7 +15,6 @@ from typing import Any
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
-from service.api.access.key_store import ReloadingKeyStore
 from service.api.admin import create_admin_app
 from service.api.app import EngineFactory, create_app
 from service.api.health import application_health
@@ -67,7 +66,6 @@ class _SingleProcess:
         app = create_app(settings, inline_engine(settings, on_failure=self._end))
         self._settings = settings
         self._state: ApiState = app.state.api
-        self._keys: ReloadingKeyStore = app.state.access_control.keys
         self._exit_status = 0
         self._public = public_server(app, public, settings, self._state.metrics)
         self._admin = admin_server(create_admin_app(self._health, self._exposition), admin, settings)
@@ -80,7 +78,7 @@ class _SingleProcess:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._keys.reload)
+        loop.add_signal_handler(signal.SIGHUP, self._state.keys.reload)
         unblock_signals()
         await asyncio.gather(self._drain(), self._serve_public(), self._admin.run_until_stopped())
         return self._exit_status
