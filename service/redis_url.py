@@ -151,6 +151,10 @@ class RedisUrl:
             text = text.replace(secret, "***")
         return text
 
+    def words_of(self, error: BaseException) -> str:
+        """What an error says, or its type, without passwords."""
+        return self.redact(str(error)) or type(error).__name__
+
 
 def _credentials(text: str) -> dict[str, str]:
     username, _, password = text.partition(":")

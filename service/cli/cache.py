@@ -174,7 +174,7 @@ async def _redis(settings: Settings) -> AsyncIterator[RedisClient]:
     try:
         yield client
     except RedisError as error:
-        raise CommandError(f"Redis: {RedisUrl.parse(url).redact(str(error)) or type(error).__name__}") from None
+        raise CommandError(f"Redis: {RedisUrl.parse(url).words_of(error)}") from None
     finally:
         await disconnect(client)
 

@@ -31,13 +31,13 @@ async def failing_commands(url: str, namespace: str) -> list[str]:
         "UNLINK (cache)": lambda: client.execute_command("UNLINK", code),
         "EVAL (rate limits)": lambda: client.execute_command("EVAL", _SCRIPT, 1, rate),
     }
-    redact, failing = RedisUrl.parse(url).redact, []
+    parsed, failing = RedisUrl.parse(url), []
     try:
         for name, send in commands.items():
             try:
                 await send()
             except (RedisError, OSError) as error:
-                failing.append(f"{name}: {redact(str(error) or type(error).__name__)}")
+                failing.append(f"{name}: {parsed.words_of(error)}")
                 if name == "PING":
                     break
     finally:

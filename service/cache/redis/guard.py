@@ -52,7 +52,7 @@ class RedisGuard:
     ) -> None:
         parsed = RedisUrl.parse(url)
         self.client = connect(url, socket_timeout=SOCKET_TIMEOUT)
-        self.health = RedisHealth(purpose, parsed.redact)
+        self.health = RedisHealth(purpose, parsed.words_of)
         self._timeout = timeout
         self._observer = observer or CacheObserver()
         self._pause = breaker_pause

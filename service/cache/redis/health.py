@@ -17,9 +17,9 @@ _WORDS_LENGTH = 300
 class RedisHealth:
     """The operations that fail at present, of one ``purpose``: those with ``THRESHOLD`` failures in a row, or a probe."""
 
-    def __init__(self, purpose: str, redact: Callable[[str], str]) -> None:
+    def __init__(self, purpose: str, words_of: Callable[[BaseException], str]) -> None:
         self._purpose = purpose
-        self._redact = redact
+        self._words_of = words_of
         self._failures: Counter[CacheOp] = Counter()
         self._failing: dict[CacheOp, str] = {}
 
@@ -34,7 +34,7 @@ class RedisHealth:
         if op != "probe" and self._failures[op] < THRESHOLD:
             return
         is_new = not self._failing
-        words = " ".join(self._redact(str(error) or type(error).__name__).split())
+        words = " ".join(self._words_of(error).split())
         self._failing[op] = words[:_WORDS_LENGTH]
         if is_new:
             log.warning("%s: Redis fails: %s", self._purpose, self.failure)
