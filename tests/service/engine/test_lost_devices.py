@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import socket
@@ -107,6 +108,7 @@ async def test_an_engine_in_one_process_that_loses_its_device_reports_it(
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
     """This process can open only ``count`` more descriptors."""
+    gc.collect()  # nothing is closed meanwhile
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     probes = [os.dup(0) for _ in range(count + 1)]
     for probe in probes:
@@ -127,14 +129,17 @@ async def test_a_link_goes_on_when_descriptors_are_free_again(
     address = str(build.workers[0].address)  # type: ignore[attr-defined]
     first.start()
     await first.ready()
+    await first.encode(images(1), deadline=soon)  # the worker has closed what it received when `first` connected
     engine = RemoteEngine({"fake": address}, clock=clock)
-    with descriptors_left(left):
-        engine.start()
-        await until(lambda: message in caplog.text)
-        assert not engine.state.is_ready
-    await engine.ready()
-    np.testing.assert_array_equal((await engine.encode(images(1), deadline=soon)).tokens, tokens(1))
-    await engine.stop(PATIENCE)
+    try:
+        with descriptors_left(left):
+            engine.start()
+            await until(lambda: message in caplog.text)
+            assert not engine.state.is_ready
+        await engine.ready()
+        np.testing.assert_array_equal((await engine.encode(images(1), deadline=soon)).tokens, tokens(1))
+    finally:
+        await engine.stop(PATIENCE)
 
 
 @remote
