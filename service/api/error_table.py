@@ -13,13 +13,13 @@ from service.errors import ServiceError
 from service.http import problems
 from service.http.deadlines import deadline_exceeded
 from service.http.problem_handlers import add_problem_handlers, handle_problem
-from service.http.problems import Problem
+from service.http.problems import Problem, ProblemType
 from service.imaging.errors import ImageTooLarge, UndecodableImage, UnsupportedImageFormat
 from service.operations import errors
 
 _RETRY_SECONDS = 2.0  # while no model or no device is ready
 
-_SERVICE_ERRORS: Mapping[type[ServiceError], type[Problem]] = {
+_SERVICE_ERRORS: Mapping[type[ServiceError], ProblemType] = {
     UndecodableImage: problems.UndecodableImage,
     UnsupportedImageFormat: problems.UnsupportedMediaType,
     ImageTooLarge: problems.ContentTooLarge,

@@ -10,7 +10,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import ErrorDetail
 from service.http.deadlines import deadline_exceeded
-from service.http.problems import ContentTooLarge, MalformedBody
+from service.http.problems import ContentTooLarge, MalformedBody, Problem
 
 _CHUNK_BYTES = 64 * 1024  # parsed between two looks at the clock
 
@@ -70,5 +70,5 @@ def parse_form(body: bytes, content_type: str, *, max_parts: int, deadline: floa
     return parts
 
 
-def _malformed(reason: str) -> MalformedBody:
+def _malformed(reason: str) -> Problem:
     return MalformedBody(f"The form cannot be parsed: {reason}.", errors=[ErrorDetail(pointer="body", detail=reason)])

@@ -69,7 +69,7 @@ class BodyLimits:
             raise _full()
 
 
-def _too_long(length: int, most: int) -> ContentTooLarge:
+def _too_long(length: int, most: int) -> Problem:
     return ContentTooLarge(
         f"The body has {length} bytes or more; at most {most} are allowed.",
         errors=[ErrorDetail(pointer="body", detail="body too long", value=length, expected=f"at most {most} bytes")],
@@ -77,12 +77,12 @@ def _too_long(length: int, most: int) -> ContentTooLarge:
     )
 
 
-def _full() -> TooManyRequests:
-    problem = TooManyRequests(
-        "The memory for request bodies is full. Try again after the time in Retry-After.", retry_after=_RETRY_SECONDS
+def _full() -> Problem:
+    return TooManyRequests(
+        "The memory for request bodies is full. Try again after the time in Retry-After.",
+        retry_after=_RETRY_SECONDS,
+        headers={"Connection": "close"},
     )
-    problem.headers["Connection"] = "close"
-    return problem
 
 
 def _announced_length(headers: Headers) -> int:

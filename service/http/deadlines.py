@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ErrorDetail
-from service.http.problems import DeadlineExceeded, InvalidRequest, problem_response
+from service.http.problems import DeadlineExceeded, InvalidRequest, Problem, problem_response
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
@@ -35,7 +36,7 @@ class Deadlines:
         state = scope.setdefault("state", {})
         try:
             seconds = request_seconds(Headers(scope=scope), self._max_seconds)
-        except InvalidRequest as problem:
+        except Problem as problem:
             await problem_response(problem, instance=state.get("request_id"))(scope, receive, send)
             return
         state["deadline"] = time.monotonic() + seconds
@@ -52,15 +53,15 @@ class Deadlines:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            late = deadline_exceeded()
-            late.headers["Connection"] = "close"  # the body may not have arrived
+            late = deadline_exceeded(headers={"Connection": "close"})  # the body may not have arrived
             await problem_response(late, instance=state.get("request_id"))(scope, receive, send)
 
 
-def deadline_exceeded() -> DeadlineExceeded:
+def deadline_exceeded(*, headers: Mapping[str, str] | None = None) -> Problem:
     """The problem of a request whose time is over."""
     return DeadlineExceeded(
-        f"The answer was not ready in time. The limit is TITOK_REQUEST_TIMEOUT, or less by {TIMEOUT_HEADER}."
+        f"The answer was not ready in time. The limit is TITOK_REQUEST_TIMEOUT, or less by {TIMEOUT_HEADER}.",
+        headers=headers,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.errors import ErrorDetail
-from service.http.problems import NotAcceptable, UnsupportedMediaType
+from service.http.problems import NotAcceptable, Problem, UnsupportedMediaType
 
 
 def media_type_of(content_type: str | None) -> str:
@@ -13,9 +13,7 @@ def media_type_of(content_type: str | None) -> str:
     return (content_type or "").partition(";")[0].strip().lower()
 
 
-def unsupported_content_type(
-    media_type: str, *, detail: str, advice: str, expected: Sequence[str]
-) -> UnsupportedMediaType:
+def unsupported_content_type(media_type: str, *, detail: str, advice: str, expected: Sequence[str]) -> Problem:
     """The error for a body's media type (empty: no Content-Type); ``advice`` says how to send the body instead."""
     return UnsupportedMediaType(
         f"Content-Type is {media_type[:80] or 'absent'}. {advice}",

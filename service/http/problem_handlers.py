@@ -33,9 +33,9 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 async def handle_problem(request: Request, problem: Problem) -> Response:
-    """The response of a problem; an ``InternalError`` is logged with its cause."""
+    """The response of a problem; an internal error is logged with its cause."""
     request_id = getattr(request.state, "request_id", None)
-    if isinstance(problem, InternalError):
+    if problem.kind is InternalError:
         log.error("request %s failed", request_id, exc_info=problem, extra={"request_id": request_id})
     return problem_response(problem, instance=request_id)
 

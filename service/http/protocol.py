@@ -227,7 +227,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # --- refusals ----------------------------------------------------------------------------------------------------
 
-    def _headers_too_large(self) -> HeadersTooLarge:
+    def _headers_too_large(self) -> Problem:
         return HeadersTooLarge(f"The request's line and headers have more than {self._limits.header_bytes} bytes.")
 
     def _start_header_timer(self) -> None:

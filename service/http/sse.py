@@ -76,7 +76,7 @@ class EventStream(EventSourceResponse):
             if not self._begun:
                 raise
             problem = self._to_problem(error)
-            if isinstance(problem, InternalError):
+            if problem.kind is InternalError:
                 request_id = request.state.request_id
                 log.exception("request %s failed", request_id, extra={"request_id": request_id})
             await self._fail(request, send, problem)

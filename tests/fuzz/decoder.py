@@ -58,7 +58,7 @@ def decode(data: bytes) -> Answer:
         del decoded, pixels
     except ImageError as refusal:
         problem = to_problem(refusal)
-        status, name = int(problem.status), problem.slug
+        status, name = int(problem.status), problem.kind.slug
     except BaseException:
         error = traceback.format_exc()
     seconds, peak = time.perf_counter() - begin, memory_of(name="VmHWM") - before

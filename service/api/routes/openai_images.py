@@ -171,5 +171,5 @@ def _error(problem: Problem) -> dict[str, str | None]:
         "message": problem.detail,
         "type": kind,
         "param": place or None,
-        "code": problem.slug.replace("-", "_"),
+        "code": problem.kind.slug.replace("-", "_"),
     }

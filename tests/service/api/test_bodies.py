@@ -16,7 +16,7 @@ from PIL import Image
 
 from service.api.bodies import parse
 from service.api.forms import parse_form
-from service.http.problems import DeadlineExceeded
+from service.http.problems import DeadlineExceeded, Problem
 from tests.service.api.test_overload import PNG, open_service, picture
 from tests.service.application import app_of
 
@@ -147,5 +147,6 @@ async def test_a_bad_form_is_refused(content_type: str, body: bytes, status: int
 
 
 def test_parsing_a_form_ends_at_the_deadline() -> None:
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(Problem) as late:
         parse_form(PART, FORM, max_parts=1, deadline=time.monotonic() - 1)
+    assert late.value.kind is DeadlineExceeded

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from service.http.body_limits import BodyLimits
-from service.http.problems import TooManyRequests
+from service.http.problems import Problem, TooManyRequests
 from service.imaging.decoding import decode_image
 from service.imaging.errors import ImageTooLarge
 from service.imaging.limits import MediaLimits
@@ -43,8 +43,9 @@ async def test_bodies_fill_the_memory_until_their_requests_are_answered() -> Non
             assert (await small.start())["status"] == 200
         large = AsgiClient(path="/", headers={}, body=b"x" * 41)
         async with request(app, large) as refused:
-            with pytest.raises(TooManyRequests) as raised:
+            with pytest.raises(Problem) as raised:
                 await refused
+        assert raised.value.kind is TooManyRequests
         assert raised.value.headers == {"Retry-After": "1", "Connection": "close"}
     again = AsgiClient(path="/", headers={}, body=b"x" * 100)
     async with request(app, again) as answered:

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from service.http.deadlines import Deadlines, request_seconds
-from service.http.problems import InvalidRequest
+from service.http.problems import InvalidRequest, Problem
 from tests.service.asgi_client import AsgiClient, request
 
 pytestmark = pytest.mark.anyio
@@ -27,8 +27,9 @@ def test_the_header_shortens_the_setting_and_never_extends_it(header: str | None
 
 @pytest.mark.parametrize("header", ["0", "-1", "1.5", "", "soon", "10000000000", "\xb2"])
 def test_what_is_not_a_whole_number_of_milliseconds_is_refused(header: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(Problem) as refused:
         request_seconds(Headers({"x-request-timeout-ms": header}), 30.0)
+    assert refused.value.kind is InvalidRequest
     assert refused.value.errors[0].pointer == "header/X-Request-Timeout-Ms"
 
 
