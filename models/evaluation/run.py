@@ -64,8 +64,8 @@ class EvaluationSettings:
 def evaluate(settings: EvaluationSettings, *, track: Track = no_progress) -> Report:
     """Evaluates reconstructions, and generated images if there is a generator.
 
-    Raises ``DataError``, ``Lite0Missing``, ``PlaceholdersMissing``, ``InceptionMissing``, those of ``load_tokenizer`` and
-    ``load_generator``, and ``ValueError`` for a generator that does not fit, all before the computation starts.
+    Raises ``DataError``, ``ModuleNotFoundError``, ``CheckpointError``, those of ``load_tokenizer`` and ``load_generator``,
+    and ``ValueError`` for a generator that does not fit, all before the computation starts.
     """
     network = load_lite0()
     if settings.inception_weights is not None:

@@ -21,9 +21,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import missing_package
 from service.bulk.entries import LabelType
-from service.bulk.errors import BulkError
 from service.bulk.shards import Shard, ShardFiles
 
 
@@ -45,12 +43,9 @@ def files_of(shard: Shard, format_name: str, layout: Layout) -> ShardFiles:
 
 
 def check_format(format_name: str) -> None:
-    """Raises ``BulkError`` if the format needs a package that is not installed."""
+    """Raises ``ModuleNotFoundError`` if the format needs a package that is not installed."""
     if format_name == "parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise BulkError(missing_package(error, "bulk")) from None
+        import pyarrow.parquet  # noqa: F401
 
 
 def _json_lines(shard: Shard, layout: Layout) -> dict[str, bytes]:  # noqa: ARG001

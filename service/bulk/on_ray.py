@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import ray
+import ray.data
 import torch
 
-from models.errors import missing_package
 from service.bulk.destination import Destination, MissingShards, RunSettings
 from service.bulk.entries import Part, Position
 from service.bulk.errors import BulkError
@@ -38,12 +39,6 @@ from service.bulk.run import complete, load_tokenizer_of, with_resume_hint
 from service.bulk.shards import ShardFiles, shard_starts
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
-
-try:
-    import ray
-    import ray.data
-except ModuleNotFoundError as missing:
-    raise BulkError(missing_package(missing, "ray")) from None
 
 Columns = dict[str, npt.NDArray[Any]]
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import fsspec
 from fsspec import AbstractFileSystem
 
-from models.errors import missing_package
 from service.bulk.entries import LabelType, Source
 from service.bulk.errors import BulkError
 from service.bulk.image_folders import ImageFolder
@@ -108,12 +107,10 @@ def _digest(found: dict[str, str], used: Sequence[str]) -> str:
 def _parquet(
     files: AbstractFileSystem, name: str, tables: list[str], digest: str, named: dict[str, str | None]
 ) -> Source:
-    try:
-        import pyarrow as pa
+    import pyarrow as pa
 
-        from service.bulk.parquet_files import ParquetFile, columns_of
-    except ModuleNotFoundError as error:
-        raise BulkError(missing_package(error, "bulk")) from None
+    from service.bulk.parquet_files import ParquetFile, columns_of
+
     splits = {match[1] for table in tables if (match := _SPLIT.fullmatch(table.removesuffix(".parquet")))}
     if len(splits) > 1:
         shown = ", ".join(f"'{split}-*.parquet'" for split in sorted(splits))

@@ -3,12 +3,11 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.errors import missing_package
 from service.cli.options import CommandError, Tokenizer, Weights, load_settings
 from service.cli.terminal import console, say
 
@@ -54,8 +53,12 @@ def evaluate(
     npz: Npz = False,
 ) -> None:
     """Measure reconstruction and generation quality, beside image codecs of equal size."""
-    _evaluate(
-        output,
+    # torch is slow to import, and other packages come with the extra
+    from models.evaluation.report import write_images, write_report
+    from models.evaluation.run import EvaluationSettings
+    from models.evaluation.run import evaluate as measure
+
+    settings = EvaluationSettings(
         data=data,
         cache=_folder(cache),
         tokenizer=tokenizer or load_settings().tokenizer,
@@ -70,31 +73,11 @@ def evaluate(
         inception_weights=inception_weights,
         keep_images=npz,
     )
-
-
-def _evaluate(output: Path, **settings: Any) -> None:
-    """Evaluates with these ``EvaluationSettings`` and writes the report."""
-    try:  # torch is slow to import, and other packages come with the extra
-        from models.errors import DataError
-        from models.evaluation.inception import InceptionMissing
-        from models.evaluation.lite0 import Lite0Missing
-        from models.evaluation.placeholders import PlaceholdersMissing
-        from models.evaluation.report import write_images, write_report
-        from models.evaluation.run import EvaluationSettings
-        from models.evaluation.run import evaluate as measure
-    except ModuleNotFoundError as error:
-        raise CommandError(missing_package(error, "evaluate")) from error
+    _folder(output)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        _folder(output)
-        try:
-            report = measure(
-                EvaluationSettings(**settings),
-                track=lambda items, description: progress.track(items, description=description),
-            )
-        except (DataError, Lite0Missing, PlaceholdersMissing, InceptionMissing) as error:
-            raise CommandError(str(error)) from error
-    written = write_report(report, output) + (write_images(report, output) if settings["keep_images"] else [])
+        report = measure(settings, track=lambda items, description: progress.track(items, description=description))
+    written = write_report(report, output) + (write_images(report, output) if npz else [])
     typer.echo(report.to_markdown())
     say("written: " + ", ".join(map(str, written)))
 

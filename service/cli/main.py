@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.errors import CheckpointError, UnknownVariantError
+from models.errors import CheckpointError, DataError, UnknownVariantError, missing_package
 from service.cli.cache import cache
 from service.cli.doctor import doctor
 from service.cli.evaluate import evaluate
@@ -36,13 +36,21 @@ app.add_typer(train, name="train")
 app.add_typer(cache, name="cache")
 app.add_typer(keys, name="keys")
 
+_CORRECTABLE = (
+    *(CommandError, CheckpointError, DataError, UnknownVariantError, ServiceError, ValueError),
+    ModuleNotFoundError,
+)
+
 
 def main() -> None:
     """Runs the command. Prints errors that the user can correct as one line, without a traceback."""
     try:
         app(prog_name="titok")
-    except (CommandError, CheckpointError, UnknownVariantError, ServiceError, ValueError) as error:
-        say(f"titok: {error}", style="red")
+    except _CORRECTABLE as error:
+        message = missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
+        if message is None:
+            raise
+        say(f"titok: {message}", style="red")
         sys.exit(1)
 
 

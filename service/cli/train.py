@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from models.errors import missing_package
 from service.cli.options import CommandError, Device
 
 if TYPE_CHECKING:
@@ -52,14 +51,10 @@ def run(
     resume: Resume = False,
 ) -> None:
     """Trains a tokenizer or a generator, as the command is called."""
-    try:  # torch is slow to import, and other packages come with the extra
-        import torch
+    import torch  # slow to import; other packages come with the extra
 
-        from models.errors import DataError
-        from models.training.loop import Diverged
-        from models.training.run import RunOptions, find_config, train_generator, train_tokenizer
-    except ModuleNotFoundError as error:
-        raise CommandError(missing_package(error, "train")) from error
+    from models.training.loop import Diverged
+    from models.training.run import RunOptions, find_config, train_generator, train_tokenizer
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -74,7 +69,7 @@ def run(
         with _Bars(console) as bars, _stop_on_signals(bars):
             train_network = train_tokenizer if context.info_name == "tokenizer" else train_generator
             figures = train_network(find_config(config), options, bars)
-    except (DataError, Diverged) as error:
+    except Diverged as error:
         raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from models.evaluation.placeholders import (
     BlurHash,
     Codec,
     Grid,
-    PlaceholdersMissing,
     SmallWebP,
     ThumbHash,
     WebP,
@@ -101,14 +99,3 @@ def test_baselines_are_chosen_for_the_tokenizers_bytes() -> None:
     many, few = ([codec.name for codec in placeholders(max_bytes)] for max_bytes in (48, 12))
     assert many == ["4x4 RGB", "BlurHash", "WebP, 48 bytes", "ThumbHash", "WebP, quality 0"]
     assert few == ["2x2 RGB", "BlurHash", "ThumbHash", "WebP, quality 0"]
-
-
-@pytest.mark.parametrize(("package", "make"), [("thash", ThumbHash), ("fast_blurhash", lambda: BlurHash(48))])
-def test_a_missing_package_is_named_with_its_extra(
-    monkeypatch: pytest.MonkeyPatch, package: str, make: type[ThumbHash]
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        PlaceholdersMissing, match=rf"package {package} is not installed \(extra 'evaluate'\).*make install"
-    ):
-        make()

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from models.checkpoints.configuration import generator_config
+from models.errors import CheckpointError, missing_package
 from models.networks.generator import build_generator
 from service.cli.main import app
 from service.cli.options import CommandError
@@ -149,20 +150,25 @@ def test_unmatched_classes_are_named(
 def test_wrong_options_raise_before_the_evaluation_starts(
     folders: list[str | Path], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    with pytest.raises((CommandError, ValueError, LookupError), match=message):
+    with pytest.raises((CommandError, CheckpointError, ImportError, ValueError, LookupError), match=message):
         run(*folders, *arguments)
     assert not list((tmp_path / "cache").glob("lite0-*"))
 
 
-@pytest.mark.parametrize("package", ["filelock", "fast_blurhash"])
+@pytest.mark.parametrize(
+    ("package", "extra"), [("filelock", "train"), ("fast_blurhash", "evaluate"), ("thash", "evaluate")]
+)
 def test_a_missing_package_is_named_with_its_extra(
-    folders: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+    folders: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     for name in [name for name in sys.modules if name.startswith(("models.data", "models.evaluation"))]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(CommandError, match=rf"{package} is not installed \(extra 'evaluate'\).*make install"):
+    with pytest.raises(ModuleNotFoundError) as raised:
         run(*folders, "--no-generator")
+    message = missing_package(raised.value) or ""
+    assert message.startswith(f"the package {package} is not installed (extra {extra!r})")
+    assert message.endswith("run: make install")
     assert not list((tmp_path / "cache").glob("*"))
 
 
