@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from pathlib import Path
 
 import httpx
 import pytest
 from pydantic import ValidationError
 
-import service.api.routes
 from service.api.admin import create_admin_app
 from service.settings import Settings
 from tests.service.api.test_overload import open_service
@@ -19,7 +17,6 @@ from tests.service.application import app_of
 
 pytestmark = pytest.mark.anyio
 
-ROUTES = Path(service.api.routes.__file__).parent
 ELSEWHERE = "https://app.example.com"
 PREFLIGHT = {"Origin": ELSEWHERE, "Access-Control-Request-Method": "POST"}
 
@@ -121,17 +118,12 @@ async def test_pages_of_other_origins_may_not_call_the_api_unless_they_are_named
         asked = PREFLIGHT | {"Access-Control-Request-Headers": "authorization, content-type"}
         allowed = await client.options("/v1/encode", headers=asked)
         assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, ELSEWHERE)
+        assert allowed.headers["access-control-allow-headers"] == "authorization, content-type"
         assert "access-control-allow-credentials" not in allowed.headers
         # A refusal can be read too, with what it says of time and key.
         refused = await client.get("/v1/models", headers=PREFLIGHT)
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, ELSEWHERE)
-        readable = refused.headers["access-control-expose-headers"].split(", ")
-        assert "Retry-After" in readable
-        calls = [
-            call for file in ROUTES.glob("*.py") for call in re.findall(r"model_headers\(info, (.*)", file.read_text())
-        ]
-        sent = {f"X-Titok-{name}" for call in calls for name in re.findall(r"([A-Z]\w*)=", call)}
-        assert "X-Titok-PSNR" in sent <= set(readable)
+        assert refused.headers["access-control-expose-headers"] == "*"
         other = await client.get("/v1/models", headers=PREFLIGHT | {"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
 
