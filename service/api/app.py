@@ -130,9 +130,7 @@ def _create_state(
     metrics: Metrics,
     tracer: Tracer | None,
 ) -> ApiState:
-    observer: EngineObserver = MetricsObserver(metrics)
-    if tracer is not None:
-        observer = tracer.observe(observer)
+    observer = MetricsObserver(metrics) if tracer is None else tracer.observer(metrics)
 
     def set_model_info(info: ModelInfo) -> None:
         metrics.expect_device(info.device)

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from service.api.state import ApiState
@@ -27,7 +28,7 @@ def application_health(state: ApiState) -> dict[str, Any]:
         "reason": readiness.reason,
         "requests": dict(state.requests),
         "api_keys": state.keys.state,
-        "lanes": state.operations.engine.snapshot().as_dict(),
+        "lanes": {lane: asdict(counts) for lane, counts in state.operations.engine.snapshot().items()},
         "cache": state.operations.cache.status.document(),
         "rates": state.rate_limiter.status.document(),
         "metrics": {"status": "ok"} if (error := metrics_error()) is None else {"status": "failing", "reason": error},

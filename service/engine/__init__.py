@@ -4,51 +4,34 @@ A *lane* is the queue of one operation: encode, decode or generate. A *link* is 
 owns one device. See ``service/engine/batching.py`` for the flow of a request.
 """
 
+from service.engine.batching import EncodeTicket, Engine
 from service.engine.errors import DeadlineExceeded, DeviceFailed, EngineError, EngineStopped, QueueFull, WorkerCrashed
-from service.engine.inline import InlineEngine
+from service.engine.inline import InlineLink
 from service.engine.lanes import LaneLimits
 from service.engine.protocol import (
-    BatchReport,
-    Decoded,
-    Device,
-    Encoded,
-    EncodeTicket,
-    Engine,
     EngineObserver,
-    EngineSnapshot,
     EngineState,
-    Generated,
+    EngineTokens,
     GenerateItem,
     LaneSnapshot,
-    RowState,
     StepCallback,
-    Stepped,
-    Timing,
 )
 
 __all__ = [
-    "BatchReport",
     "DeadlineExceeded",
-    "Decoded",
-    "Device",
     "DeviceFailed",
     "EncodeTicket",
-    "Encoded",
     "Engine",
     "EngineError",
     "EngineObserver",
-    "EngineSnapshot",
     "EngineState",
     "EngineStopped",
+    "EngineTokens",
     "GenerateItem",
-    "Generated",
-    "InlineEngine",
+    "InlineLink",
     "LaneLimits",
     "LaneSnapshot",
     "QueueFull",
-    "RowState",
     "StepCallback",
-    "Stepped",
-    "Timing",
     "WorkerCrashed",
 ]

@@ -19,26 +19,23 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from service.engine.admission import AdmissionQueue
 from service.engine.errors import DeadlineExceeded, EngineStopped
 from service.engine.jobs import Link, LinkDown
 from service.engine.lanes import Lane, LaneLimits
 from service.engine.protocol import (
-    Decoded,
-    Encoded,
+    EngineImages,
     EngineObserver,
-    EngineSnapshot,
     EngineState,
-    Generated,
+    EngineTokens,
     GenerateItem,
     Ids,
     LaneName,
-    NullObserver,
+    LaneSnapshot,
     Pixels,
     StepCallback,
 )
@@ -49,60 +46,54 @@ from service.engine.runner import LinkRunner
 log = logging.getLogger(__name__)
 
 
-class EngineOptions(TypedDict, total=False):
-    """What every engine can be constructed with: ``limits`` of all lanes or of each; called in the event loop,
-    ``on_model_info`` with what a worker reports about its models, and ``on_failure`` with the error that ended the engine
-    for good, after which only a new process helps.
+class EncodeTicket:
+    """Reserved room for the images of one request, which decoding threads fill. A context manager: leaving it abandons
+    images that have no result yet.
     """
 
-    limits: LaneLimits | Mapping[LaneName, LaneLimits]
-    observer: EngineObserver
-    clock: Callable[[], float]
-    on_model_info: Callable[[Any], None]
-    on_failure: Callable[[BaseException], None]
-
-
-class EncodeTicket:
-    """See ``service.engine.protocol.EncodeTicket``."""
-
-    def __init__(
-        self, engine: BatchingEngine, queues: Queues, request: EngineRequest, row_shape: tuple[int, ...]
-    ) -> None:
+    def __init__(self, engine: Engine, queues: Queues, request: EngineRequest, row_shape: tuple[int, ...]) -> None:
         self._engine = engine
         self._queues = queues
         self._request = request
         self._row_shape = row_shape
 
     def put(self, index: int, pixels: Pixels) -> None:
-        """See ``EncodeTicket``."""
+        """Copies image ``index``, uint8 [S, S, 3], into a batch. Called once per image, in any thread. Raises
+        ``ValueError`` for another shape or type.
+        """
         if pixels.dtype != np.uint8 or pixels.shape != self._row_shape:
             raise ValueError(
                 f"an image is {pixels.dtype} {list(pixels.shape)}; uint8 {list(self._row_shape)} was announced"
             )
-        self._queues.write([self._request.tasks[index]], pixels[None])
+        self._queues.write(self._request.tasks[index], pixels)
 
-    async def result(self) -> Encoded:
-        """See ``EncodeTicket``."""
-        return Encoded(tokens=await self._engine.wait(self._request), timing=self._request.timing)
+    async def result(self) -> EngineTokens:
+        """Waits for the ids of all images. Raises as the calls of ``Engine`` do."""
+        return EngineTokens(tokens=await self._engine.wait(self._request), timing=self._request.timing)
 
     def __enter__(self) -> EncodeTicket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Abandons images without a result."""
         self._engine.abandon(self._request)
         if not self._request.future.cancel() and not self._request.future.cancelled():
             self._request.future.exception()  # mark it as retrieved, or asyncio would log it
 
 
-class BatchingEngine:
-    """See ``service.engine.Engine``. ``shared``: images are written into memory that other processes can map."""
+class Engine:
+    """Batches requests for the workers behind ``links``. ``deadline`` is a time of ``clock`` (monotonic).
+
+    The calls raise ``QueueFull``, ``DeadlineExceeded``, ``EngineStopped``, ``DeviceFailed`` or ``WorkerCrashed``, and
+    ``ValueError`` for an array of another shape or type. Cancelling a call drops its images that no device has started.
+
+    ``limits`` are those of all lanes or of each. Called in the event loop: ``on_model_info`` with what a worker reports
+    about its models, ``on_failure`` with the error that ended the engine for good, after which only a new process helps.
+    """
 
     def __init__(
         self,
         links: Sequence[Link],
         *,
-        shared: bool,
         limits: LaneLimits | Mapping[LaneName, LaneLimits] | None = None,
         observer: EngineObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -112,7 +103,8 @@ class BatchingEngine:
         self._links = list(links)
         self._on_model_info = on_model_info
         self._on_failure = on_failure
-        self._queues = Queues(limits or LaneLimits(), observer or NullObserver(), clock, shared=shared)
+        shares_memory = any(link.shares_memory for link in links)
+        self._queues = Queues(limits or LaneLimits(), observer or EngineObserver(), clock, shared=shares_memory)
         self._admission = {
             name: AdmissionQueue(lane, partial(self._free_images, lane)) for name, lane in self._queues.lanes.items()
         }
@@ -135,11 +127,13 @@ class BatchingEngine:
 
     @property
     def state(self) -> EngineState:
-        """See ``Engine``."""
+        """The lifecycle state."""
         return self._state
 
     def start(self) -> None:
-        """See ``Engine``. Raises ``RuntimeError`` if it has been started or stopped before."""
+        """Starts opening the devices. Called once, in the event loop that will await results. Raises ``RuntimeError`` if it
+        has been started or stopped before.
+        """
         if self._queues.loop is not None or self._state.name != "starting":
             raise RuntimeError(f"an engine is started once; this one is {self._state.name}")
         self._queues.loop = asyncio.get_running_loop()
@@ -149,14 +143,16 @@ class BatchingEngine:
             thread.start()
 
     async def ready(self) -> None:
-        """See ``Engine``."""
+        """Waits until requests are admitted. Raises ``EngineStopped`` if the engine failed or was stopped."""
         if self._opened is not None:
             await asyncio.shield(self._opened)
         if not self._state.is_ready:
             raise self._stopped()
 
     async def stop(self, drain_seconds: float) -> None:
-        """See ``Engine``. A batch that outlasts the drain is left to its worker, after its requests have failed."""
+        """Rejects new requests, finishes admitted ones within the time, and fails the rest. A batch that outlasts the drain
+        is left to its worker.
+        """
         until = time.monotonic() + drain_seconds
         with self._queues.wake:
             if not self._queues.is_over:
@@ -175,12 +171,14 @@ class BatchingEngine:
             await asyncio.to_thread(thread.join, max(0.0, until - time.monotonic()))
         await asyncio.sleep(0)  # the calls that the threads queued in the loop run first
 
-    def snapshot(self) -> EngineSnapshot:
-        """See ``Engine``."""
+    def snapshot(self) -> dict[LaneName, LaneSnapshot]:
+        """How many images wait and are being processed, by lane."""
         return self._queues.snapshot()
 
     async def wait_for_room(self, lane: LaneName, *, deadline: float) -> None:
-        """See ``Engine``."""
+        """Waits a moment for room for an image in a full lane, or raises ``QueueFull``. For callers that have something
+        expensive to do first: the calls below wait themselves.
+        """
         await self._wait_for_room(lane, 1, deadline)
         with self._queues.wake:
             self._queues.lanes[lane].check_room(1, 0, wait=self._expected_wait)
@@ -189,36 +187,29 @@ class BatchingEngine:
         await self._admission[lane].wait(images, deadline - self._queues.clock())
 
     async def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
-        """See ``Engine``."""
+        """Reserves room for ``count`` images of S x S pixels before they are decoded."""
         await self._wait_for_room("encode", count, deadline)
         row_shape = (image_size, image_size, 3)
         request = self._admit("encode", [None] * count, image_size**2 * 3, deadline)
         return EncodeTicket(self, self._queues, request, row_shape)
 
-    async def encode(self, images: Pixels, *, deadline: float) -> Encoded:
-        """See ``Engine``."""
-        _check(images, "images", dtype=np.uint8, ndim=4)
-        await self._wait_for_room("encode", len(images), deadline)
-        request = self._admit("encode", [None] * len(images), images[:1].nbytes, deadline)
-        with EncodeTicket(self, self._queues, request, images.shape[1:]) as ticket:
-            self._queues.write(request.tasks, images)
-            del images
-            return await ticket.result()
-
-    async def decode(self, tokens: Ids, *, deadline: float) -> Decoded:
-        """See ``Engine``."""
-        _check(tokens, "tokens", dtype=np.int64, ndim=2)
+    async def decode(self, tokens: Ids, *, deadline: float) -> EngineImages:
+        """Ids int64 [n, K], n >= 1."""
+        if tokens.dtype != np.int64 or tokens.ndim != 2:
+            raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}; int64 of 2 dimensions expected")
         await self._wait_for_room("decode", len(tokens), deadline)
         request = self._admit("decode", list(tokens), tokens[:1].nbytes, deadline)
-        return Decoded(images=await self.wait(request), timing=request.timing)
+        return EngineImages(images=await self.wait(request), timing=request.timing)
 
     async def generate(
         self, items: Sequence[GenerateItem], *, deadline: float, on_step: StepCallback | None = None
-    ) -> Generated:
-        """See ``Engine``."""
+    ) -> EngineTokens:
+        """``on_step(index, step, tokens, sampled)`` is called in the event loop after every sampling step of an item, with
+        ``Stepped.tokens`` and ``Stepped.sampled`` of its row.
+        """
         await self._wait_for_room("generate", len(items), deadline)
         request = self._admit("generate", items, 0, deadline, on_step)
-        return Generated(tokens=await self.wait(request), timing=request.timing)
+        return EngineTokens(tokens=await self.wait(request), timing=request.timing)
 
     def _admit(
         self,
@@ -348,10 +339,3 @@ class BatchingEngine:
                 self._state = EngineState(name=name, reason=reason)
             self._queues.end(EngineStopped(reason))
         self._queues.call_in_loop(self._set_opened)
-
-
-def _check(array: npt.NDArray[Any], name: str, *, dtype: npt.DTypeLike, ndim: int) -> None:
-    if array.dtype != dtype or array.ndim != ndim:
-        raise ValueError(
-            f"{name} are {array.dtype} {list(array.shape)}; {np.dtype(dtype)} of {ndim} dimensions expected"
-        )

@@ -1,20 +1,22 @@
-"""The engine in one process: a thread of it owns the device."""
+"""The link to a device in this process, whose thread owns it."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any
 
-from service.engine.batching import BatchingEngine, EngineOptions
 from service.engine.jobs import Job, JobRunner, LinkDown, Outcome
 from service.engine.protocol import Device
 
 
-class _LocalLink:
-    """See ``service.engine.jobs.Link``. ``receive`` runs the job in the calling thread."""
+class InlineLink:
+    """See ``service.engine.jobs.Link``. ``device_factory`` is called in the thread that will own the device, and ``receive``
+    runs the job in it.
+    """
 
     depth = 1
+    shares_memory = False
 
     def __init__(self, device_factory: Callable[[], Device]) -> None:
         self.name = "inline"
@@ -55,10 +57,3 @@ class _LocalLink:
     def close(self) -> None:
         """See ``Link``."""
         self._runner = None
-
-
-class InlineEngine(BatchingEngine):
-    """See ``service.engine.Engine``. ``device_factory`` is called in the thread that will own the device."""
-
-    def __init__(self, device_factory: Callable[[], Device], **options: Unpack[EngineOptions]) -> None:
-        super().__init__([_LocalLink(device_factory)], shared=False, **options)

@@ -50,10 +50,13 @@ class LinkDown(Exception):
 
 
 class Link(Protocol):
-    """The connection to one worker, used by one thread. ``depth``: how many jobs may be sent before an outcome is read."""
+    """The connection to one worker, used by one thread. ``depth``: how many jobs may be sent before an outcome is read.
+    ``shares_memory``: whether images are written into memory that the worker, another process, maps.
+    """
 
     name: str
     depth: int
+    shares_memory: bool
 
     def open(self) -> Any:
         """Waits for the worker and returns its model information. Raises ``LinkDown`` if it cannot work, and after

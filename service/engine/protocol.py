@@ -1,9 +1,9 @@
-"""Interfaces of the engine: what the API calls, what a device implements, and the values that pass between them."""
+"""What a device and an observer of the engine implement, and the values that pass between them, the engine and the API."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -29,16 +29,16 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """``tokens`` int64 [n, K]."""
+class EngineTokens:
+    """The result of encode and of generate: ``tokens`` int64 [n, K]."""
 
     tokens: Ids
     timing: Timing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """``images`` uint8 [n, S, S, 3]."""
+class EngineImages:
+    """The result of decode: ``images`` uint8 [n, S, S, 3]."""
 
     images: Pixels
     timing: Timing
@@ -81,14 +81,6 @@ class Stepped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generated:
-    """``tokens`` int64 [n, K]."""
-
-    tokens: Ids
-    timing: Timing
-
-
-@dataclass(frozen=True, kw_only=True)
 class EngineState:
     """The engine's lifecycle state; ``reason`` says why it is not ready."""
 
@@ -110,82 +102,6 @@ class LaneSnapshot:
     queued_images: int
     queued_bytes: int
     active_images: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSnapshot:
-    """All lanes at one moment."""
-
-    encode: LaneSnapshot
-    decode: LaneSnapshot
-    generate: LaneSnapshot
-
-    def as_dict(self) -> dict[str, dict[str, int]]:
-        """Counters by lane."""
-        return asdict(self)
-
-
-class EncodeTicket(Protocol):
-    """Reserved room for the images of one request, which decoding threads fill. A context manager: leaving it abandons
-    images that have no result yet.
-    """
-
-    def put(self, index: int, pixels: Pixels) -> None:
-        """Copies image ``index``, uint8 [S, S, 3], into a batch. Called once per image, in any thread. Raises
-        ``ValueError`` for another shape or type.
-        """
-
-    async def result(self) -> Encoded:
-        """Waits for the ids of all images. Raises as ``Engine.encode`` does."""
-
-    def __enter__(self) -> EncodeTicket: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class Engine(Protocol):
-    """Batches requests for devices. ``deadline`` is a time of the engine's clock (monotonic).
-
-    The calls raise ``QueueFull``, ``DeadlineExceeded``, ``EngineStopped``, ``DeviceFailed`` or ``WorkerCrashed``, and
-    ``ValueError`` for an array of another shape or type. Cancelling a call drops its images that no device has started.
-    """
-
-    @property
-    def state(self) -> EngineState:
-        """The lifecycle state."""
-
-    def start(self) -> None:
-        """Starts opening the devices. Called once, in the event loop that will await results."""
-
-    async def ready(self) -> None:
-        """Waits until requests are admitted. Raises ``EngineStopped`` if the engine failed or was stopped."""
-
-    async def stop(self, drain_seconds: float) -> None:
-        """Rejects new requests, finishes admitted ones within the time, and fails the rest."""
-
-    def snapshot(self) -> EngineSnapshot:
-        """How many images wait and are being processed."""
-
-    async def wait_for_room(self, lane: LaneName, *, deadline: float) -> None:
-        """Waits a moment for room for an image in a full lane, or raises ``QueueFull``. For callers that have something
-        expensive to do first: the calls below wait themselves.
-        """
-
-    async def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
-        """Reserves room for ``count`` images of S x S pixels before they are decoded."""
-
-    async def encode(self, images: Pixels, *, deadline: float) -> Encoded:
-        """Images uint8 [n, S, S, 3], n >= 1."""
-
-    async def decode(self, tokens: Ids, *, deadline: float) -> Decoded:
-        """Ids int64 [n, K], n >= 1."""
-
-    async def generate(
-        self, items: Sequence[GenerateItem], *, deadline: float, on_step: StepCallback | None = None
-    ) -> Generated:
-        """``on_step(index, step, tokens, sampled)`` is called in the event loop after every sampling step of an item,
-        with ``Stepped.tokens`` and ``Stepped.sampled`` of its row.
-        """
 
 
 class ConfigurationError(Exception):
@@ -227,15 +143,16 @@ class BatchReport:
     callers: Sequence[object] = ()
 
 
-class EngineObserver(Protocol):
-    """Receives the engine's events, in its device threads and in the event loop. Methods must be fast and thread-safe, and
-    must not raise.
+class EngineObserver:
+    """Receives the engine's events, in its device threads and in the event loop; this one ignores them. Methods must be
+    fast and thread-safe, and must not raise.
     """
 
     def caller(self) -> object | None:
         """Called when a request is admitted, in the event loop and the caller's context. Returns what to report with its
         batches, or None.
         """
+        return None
 
     def batch(self, report: BatchReport) -> None:
         """A device has run a batch (of generate: one step). Called before the callers get the results."""
@@ -248,23 +165,3 @@ class EngineObserver(Protocol):
 
     def abandoned(self, lane: LaneName, stage: AbandonStage) -> None:
         """An image was dropped unfinished: ``expired``, or ``cancelled`` because no caller waits for it."""
-
-
-class NullObserver:
-    """Ignores all events."""
-
-    def caller(self) -> object | None:
-        """See ``EngineObserver``."""
-        return None
-
-    def batch(self, report: BatchReport) -> None:
-        """See ``EngineObserver``."""
-
-    def queue_wait(self, lane: LaneName, seconds: float) -> None:
-        """See ``EngineObserver``."""
-
-    def rejected(self, lane: LaneName, reason: RejectReason) -> None:
-        """See ``EngineObserver``."""
-
-    def abandoned(self, lane: LaneName, stage: AbandonStage) -> None:
-        """See ``EngineObserver``."""

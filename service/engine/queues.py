@@ -11,7 +11,7 @@ from typing import get_args
 from service.engine.encode_lane import EncodeLane
 from service.engine.errors import EngineError
 from service.engine.lanes import Lane, LaneLimits
-from service.engine.protocol import EngineObserver, EngineSnapshot, LaneName, Pixels
+from service.engine.protocol import EngineObserver, LaneName, LaneSnapshot, Pixels
 from service.engine.requests import EngineRequest, ImageTask
 from service.engine.token_lanes import DecodeLane, GenerateLane
 
@@ -50,27 +50,23 @@ class Queues:
         """Whether any image waits or is on a device."""
         return any(lane.queued_images or lane.active_images for lane in self.lanes.values())
 
-    def snapshot(self) -> EngineSnapshot:
+    def snapshot(self) -> dict[LaneName, LaneSnapshot]:
         """The counters of all lanes."""
         with self.wake:
-            return EngineSnapshot(**{name: lane.snapshot() for name, lane in self.lanes.items()})
+            return {name: lane.snapshot() for name, lane in self.lanes.items()}
 
-    def write(self, tasks: Sequence[ImageTask], images: Pixels) -> None:
-        """Copies images [n, ...] into rows of the encode lane's blocks. Called in any thread."""
+    def write(self, task: ImageTask, pixels: Pixels) -> None:
+        """Copies an image [S, S, 3] into a row of the encode lane's blocks. Called in any thread."""
         now = self.clock()
         with self.wake:
-            if self.is_over:
-                return
-            blocks = [self.encode.claim(task, images.shape[1:], now) for task in tasks]
+            block = None if self.is_over else self.encode.claim(task, pixels.shape, now)
+        if block is None:
+            return
         try:
-            for block, task, pixels in zip(blocks, tasks, images, strict=True):
-                if block is not None:
-                    block.rows[task.row] = pixels
+            block.rows[task.row] = pixels
         finally:
             with self.wake:
-                for block, task in zip(blocks, tasks, strict=True):
-                    if block is not None:
-                        self.encode.written(task)
+                self.encode.written(task)
                 self.wake.notify_all()
 
     def drop(self, request: EngineRequest) -> None:

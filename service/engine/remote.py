@@ -1,4 +1,4 @@
-"""The engine with worker processes: a link is a connection to one worker, opened again whenever the worker restarts."""
+"""The link to a worker process: a connection that is opened again whenever the worker restarts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.batching import BatchingEngine, EngineOptions
 from service.engine.blocks import COUNTER_BYTES, Rows, map_counter, map_rows
 from service.engine.jobs import Job, LinkDown, Outcome
 from service.engine.wire import Answer, Channel, DeviceFailure, JobMessage, Memory, StartedCounter
@@ -27,9 +25,11 @@ _DEPTH = 2
 
 
 class RemoteLink:
-    """See ``service.engine.jobs.Link``."""
+    """See ``service.engine.jobs.Link``. ``address`` is the path of the worker's Unix socket, which need not exist yet."""
 
-    def __init__(self, name: str, address: str, depth: int) -> None:
+    shares_memory = True
+
+    def __init__(self, name: str, address: str, depth: int = _DEPTH) -> None:
         self.name = name
         self.depth = depth
         self._address = address
@@ -154,13 +154,3 @@ def _share_counter(channel: Channel) -> npt.NDArray[np.int64]:
         return map_counter(descriptor)
     finally:
         os.close(descriptor)
-
-
-class RemoteEngine(BatchingEngine):
-    """See ``service.engine.Engine``. ``addresses`` are the Unix socket paths of the workers by name, which need not exist
-    yet; up to ``depth`` jobs are sent to each.
-    """
-
-    def __init__(self, addresses: Mapping[str, str], *, depth: int = _DEPTH, **options: Unpack[EngineOptions]) -> None:
-        links = [RemoteLink(name, address, depth) for name, address in addresses.items()]
-        super().__init__(links, shared=True, **options)

@@ -20,7 +20,7 @@ import numpy as np
 
 from models.arrays import Pixels
 from service.cache import CachedCode, CodeCache, KeySpace
-from service.engine import DeadlineExceeded, DeviceFailed, Encoded, EncodeTicket, Engine, WorkerCrashed
+from service.engine import DeadlineExceeded, DeviceFailed, EncodeTicket, Engine, EngineTokens, WorkerCrashed
 from service.operations.preprocessing import ImagePreprocessor, Upload
 from service.operations.served_models import ServedModels
 from service.operations.single_flight import SingleFlight
@@ -231,12 +231,12 @@ class ImageTokenizer:
             pixels[index] = image
             keys[index] = space.pixels(hashlib.sha256(np.ascontiguousarray(image).data).digest())
 
-        async def encode(ticket: EncodeTicket) -> Encoded:
+        async def encode(ticket: EncodeTicket) -> EngineTokens:
             for row, index in enumerate(new):
                 ticket.put(row, pixels[index])
             return await ticket.result()
 
-        encoded: Encoded | None = None
+        encoded: EngineTokens | None = None
         # Admission first: a full queue refuses before any work is done.
         with await self._open_ticket(len(wanted), request.deadline) as ticket:
             sizes = await self._preprocessor.preprocess(

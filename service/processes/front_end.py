@@ -23,7 +23,8 @@ from pathlib import Path
 from service.api.app import create_app
 from service.api.health import application_health
 from service.api.state import ApiState
-from service.engine.remote import RemoteEngine
+from service.engine import Engine
+from service.engine.remote import RemoteLink
 from service.errors import ServiceError
 from service.processes.control import ControlChannel, FrontEndStart, heartbeat_interval, unpack_settings
 from service.processes.http_servers import public_server
@@ -52,7 +53,8 @@ class _FrontEnd:
     def __init__(self, start: FrontEndStart, settings: Settings, channel: ControlChannel) -> None:
         self._settings = settings
         self._channel = channel
-        engine = partial(RemoteEngine, start.workers, on_failure=self._end)
+        links = [RemoteLink(name, address) for name, address in start.workers.items()]
+        engine = partial(Engine, links, on_failure=self._end)
         app = create_app(settings, engine, engine_seconds=_ENGINE_SECONDS)
         self._state: ApiState = app.state.api
         self._server = public_server(app, socket.socket(fileno=start.listener), settings, self._state.metrics)

@@ -19,7 +19,7 @@ from service.api.admin import create_admin_app
 from service.api.app import EngineFactory, create_app
 from service.api.health import application_health
 from service.api.state import ApiState
-from service.engine import InlineEngine
+from service.engine import Engine, InlineLink
 from service.inference.device import ServedDevice, open_device
 from service.processes.http_servers import admin_server, public_server
 from service.processes.process import SWITCH_SECONDS, event_loop, unblock_signals
@@ -47,7 +47,7 @@ def inline_engine(
     on_failure: Callable[[BaseException], None] = lambda _: None,
 ) -> EngineFactory:
     """Returns the factory of an engine that opens its device in a thread of this process."""
-    return partial(InlineEngine, partial(open_device, settings), on_failure=on_failure)
+    return partial(Engine, [InlineLink(partial(open_device, settings))], on_failure=on_failure)
 
 
 def serve_inline(settings: Settings, public: socket.socket, admin: socket.socket) -> int:

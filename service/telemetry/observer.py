@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from service.cache.protocol import BreakerState, CacheFailure, CacheObserver, CacheOp
-from service.engine.protocol import AbandonStage, BatchReport, LaneName, RejectReason
+from service.engine.protocol import AbandonStage, BatchReport, EngineObserver, LaneName, RejectReason
 from service.telemetry.metrics import Metrics, RedisFamilies
 
 
-class MetricsObserver:
+class MetricsObserver(EngineObserver):
     """See ``service.engine.protocol.EngineObserver``."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-
-    def caller(self) -> object | None:
-        """None: metrics are not kept by request."""
-        return None
 
     def batch(self, report: BatchReport) -> None:
         """Records a batch (of generate: one step)."""

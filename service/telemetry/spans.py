@@ -36,7 +36,9 @@ from opentelemetry.util.types import AttributeValue
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from service.engine.protocol import BatchReport, EngineObserver
+from service.engine.protocol import BatchReport
+from service.telemetry.metrics import Metrics
+from service.telemetry.observer import MetricsObserver
 from service.telemetry.request_record import PROBES, RequestRecord
 from service.version import VERSION
 
@@ -111,9 +113,9 @@ class SpanTracer:
         self._current.set(trace)
         return trace
 
-    def observe(self, observer: EngineObserver) -> EngineObserver:
+    def observer(self, metrics: Metrics) -> MetricsObserver:
         """See ``Tracer``."""
-        return _BatchTracer(observer, self._batches, self._current)
+        return _BatchTracer(metrics, self._batches, self._current)
 
     async def close(self) -> None:
         """See ``Tracer``. If the collector does not answer, the sending thread is abandoned."""
@@ -181,16 +183,13 @@ class _RequestTrace:
         child.end(_nanoseconds(max(since, until)))
 
 
-class _BatchTracer:
-    """See ``service.engine.protocol.EngineObserver``."""
+class _BatchTracer(MetricsObserver):
+    """Traces batches besides counting them."""
 
-    def __init__(self, observer: EngineObserver, tracer: Tracer, current: ContextVar[_RequestTrace | None]) -> None:
-        self._observer = observer
+    def __init__(self, metrics: Metrics, tracer: Tracer, current: ContextVar[_RequestTrace | None]) -> None:
+        super().__init__(metrics)
         self._tracer = tracer
         self._current = current
-        self.queue_wait = observer.queue_wait
-        self.rejected = observer.rejected
-        self.abandoned = observer.abandoned
 
     def caller(self) -> object | None:
         """The engine call of the current request, if that is traced."""
@@ -199,7 +198,7 @@ class _BatchTracer:
 
     def batch(self, report: BatchReport) -> None:
         """Makes the batch's span, linked to those of the requests in it."""
-        self._observer.batch(report)
+        super().batch(report)
         calls = [call for call in report.callers if isinstance(call, _EngineCall)]
         if not calls:
             return

@@ -6,7 +6,8 @@ import logging
 import os
 from typing import Protocol
 
-from service.engine.protocol import EngineObserver
+from service.telemetry.metrics import Metrics
+from service.telemetry.observer import MetricsObserver
 from service.telemetry.request_record import RequestRecord
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ class Tracer(Protocol):
         traced.
         """
 
-    def observe(self, observer: EngineObserver) -> EngineObserver:
-        """An observer that traces batches and forwards every call to ``observer``."""
+    def observer(self, metrics: Metrics) -> MetricsObserver:
+        """An observer that traces batches, too."""
 
     async def close(self) -> None:
         """Sends what is left, for a bounded time."""

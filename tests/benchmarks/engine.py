@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from service.engine import Engine, InlineEngine, LaneLimits, RowState, Stepped
-from service.engine.remote import RemoteEngine
+from service.engine import Engine, InlineLink, LaneLimits
+from service.engine.protocol import RowState, Stepped
+from service.engine.remote import RemoteLink
 from service.engine.worker import DeviceServer
 from service.processes.process import event_loop
 from tests.benchmarks.load import throughput
@@ -79,14 +80,14 @@ def engine_of(form: str, seconds_per_image: float) -> Iterator[Engine]:
     """The engine under test, not started."""
     limits = LaneLimits(max_batch_size=MAX_BATCH, max_images=2 * IN_FLIGHT, max_bytes=2 * IN_FLIGHT * SIZE * SIZE * 3)
     if form == "inline":
-        yield InlineEngine(partial(TimedDevice, seconds_per_image), limits=limits)
+        yield Engine([InlineLink(partial(TimedDevice, seconds_per_image))], limits=limits)
         return
     with tempfile.TemporaryDirectory() as folder:
         address = f"{folder}/worker"
         worker = multiprocessing.get_context("spawn").Process(target=run_worker, args=(address, seconds_per_image))
         worker.start()
         try:
-            yield RemoteEngine({"timed": address}, limits=limits)
+            yield Engine([RemoteLink("timed", address)], limits=limits)
         finally:
             worker.kill()
             worker.join()
@@ -113,7 +114,11 @@ async def measure(engine: Engine, images_per_request: int, *, seconds: float) ->
     async def caller(images: npt.NDArray[np.uint8]) -> None:
         expected = images[:, 0, 0]
         while time.perf_counter() < end:
-            encoded = await engine.encode(images, deadline=time.monotonic() + 60)
+            deadline = time.monotonic() + 60
+            with await engine.open_encode(len(images), image_size=SIZE, deadline=deadline) as ticket:
+                for index, image in enumerate(images):
+                    ticket.put(index, image)
+                encoded = await ticket.result()
             if not np.array_equal(encoded.tokens, expected):
                 raise AssertionError("a request got the tokens of another one")
             if (now := time.perf_counter()) > warm:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.codes.code_format import CodeFormat
 from models.sampling.settings import SamplingSettings
-from service.engine import RowState, Stepped
+from service.engine.protocol import RowState, Stepped
 from service.inference.model_info import GeneratorInfo, ModelInfo
 from tests.service.application import until
 from tests.service.asgi_client import AsgiClient

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from service.engine import Device, Engine, InlineEngine, LaneLimits
-from service.engine.batching import BatchingEngine
-from service.engine.remote import RemoteEngine
+from service.engine import Engine, LaneLimits
+from service.engine.protocol import Device
 from tests.service.engine.fakes import (
     AT_REST,
     PATIENCE,
@@ -26,7 +25,10 @@ from tests.service.engine.fakes import (
     Pool,
     Start,
     Submit,
+    encode,
     images,
+    inline_engine,
+    remote_engine,
     until,
 )
 
@@ -73,16 +75,16 @@ async def build(
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
     loop.set_exception_handler(lambda _, context: untold.append(context))
-    engines: list[BatchingEngine] = []
+    engines: list[Engine] = []
     workers: list[FakeWorker] = []
 
-    def build(factory: Callable[[], Device] = lambda: device, *, depth: int = 1, **limits: int) -> BatchingEngine:
+    def build(factory: Callable[[], Device] = lambda: device, *, depth: int = 1, **limits: int) -> Engine:
         if form == "inline":
-            engine: BatchingEngine = InlineEngine(factory, limits=LaneLimits(**limits), observer=observer, clock=clock)
+            engine: Engine = inline_engine(factory, limits=LaneLimits(**limits), observer=observer, clock=clock)
         else:
             workers.append(FakeWorker(tmp_path / f"{len(workers)}", factory, clock))
             addresses = {"fake": str(workers[-1].address)}
-            engine = RemoteEngine(addresses, limits=LaneLimits(**limits), observer=observer, clock=clock, depth=depth)
+            engine = remote_engine(addresses, limits=LaneLimits(**limits), observer=observer, clock=clock, depth=depth)
         engines.append(engine)
         return engine
 
@@ -136,7 +138,7 @@ def busy(device: FakeDevice, soon: float, submit: Submit) -> Busy:
 
     async def busy(engine: Engine) -> asyncio.Task[Any]:
         device.hold()
-        [task] = await submit(engine.encode(images(0), deadline=soon))
+        [task] = await submit(encode(engine, images(0), deadline=soon))
         device.wait_for_calls(1)
         return task
 
@@ -147,15 +149,15 @@ def busy(device: FakeDevice, soon: float, submit: Submit) -> Busy:
 async def pool(clock: FakeClock, observer: FakeObserver, tmp_path: Path, form: str) -> AsyncIterator[Pool]:
     """Starts an engine in front of several workers, each with a device of its own."""
     assert form == "remote"
-    started: list[tuple[RemoteEngine, list[FakeWorker], list[FakeDevice]]] = []
+    started: list[tuple[Engine, list[FakeWorker], list[FakeDevice]]] = []
 
-    async def pool(count: int, **limits: int) -> tuple[RemoteEngine, list[FakeDevice], list[FakeWorker]]:
+    async def pool(count: int, **limits: int) -> tuple[Engine, list[FakeDevice], list[FakeWorker]]:
         devices = [FakeDevice() for _ in range(count)]
         workers = [
             FakeWorker(tmp_path / f"worker-{index}", lambda device=device: device, clock)
             for index, device in enumerate(devices)
         ]
-        engine = RemoteEngine(
+        engine = remote_engine(
             {worker.address.name: str(worker.address) for worker in workers},
             limits=LaneLimits(**limits),
             observer=observer,

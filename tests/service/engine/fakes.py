@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.engine import (
-    BatchReport,
-    Device,
-    Engine,
-    EngineSnapshot,
-    GenerateItem,
-    LaneSnapshot,
-    RowState,
-    Stepped,
-    protocol,
-)
-from service.engine.remote import RemoteEngine
+from service.engine import Engine, EngineTokens, GenerateItem, InlineLink, LaneSnapshot, protocol
+from service.engine.protocol import BatchReport, Device, RowState, Stepped
+from service.engine.remote import RemoteLink
 from service.engine.worker import DeviceServer
 
 Ids = npt.NDArray[np.int64]
@@ -37,17 +28,34 @@ Start = Callable[..., Awaitable[Engine]]
 Submit = Callable[..., Awaitable[list[asyncio.Task[Any]]]]
 Busy = Callable[[Engine], Awaitable[asyncio.Task[Any]]]
 
-Pool = Callable[..., Awaitable[tuple[RemoteEngine, list["FakeDevice"], list["FakeWorker"]]]]
+Pool = Callable[..., Awaitable[tuple[Engine, list["FakeDevice"], list["FakeWorker"]]]]
 
 PATIENCE = 20.0  # seconds until a test gives up on a thread; never a verdict on speed
 NUM_TOKENS = 4
 
-AT_REST = EngineSnapshot(
-    **{
-        lane: LaneSnapshot(queued_images=0, queued_bytes=0, active_images=0)
-        for lane in ("encode", "decode", "generate")
-    }
+AT_REST = dict.fromkeys(
+    ("encode", "decode", "generate"), LaneSnapshot(queued_images=0, queued_bytes=0, active_images=0)
 )
+
+
+def inline_engine(device_factory: Callable[[], Device], **options: Any) -> Engine:
+    """An engine whose thread owns the device."""
+    return Engine([InlineLink(device_factory)], **options)
+
+
+def remote_engine(addresses: Mapping[str, str], *, depth: int = 2, **options: Any) -> Engine:
+    """An engine in front of workers, by name."""
+    return Engine([RemoteLink(name, address, depth) for name, address in addresses.items()], **options)
+
+
+async def encode(engine: Engine, batch: Pixels, *, deadline: float) -> EngineTokens:
+    """The ids of images that arrive at the same time."""
+    with await engine.open_encode(len(batch), image_size=batch.shape[1], deadline=deadline) as ticket:
+        with engine._queues.wake:  # no worker takes a part of them
+            for index, pixels in enumerate(batch):
+                ticket.put(index, pixels)
+            del batch, pixels
+        return await ticket.result()
 
 
 def images(*values: int) -> Pixels:

@@ -7,7 +7,18 @@ import asyncio
 import pytest
 
 from service.engine import EngineStopped, QueueFull
-from tests.service.engine.fakes import Build, Busy, FakeDevice, FakeObserver, Start, Submit, images, items, tokens
+from tests.service.engine.fakes import (
+    Build,
+    Busy,
+    FakeDevice,
+    FakeObserver,
+    Start,
+    Submit,
+    encode,
+    images,
+    items,
+    tokens,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -19,9 +30,9 @@ async def test_a_full_queue_rejects_the_next_image(
 ) -> None:
     engine = await start(max_images=3)
     first = await busy(engine)
-    others = await submit(engine.encode(images(1, 2), deadline=soon), engine.encode(images(3), deadline=soon))
+    others = await submit(encode(engine, images(1, 2), deadline=soon), encode(engine, images(3), deadline=soon))
     with pytest.raises(QueueFull, match="encode queue is full") as refused:
-        await engine.encode(images(4), deadline=soon)
+        await encode(engine, images(4), deadline=soon)
     assert refused.value.lane == "encode"
     assert refused.value.retry_after is not None
     assert observer.rejections == {("encode", "images"): 1}
@@ -34,12 +45,12 @@ async def test_requests_wait_for_room_in_order_and_for_no_longer_than_allowed(
 ) -> None:
     engine = await start(max_images=2, max_batch_size=1, admission_wait=60.0)
     first = await busy(engine)
-    full = await submit(engine.encode(images(1), deadline=soon), engine.encode(images(2), deadline=soon))
-    waiting = await submit(*(engine.encode(images(value), deadline=soon) for value in (3, 4, 5)))
+    full = await submit(encode(engine, images(1), deadline=soon), encode(engine, images(2), deadline=soon))
+    waiting = await submit(*(encode(engine, images(value), deadline=soon) for value in (3, 4, 5)))
     with pytest.raises(QueueFull):  # half of its time is over
         await engine.wait_for_room("encode", deadline=soon - 3600 + 0.02)
     assert not any(task.done() for task in waiting)
-    assert engine.snapshot().encode.queued_images == 2
+    assert engine.snapshot()["encode"].queued_images == 2
     device.release()
     await asyncio.gather(first, *full, *waiting)
     assert device.rows_of("encode")[1:] == [(1,), (2,), (3,), (4,), (5,)]
@@ -49,7 +60,7 @@ async def test_requests_wait_for_room_in_order_and_for_no_longer_than_allowed(
 async def test_a_request_larger_than_the_queue_does_not_wait_for_room(start: Start, soon: float) -> None:
     engine = await start(max_images=2, admission_wait=60.0)
     with pytest.raises(QueueFull) as refused:
-        await engine.encode(images(1, 2, 3), deadline=soon)
+        await encode(engine, images(1, 2, 3), deadline=soon)
     assert refused.value.retry_after is None
 
 
@@ -58,9 +69,9 @@ async def test_a_full_queue_rejects_by_bytes(
 ) -> None:
     engine = await start(max_bytes=3 * IMAGE_BYTES)
     first = await busy(engine)
-    others = await submit(engine.encode(images(1, 2, 3), deadline=soon))
+    others = await submit(encode(engine, images(1, 2, 3), deadline=soon))
     with pytest.raises(QueueFull, match="bytes"):
-        await engine.encode(images(4), deadline=soon)
+        await encode(engine, images(4), deadline=soon)
     assert observer.rejections == {("encode", "bytes"): 1}
     device.release()
     await asyncio.gather(first, *others)
@@ -72,7 +83,7 @@ async def test_lanes_have_their_own_limits(
     engine = await start(max_images=2)
     first = await busy(engine)
     others = await submit(
-        engine.encode(images(1, 2), deadline=soon),
+        encode(engine, images(1, 2), deadline=soon),
         engine.decode(tokens(1, 2), deadline=soon),
         engine.generate(items(1, 2), deadline=soon),
     )
@@ -88,7 +99,7 @@ async def test_a_request_larger_than_the_queue_gets_no_retry_after(
 ) -> None:
     engine = await start(**limits)
     with pytest.raises(QueueFull, match="the encode queue holds") as refused:
-        await engine.encode(images(1, 2, 3), deadline=soon)
+        await encode(engine, images(1, 2, 3), deadline=soon)
     assert refused.value.retry_after is None
     assert observer.rejections == {("encode", "too_large"): 1}
 
@@ -97,12 +108,12 @@ async def test_a_rejection_estimates_retry_after_from_measured_batches(
     start: Start, busy: Busy, submit: Submit, device: FakeDevice, observer: FakeObserver, soon: float
 ) -> None:
     engine = await start(max_images=4)
-    await engine.encode(images(1, 2), deadline=soon)
+    await encode(engine, images(1, 2), deadline=soon)
     device.calls.clear()
     first = await busy(engine)
-    others = await submit(engine.encode(images(1, 2, 3), deadline=soon))
+    others = await submit(encode(engine, images(1, 2, 3), deadline=soon))
     with pytest.raises(QueueFull) as refused:
-        await engine.encode(images(4, 5), deadline=soon)
+        await encode(engine, images(4, 5), deadline=soon)
     assert refused.value.retry_after == pytest.approx(3 * observer.batch_seconds[0] / 2)
     device.release()
     await asyncio.gather(first, *others)
@@ -128,12 +139,12 @@ async def test_a_rejected_request_leaves_nothing_in_the_queue(
 ) -> None:
     engine = await start(max_images=3)
     first = await busy(engine)
-    others = await submit(engine.encode(images(1, 2), deadline=soon))
+    others = await submit(encode(engine, images(1, 2), deadline=soon))
     before = engine.snapshot()
     with pytest.raises(QueueFull):
-        await engine.encode(images(3, 4), deadline=soon)
+        await encode(engine, images(3, 4), deadline=soon)
     assert engine.snapshot() == before
-    others += await submit(engine.encode(images(5), deadline=soon))
+    others += await submit(encode(engine, images(5), deadline=soon))
     device.release()
     await asyncio.gather(first, *others)
     assert device.rows_of("encode") == [(0,), (1, 2, 5)]
@@ -144,10 +155,10 @@ async def test_room_is_free_again_when_the_device_has_taken_a_batch(
 ) -> None:
     engine = await start(max_images=2)
     first = await busy(engine)
-    others = await submit(engine.encode(images(1, 2), deadline=soon))
+    others = await submit(encode(engine, images(1, 2), deadline=soon))
     device.let_through(1)
     device.wait_for_calls(2)
-    others += await submit(engine.encode(images(3, 4), deadline=soon))
+    others += await submit(encode(engine, images(3, 4), deadline=soon))
     device.release()
     await asyncio.gather(first, *others)
 
@@ -155,7 +166,7 @@ async def test_room_is_free_again_when_the_device_has_taken_a_batch(
 async def test_a_request_without_images_raises_value_error(start: Start, soon: float) -> None:
     engine = await start()
     with pytest.raises(ValueError, match="at least one image"):
-        await engine.encode(images(), deadline=soon)
+        await encode(engine, images(), deadline=soon)
     with pytest.raises(ValueError, match="at least one image"):
         await engine.generate([], deadline=soon)
 
@@ -165,5 +176,5 @@ async def test_an_engine_that_is_not_started_rejects_requests(
 ) -> None:
     engine = build()
     with pytest.raises(EngineStopped, match="not started"):
-        await engine.encode(images(1), deadline=soon)
+        await encode(engine, images(1), deadline=soon)
     assert observer.rejections == {("encode", "stopped"): 1}

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from service.engine import EngineSnapshot, LaneLimits, LaneSnapshot
+from service.engine import LaneLimits, LaneSnapshot
 from service.engine.requests import EngineRequest
 from service.engine.token_lanes import DecodeLane
 from tests.service.engine.fakes import (
@@ -17,6 +17,7 @@ from tests.service.engine.fakes import (
     FakeObserver,
     Start,
     Submit,
+    encode,
     generated,
     images,
     items,
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_an_idle_device_takes_a_request_at_once(start: Start, device: FakeDevice, soon: float) -> None:
     engine = await start()
-    encoded = await engine.encode(images(7), deadline=soon)
+    encoded = await encode(engine, images(7), deadline=soon)
     decoded = await engine.decode(tokens(8), deadline=soon)
     made = await engine.generate(items(9), deadline=soon)
     np.testing.assert_array_equal(encoded.tokens, tokens(7))
@@ -44,7 +45,7 @@ async def test_requests_queued_while_the_device_is_busy_form_one_batch(
 ) -> None:
     engine = await start(max_batch_size=8)
     first = await busy(engine)
-    others = await submit(*(engine.encode(images(value), deadline=soon) for value in range(1, 7)))
+    others = await submit(*(encode(engine, images(value), deadline=soon) for value in range(1, 7)))
     device.release()
     results = await asyncio.gather(first, *others)
     assert device.rows_of("encode") == [(0,), (1, 2, 3, 4, 5, 6)]
@@ -57,7 +58,7 @@ async def test_a_batch_has_at_most_max_batch_size_images(
 ) -> None:
     engine = await start(max_batch_size=4)
     first = await busy(engine)
-    others = await submit(*(engine.encode(images(value), deadline=soon) for value in range(1, 11)))
+    others = await submit(*(encode(engine, images(value), deadline=soon) for value in range(1, 11)))
     device.release()
     await asyncio.gather(first, *others)
     assert device.rows_of("encode") == [(0,), (1, 2, 3, 4), (5, 6, 7, 8), (9, 10)]
@@ -88,7 +89,7 @@ async def test_requests_of_a_lane_are_answered_in_order(
     order: list[int] = []
 
     async def ask(*values: int) -> None:
-        await engine.encode(images(*values), deadline=soon)
+        await encode(engine, images(*values), deadline=soon)
         order.append(values[0])
 
     first = await busy(engine)
@@ -106,7 +107,7 @@ async def test_under_generate_load_encode_waits_at_most_one_step(
     flood = await submit(*(engine.generate(items(seed, steps=4), deadline=soon) for seed in range(8)))
     device.let_through(1)
     device.wait_for_calls(2)
-    late = await submit(*(engine.encode(images(value), deadline=soon) for value in (1, 2, 3)))
+    late = await submit(*(encode(engine, images(value), deadline=soon) for value in (1, 2, 3)))
     device.release()
     await asyncio.gather(first, *flood, *late)
     assert device.names[:6] == ["encode", "step", "encode", "step", "encode", "step"]
@@ -118,7 +119,7 @@ async def test_under_encode_load_decode_waits_at_most_one_batch(
 ) -> None:
     engine = await start(max_batch_size=2)
     first = await busy(engine)
-    flood = await submit(*(engine.encode(images(1, 2), deadline=soon) for _ in range(6)))
+    flood = await submit(*(encode(engine, images(1, 2), deadline=soon) for _ in range(6)))
     device.let_through(1)
     device.wait_for_calls(2)
     late = await submit(*(engine.decode(tokens(value, value), deadline=soon) for value in (1, 2)))
@@ -133,7 +134,7 @@ async def test_full_lanes_are_served_round_robin(
     engine = await start(max_batch_size=1)
     first = await busy(engine)
     flood = await submit(
-        engine.encode(images(1, 2, 3), deadline=soon),
+        encode(engine, images(1, 2, 3), deadline=soon),
         engine.decode(tokens(1, 2, 3), deadline=soon),
         engine.generate(items(1, steps=3), deadline=soon),
     )
@@ -145,7 +146,7 @@ async def test_full_lanes_are_served_round_robin(
 async def test_one_thread_owns_the_device(start: Start, device: FakeDevice, soon: float) -> None:
     engine = await start()
     await asyncio.gather(
-        *(engine.encode(images(value), deadline=soon) for value in range(5)),
+        *(encode(engine, images(value), deadline=soon) for value in range(5)),
         engine.decode(tokens(1), deadline=soon),
         engine.generate(items(1), deadline=soon),
     )
@@ -157,7 +158,7 @@ async def test_a_result_has_the_timing_of_its_request(
 ) -> None:
     engine = await start(max_batch_size=4)
     first = await busy(engine)
-    [large] = await submit(engine.encode(images(1, 2, 3, 4, 5), deadline=soon))
+    [large] = await submit(encode(engine, images(1, 2, 3, 4, 5), deadline=soon))
     clock.advance(3)
     device.release()
     await first
@@ -175,15 +176,15 @@ async def test_a_snapshot_counts_queued_and_active_images(
     engine = await start()
     first = await busy(engine)
     others = await submit(
-        engine.encode(images(1, 2), deadline=soon),
+        encode(engine, images(1, 2), deadline=soon),
         engine.decode(tokens(1, 2, 3), deadline=soon),
         engine.generate(items(1), deadline=soon),
     )
-    assert engine.snapshot() == EngineSnapshot(
-        encode=LaneSnapshot(queued_images=2, queued_bytes=images(1, 2).nbytes, active_images=1),
-        decode=LaneSnapshot(queued_images=3, queued_bytes=tokens(1, 2, 3).nbytes, active_images=0),
-        generate=LaneSnapshot(queued_images=1, queued_bytes=0, active_images=0),
-    )
+    assert engine.snapshot() == {
+        "encode": LaneSnapshot(queued_images=2, queued_bytes=images(1, 2).nbytes, active_images=1),
+        "decode": LaneSnapshot(queued_images=3, queued_bytes=tokens(1, 2, 3).nbytes, active_images=0),
+        "generate": LaneSnapshot(queued_images=1, queued_bytes=0, active_images=0),
+    }
     device.release()
     await asyncio.gather(first, *others)
 
@@ -194,9 +195,9 @@ async def test_a_batch_is_reported_with_the_callers_of_its_requests(
     engine = await start()
     first = await busy(engine)
     observer.next_caller = "one"
-    others = await submit(engine.encode(images(1, 2), deadline=soon))
+    others = await submit(encode(engine, images(1, 2), deadline=soon))
     observer.next_caller = "other"
-    others += await submit(engine.encode(images(3), deadline=soon))
+    others += await submit(encode(engine, images(3), deadline=soon))
     device.release()
     await asyncio.gather(first, *others)
     assert [sorted(map(str, callers)) for callers in observer.callers] == [[], ["one", "other"]]
@@ -237,11 +238,11 @@ async def test_an_image_that_arrives_during_a_batch_waits_for_the_next_image_of_
 ) -> None:
     engine = await start(gathering_wait=1.0)
     device.hold()
-    [first] = await submit(engine.encode(images(0), deadline=soon))
+    [first] = await submit(encode(engine, images(0), deadline=soon))
     device.wait_for_calls(1)
-    [second] = await submit(engine.encode(images(1), deadline=soon))
+    [second] = await submit(encode(engine, images(1), deadline=soon))
     clock.advance(0.001)
     device.release()
     await first
-    await asyncio.gather(second, engine.encode(images(2), deadline=soon))
+    await asyncio.gather(second, encode(engine, images(2), deadline=soon))
     assert device.rows_of("encode") == [(0,), (1, 2)]

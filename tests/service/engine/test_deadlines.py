@@ -7,16 +7,7 @@ import asyncio
 import pytest
 
 from service.engine import DeadlineExceeded, LaneSnapshot
-from tests.service.engine.fakes import (
-    Busy,
-    FakeClock,
-    FakeDevice,
-    FakeObserver,
-    Start,
-    Submit,
-    images,
-    items,
-)
+from tests.service.engine.fakes import Busy, FakeClock, FakeDevice, FakeObserver, Start, Submit, encode, images, items
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +19,7 @@ async def test_a_request_after_its_deadline_is_rejected(
 ) -> None:
     engine = await start()
     with pytest.raises(DeadlineExceeded) as late:
-        await engine.encode(images(1), deadline=clock.now)
+        await encode(engine, images(1), deadline=clock.now)
     assert (late.value.lane, late.value.stage) == ("encode", "admission")
     assert device.calls == []
 
@@ -39,7 +30,7 @@ async def test_a_request_that_expires_in_the_queue_never_reaches_the_device(
     engine = await start()
     first = await busy(engine)
     late, timely = await submit(
-        engine.encode(images(1, 2, 3), deadline=clock.now + 100), engine.encode(images(4), deadline=soon)
+        encode(engine, images(1, 2, 3), deadline=clock.now + 100), encode(engine, images(4), deadline=soon)
     )
     clock.advance(100)
     device.release()
@@ -57,7 +48,7 @@ async def test_an_expired_request_fails_before_the_next_batch_runs(
     engine = await start()
     first = await busy(engine)
     late, timely = await submit(
-        engine.encode(images(1), deadline=clock.now + 100), engine.encode(images(2), deadline=soon)
+        encode(engine, images(1), deadline=clock.now + 100), encode(engine, images(2), deadline=soon)
     )
     clock.advance(100)
     device.let_through(1)
@@ -72,7 +63,7 @@ async def test_the_rest_of_a_large_request_that_expires_between_batches_is_dropp
 ) -> None:
     engine = await start(max_batch_size=2)
     device.hold()
-    [large] = await submit(engine.encode(images(1, 2, 3, 4, 5), deadline=clock.now + 100))
+    [large] = await submit(encode(engine, images(1, 2, 3, 4, 5), deadline=clock.now + 100))
     device.wait_for_calls(1)
     clock.advance(100)
     device.release()
@@ -89,9 +80,9 @@ async def test_a_request_expires_while_the_device_is_busy(
     engine = await start()
     first = await busy(engine)
     with pytest.raises(DeadlineExceeded) as exceeded:
-        await engine.encode(images(1, 2), deadline=clock.now + 0.001)
+        await encode(engine, images(1, 2), deadline=clock.now + 0.001)
     assert exceeded.value.stage == "queue"
-    assert engine.snapshot().encode.queued_images == 0
+    assert engine.snapshot()["encode"].queued_images == 0
     assert observer.abandonments == {("encode", "expired"): 2}
     device.release()
     await first
@@ -103,13 +94,13 @@ async def test_a_result_after_the_deadline_is_discarded(
 ) -> None:
     engine = await start()
     device.hold()
-    [late] = await submit(engine.encode(images(1), deadline=clock.now + 0.001))
+    [late] = await submit(encode(engine, images(1), deadline=clock.now + 0.001))
     device.wait_for_calls(1)
     with pytest.raises(DeadlineExceeded) as exceeded:
         await late
     assert exceeded.value.stage == "device"
     device.release()
-    await engine.encode(images(2), deadline=soon)
+    await encode(engine, images(2), deadline=soon)
     assert device.rows_of("encode") == [(1,), (2,)]
 
 
@@ -119,13 +110,13 @@ async def test_a_failure_after_cancellation_is_discarded(
     engine = await start()
     device.hold()
     device.poison = {1}
-    [gone] = await submit(engine.encode(images(1), deadline=soon))
+    [gone] = await submit(encode(engine, images(1), deadline=soon))
     device.wait_for_calls(1)
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gone
     device.release()
-    await engine.encode(images(2), deadline=soon)
+    await encode(engine, images(2), deadline=soon)
 
 
 async def test_queued_images_of_a_cancelled_request_are_dropped_at_once(
@@ -133,13 +124,15 @@ async def test_queued_images_of_a_cancelled_request_are_dropped_at_once(
 ) -> None:
     engine = await start(max_images=4)
     first = await busy(engine)
-    gone, waiting = await submit(engine.encode(images(1, 2, 3), deadline=soon), engine.encode(images(4), deadline=soon))
+    gone, waiting = await submit(
+        encode(engine, images(1, 2, 3), deadline=soon), encode(engine, images(4), deadline=soon)
+    )
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gone
-    assert engine.snapshot().encode == LaneSnapshot(queued_images=1, queued_bytes=images(4).nbytes, active_images=1)
+    assert engine.snapshot()["encode"] == LaneSnapshot(queued_images=1, queued_bytes=images(4).nbytes, active_images=1)
     assert observer.abandonments == {("encode", "cancelled"): 3}
-    others = await submit(engine.encode(images(5, 6, 7), deadline=soon))
+    others = await submit(encode(engine, images(5, 6, 7), deadline=soon))
     device.release()
     await asyncio.gather(first, waiting, *others)
     assert device.rows_of("encode") == [(0,), (4, 5, 6, 7)]
@@ -150,7 +143,7 @@ async def test_a_cancelled_request_does_not_affect_others_in_its_batch(
 ) -> None:
     engine = await start()
     first = await busy(engine)
-    gone, waiting = await submit(engine.encode(images(1), deadline=soon), engine.encode(images(2), deadline=soon))
+    gone, waiting = await submit(encode(engine, images(1), deadline=soon), encode(engine, images(2), deadline=soon))
     device.let_through(1)
     device.wait_for_calls(2)
     gone.cancel()

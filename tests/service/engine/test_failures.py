@@ -18,6 +18,7 @@ from tests.service.engine.fakes import (
     Pixels,
     Start,
     Submit,
+    encode,
     generated,
     images,
     items,
@@ -34,9 +35,9 @@ async def test_only_the_request_with_the_bad_image_fails(
     device.poison = {3}
     first = await busy(engine)
     good, bad, other = await submit(
-        engine.encode(images(1), deadline=soon),
-        engine.encode(images(2, 3, 4), deadline=soon),
-        engine.encode(images(5), deadline=soon),
+        encode(engine, images(1), deadline=soon),
+        encode(engine, images(2, 3, 4), deadline=soon),
+        encode(engine, images(5), deadline=soon),
     )
     device.release()
     with pytest.raises(DeviceFailed, match="cannot compute") as failed:
@@ -46,7 +47,7 @@ async def test_only_the_request_with_the_bad_image_fails(
     np.testing.assert_array_equal((await good).tokens, tokens(1))
     np.testing.assert_array_equal((await other).tokens, tokens(5))
     assert engine.state.is_ready
-    np.testing.assert_array_equal((await engine.encode(images(6), deadline=soon)).tokens, tokens(6))
+    np.testing.assert_array_equal((await encode(engine, images(6), deadline=soon)).tokens, tokens(6))
 
 
 async def test_after_a_failed_batch_the_rest_of_a_failed_request_is_not_run(
@@ -55,8 +56,8 @@ async def test_after_a_failed_batch_the_rest_of_a_failed_request_is_not_run(
     engine = await start(max_batch_size=3)
     device.poison = {1}
     with pytest.raises(DeviceFailed):
-        await engine.encode(images(1, 2, 3, 4), deadline=soon)
-    await engine.encode(images(5), deadline=soon)
+        await encode(engine, images(1, 2, 3, 4), deadline=soon)
+    await encode(engine, images(5), deadline=soon)
     assert device.rows_of("encode") == [(1, 2, 3), (1,), (5,)]
 
 
@@ -98,8 +99,8 @@ async def test_a_device_that_returns_too_few_rows_fails_the_request(
     with monkeypatch.context() as patch:
         patch.setattr(device, "encode", forget_the_last)
         with pytest.raises(DeviceFailed):
-            await engine.encode(images(1, 2), deadline=soon)
-    np.testing.assert_array_equal((await engine.encode(images(3), deadline=soon)).tokens, tokens(3))
+            await encode(engine, images(1, 2), deadline=soon)
+    np.testing.assert_array_equal((await encode(engine, images(3), deadline=soon)).tokens, tokens(3))
 
 
 @pytest.mark.parametrize("form", ["inline"], indirect=True)
@@ -110,9 +111,9 @@ async def test_when_the_device_thread_dies_every_request_fails(
     device.fatal = {2}
     device.hold()
     waiters = await submit(
-        engine.encode(images(2), deadline=soon),
-        engine.encode(images(1), deadline=soon),
-        engine.encode(images(3, 4), deadline=soon),
+        encode(engine, images(2), deadline=soon),
+        encode(engine, images(1), deadline=soon),
+        encode(engine, images(3, 4), deadline=soon),
         engine.decode(tokens(5), deadline=soon),
         engine.generate(items(6), deadline=soon),
     )
@@ -123,7 +124,7 @@ async def test_when_the_device_thread_dies_every_request_fails(
     assert engine.state.name == "failed"
     assert "fell off the bus" in str(engine.state.reason)
     with pytest.raises(EngineStopped, match="fell off the bus"):
-        await engine.encode(images(7), deadline=soon)
+        await encode(engine, images(7), deadline=soon)
     with pytest.raises(EngineStopped):
         await engine.ready()
 
@@ -156,7 +157,7 @@ async def test_a_device_that_cannot_be_opened_fails_the_engine(build: Build, err
         await engine.ready()
     assert engine.state.name == "failed"
     with pytest.raises(EngineStopped, match="no such device"):
-        await engine.encode(images(1), deadline=soon)
+        await encode(engine, images(1), deadline=soon)
     await engine.stop(1)
     assert engine.state.name == "failed"
 
@@ -184,5 +185,5 @@ async def test_every_attempt_of_a_failed_batch_is_reported(
     engine = await start()
     device.poison = {1}
     with pytest.raises(DeviceFailed):
-        await engine.encode(images(2, 1), deadline=soon)
+        await encode(engine, images(2, 1), deadline=soon)
     assert observer.batches == [("encode", 2), ("encode", 1), ("encode", 1)]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from service.engine import DeviceFailed, EngineStopped, InlineEngine
+from service.engine import DeviceFailed, EngineStopped
 from tests.service.engine.fakes import (
     PATIENCE,
     Build,
@@ -17,7 +17,9 @@ from tests.service.engine.fakes import (
     FakeObserver,
     Start,
     Submit,
+    encode,
     images,
+    inline_engine,
     items,
     tokens,
 )
@@ -37,7 +39,7 @@ async def test_an_engine_is_ready_when_its_device_is_open(build: Build, device: 
     engine.start()
     assert engine.state.name == "starting"
     with pytest.raises(EngineStopped, match="being loaded"):
-        await engine.encode(images(1), deadline=soon)
+        await encode(engine, images(1), deadline=soon)
     may_open.set()
     await engine.ready()
     assert engine.state.is_ready
@@ -50,14 +52,14 @@ async def test_stop_finishes_admitted_requests_and_rejects_new_ones(
     engine = await start(max_batch_size=2)
     first = await busy(engine)
     accepted = await submit(
-        engine.encode(images(1, 2, 3), deadline=soon),
+        encode(engine, images(1, 2, 3), deadline=soon),
         engine.decode(tokens(4), deadline=soon),
         engine.generate(items(5, 6, 7), deadline=soon),
     )
     [stopping] = await submit(engine.stop(PATIENCE))
     assert engine.state.name == "draining"
     with pytest.raises(EngineStopped, match="shutting down"):
-        await engine.encode(images(8), deadline=soon)
+        await encode(engine, images(8), deadline=soon)
     assert observer.rejections == {("encode", "stopped"): 1}
     device.release()
     await stopping
@@ -71,7 +73,7 @@ async def test_requests_that_outlast_the_drain_fail_while_the_device_is_busy(
     engine = await start()
     first = await busy(engine)
     queued = await submit(
-        engine.encode(images(1), deadline=soon),
+        encode(engine, images(1), deadline=soon),
         engine.decode(tokens(2), deadline=soon),
         engine.generate(items(3), deadline=soon),
     )
@@ -103,7 +105,7 @@ async def test_a_device_failure_during_the_drain_is_reported(
     engine = await start()
     device.poison = {1}
     device.hold()
-    [bad] = await submit(engine.encode(images(1), deadline=soon))
+    [bad] = await submit(encode(engine, images(1), deadline=soon))
     [stopping] = await submit(engine.stop(PATIENCE))
     device.release()
     await stopping
@@ -118,7 +120,7 @@ async def test_an_engine_that_was_never_started_stops(build: Build, soon: float)
     with pytest.raises(EngineStopped):
         await engine.ready()
     with pytest.raises(EngineStopped, match="shut down"):
-        await engine.encode(images(1), deadline=soon)
+        await encode(engine, images(1), deadline=soon)
 
 
 async def test_an_engine_stops_twice(start: Start) -> None:
@@ -163,13 +165,13 @@ async def test_an_engine_stops_while_its_device_is_being_opened(
 def test_a_device_that_returns_after_the_event_loop_has_closed_ends_its_thread(
     device: FakeDevice,
 ) -> None:
-    engine = InlineEngine(lambda: device)
+    engine = inline_engine(lambda: device)
 
     async def leave_it_behind() -> None:
         engine.start()
         await engine.ready()
         device.hold()
-        waiter = asyncio.create_task(engine.encode(images(1), deadline=time.monotonic() + 3600))
+        waiter = asyncio.create_task(encode(engine, images(1), deadline=time.monotonic() + 3600))
         await asyncio.sleep(0)
         device.wait_for_calls(1)
         await engine.stop(0)

@@ -12,11 +12,23 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from service.engine import DeviceFailed, Engine, EngineStopped, InlineEngine, QueueFull, WorkerCrashed
+from service.engine import DeviceFailed, Engine, EngineStopped, QueueFull, WorkerCrashed
 from service.engine.protocol import DeviceLost
-from service.engine.remote import RemoteEngine
 from service.engine.wire import Channel, DeviceReady
-from tests.service.engine.fakes import PATIENCE, Build, FakeClock, FakeDevice, Pool, Submit, images, tokens, until
+from tests.service.engine.fakes import (
+    PATIENCE,
+    Build,
+    FakeClock,
+    FakeDevice,
+    Pool,
+    Submit,
+    encode,
+    images,
+    inline_engine,
+    remote_engine,
+    tokens,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 remote = pytest.mark.parametrize("form", ["remote"], indirect=True)
@@ -56,7 +68,7 @@ async def test_a_worker_whose_cuda_context_has_ended_leaves_and_its_batch_is_rep
     watched: Engine, openings: list[None], device: FakeDevice, soon: float, message: str
 ) -> None:
     device.errors = [RuntimeError(message)]
-    np.testing.assert_array_equal((await watched.encode(images(1, 2), deadline=soon)).tokens, tokens(1, 2))
+    np.testing.assert_array_equal((await encode(watched, images(1, 2), deadline=soon)).tokens, tokens(1, 2))
     assert device.rows_of("encode") == [(1, 2), (1,), (2,)]
     assert len(openings) == 2
 
@@ -68,14 +80,14 @@ async def test_a_worker_leaves_after_five_single_images_in_a_row_that_failed(
     device.errors = [KeyError(number) for number in range(4)]
     for _ in range(4):
         with pytest.raises(DeviceFailed):
-            await watched.encode(images(1), deadline=soon)
-    await watched.encode(images(1), deadline=soon)
+            await encode(watched, images(1), deadline=soon)
+    await encode(watched, images(1), deadline=soon)
     device.errors = [KeyError(number) for number in range(5)]
     for _ in range(4):
         with pytest.raises(DeviceFailed):
-            await watched.encode(images(1), deadline=soon)
+            await encode(watched, images(1), deadline=soon)
     assert len(openings) == 1
-    np.testing.assert_array_equal((await watched.encode(images(1), deadline=soon)).tokens, tokens(1))
+    np.testing.assert_array_equal((await encode(watched, images(1), deadline=soon)).tokens, tokens(1))
     assert len(openings) == 2
 
 
@@ -85,7 +97,7 @@ async def test_out_of_memory_is_no_loss_of_the_device(
 ) -> None:
     device.errors = [RuntimeError("CUDA error: out of memory")]
     with pytest.raises(DeviceFailed, match="out of memory"):
-        await watched.encode(images(1), deadline=soon)
+        await encode(watched, images(1), deadline=soon)
     assert len(openings) == 1
 
 
@@ -94,12 +106,12 @@ async def test_an_engine_in_one_process_that_loses_its_device_reports_it(
     device: FakeDevice, clock: FakeClock, soon: float, form: str
 ) -> None:
     failures: list[BaseException] = []
-    engine = InlineEngine(lambda: device, clock=clock, on_failure=failures.append)
+    engine = inline_engine(lambda: device, clock=clock, on_failure=failures.append)
     engine.start()
     await engine.ready()
     device.errors = [RuntimeError("CUDA error: unspecified launch failure")]
     with pytest.raises(EngineStopped, match="the device is lost: CUDA error: unspecified launch failure"):
-        await engine.encode(images(1), deadline=soon)
+        await encode(engine, images(1), deadline=soon)
     await until(lambda: bool(failures))
     assert (engine.state.name, [type(failure) for failure in failures]) == ("failed", [DeviceLost])
     await engine.stop(PATIENCE)
@@ -129,15 +141,15 @@ async def test_a_link_goes_on_when_descriptors_are_free_again(
     address = str(build.workers[0].address)  # type: ignore[attr-defined]
     first.start()
     await first.ready()
-    await first.encode(images(1), deadline=soon)  # the worker has closed what it received when `first` connected
-    engine = RemoteEngine({"fake": address}, clock=clock)
+    await encode(first, images(1), deadline=soon)  # the worker has closed what it received when `first` connected
+    engine = remote_engine({"fake": address}, clock=clock)
     try:
         with descriptors_left(left):
             engine.start()
             await until(lambda: message in caplog.text)
             assert not engine.state.is_ready
         await engine.ready()
-        np.testing.assert_array_equal((await engine.encode(images(1), deadline=soon)).tokens, tokens(1))
+        np.testing.assert_array_equal((await encode(engine, images(1), deadline=soon)).tokens, tokens(1))
     finally:
         await engine.stop(PATIENCE)
 
@@ -168,7 +180,7 @@ async def test_what_fails_on_one_worker_is_retried_on_the_other(pool: Pool, subm
     broken.poison, broken.fatal = {1, 2}, {3}
     broken.hold()
     sound.hold()
-    waiters = await submit(*(engine.encode(images(value, value), deadline=soon) for value in (1, 3)))
+    waiters = await submit(*(encode(engine, images(value, value), deadline=soon) for value in (1, 3)))
     for device in (broken, sound):  # one batch each
         device.wait_for_calls(1)
     broken.release()
@@ -177,10 +189,10 @@ async def test_what_fails_on_one_worker_is_retried_on_the_other(pool: Pool, subm
     for value, waiter in zip((1, 3), waiters, strict=True):
         np.testing.assert_array_equal((await waiter).tokens, tokens(value, value))
     for value in (2, 3):
-        np.testing.assert_array_equal((await engine.encode(images(value), deadline=soon)).tokens, tokens(value))
+        np.testing.assert_array_equal((await encode(engine, images(value), deadline=soon)).tokens, tokens(value))
     sound.poison = {2}
     with pytest.raises(DeviceFailed):
-        await engine.encode(images(2), deadline=soon)
+        await encode(engine, images(2), deadline=soon)
 
 
 @remote
@@ -189,8 +201,8 @@ async def test_memory_that_cannot_be_allocated_is_back_pressure(build: Build, so
     engine.start()
     await engine.ready()
     with descriptors_left(0), pytest.raises(QueueFull, match="No memory is left"):
-        await engine.encode(images(1), deadline=soon)
-    np.testing.assert_array_equal((await engine.encode(images(2), deadline=soon)).tokens, tokens(2))
+        await encode(engine, images(1), deadline=soon)
+    np.testing.assert_array_equal((await encode(engine, images(2), deadline=soon)).tokens, tokens(2))
 
 
 @remote
@@ -202,13 +214,13 @@ async def test_an_error_in_the_thread_of_a_link_ends_the_engine_and_is_reported(
     await first.ready()
     failures: list[BaseException] = []
     address = str(build.workers[0].address)  # type: ignore[attr-defined]
-    engine = RemoteEngine({"fake": address}, clock=clock, on_failure=failures.append)
+    engine = remote_engine({"fake": address}, clock=clock, on_failure=failures.append)
     engine.start()
     await engine.ready()
     with monkeypatch.context() as patch:
         patch.delattr("service.engine.runner.LinkRunner._copy_results")
         with pytest.raises(EngineStopped, match="the device thread has died"):
-            await engine.encode(images(1), deadline=soon)
+            await encode(engine, images(1), deadline=soon)
     await until(lambda: len(failures) == 1)
     assert engine.state.name == "failed"
     await engine.stop(PATIENCE)

@@ -13,18 +13,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine import (
-    DeadlineExceeded,
-    DeviceFailed,
-    EngineStopped,
-    InlineEngine,
-    LaneLimits,
-    QueueFull,
-    WorkerCrashed,
-)
-from service.engine.batching import BatchingEngine
+from service.engine import DeadlineExceeded, DeviceFailed, Engine, EngineStopped, LaneLimits, QueueFull, WorkerCrashed
 from service.engine.jobs import Outcome
-from service.engine.remote import RemoteEngine, RemoteLink
+from service.engine.remote import RemoteLink
 from tests.service.engine.fakes import (
     AT_REST,
     PATIENCE,
@@ -32,9 +23,12 @@ from tests.service.engine.fakes import (
     FakeDevice,
     FakeObserver,
     FakeWorker,
+    encode,
     generated,
     images,
+    inline_engine,
     items,
+    remote_engine,
     tokens,
 )
 
@@ -93,7 +87,7 @@ ACTIONS_AND_CRASHES = st.one_of(ACTIONS, st.builds(Crash))
 class Request:
     """A request, and the outcomes that are allowed for it."""
 
-    def __init__(self, engine: BatchingEngine, action: Submit, values: tuple[int, ...], now: float) -> None:
+    def __init__(self, engine: Engine, action: Submit, values: tuple[int, ...], now: float) -> None:
         self.values = values
         self.poisoned = action.poisoned
         self.deadline = now + action.patience
@@ -101,7 +95,7 @@ class Request:
         self.endings = 0
         self.expected: Any
         if action.lane == "encode":
-            call, self.expected = engine.encode(images(*values), deadline=self.deadline), tokens(*values)
+            call, self.expected = encode(engine, images(*values), deadline=self.deadline), tokens(*values)
         elif action.lane == "decode":
             call, self.expected = engine.decode(tokens(*values), deadline=self.deadline), images(*values)
         else:
@@ -139,7 +133,7 @@ class Request:
 class Watch:
     """Tells whether the thread of an engine's only link has received all outcomes of its worker."""
 
-    def __init__(self, engine: RemoteEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         link = engine._links[0]
         assert isinstance(link, RemoteLink)
         self.link = link
@@ -170,13 +164,13 @@ class Schedule:
         self.observer = FakeObserver()
         self.worker: FakeWorker | None = None
         self.watch: Watch | None = None
-        self.engine: BatchingEngine
+        self.engine: Engine
         if form == "inline":
-            self.engine = InlineEngine(lambda: self.device, limits=LIMITS, observer=self.observer, clock=self.clock)
+            self.engine = inline_engine(lambda: self.device, limits=LIMITS, observer=self.observer, clock=self.clock)
         else:
             self.worker = FakeWorker(folder / "worker", lambda: self.device, self.clock)
             addresses = {"fake": str(self.worker.address)}
-            self.engine = RemoteEngine(addresses, limits=LIMITS, observer=self.observer, clock=self.clock)
+            self.engine = remote_engine(addresses, limits=LIMITS, observer=self.observer, clock=self.clock)
             self.watch = Watch(self.engine)
         self.requests: list[Request] = []
         self.values = iter(range(1, 60_000))
@@ -221,7 +215,7 @@ class Schedule:
                 self.device.let_through(1)
 
     async def _submit(self, action: Submit) -> None:
-        held = getattr(self.engine.snapshot(), action.lane)
+        held = self.engine.snapshot()[action.lane]
         values = tuple(next(self.values) for _ in range(action.size))
         if action.poisoned:
             self.device.poison.add(values[-1])
@@ -255,8 +249,7 @@ class Schedule:
         await self.engine.stop(PATIENCE)
 
     def _check_bounds(self, *, crashes: int) -> None:
-        snapshot = self.engine.snapshot()
-        for lane in (snapshot.encode, snapshot.decode, snapshot.generate):
+        for lane in self.engine.snapshot().values():
             # Prefetched images of a dead worker return to a queue that may be full again.
             spare = LIMITS.max_batch_size if crashes else 0
             assert 0 <= lane.queued_images <= LIMITS.max_images + spare

@@ -19,6 +19,7 @@ from tests.service.engine.fakes import (
     FakeObserver,
     Start,
     Submit,
+    encode,
     images,
     tokens,
 )
@@ -43,8 +44,10 @@ async def test_admission_is_refused_before_decoding(start: Start, observer: Fake
     with await engine.open_encode(2, image_size=2, deadline=soon):
         with pytest.raises(QueueFull):
             await engine.open_encode(2, image_size=2, deadline=soon)
-        assert engine.snapshot().encode == LaneSnapshot(queued_images=2, queued_bytes=2 * IMAGE_BYTES, active_images=0)
-    assert engine.snapshot().encode.queued_images == 0
+        assert engine.snapshot()["encode"] == LaneSnapshot(
+            queued_images=2, queued_bytes=2 * IMAGE_BYTES, active_images=0
+        )
+    assert engine.snapshot()["encode"].queued_images == 0
     assert observer.rejections == {("encode", "images"): 1}
 
 
@@ -53,7 +56,7 @@ async def test_an_image_that_cannot_be_decoded_does_not_affect_others(
 ) -> None:
     engine = await start()
     first = await busy(engine)
-    [other] = await submit(engine.encode(images(5), deadline=soon))
+    [other] = await submit(encode(engine, images(5), deadline=soon))
     with await engine.open_encode(3, image_size=2, deadline=soon) as ticket:
         ticket.put(0, images(6)[0])  # the second image cannot be decoded
     ticket.put(2, images(7)[0])  # a decoding thread that runs late
@@ -79,7 +82,7 @@ async def test_a_request_whose_images_are_not_decoded_in_time_expires(start: Sta
         with pytest.raises(DeadlineExceeded) as late:
             await ticket.result()
     assert late.value.lane == "encode"
-    assert engine.snapshot().encode.queued_images == 0
+    assert engine.snapshot()["encode"].queued_images == 0
 
 
 async def test_a_drain_waits_for_images_that_are_still_being_decoded(start: Start, submit: Submit, soon: float) -> None:
@@ -107,14 +110,14 @@ async def test_block_memory_is_bounded_under_cancellation(
     engine = await start(max_batch_size=4, max_images=8)
     first = await busy(engine)
     for round_ in range(50):
-        waiting = await submit(*(engine.encode(images(round_, value), deadline=soon) for value in range(4)))
+        waiting = await submit(*(encode(engine, images(round_, value), deadline=soon) for value in range(4)))
         for request in waiting[round_ % 3 : 3]:
             request.cancel()
         await asyncio.sleep(0)
         for request in waiting:
             request.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-    last = await submit(*(engine.encode(images(value), deadline=soon) for value in range(8)))
+    last = await submit(*(encode(engine, images(value), deadline=soon) for value in range(8)))
     assert engine._queues.encode.pool.size <= 2 + 1 + 1  # two queued, one being filled, one on the device
     device.release()
     await first
@@ -128,13 +131,13 @@ async def test_an_image_waits_for_a_full_batch_at_most_max_wait(
     engine = build(max_batch_size=3, max_wait=50.0)
     engine.start()
     await engine.ready()
-    waiting = await submit(engine.encode(images(1), deadline=soon))
+    waiting = await submit(encode(engine, images(1), deadline=soon))
     clock.advance(30)
-    waiting += await submit(engine.encode(images(2), deadline=soon))
+    waiting += await submit(encode(engine, images(2), deadline=soon))
     assert device.calls == []
     clock.advance(20)  # the first has waited for fifty, the second for twenty
     await asyncio.gather(*waiting)
-    await asyncio.gather(*(await submit(*(engine.encode(images(value), deadline=soon) for value in (3, 4, 5)))))
+    await asyncio.gather(*(await submit(*(encode(engine, images(value), deadline=soon) for value in (3, 4, 5)))))
     assert device.rows_of("encode") == [(1, 2), (3, 4, 5)]
 
 
@@ -159,7 +162,7 @@ async def test_an_idle_worker_waits_for_images_being_decoded_for_as_long_as_an_i
     start: Start, device: FakeDevice, clock: FakeClock, soon: float
 ) -> None:
     engine = await start(gathering_wait=1.0)
-    await engine.encode(images(0), deadline=soon)  # alone: it waits for nothing, and tells how long an image takes
+    await encode(engine, images(0), deadline=soon)  # alone: it waits for nothing, and tells how long an image takes
     with (
         await engine.open_encode(1, image_size=2, deadline=soon) as one,
         await engine.open_encode(1, image_size=2, deadline=soon) as two,
@@ -178,5 +181,5 @@ async def test_an_idle_worker_waits_for_images_being_decoded_for_as_long_as_an_i
         clock.advance(1.0)
         await one.result()
         never.__exit__()
-        await engine.encode(images(4), deadline=soon)
+        await encode(engine, images(4), deadline=soon)
     assert device.rows_of("encode")[2:] == [(3,), (4,)]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from service.engine import DeadlineExceeded, EngineStopped, LaneSnapshot, QueueFull, WorkerCrashed
-from service.engine.remote import RemoteEngine
 from service.engine.wire import Channel, DeviceReady
 from service.engine.worker import DeviceServer
 from tests.service.engine.fakes import (
@@ -27,9 +26,11 @@ from tests.service.engine.fakes import (
     Pool,
     Start,
     Submit,
+    encode,
     generated,
     images,
     items,
+    remote_engine,
     tokens,
     until,
 )
@@ -43,7 +44,7 @@ async def test_the_batch_of_a_dead_worker_is_retried_unbatched(
     engine = await start()
     device.fatal_once = {2}
     first = await busy(engine)
-    waiting = await submit(*(engine.encode(images(value), deadline=soon) for value in (1, 2, 3)))
+    waiting = await submit(*(encode(engine, images(value), deadline=soon) for value in (1, 2, 3)))
     device.release()
     await first
     for value, result in zip((1, 2, 3), await asyncio.gather(*waiting), strict=True):
@@ -58,9 +59,9 @@ async def test_an_image_that_crashes_two_workers_fails_only_its_request(
     device.fatal = {2}
     first = await busy(engine)
     good, poison, other = await submit(
-        engine.encode(images(1), deadline=soon),
-        engine.encode(images(2), deadline=soon),
-        engine.encode(images(3), deadline=soon),
+        encode(engine, images(1), deadline=soon),
+        encode(engine, images(2), deadline=soon),
+        encode(engine, images(3), deadline=soon),
     )
     device.release()
     with pytest.raises(WorkerCrashed):
@@ -104,17 +105,17 @@ async def test_a_full_batch_is_prefetched_and_a_partial_one_grows(
     engine.start()
     await engine.ready()
     device.hold()
-    waiters = await submit(*(engine.encode(images(value, value), deadline=soon) for value in (1, 2, 3)))
+    waiters = await submit(*(encode(engine, images(value, value), deadline=soon) for value in (1, 2, 3)))
     device.wait_for_calls(1)
-    waiters += await submit(engine.encode(images(4), deadline=soon))
+    waiters += await submit(encode(engine, images(4), deadline=soon))
     device.let_through(1)
     device.wait_for_calls(2)
     await waiters[0]
     device.let_through(1)
     device.wait_for_calls(3)
     await waiters[1]
-    assert engine.snapshot().encode.queued_images == 1
-    waiters += await submit(engine.encode(images(5), deadline=soon))
+    assert engine.snapshot()["encode"].queued_images == 1
+    waiters += await submit(encode(engine, images(5), deadline=soon))
     device.release()
     await asyncio.gather(*waiters)
     assert device.rows_of("encode") == [(1, 1), (2, 2), (3, 3), (4, 5)]
@@ -127,19 +128,19 @@ async def test_a_prefetched_batch_counts_as_queued(
     engine.start()
     await engine.ready()
     device.hold()
-    waiters = await submit(engine.encode(images(1, 1), deadline=soon))
+    waiters = await submit(encode(engine, images(1, 1), deadline=soon))
     device.wait_for_calls(1)
-    waiters += await submit(*(engine.encode(images(value, value), deadline=soon) for value in (2, 3)))
+    waiters += await submit(*(encode(engine, images(value, value), deadline=soon) for value in (2, 3)))
     # Regardless of whether the worker has received the second batch.
     two = LaneSnapshot(queued_images=4, queued_bytes=images(2, 2, 3, 3).nbytes, active_images=2)
-    assert engine.snapshot().encode == two
+    assert engine.snapshot()["encode"] == two
     with pytest.raises(QueueFull):
-        await engine.encode(images(4), deadline=soon)
+        await encode(engine, images(4), deadline=soon)
     clock.advance(10)
     device.let_through(1)
     device.wait_for_calls(2)
     await waiters[0]
-    assert engine.snapshot().encode == replace(two, queued_images=2, queued_bytes=images(3, 3).nbytes)
+    assert engine.snapshot()["encode"] == replace(two, queued_images=2, queued_bytes=images(3, 3).nbytes)
     assert observer.waits == [("encode", 0.0), ("encode", 0.0), ("encode", 10.0), ("encode", 10.0)]
     clock.advance(10)
     device.release()
@@ -155,7 +156,7 @@ async def test_a_prefetched_batch_is_not_blamed_for_a_crash(
     await engine.ready()
     device.hold()
     device.fatal_once = {2, 4}
-    waiters = await submit(*(engine.encode(images(value), deadline=soon) for value in (1, 2, 3, 4, 5)))
+    waiters = await submit(*(encode(engine, images(value), deadline=soon) for value in (1, 2, 3, 4, 5)))
     device.wait_for_calls(1)
     device.release()
     for value, waiter in enumerate(waiters, start=1):
@@ -169,8 +170,8 @@ async def test_a_prefetched_batch_that_expires_never_reaches_the_device(
     engine.start()
     await engine.ready()
     device.hold()
-    first, second = await submit(*(engine.encode(images(value), deadline=soon) for value in (1, 2)))
-    late = (await submit(engine.encode(images(3), deadline=clock.now + 100)))[0]
+    first, second = await submit(*(encode(engine, images(value), deadline=soon) for value in (1, 2)))
+    late = (await submit(encode(engine, images(3), deadline=clock.now + 100)))[0]
     device.wait_for_calls(1)
     device.let_through(1)
     await first
@@ -198,7 +199,7 @@ async def test_without_a_worker_new_requests_are_rejected_and_admitted_ones_wait
     engine.start()
     await engine.ready()
     device.hold()
-    [waiting] = await submit(engine.encode(images(1), deadline=soon))
+    [waiting] = await submit(encode(engine, images(1), deadline=soon))
     device.wait_for_calls(1)
     may_open.clear()
     device.fatal_once = {1}
@@ -207,7 +208,7 @@ async def test_without_a_worker_new_requests_are_rejected_and_admitted_ones_wait
     assert engine.state.name == "starting"
     assert "the worker has gone" in str(engine.state.reason)
     with pytest.raises(EngineStopped, match="the worker has gone"):
-        await engine.encode(images(2), deadline=soon)
+        await encode(engine, images(2), deadline=soon)
     may_open.set()
     np.testing.assert_array_equal((await waiting).tokens, tokens(1))
     assert engine.state.is_ready
@@ -236,10 +237,10 @@ async def test_a_worker_that_cannot_open_its_device_reports_the_reason(
     await until(lambda: engine.state.name == "failed")
     assert "the device cannot be opened: no such weights" in str(engine.state.reason)
     with pytest.raises(EngineStopped, match="no such weights"):
-        await engine.encode(images(1), deadline=soon)
+        await encode(engine, images(1), deadline=soon)
     works.set()
     await until(lambda: engine.state.is_ready)
-    np.testing.assert_array_equal((await engine.encode(images(1), deadline=soon)).tokens, tokens(1))
+    np.testing.assert_array_equal((await encode(engine, images(1), deadline=soon)).tokens, tokens(1))
 
 
 async def test_two_workers_share_the_queue(pool: Pool, submit: Submit, soon: float) -> None:
@@ -247,11 +248,11 @@ async def test_two_workers_share_the_queue(pool: Pool, submit: Submit, soon: flo
     for device in devices:
         device.hold()
     waiters = await submit(
-        engine.encode(images(1, 2, 3, 4), deadline=soon), engine.generate(items(5, 6), deadline=soon)
+        encode(engine, images(1, 2, 3, 4), deadline=soon), engine.generate(items(5, 6), deadline=soon)
     )
     for device in devices:
         device.wait_for_calls(1)
-    assert engine.snapshot().encode.active_images + engine.snapshot().generate.active_images == 4
+    assert engine.snapshot()["encode"].active_images + engine.snapshot()["generate"].active_images == 4
     for device in devices:
         device.release()
     encoded, made = await asyncio.gather(*waiters)
@@ -263,7 +264,7 @@ async def test_the_engine_stays_ready_while_one_of_two_workers_is_left(pool: Poo
     engine, devices, workers = await pool(2, max_batch_size=1)
     for device in devices:
         device.hold()
-    waiters = await submit(*(engine.encode(images(value), deadline=soon) for value in (1, 2, 3)))
+    waiters = await submit(*(encode(engine, images(value), deadline=soon) for value in (1, 2, 3)))
     for device in devices:
         device.wait_for_calls(1)
     workers[0].stays_down = True
@@ -283,18 +284,18 @@ async def test_a_front_end_that_leaves_does_not_affect_the_other_on_its_worker(
     staying.start()
     await staying.ready()
     address = str(build.workers[0].address)  # type: ignore[attr-defined]
-    leaving = RemoteEngine({"fake": address}, clock=clock, depth=1)
+    leaving = remote_engine({"fake": address}, clock=clock, depth=1)
     leaving.start()
     await leaving.ready()
     first = await busy(staying)
-    [gone] = await submit(leaving.encode(images(1), deadline=soon))
-    await until(lambda: leaving.snapshot().encode.active_images == 1)
+    [gone] = await submit(encode(leaving, images(1), deadline=soon))
+    await until(lambda: leaving.snapshot()["encode"].active_images == 1)
     await leaving.stop(0)
     with pytest.raises(EngineStopped):
         await gone
     device.release()
     await first
-    np.testing.assert_array_equal((await staying.encode(images(2), deadline=soon)).tokens, tokens(2))
+    np.testing.assert_array_equal((await encode(staying, images(2), deadline=soon)).tokens, tokens(2))
 
 
 async def test_answers_of_any_size_are_complete(start: Start, soon: float) -> None:
@@ -326,10 +327,10 @@ async def test_a_job_that_was_never_started_is_never_blamed_for_a_crash(
 
     thread = threading.Thread(target=die_three_times, daemon=True)
     thread.start()
-    engine = RemoteEngine({"fake": str(address)}, clock=clock)
+    engine = remote_engine({"fake": str(address)}, clock=clock)
     engine.start()
     await engine.ready()
-    np.testing.assert_array_equal((await engine.encode(images(1), deadline=soon)).tokens, tokens(1))
+    np.testing.assert_array_equal((await encode(engine, images(1), deadline=soon)).tokens, tokens(1))
     assert device.rows_of("encode") == [(1,)]
     await engine.stop(PATIENCE)
     server.stop()

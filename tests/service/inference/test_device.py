@@ -14,8 +14,7 @@ import torch
 from models import Generator, Tokenizer
 from models.runtime.device_memory import is_out_of_memory
 from models.sampling.settings import SamplingSettings
-from service.engine import RowState
-from service.engine.protocol import ConfigurationError
+from service.engine.protocol import ConfigurationError, RowState
 from service.inference.device import ModelDevice, open_device
 from service.settings import Settings
 from tests.recorders import CallingRecorder
