@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
 from service.http.problems import PROBLEM_MEDIA_TYPE
+from service.http.sse import EVENT_STREAM, event
 
 _BINARY = {"type": "string", "format": "binary"}
 _PROBLEM_SCHEMA = {
@@ -56,15 +57,6 @@ _WHEN = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Events:
-    """A stream of server-sent events: its media type, the JSON Schema of the data of each event by name, and an example."""
-
-    media_type: str
-    data: Mapping[str, Mapping[str, Any]]
-    example: str
-
-
 def request_body(
     schema: type[BaseModel],
     example: Any,
@@ -82,26 +74,46 @@ def request_body(
 
 def answers(
     *problems: int,
+    schema: type[BaseModel] | None = None,
     example: Any = None,
     binary: Sequence[str] = (),
-    events: Events | None = None,
+    events: Mapping[str, type[BaseModel]] = MappingProxyType({}),
     description: str | None = None,
 ) -> dict[int | str, dict[str, Any]]:
-    """A route's ``responses``: an example of its JSON, its binary media types, the events of its stream, its problems."""
+    """A route's ``responses``: its JSON, with an example made of ``schema``; its binary media types, the events of
+    its stream by name, its problems.
+    """
+    if schema is not None:
+        example = example_of(schema)
     content: dict[str, Any] = {"application/json": {"example": example}} if example is not None else {}
     content |= {name: {"schema": _BINARY} for name in binary}
-    if events is not None:
-        content[events.media_type] = {"itemSchema": {"oneOf": _event_schemas(events)}, "example": events.example}
-    success: dict[str, Any] = {"content": content}
+    if events:
+        content[EVENT_STREAM] = _event_stream(events)
+    success: dict[str, Any] = {"content": content} | ({} if schema is None else {"model": schema})
     if description is not None:
         success["description"] = description
     documented: dict[int | str, dict[str, Any]] = {HTTPStatus.OK.value: success}
     return documented | {status: _problem(status) for status in (*problems, 401, 403, 429)}
 
 
-def _event_schemas(events: Events) -> list[dict[str, Any]]:
-    """Schemas of a stream's items (OpenAPI 3.2); ``error`` may end any stream."""
-    return [
+def example_of(schema: Any) -> Any:
+    """An example of a pydantic model, or of a list or an optional one: the first example of each field, or that of the model
+    that it holds. Optional fields without an example are left out.
+    """
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return {
+            name: field.examples[0] if field.examples else example_of(field.annotation)
+            for name, field in schema.model_fields.items()
+            if field.examples or field.is_required()
+        }
+    example = example_of(get_args(schema)[0])
+    return [example] if get_origin(schema) is list else example
+
+
+def _event_stream(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """Schemas of a stream's items (OpenAPI 3.2), by event, and an example of each; ``error`` may end any stream."""
+    data = {name: schema.model_json_schema() for name, schema in events.items()} | {"error": _PROBLEM_SCHEMA}
+    schemas = [
         {
             "type": "object",
             "required": ["event", "data"],
@@ -110,8 +122,10 @@ def _event_schemas(events: Events) -> list[dict[str, Any]]:
                 "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": schema},
             },
         }
-        for name, schema in {**events.data, "error": _PROBLEM_SCHEMA}.items()
+        for name, schema in data.items()
     ]
+    example = b"".join(event(name, json.dumps(example_of(schema))) for name, schema in events.items())
+    return {"itemSchema": {"oneOf": schemas}, "example": example.decode()}
 
 
 def _problem(status: int) -> dict[str, Any]:

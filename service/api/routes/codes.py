@@ -12,7 +12,7 @@ from starlette.responses import Response
 from service.api.access.authorization import KeyedRoute
 from service.api.bodies import read_json
 from service.api.image_responses import model_headers
-from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, SHA256_PATTERN, Size
+from service.api.schemas.base import EXAMPLE_SHA256, SHA256_PATTERN, Size
 from service.api.schemas.tokens import KnownCode, LookupRequest, LookupResponse
 from service.api.state import ApiState
 from service.http.openapi import answers, request_body
@@ -23,24 +23,13 @@ from service.operations.tokenization import TokenizedImage
 router = APIRouter(tags=["tokens"], route_class=KeyedRoute)
 
 _DIGEST = re.compile(SHA256_PATTERN, re.ASCII)
-_SAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-_KNOWN = {
-    "sha256": _SAMPLE,
-    "tokens": EXAMPLE_TOKENS,
-    "code": EXAMPLE_CODE,
-    "original_size": {"width": 600, "height": 400},
-}
 
 
 @router.post(
     "/v1/codes:lookup",
     summary="Look up codes by image digest",
-    response_model=LookupResponse,
-    responses=answers(
-        *(400, 404, 408, 413, 415, 422, 503),
-        example={"model": "titok-mini-32", "revision": EXAMPLE_REVISION, "data": [_KNOWN], "missing": []},
-    ),
-    openapi_extra=request_body(LookupRequest, {"sha256": [_SAMPLE]}),
+    responses=answers(400, 404, 408, 413, 415, 422, 503, schema=LookupResponse),
+    openapi_extra=request_body(LookupRequest, {"sha256": [EXAMPLE_SHA256]}),
 )
 async def lookup(request: Request) -> Response:
     """Returns the cached codes of up to 1,000 SHA-256 digests of image files.
@@ -67,8 +56,7 @@ async def lookup(request: Request) -> Response:
 @router.get(
     "/v1/codes/{sha256}",
     summary="Get the code of an image by its digest",
-    response_model=KnownCode,
-    responses=answers(404, 422, 503, example=_KNOWN),
+    responses=answers(404, 422, 503, schema=KnownCode),
 )
 async def known_code(
     request: Request,
@@ -76,7 +64,7 @@ async def known_code(
         str,
         PathParameter(
             description="SHA-256 digest of the image file.",
-            examples=[_SAMPLE],
+            examples=[EXAMPLE_SHA256],
             json_schema_extra={"pattern": SHA256_PATTERN},
         ),
     ],

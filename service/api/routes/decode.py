@@ -22,7 +22,7 @@ from service.api.image_responses import (
     model_headers,
     multipart_response,
 )
-from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION
+from service.api.schemas.base import EXAMPLE_CODE
 from service.api.schemas.images import DecodedItem, DecodeRequest, DecodeResponse
 from service.api.schemas.parsing import parse_body
 from service.api.state import ApiState, check_image_count
@@ -36,20 +36,14 @@ from service.imaging.encoding import OUTPUT_MEDIA_TYPES
 router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 _BODY = request_body(DecodeRequest, {"code": EXAMPLE_CODE}, binary=[PACKED_CODES, OCTETS])
-_EXAMPLE = {
-    "model": "titok-mini-32",
-    "revision": EXAMPLE_REVISION,
-    "data": [{"index": 0, "b64": "/9j/4AAQSkZJRgABAQAAAQABAAD...", "content_type": "image/jpeg"}],
-}
 
 
 @router.post(
     "/v1/decode",
     summary="Decode tokens to images",
-    response_model=DecodeResponse,
     responses=answers(
         *(400, 404, 406, 408, 409, 413, 415, 422, 429, 503, 504),
-        example=_EXAMPLE,
+        schema=DecodeResponse,
         binary=[*OUTPUT_MEDIA_TYPES, MULTIPART],
     ),
     openapi_extra=_BODY,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from models.arrays import Ids
@@ -14,15 +13,14 @@ from service.api.error_table import to_problem
 from service.api.generation import generated_items, generation_facts, generation_from
 from service.api.generation_stream import GenerationStream
 from service.api.image_responses import image_media_type, image_response, model_headers
-from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS
 from service.api.schemas.generation import GeneratedItem, GenerateRequest, GenerateResponse, GenerationFacts, StepEvent
 from service.api.state import ApiState
 from service.errors import ErrorDetail
 from service.http.disconnects import run_while_connected
 from service.http.negotiation import choose_media_type
-from service.http.openapi import Events, answers, request_body
+from service.http.openapi import answers, request_body
 from service.http.problems import InvalidRequest
-from service.http.sse import EVENT_STREAM, EventStream, event
+from service.http.sse import EVENT_STREAM, EventStream
 from service.imaging.encoding import OUTPUT_EXTENSIONS, OUTPUT_MEDIA_TYPES
 from service.operations.rendering import RenderedImages
 
@@ -30,46 +28,17 @@ router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 _BODY = request_body(GenerateRequest, {"class": "cat", "n": 2, "seed": 7, "preset": "demo"})
 
-_EXAMPLE_FACTS = {
-    "model": "titok-mini-32",
-    "revision": EXAMPLE_REVISION,
-    "generator_revision": "dc6b540e3b9e",
-    "class_id": 10,
-    "class_name": "cat",
-    "settings": {"steps": 20, "guidance_scale": 6.0, "guidance_decay": "linear", "temperature": 2.5},
-}
-_EXAMPLE_ITEM = {
-    "index": 0,
-    "tokens": EXAMPLE_TOKENS,
-    "code": EXAMPLE_CODE,
-    "seed": 7,
-    "image": "/9j/4AAQSkZJRgABAQAAAQABAAD...",
-    "content_type": "image/jpeg",
-}
-_EXAMPLE_STEP = {"index": 0, "step": 1, "steps": 20, "tokens": [*EXAMPLE_TOKENS[:2], *[None] * 30], "known": 2}
-_EXAMPLE_EVENTS = b"".join(
-    event(name, json.dumps(document))
-    for name, document in (("step", _EXAMPLE_STEP), ("image", _EXAMPLE_ITEM), ("done", _EXAMPLE_FACTS))
-).decode()
+_EVENTS: dict[str, type[BaseModel]] = {"step": StepEvent, "image": GeneratedItem, "done": GenerationFacts}
 
 
 @router.post(
     "/v1/generate",
     summary="Generate images of a class",
-    response_model=GenerateResponse,
     responses=answers(
         *(400, 404, 406, 408, 413, 415, 422, 429, 503, 504),
-        example={**_EXAMPLE_FACTS, "data": [_EXAMPLE_ITEM]},
+        schema=GenerateResponse,
         binary=list(OUTPUT_EXTENSIONS),
-        events=Events(
-            media_type=EVENT_STREAM,
-            data={
-                "step": StepEvent.model_json_schema(),
-                "image": GeneratedItem.model_json_schema(),
-                "done": GenerationFacts.model_json_schema(),
-            },
-            example=_EXAMPLE_EVENTS,
-        ),
+        events=_EVENTS,
     ),
     openapi_extra=_BODY,
 )

@@ -9,7 +9,7 @@ from models.arrays import Ids
 from service.api.access.authorization import KeyedRoute
 from service.api.bodies import read_json
 from service.api.image_responses import OCTETS, as_base64, image_media_type, image_response, model_headers
-from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS
+from service.api.schemas.base import EXAMPLE_CODE
 from service.api.schemas.images import MixRequest, MixResponse
 from service.api.state import ApiState
 from service.api.tokens import tokens_from_json
@@ -23,23 +23,14 @@ from service.operations.mixing import mix_tokens
 router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 _BODY = request_body(MixRequest, {"codes": [EXAMPLE_CODE, "A" * 64], "weights": [0.7, 0.3]})
-_EXAMPLE = {
-    "model": "titok-mini-32",
-    "revision": EXAMPLE_REVISION,
-    "tokens": EXAMPLE_TOKENS,
-    "code": EXAMPLE_CODE,
-    "image": "/9j/4AAQSkZJRgABAQAAAQABAAD...",
-    "content_type": "image/jpeg",
-}
 
 
 @router.post(
     "/v1/mix",
     summary="Mix the tokens of several images",
-    response_model=MixResponse,
     responses=answers(
         *(400, 404, 406, 408, 409, 413, 415, 422, 429, 503, 504),
-        example=_EXAMPLE,
+        schema=MixResponse,
         binary=[*OUTPUT_EXTENSIONS, OCTETS],
     ),
     openapi_extra=_BODY,

@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from service.api.access.authorization import KeyedRoute
-from service.api.schemas.base import EXAMPLE_REVISION
 from service.api.schemas.models import (
     ClassEntry,
     ClassList,
@@ -20,32 +19,11 @@ from service.api.schemas.models import (
 from service.api.state import ApiState
 from service.http.openapi import answers
 
-_EXAMPLE = {
-    "id": "titok-mini-32",
-    "revision": EXAMPLE_REVISION,
-    "image_size": 128,
-    "num_tokens": 32,
-    "codebook_size": 4096,
-    "bits_per_token": 12,
-    "code_bytes": 48,
-    "code_characters": 64,
-    "precision": {"encoder": "float32", "decoder": "bfloat16", "generator": "float32"},
-    "generator": {"revision": "dc6b540e3b9e", "num_classes": 43, "presets": {}},
-    "limits": {
-        "max_body_bytes": 33554432,
-        "max_json_bytes": 16777216,
-        "max_pixels": 40000000,
-        "max_images": 64,
-        "max_generate": 16,
-    },
-}
-_CLASSES = {"model": "titok-mini-32", "data": [{"id": 10, "name": "cat", "names": ["cat"]}]}
-
 router = APIRouter(tags=["models"], route_class=KeyedRoute)
 
 
 def _entry(state: ApiState) -> ModelEntry:
-    info, settings = state.info, state.settings
+    info = state.info
     generator = info.generator
     return ModelEntry(
         id=info.name,
@@ -64,23 +42,17 @@ def _entry(state: ApiState) -> ModelEntry:
             num_classes=len(generator.class_names),
             presets={name: SamplingValues.model_validate(preset) for name, preset in generator.presets.items()},
         ),
-        limits=Limits(
-            max_body_bytes=settings.max_body_bytes,
-            max_json_bytes=settings.max_json_bytes,
-            max_pixels=settings.max_pixels,
-            max_images=settings.max_images,
-            max_generate=settings.max_generate,
-        ),
+        limits=Limits.model_validate(state.settings),
     )
 
 
-@router.get("/v1/models", summary="List models", responses=answers(503, example={"data": [_EXAMPLE]}))
+@router.get("/v1/models", summary="List models", responses=answers(503, schema=ModelList))
 async def list_models(request: Request) -> ModelList:
     """Returns the tokenizer served, with its generator if there is one."""
     return ModelList(data=[_entry(ApiState.of(request))])
 
 
-@router.get("/v1/models/{model}", summary="Get a model", responses=answers(404, 503, example=_EXAMPLE))
+@router.get("/v1/models/{model}", summary="Get a model", responses=answers(404, 503, schema=ModelEntry))
 async def show_model(request: Request, model: str) -> ModelEntry:
     """Returns revision, sizes, presets and limits of a model."""
     state = ApiState.of(request)
@@ -91,7 +63,7 @@ async def show_model(request: Request, model: str) -> ModelEntry:
 @router.get(
     "/v1/models/{model}/classes",
     summary="List or search classes",
-    responses=answers(404, 422, 503, example=_CLASSES),
+    responses=answers(404, 422, 503, schema=ClassList),
 )
 async def list_classes(
     request: Request,

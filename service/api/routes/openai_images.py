@@ -15,7 +15,6 @@ from service.api.access.authorization import KeyedRoute, consume_quota
 from service.api.bodies import read_json
 from service.api.error_table import to_problem
 from service.api.image_responses import as_base64, image_media_type
-from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION
 from service.api.schemas.generation import ImageObject, ImagesRequest, ImagesResponse
 from service.api.state import ApiState, check_image_count
 from service.engine import EngineError
@@ -36,20 +35,6 @@ _PHRASE = re.compile(
     r"(?:(?:an?|the)\s+)?(?:(?:photo|photograph|picture|image)\s+of\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE
 )
 _BODY = request_body(ImagesRequest, {"prompt": "cat", "n": 1, "response_format": "b64_json"})
-_EXAMPLE = {
-    "created": 1760000000,
-    "output_format": "png",
-    "size": "128x128",
-    "data": [
-        {
-            "b64_json": "iVBORw0KGgoAAAANSUhEUgAA...",
-            "url": f"http://127.0.0.1:8000/v1/images/titok-mini-32@{EXAMPLE_REVISION}/{EXAMPLE_CODE}.png",
-            "revised_prompt": "cat",
-            "code": EXAMPLE_CODE,
-            "seed": 7,
-        }
-    ],
-}
 
 
 class OpenAIRoute(KeyedRoute):
@@ -76,8 +61,7 @@ router = APIRouter(tags=["images"], route_class=OpenAIRoute)
 @router.post(
     "/v1/images/generations",
     summary="Generate images (OpenAI-compatible)",
-    response_model=ImagesResponse,
-    responses=answers(*(400, 404, 408, 413, 415, 422, 429, 503, 504), example=_EXAMPLE),
+    responses=answers(400, 404, 408, 413, 415, 422, 429, 503, 504, schema=ImagesResponse),
     openapi_extra=_BODY,
 )
 async def create_images(request: Request) -> Response:

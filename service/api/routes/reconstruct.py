@@ -11,7 +11,7 @@ from models.arrays import Pixels
 from service.api.access.authorization import KeyedRoute
 from service.api.image_responses import as_base64, image_media_type, image_response, model_headers
 from service.api.routes.encode import IMAGE_BODY
-from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Size
+from service.api.schemas.base import Size
 from service.api.schemas.images import Quality, ReconstructResponse
 from service.api.state import ApiState
 from service.api.uploads import read_uploads
@@ -29,24 +29,13 @@ from service.telemetry.timings import RequestTimings
 
 router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
-_EXAMPLE = {
-    "model": "titok-mini-32",
-    "revision": EXAMPLE_REVISION,
-    "tokens": EXAMPLE_TOKENS,
-    "code": EXAMPLE_CODE,
-    "code_bytes": 48,
-    "original_size": {"width": 600, "height": 400},
-    "quality": {"psnr": 19.5, "ssim": 0.45},
-    "image": "/9j/4AAQSkZJRgABAQAAAQABAAD...",
-    "content_type": "image/jpeg",
-}
-
 
 @router.post(
     "/v1/reconstruct",
     summary="Encode, decode and measure quality",
-    response_model=ReconstructResponse,
-    responses=answers(*(400, 406, 408, 413, 415, 422, 429, 503, 504), example=_EXAMPLE, binary=list(OUTPUT_EXTENSIONS)),
+    responses=answers(
+        *(400, 406, 408, 413, 415, 422, 429, 503, 504), schema=ReconstructResponse, binary=list(OUTPUT_EXTENSIONS)
+    ),
     openapi_extra=IMAGE_BODY,
 )
 async def reconstruct(request: Request) -> Response:

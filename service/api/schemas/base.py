@@ -13,6 +13,7 @@ EXAMPLE_REVISION = "669c30a356f0-p2cs"
 EXAMPLE_CODE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4v"
 EXAMPLE_TOKENS = [0, 258, 48, 1029, 96, 1800, 144, 2571, 192, 3342, 241, 17, 289, 788, 337, 1559]
 EXAMPLE_TOKENS += [385, 2330, 433, 3101, 481, 3872, 530, 547, 578, 1318, 626, 2089, 674, 2860, 722, 3631]
+EXAMPLE_SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 CODE_PATTERN = "^[A-Za-z0-9_-]+$"
 """Pattern of a code; its length depends on the tokenizer."""
@@ -26,6 +27,13 @@ MAX_ITEMS = 4096
 
 Name = Annotated[str, Field(max_length=200)]
 """Name of a model, a revision or a class."""
+
+ModelName = Annotated[str, Field(examples=["titok-mini-32"])]
+TokenIds = Annotated[list[int], Field(description="Token ids.", examples=[EXAMPLE_TOKENS])]
+Code = Annotated[str, Field(description="Packed token ids in URL-safe base64.", examples=[EXAMPLE_CODE])]
+Base64File = Annotated[str, Field(description="Image file in base64.", examples=["/9j/4AAQSkZJRgABAQAAAQABAAD..."])]
+MediaType = Annotated[str, Field(examples=["image/jpeg"])]
+Index = Annotated[int, Field(description="Position of the image, from 0.", examples=[0])]
 
 
 def exactly_one(**types: str) -> dict[str, Any]:
@@ -58,5 +66,15 @@ class StrictRequest(BaseModel):
 class Size(BaseModel):
     """Width and height in pixels, after applying the EXIF orientation."""
 
-    width: int
-    height: int
+    width: int = Field(examples=[600])
+    height: int = Field(examples=[400])
+
+
+class OfRevision(BaseModel):
+    """A response about tokens, and the tokenizer that they belong to."""
+
+    model: ModelName
+    revision: str = Field(
+        description="Revision of the tokenizer. It changes when the same image may get other tokens.",
+        examples=[EXAMPLE_REVISION],
+    )

@@ -7,7 +7,21 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.sampling.settings import MAX_STEPS
-from service.api.schemas.base import ImageFormat, Name, StrictRequest, or_null
+from service.api.schemas.base import (
+    EXAMPLE_CODE,
+    EXAMPLE_REVISION,
+    EXAMPLE_TOKENS,
+    Base64File,
+    Code,
+    ImageFormat,
+    Index,
+    MediaType,
+    Name,
+    OfRevision,
+    StrictRequest,
+    TokenIds,
+    or_null,
+)
 
 
 class GenerateRequest(StrictRequest):
@@ -46,23 +60,23 @@ class GenerateRequest(StrictRequest):
 class GeneratedItem(BaseModel):
     """A generated image."""
 
-    index: int
-    tokens: list[int]
-    code: str
-    seed: int
-    image: str = Field(description="Image file in base64.")
-    content_type: str
+    index: Index
+    tokens: TokenIds
+    code: Code
+    seed: int = Field(examples=[7])
+    image: Base64File
+    content_type: MediaType
 
 
-class GenerationFacts(BaseModel):
+class GenerationFacts(OfRevision):
     """Everything but the seeds that is needed to reproduce images."""
 
-    model: str
-    revision: str
-    generator_revision: str
-    class_id: int | None
-    class_name: str | None
-    settings: dict[str, Any]
+    generator_revision: str = Field(examples=["dc6b540e3b9e"])
+    class_id: int | None = Field(examples=[10])
+    class_name: str | None = Field(examples=["cat"])
+    settings: dict[str, Any] = Field(
+        examples=[{"steps": 20, "guidance_scale": 6.0, "guidance_decay": "linear", "temperature": 2.5}]
+    )
 
 
 class GenerateResponse(GenerationFacts):
@@ -74,11 +88,13 @@ class GenerateResponse(GenerationFacts):
 class StepEvent(BaseModel):
     """State of an image after a sampling step. `image` and `content_type` are present if there is a preview."""
 
-    index: int
-    step: int = Field(description="Number of this step, from 1.")
-    steps: int = Field(description="Total number of steps.")
-    tokens: list[int | None] = Field(description="Token ids; null if not yet known.")
-    known: int = Field(description="Number of known tokens.")
+    index: Index
+    step: int = Field(description="Number of this step, from 1.", examples=[1])
+    steps: int = Field(description="Total number of steps.", examples=[20])
+    tokens: list[int | None] = Field(
+        description="Token ids; null if not yet known.", examples=[[*EXAMPLE_TOKENS[:2], *[None] * 30]]
+    )
+    known: int = Field(description="Number of known tokens.", examples=[2])
     image: str | None = Field(None, description="Preview of the current prediction of all tokens: JPEG in base64.")
     content_type: str | None = None
 
@@ -103,17 +119,25 @@ class ImagesRequest(StrictRequest):
 class ImageObject(BaseModel):
     """An image in OpenAI's form, with its code and seed."""
 
-    b64_json: str | None = Field(None, description="Image file in base64; absent if `response_format` is `url`.")
-    url: str | None = Field(None, description="URL of the image; absent if `response_format` is `b64_json`.")
-    revised_prompt: str
-    code: str
-    seed: int
+    b64_json: str | None = Field(
+        None,
+        description="Image file in base64; absent if `response_format` is `url`.",
+        examples=["iVBORw0KGgoAAAANSUhEUgAA..."],
+    )
+    url: str | None = Field(
+        None,
+        description="URL of the image; absent if `response_format` is `b64_json`.",
+        examples=[f"http://127.0.0.1:8000/v1/images/titok-mini-32@{EXAMPLE_REVISION}/{EXAMPLE_CODE}.png"],
+    )
+    revised_prompt: str = Field(examples=["cat"])
+    code: Code
+    seed: int = Field(examples=[7])
 
 
 class ImagesResponse(BaseModel):
     """Images in OpenAI's form."""
 
-    created: int = Field(description="Unix time in seconds.")
-    output_format: str
-    size: str
+    created: int = Field(description="Unix time in seconds.", examples=[1760000000])
+    output_format: str = Field(examples=["png"])
+    size: str = Field(examples=["128x128"])
     data: list[ImageObject]

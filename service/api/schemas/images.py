@@ -11,10 +11,16 @@ from service.api.schemas.base import (
     EXAMPLE_CODE,
     EXAMPLE_TOKENS,
     MAX_ITEMS,
+    Base64File,
+    Code,
     ImageFormat,
+    Index,
+    MediaType,
     Name,
+    OfRevision,
     Size,
     StrictRequest,
+    TokenIds,
     exactly_one,
     or_null,
 )
@@ -63,49 +69,45 @@ class MixRequest(DecodeRequest):
     )
 
 
-class MixResponse(BaseModel):
+class MixResponse(OfRevision):
     """The mixed tokens and their image."""
 
-    model: str
-    revision: str
-    tokens: list[int]
-    code: str
-    image: str = Field(description="Image file in base64.")
-    content_type: str
+    tokens: TokenIds
+    code: Code
+    image: Base64File
+    content_type: MediaType
 
 
 class DecodedItem(BaseModel):
     """An image in a JSON response."""
 
-    index: int
-    b64: str = Field(description="Image file in base64.")
-    content_type: str = Field(examples=["image/jpeg"])
+    index: Index
+    b64: Base64File
+    content_type: MediaType
 
 
-class DecodeResponse(BaseModel):
+class DecodeResponse(OfRevision):
     """Images in a JSON response."""
 
-    model: str
-    revision: str
     data: list[DecodedItem]
 
 
 class Quality(BaseModel):
     """Similarity of a reconstruction to the resized and cropped original."""
 
-    psnr: float | None = Field(description="Peak signal-to-noise ratio in dB; null if the images are equal.")
-    ssim: float = Field(description="Structural similarity, at most 1.")
+    psnr: float | None = Field(
+        description="Peak signal-to-noise ratio in dB; null if the images are equal.", examples=[19.5]
+    )
+    ssim: float = Field(description="Structural similarity, at most 1.", examples=[0.45])
 
 
-class ReconstructResponse(BaseModel):
+class ReconstructResponse(OfRevision):
     """Tokens, reconstruction and quality of an image."""
 
-    model: str
-    revision: str
-    tokens: list[int]
-    code: str
-    code_bytes: int
+    tokens: TokenIds
+    code: Code
+    code_bytes: int = Field(examples=[48])
     original_size: Size
     quality: Quality
-    image: str = Field(description="Image file of the reconstruction in base64.")
-    content_type: str
+    image: Base64File = Field(description="Image file of the reconstruction in base64.")
+    content_type: MediaType

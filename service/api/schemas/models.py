@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.schemas.base import EXAMPLE_REVISION, ModelName
+
 
 class SamplingValues(BaseModel):
     """Sampling settings of a preset."""
@@ -21,33 +23,35 @@ class SamplingValues(BaseModel):
 class GeneratorEntry(BaseModel):
     """A generator."""
 
-    revision: str
-    num_classes: int
-    presets: dict[str, SamplingValues]
+    revision: str = Field(examples=["dc6b540e3b9e"])
+    num_classes: int = Field(examples=[43])
+    presets: dict[str, SamplingValues] = Field(examples=[{}])
 
 
 class Limits(BaseModel):
     """Limits of one request."""
 
-    max_body_bytes: int
-    max_json_bytes: int
-    max_pixels: int
-    max_images: int
-    max_generate: int
+    model_config = ConfigDict(from_attributes=True)
+
+    max_body_bytes: int = Field(examples=[33554432])
+    max_json_bytes: int = Field(examples=[16777216])
+    max_pixels: int = Field(examples=[40000000])
+    max_images: int = Field(examples=[64])
+    max_generate: int = Field(examples=[16])
 
 
 class ModelEntry(BaseModel):
     """A tokenizer and its generator."""
 
-    id: str
-    revision: str
-    image_size: int
-    num_tokens: int
-    codebook_size: int
-    bits_per_token: int
-    code_bytes: int
-    code_characters: int
-    precision: dict[str, str]
+    id: ModelName
+    revision: str = Field(examples=[EXAMPLE_REVISION])
+    image_size: int = Field(examples=[128])
+    num_tokens: int = Field(examples=[32])
+    codebook_size: int = Field(examples=[4096])
+    bits_per_token: int = Field(examples=[12])
+    code_bytes: int = Field(examples=[48])
+    code_characters: int = Field(examples=[64])
+    precision: dict[str, str] = Field(examples=[{"encoder": "float32", "decoder": "bfloat16", "generator": "float32"}])
     generator: GeneratorEntry | None
     limits: Limits
 
@@ -61,13 +65,13 @@ class ModelList(BaseModel):
 class ClassEntry(BaseModel):
     """A class of the generator."""
 
-    id: int
-    name: str
-    names: list[str] = Field(description="All accepted names.")
+    id: int = Field(examples=[10])
+    name: str = Field(examples=["cat"])
+    names: list[str] = Field(description="All accepted names.", examples=[["cat"]])
 
 
 class ClassList(BaseModel):
     """The classes of a generator."""
 
-    model: str
+    model: ModelName
     data: list[ClassEntry]

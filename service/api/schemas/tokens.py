@@ -7,13 +7,16 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.api.schemas.base import (
-    EXAMPLE_CODE,
-    EXAMPLE_TOKENS,
+    EXAMPLE_SHA256,
     MAX_DIGESTS,
     MAX_ITEMS,
     SHA256_PATTERN,
+    Code,
+    Index,
+    OfRevision,
     Size,
     StrictRequest,
+    TokenIds,
     exactly_one,
     or_null,
 )
@@ -34,20 +37,18 @@ class Base64Images(StrictRequest):
 class EncodedItem(BaseModel):
     """Tokens of an image."""
 
-    index: int = Field(description="Position of the image in the request.")
-    tokens: list[int] = Field(description="Token ids.", examples=[EXAMPLE_TOKENS])
-    code: str = Field(description="Packed token ids in URL-safe base64.", examples=[EXAMPLE_CODE])
+    index: Index
+    tokens: TokenIds
+    code: Code
     original_size: Size
-    cached: bool = Field(description="Whether the code was in the cache.")
+    cached: bool = Field(description="Whether the code was in the cache.", examples=[False])
 
 
-class EncodeResponse(BaseModel):
+class EncodeResponse(OfRevision):
     """Tokens of images, and the tokenizer that made them."""
 
-    model: str = Field(examples=["titok-mini-32"])
-    revision: str = Field(description="Revision of the tokenizer. It changes when the same image may get other tokens.")
-    num_tokens: int
-    codebook_size: int
+    num_tokens: int = Field(examples=[32])
+    codebook_size: int = Field(examples=[4096])
     data: list[EncodedItem]
 
 
@@ -62,16 +63,14 @@ class LookupRequest(StrictRequest):
 class KnownCode(BaseModel):
     """Tokens of an image in the cache."""
 
-    sha256: str
-    tokens: list[int] = Field(description="Token ids.", examples=[EXAMPLE_TOKENS])
-    code: str = Field(description="Packed token ids in URL-safe base64.", examples=[EXAMPLE_CODE])
+    sha256: str = Field(examples=[EXAMPLE_SHA256])
+    tokens: TokenIds
+    code: Code
     original_size: Size
 
 
-class LookupResponse(BaseModel):
+class LookupResponse(OfRevision):
     """Cached codes, and the digests that are not in the cache."""
 
-    model: str = Field(examples=["titok-mini-32"])
-    revision: str = Field(description="Revision of the tokenizer. It changes when the same image may get other tokens.")
     data: list[KnownCode]
-    missing: list[str] = Field(description="Digests that are not in the cache.")
+    missing: list[str] = Field(description="Digests that are not in the cache.", examples=[[]])
