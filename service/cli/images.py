@@ -37,8 +37,11 @@ def encode(
 ) -> None:
     """Encode images to tokens. Prints one line of JSON per image."""
     paths = [path for given in images for path in _image_files(given)]
-    models, batch = _models(tokenizer, weights, url, api_key), 1 if url is None else _REMOTE_BATCH
-    with Progress(console=console, transient=True, disable=len(paths) < 2) as progress:
+    batch = 1 if url is None else _REMOTE_BATCH
+    with (
+        _models(tokenizer, weights, url, api_key) as models,
+        Progress(console=console, transient=True, disable=len(paths) < 2) as progress,
+    ):
         task = progress.add_task("encode", total=len(paths))
         for start in range(0, len(paths), batch):
             part = paths[start : start + batch]
@@ -60,8 +63,8 @@ def decode(
     """Decode tokens to an image."""
     format_ = _format(output)
     tokens = _token_ids(code) if "," in code else code.strip()
-    with _command_errors():
-        picture = _models(tokenizer, weights, url, api_key).decode(tokens, format=format_)
+    with _command_errors(), _models(tokenizer, weights, url, api_key) as models:
+        picture = models.decode(tokens, format=format_)
     _write(output, picture.data)
 
 
@@ -79,8 +82,8 @@ def generate(
     if seed is not None:
         options["seed"] = seed
     class_ = None if label == "-" else int(label) if label.isdigit() else label
-    with _command_errors():
-        (generated,) = _models(tokenizer, None, url, api_key).generate(class_, **options)
+    with _command_errors(), _models(tokenizer, None, url, api_key) as models:
+        (generated,) = models.generate(class_, **options)
     _write(output, generated.picture.data)
     say(f"seed {generated.seed}, code {generated.code}")
 
@@ -95,8 +98,7 @@ def reconstruct(
 ) -> None:
     """Encode, decode and measure quality (PSNR and SSIM)."""
     format_ = _format(output)
-    with _command_errors([image]):
-        models = _models(tokenizer, weights, url, api_key)
+    with _command_errors([image]), _models(tokenizer, weights, url, api_key) as models:
         result = models.reconstruct(_read(image))
         picture = result.picture
         if picture.content_type != f"image/{format_}":
@@ -106,17 +108,20 @@ def reconstruct(
     say(f"{psnr}, SSIM {result.ssim}, code {result.code}")
 
 
+@contextmanager
 def _models(
     tokenizer: str | None, weights: str | None, url: str | None, api_key: str | None
-) -> LocalModels | TiTokClient:
+) -> Iterator[LocalModels | TiTokClient]:
     if url is not None:
         from service.client import TiTokClient  # httpx is slow to import
 
-        return TiTokClient(url, api_key=api_key)
+        with TiTokClient(url, api_key=api_key) as client:
+            yield client
+        return
     from service.cli.local_models import LocalModels  # torch is slow to import
 
     settings = load_settings()
-    return LocalModels(tokenizer or settings.tokenizer, weights=weights, settings=settings)
+    yield LocalModels(tokenizer or settings.tokenizer, weights=weights, settings=settings)
 
 
 def _encode(models: LocalModels | TiTokClient, images: list[bytes]) -> list[Encoded]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from service.api.schemas.base import EXAMPLE_REVISION
+from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION
 from service.client import TiTokClient
 from tests.e2e.conftest import Server
 from tests.e2e.in_process import run_in_process
@@ -75,6 +75,15 @@ def test_remote_and_local_answers_are_the_same(run: Run, exact_server: Server, f
                 assert picture.format == image_format
     assert (tmp_path / "here.txt").read_text() == (tmp_path / "there.txt").read_text()
     assert b"PSNR" in (tmp_path / "here.txt").read_bytes()
+
+
+def test_the_client_of_a_service_is_closed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[TiTokClient] = []
+    close = TiTokClient.close
+    monkeypatch.setattr(TiTokClient, "close", lambda client: (closed.append(client), close(client)))
+    ended = run_in_process("decode", EXAMPLE_CODE, tmp_path / "picture.png", "--url", server.url)
+    assert ended.returncode == 0, ended.stderr
+    assert len(closed) == 1
 
 
 def test_an_image_of_a_service_can_be_piped(run: Run, server: Server, jpeg: bytes) -> None:
