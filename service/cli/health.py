@@ -16,8 +16,8 @@ _SECONDS = 4.0
 def health() -> None:
     """Ask the service that was started with the same settings whether it is ready.
 
-    For health checks of containers and service managers: reads TITOK_ADMIN_HOST and TITOK_ADMIN_PORT. The exit code is 0 if
-    the service is ready, 1 if it is not, or does not answer.
+    For health checks of containers and service managers: reads TITOK_ADMIN_HOST and TITOK_ADMIN_PORT, and knows nothing of
+    flags of `titok serve`. The exit code is 0 if the service is ready, 1 if it is not, or does not answer.
     """
     settings = load_settings()
     if settings.admin_port == 0:
