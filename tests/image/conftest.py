@@ -45,6 +45,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     require_program("catatonit")
     require_program("netavark")
     require_program("aardvark-dns")
+    require_program("iptables")
     if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "--net", "true"], capture_output=True).returncode:
         pytest.skip("needs root on a machine that can run containers")
     engine = Engine(tmp_path_factory.mktemp("image"))
