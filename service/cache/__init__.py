@@ -2,15 +2,14 @@
 
 ::
 
-    LayeredCache ── MemoryCache      LRU, in this process
-              └──── RedisCache       shared by front ends and replicas; behind a circuit breaker (``redis/``)
+    MemoryCache     LRU, in this process
+    RedisCache      shared by front ends and replicas, behind a circuit breaker (``redis/``) and a small MemoryCache
 
 Keys (``keys.py``) contain everything that decides the ids: the image's digest, the tokenizer, its revision. Values are
 validated on read, and a failing cache never fails a request.
 """
 
 from service.cache.keys import KeySpace
-from service.cache.layered import LayeredCache
 from service.cache.memory import MemoryCache
 from service.cache.protocol import CachedCode, CacheObserver, Claim, CodeCache
 
@@ -20,6 +19,5 @@ __all__ = [
     "Claim",
     "CodeCache",
     "KeySpace",
-    "LayeredCache",
     "MemoryCache",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from service.cache.layered import LayeredCache
 from service.cache.memory import MemoryCache
 from service.cache.protocol import CacheObserver, CodeCache
 from service.settings import Settings
@@ -16,13 +15,13 @@ def open_cache(settings: Settings, observer: CacheObserver) -> CodeCache:
         return MemoryCache(settings.cache_entries)
     from service.cache.redis_cache import RedisCache  # slow to import
 
-    shared = RedisCache(
+    return RedisCache(
         settings.redis_url.get_secret_value(),
         namespace=settings.cache_namespace,
         timeout=settings.redis_timeout,
         ttl=settings.cache_ttl or None,
         lease=settings.cache_lease,
+        front_entries=settings.cache_front_entries,
         max_value_bytes=settings.cache_value_bytes,
         observer=observer,
     )
-    return LayeredCache(MemoryCache(settings.cache_front_entries), shared) if settings.cache_front_entries else shared

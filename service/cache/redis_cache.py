@@ -2,7 +2,7 @@
 
 ::
 
-    get_many ───> one MGET at a time for all that wait
+    get_many ───> in memory? ── no ──> one MGET at a time for all that wait
     claim_many ─> one pipeline of SET NX and GET at a time for all that wait
     put_many ───> to be written ─> pipelines of SET, later
 """
@@ -17,6 +17,7 @@ from functools import partial
 from redis.asyncio import RedisCluster
 
 from service.cache.keys import LEASE, namespace_prefix
+from service.cache.memory import MemoryCache
 from service.cache.protocol import CachedCode, CacheObserver, Claim, CodeCache, StoreStatus
 from service.cache.redis.coalescing import Coalescer
 from service.cache.redis.guard import RedisGuard
@@ -32,7 +33,8 @@ class RedisCache(CodeCache):
     While Redis fails, a key of the ``namespace`` is probed until that succeeds: a user may have access to no other. A round
     trip may take ``timeout`` seconds, and a look-up waits for at most two. Entries expire after ``ttl`` seconds
     (None: never), claims after ``lease`` (0: no claims are made). Values longer than ``max_value_bytes`` are neither
-    written nor read, and at most ``max_writes`` wait to be written, also while Redis does not answer.
+    written nor read, and at most ``max_writes`` wait to be written, also while Redis does not answer. ``front_entries``
+    codes are kept in memory, too: a key's code never changes.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class RedisCache(CodeCache):
         timeout: float = 0.01,
         ttl: int | None = None,
         lease: float = 2.0,
+        front_entries: int = 0,
         max_value_bytes: int = 4096,
         max_writes: int = 10_000,
         observer: CacheObserver | None = None,
@@ -63,6 +66,7 @@ class RedisCache(CodeCache):
         self._timeout = timeout
         self._ttl = ttl
         self._lease = lease
+        self._front = MemoryCache(front_entries) if front_entries else CodeCache()
         self._claimed: dict[bytes, float] = {}
         self._max_value_bytes = max_value_bytes
         self._max_writes = max_writes
@@ -81,11 +85,17 @@ class RedisCache(CodeCache):
 
     async def get_many(self, keys: Sequence[bytes]) -> list[CachedCode | None]:
         """See ``CodeCache``. All are unknown while Redis does not answer."""
-        values = await self._lookups.call(keys)
-        return [None] * len(keys) if values is None else list(map(self._unpack, keys, values))
+        found = await self._front.get_many(keys)
+        if missing := [index for index, entry in enumerate(found) if entry is None]:
+            values = await self._lookups.call([keys[index] for index in missing]) or ()
+            for index, value in zip(missing, values, strict=False):
+                found[index] = self._unpack(keys[index], value)
+            await self._front.put_many([(keys[index], entry) for index in missing if (entry := found[index])])
+        return found
 
     async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
         """See ``CodeCache``. A background task writes them later."""
+        await self._front.put_many(entries)
         for key, entry in entries:
             value = pack_value(key, entry)
             if self._accepts(value):

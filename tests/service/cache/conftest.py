@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cache import CacheObserver, CodeCache, LayeredCache, MemoryCache
+from service.cache import CacheObserver, CodeCache, MemoryCache
 from service.cache.protocol import BreakerState
 from service.cache.redis_cache import RedisCache
 from tests.service.cache.redis_server import RedisServer
@@ -82,8 +82,7 @@ def cache(request: pytest.FixtureRequest, anyio_backend: str, open_redis: Callab
     """One of each kind, empty."""
     if request.param == "memory":
         return MemoryCache(10_000)
-    redis = open_redis(request.getfixturevalue("redis_server").url)
-    return redis if request.param == "redis" else LayeredCache(MemoryCache(100), redis)
+    return open_redis(request.getfixturevalue("redis_server").url, front_entries=0 if request.param == "redis" else 100)
 
 
 async def until_known(cache: CodeCache, *keys: bytes) -> None:
