@@ -95,7 +95,7 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, engine_secon
     routers = [*(resource.router for resource in _RESOURCES), operations.health_router]
     if settings.playground:
         # Needs no key: the page holds no data, and asks for a key where the API needs one.
-        routers.append(playground.create_router())
+        routers.append(playground.router)
     app = _Application(
         docs_url=None,  # routes/documentation.py serves the page with a content security policy
         redoc_url=None,
