@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from service.api.access.authorization import SECURITY_SCHEMES, AccessControl, check_routes
 from service.api.access.rate_limiter import RateLimiter
@@ -32,16 +33,15 @@ from service.api.routes import (
 )
 from service.api.state import ApiState
 from service.cache.opening import open_cache
-from service.engine import Engine, EngineObserver, EngineStopped, LaneLimits
+from service.engine import EngineStopped, Link
 from service.http.body_limits import BodyLimits
 from service.http.deadlines import Deadlines
 from service.http.middleware import HeadAsGet, RequestContext
 from service.http.refusals import PacedRefusals
-from service.inference.model_info import ModelInfo
-from service.operations.build import build_operations, lane_limits
+from service.operations.build import build_operations
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.observer import MetricsObserver, RedisMetrics
+from service.telemetry.observer import RedisMetrics
 from service.telemetry.request_record import CLIENT_GONE, UNMATCHED
 from service.telemetry.tracing import Tracer, open_tracer
 from service.version import VERSION
@@ -67,15 +67,6 @@ _RESOURCES = (encode, decode, codes, images, generate, reconstruct, mix, openai_
 _UNDECLARED_CODES = (200, CLIENT_GONE, 500)
 
 
-class EngineFactory(Protocol):
-    """Creates the engine of an application, not started."""
-
-    def __call__(
-        self, *, limits: LaneLimits, observer: EngineObserver, on_model_info: Callable[[ModelInfo], None]
-    ) -> Engine:
-        """``on_model_info`` is called when the models are loaded."""
-
-
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document with the security schemes of ``KeyedRoute``."""
@@ -84,18 +75,33 @@ class _Application(FastAPI):
         return document
 
 
-def create_app(settings: Settings, create_engine: EngineFactory, *, engine_seconds: float = 0.0) -> FastAPI:
-    """The public API. Its lifespan starts and stops the engine; the start takes at most ``engine_seconds`` if the engine is
-    not ready before.
+def create_app(
+    settings: Settings,
+    links: Sequence[Link],
+    *,
+    on_failure: Callable[[BaseException], None] = lambda _: None,
+    engine_seconds: float = 0.0,
+) -> FastAPI:
+    """The public API, in front of the workers behind ``links``. Its lifespan starts and stops the engine; the start takes at
+    most ``engine_seconds`` if the engine is not ready before. ``on_failure``: see ``Engine``.
     """
     metrics = Metrics()
     tracer = open_tracer()
     access_control = AccessControl(settings, RateLimiter(settings, RedisMetrics(metrics.rates_redis)))
-    state = _create_state(settings, access_control, create_engine, metrics, tracer)
-    routers = [*(resource.router for resource in _RESOURCES), operations.health_router]
-    if settings.playground:
-        # Needs no key: the page holds no data, and asks for a key where the API needs one.
-        routers.append(playground.router)
+    state = ApiState(
+        settings,
+        keys=access_control.keys,
+        rate_limiter=access_control.rate_limiter,
+        operations=build_operations(
+            settings,
+            links,
+            cache=open_cache(settings, RedisMetrics(metrics.cache_redis)),
+            metrics=metrics,
+            observer=None if tracer is None else tracer.observer(metrics),
+            on_failure=on_failure,
+        ),
+        metrics=metrics,
+    )
     app = _Application(
         docs_url=None,  # routes/documentation.py serves the page with a content security policy
         redoc_url=None,
@@ -105,8 +111,7 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, engine_secon
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=_lifespan(state, tracer, engine_seconds),
         telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
-        # In one list: FastAPI solves an included router's prefixes and dependencies again for each request.
-        routes=[route for router in routers for route in router.routes],
+        routes=_routes(settings),
         redirect_slashes=False,
     )
 
@@ -123,29 +128,13 @@ def create_app(settings: Settings, create_engine: EngineFactory, *, engine_secon
     return app
 
 
-def _create_state(
-    settings: Settings,
-    access_control: AccessControl,
-    create_engine: EngineFactory,
-    metrics: Metrics,
-    tracer: Tracer | None,
-) -> ApiState:
-    observer = MetricsObserver(metrics) if tracer is None else tracer.observer(metrics)
-
-    def set_model_info(info: ModelInfo) -> None:
-        metrics.expect_device(info.device)
-        built.models.set_model_info(info)
-
-    engine = create_engine(limits=lane_limits(settings), observer=observer, on_model_info=set_model_info)
-    cache = open_cache(settings, RedisMetrics(metrics.cache_redis))
-    built = build_operations(settings, engine=engine, cache=cache, metrics=metrics)
-    return ApiState(
-        settings,
-        keys=access_control.keys,
-        rate_limiter=access_control.rate_limiter,
-        operations=built,
-        metrics=metrics,
-    )
+def _routes(settings: Settings) -> list[BaseRoute]:
+    routers = [*(resource.router for resource in _RESOURCES), operations.health_router]
+    if settings.playground:
+        # Needs no key: the page holds no data, and asks for a key where the API needs one.
+        routers.append(playground.router)
+    # In one list: FastAPI solves an included router's prefixes and dependencies again for each request.
+    return [route for router in routers for route in router.routes]
 
 
 def _lifespan(

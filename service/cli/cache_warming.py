@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from service.bulk.entries import Entry, Position, Source
@@ -25,15 +26,13 @@ from service.cache import KeySpace
 from service.cache.opening import open_cache
 from service.cache.protocol import CacheFailure, CacheObserver, CacheOp
 from service.client import AsyncTiTokClient, NotFound, ServiceProblem
-from service.engine import EngineError, EngineStopped
+from service.engine import EngineError, EngineStopped, InlineLink
 from service.imaging.errors import ImageError
-from service.inference.model_info import ModelInfo
-from service.operations.build import Operations, build_operations, lane_limits
+from service.inference.device import open_device
+from service.operations.build import Operations, build_operations
 from service.operations.preprocessing import Upload
-from service.processes.single_process import inline_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.observer import MetricsObserver
 from service.telemetry.timings import RequestTimings
 
 _CHUNK_IMAGES = 128
@@ -164,16 +163,9 @@ async def local_encoder(settings: Settings) -> AsyncIterator[CachingEncoder]:
     if settings.cache_scope == "key":
         raise BulkError("TITOK_CACHE_SCOPE is key: fill the cache through the service, with --url and --api-key")
     failures = _FailureCounter()
-    metrics = Metrics()
-    operations: Operations
-
-    def set_model_info(info: ModelInfo) -> None:
-        operations.models.set_model_info(info)
-
-    engine = inline_engine(settings)(
-        limits=lane_limits(settings), observer=MetricsObserver(metrics), on_model_info=set_model_info
-    )
-    operations = build_operations(settings, engine=engine, cache=open_cache(settings, failures), metrics=metrics)
+    link = InlineLink(partial(open_device, settings))
+    operations = build_operations(settings, [link], cache=open_cache(settings, failures), metrics=Metrics())
+    engine = operations.engine
     engine.start()
     try:
         try:

@@ -7,6 +7,7 @@ owns one device. See ``service/engine/batching.py`` for the flow of a request.
 from service.engine.batching import EncodeTicket, Engine
 from service.engine.errors import DeadlineExceeded, DeviceFailed, EngineError, EngineStopped, QueueFull, WorkerCrashed
 from service.engine.inline import InlineLink
+from service.engine.jobs import Link
 from service.engine.lanes import LaneLimits
 from service.engine.protocol import (
     EngineObserver,
@@ -31,6 +32,7 @@ __all__ = [
     "InlineLink",
     "LaneLimits",
     "LaneSnapshot",
+    "Link",
     "QueueFull",
     "StepCallback",
     "WorkerCrashed",

@@ -17,13 +17,11 @@ import os
 import signal
 import socket
 import sys
-from functools import partial
 from pathlib import Path
 
 from service.api.app import create_app
 from service.api.health import application_health
 from service.api.state import ApiState
-from service.engine import Engine
 from service.engine.remote import RemoteLink
 from service.errors import ServiceError
 from service.processes.control import ControlChannel, FrontEndStart, heartbeat_interval, unpack_settings
@@ -54,8 +52,7 @@ class _FrontEnd:
         self._settings = settings
         self._channel = channel
         links = [RemoteLink(name, address) for name, address in start.workers.items()]
-        engine = partial(Engine, links, on_failure=self._end)
-        app = create_app(settings, engine, engine_seconds=_ENGINE_SECONDS)
+        app = create_app(settings, links, on_failure=self._end, engine_seconds=_ENGINE_SECONDS)
         self._state: ApiState = app.state.api
         self._server = public_server(app, socket.socket(fileno=start.listener), settings, self._state.metrics)
         self._closing = asyncio.Event()

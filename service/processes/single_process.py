@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,11 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
 from service.api.admin import create_admin_app
-from service.api.app import EngineFactory, create_app
+from service.api.app import create_app
 from service.api.health import application_health
 from service.api.state import ApiState
-from service.engine import Engine, InlineLink
-from service.inference.device import ServedDevice, open_device
+from service.engine import InlineLink
+from service.inference.device import open_device
 from service.processes.http_servers import admin_server, public_server
 from service.processes.process import SWITCH_SECONDS, event_loop, unblock_signals
 from service.processes.state_metrics import (
@@ -40,16 +40,6 @@ NAME = "front end 0"
 _WORKER_STATES: Mapping[str, WorkerState] = {"ready": "up", "starting": "starting"}
 
 
-def inline_engine(
-    settings: Settings,
-    open_device: Callable[[Settings], ServedDevice] = open_device,
-    *,
-    on_failure: Callable[[BaseException], None] = lambda _: None,
-) -> EngineFactory:
-    """Returns the factory of an engine that opens its device in a thread of this process."""
-    return partial(Engine, [InlineLink(partial(open_device, settings))], on_failure=on_failure)
-
-
 def serve_inline(settings: Settings, public: socket.socket, admin: socket.socket) -> int:
     """Serves on both sockets until SIGTERM, SIGINT or the loss of the device, then drains; a second signal ends it at once.
     Returns the exit status.
@@ -63,7 +53,8 @@ class _SingleProcess:
     """The application and the servers of both ports."""
 
     def __init__(self, settings: Settings, public: socket.socket, admin: socket.socket) -> None:
-        app = create_app(settings, inline_engine(settings, on_failure=self._end))
+        link = InlineLink(partial(open_device, settings))
+        app = create_app(settings, [link], on_failure=self._end)
         self._settings = settings
         self._state: ApiState = app.state.api
         self._exit_status = 0

@@ -6,20 +6,21 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import httpx
 from fastapi import FastAPI
 
 from service.api.app import create_app
+from service.engine import InlineLink
 from service.processes.process import SWITCH_SECONDS
-from service.processes.single_process import inline_engine
 from service.settings import Settings
 
 
 def served(settings: Settings, open_device: Callable[[Settings], Any]) -> FastAPI:
     """The application, not started; its device is opened in a thread of this process."""
-    return create_app(settings, inline_engine(settings, open_device))
+    return create_app(settings, [InlineLink(partial(open_device, settings))])
 
 
 @asynccontextmanager
