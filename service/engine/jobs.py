@@ -12,7 +12,10 @@ from service.engine.protocol import Device, DeviceLost, Ids, LaneName, RowState,
 
 _FAILURES_IN_A_ROW = 5
 # What PyTorch's errors say after the driver's or a library's: kernels that were still running have failed.
-_CONTEXT_ENDS = ("CUDA error", "HIP error", "device-side assert", "_STATUS_EXECUTION_FAILED", "_STATUS_INTERNAL_ERROR")
+_CONTEXT_ENDS = (
+    *("CUDA error", "CUDA driver error", "HIP error", "device-side assert"),
+    *("_STATUS_EXECUTION_FAILED", "_STATUS_INTERNAL_ERROR"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

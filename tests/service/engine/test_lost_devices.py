@@ -61,6 +61,7 @@ def openings() -> list[None]:
     [
         "CUDA error: an illegal memory access was encountered",
         "CUDA error: device-side assert triggered",
+        "CUDA driver error: uncorrectable ECC error encountered",
         "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
     ],
 )
