@@ -59,8 +59,9 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
         ("ACL SETUSER default -set", "ACL SETUSER default +set", "{}", "claim: .*no permissions"),
         ("ACL SETUSER default -@all", "ACL SETUSER default +@all", "{}", "no permissions"),
         ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", "{}", "command not allowed when used memory"),
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0", "{}", "Not enough good replicas"),
     ],
-    ids=["password", "database", "no MGET", "no SET", "nothing", "full"],
+    ids=["password", "database", "no MGET", "no SET", "nothing", "full", "no replicas"],
 )
 async def test_a_refusal_is_logged_once_and_its_end_too(
     own_redis: RedisServer,
