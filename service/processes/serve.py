@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 from service.api.access.key_store import load_keys
 from service.http.sockets import allow_descriptors, listen, url
@@ -19,6 +20,8 @@ _OWN_DESCRIPTORS = 512  # besides those of connections, twice as many because ol
 def serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT, then drains. Returns the exit status."""
     block_signals()  # until the event loop has handlers
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # also in the processes that are started
     inline = settings.workers == "inline"
     name = "front end 0" if inline else "supervisor"
     configure_process(name, log_level=settings.log_level, log_format=settings.log_format)

@@ -92,7 +92,7 @@ def test_a_body_that_is_too_long_is_refused_by_its_header_or_on_the_way(limited:
     assert httpx.get(f"{limited.url}/readyz").status_code == 200
 
 
-def test_keys_are_asked_for_where_keys_are_set_and_sighup_ends_nothing(keyed_server: Server) -> None:
+def test_keys_are_asked_for_where_keys_are_set_and_signals_of_other_programs_end_nothing(keyed_server: Server) -> None:
     address = f"{keyed_server.url}/v1/models"
     for headers in ({}, {"Authorization": "Bearer third"}, {"X-API-Key": "first-ke"}):
         refused = httpx.get(address, headers=headers)
@@ -102,7 +102,8 @@ def test_keys_are_asked_for_where_keys_are_set_and_sighup_ends_nothing(keyed_ser
     for headers in ({"Authorization": "Bearer second-key"}, {"X-API-Key": "first-key"}):
         assert httpx.get(address, headers=headers).status_code == 200
     pids = keyed_server.pids()
-    os.killpg(keyed_server.process.pid, signal.SIGHUP)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        os.killpg(keyed_server.process.pid, number)
     assert httpx.get(address, headers={"X-API-Key": "first-key"}).status_code == 200
     assert keyed_server.pids() == pids
     assert not any("first-key" in line or "second-key" in line for line in keyed_server.log)
