@@ -32,9 +32,11 @@ async def service(device: Any, **settings: Any) -> AsyncIterator[httpx.AsyncClie
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", timeout=60) as client,
     ):
-        await until(client, lambda health: health["status"] == "ready")
-        yield client
-        device.release.set()
+        try:
+            await until(client, lambda health: health["status"] == "ready")
+            yield client
+        finally:
+            device.release.set()
 
 
 @asynccontextmanager

@@ -105,7 +105,7 @@ async def test_a_full_queue_is_answered_with_429_and_retry_after() -> None:
             waiting.append(asyncio.create_task(client.post("/v1/encode", content=picture(brightness), headers=PNG)))
             await until(client, lambda health, n=brightness: lane_images(health) == (n - 1, 1))
         # It waits for room for half of its time.
-        hurried = {**PNG, "X-Request-Timeout-Ms": "200"}
+        hurried = {**PNG, "X-Request-Timeout-Ms": "2000"}
         refused = await client.post("/v1/encode", content=picture(200), headers=hurried)
         assert (await client.get("/healthz")).json()["requests"]["encode"] == len(waiting)
         assert refused.status_code == 429
@@ -129,7 +129,7 @@ async def test_no_body_is_read_for_a_refusal(path: str) -> None:
         await until(client, lambda health: health["lanes"]["decode"]["queued_images"] == 1)
         engine: Engine = app_of(client).state.api.operations.engine
         with await engine.open_encode(1, image_size=8, deadline=time.monotonic() + 60):
-            asked = AsgiClient(path=f"/v1/{path}", headers={**PNG, "X-Request-Timeout-Ms": "100"}, body=b"")
+            asked = AsgiClient(path=f"/v1/{path}", headers={**PNG, "X-Request-Timeout-Ms": "2000"}, body=b"")
             async with request(app_of(client), asked) as answered:
                 assert (await asked.start())["status"] == 429
                 await answered

@@ -56,8 +56,18 @@ def soon(clock: FakeClock) -> float:
 
 @pytest.fixture(autouse=True)
 def no_device_thread_is_left() -> Iterator[None]:
+    before = device_threads()  # of a test that failed: the tests after it shall not fail as well
     yield
-    assert [thread for thread in threading.enumerate() if thread.name == "device"] == []
+    assert device_threads() <= before
+
+
+def device_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "device"}
+
+
+async def rest(engine: Engine) -> None:
+    await until(lambda: engine.snapshot() == AT_REST)
+    assert engine._queues.encode.pool.in_use == 0
 
 
 @pytest.fixture(params=["inline", "remote"])
@@ -92,12 +102,11 @@ async def build(
     yield build
     device.release()
     for engine in engines:
-        if engine.state.is_ready:
-            async with asyncio.timeout(PATIENCE):
-                while engine.snapshot() != AT_REST:  # noqa: ASYNC110  a thread's doing
-                    await asyncio.sleep(0)
-            assert engine._queues.encode.pool.in_use == 0
-        await engine.stop(PATIENCE)
+        try:
+            if engine.state.is_ready:
+                await rest(engine)
+        finally:
+            await engine.stop(PATIENCE)
         assert engine.snapshot() == AT_REST
     for worker in workers:
         worker.stop()
