@@ -39,6 +39,7 @@ from service.http.deadlines import Deadlines
 from service.http.middleware import HeadAsGet, RequestContext
 from service.http.refusals import PacedRefusals
 from service.operations.build import build_operations
+from service.operations.rendered_images import RenderedImageCache
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.observer import RedisMetrics
@@ -89,7 +90,7 @@ def create_app(
     tracer = open_tracer()
     access_control = AccessControl(settings, RateLimiter(settings, RedisMetrics(metrics.rates_redis)))
     state = ApiState(
-        settings,
+        settings=settings,
         keys=access_control.keys,
         rate_limiter=access_control.rate_limiter,
         operations=build_operations(
@@ -101,6 +102,7 @@ def create_app(
             on_failure=on_failure,
         ),
         metrics=metrics,
+        rendered_images=RenderedImageCache(settings.picture_cache_bytes),
     )
     app = _Application(
         docs_url=None,  # routes/documentation.py serves the page with a content security policy

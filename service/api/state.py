@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -22,26 +23,18 @@ if TYPE_CHECKING:
     from service.inference.model_info import ModelInfo
 
 
+@dataclass(eq=False, kw_only=True)
 class ApiState:
     """Settings, API keys, operations and metrics. ``requests``: how many are in progress, by operation."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        keys: ReloadingKeyStore,
-        rate_limiter: RateLimiter,
-        operations: Operations,
-        metrics: Metrics,
-    ) -> None:
-        self.settings = settings
-        self.keys = keys
-        self.rate_limiter = rate_limiter
-        self.operations = operations
-        self.metrics = metrics
-        self.rendered_images = RenderedImageCache(settings.picture_cache_bytes)
-        self.requests: Counter[str] = Counter()
-        self.is_draining = False
+    settings: Settings
+    keys: ReloadingKeyStore
+    rate_limiter: RateLimiter
+    operations: Operations
+    metrics: Metrics
+    rendered_images: RenderedImageCache
+    requests: Counter[str] = field(default_factory=Counter)
+    is_draining: bool = False
 
     @staticmethod
     def of(request: Request) -> ApiState:

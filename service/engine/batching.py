@@ -113,11 +113,7 @@ class Engine:
         self._opened: asyncio.Future[None] | None = None
         runners = [
             LinkRunner(
-                self._queues,
-                link,
-                on_up=self._note_up,
-                on_down=self._note_down,
-                on_death=self._fail,
+                queues=self._queues, link=link, on_up=self._note_up, on_down=self._note_down, on_death=self._fail
             )
             for link in self._links
         ]

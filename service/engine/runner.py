@@ -14,6 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,38 +33,30 @@ log = logging.getLogger(__name__)
 _IDLE_CHECK_SECONDS = 0.25
 
 
+@dataclass(kw_only=True)
 class LinkRunner:
     """Keeps the worker behind ``link`` busy. ``on_up`` receives its model information, ``on_down`` why it is gone,
     ``on_death`` in which phase an error ended the thread, and that error; all are called in the thread.
     """
 
-    def __init__(
-        self,
-        queues: Queues,
-        link: Link,
-        *,
-        on_up: Callable[[Link, Any], None],
-        on_down: Callable[[Link, LinkDown], None],
-        on_death: Callable[[str, BaseException], None],
-    ) -> None:
-        self._queues = queues
-        self._link = link
-        self._on_up = on_up
-        self._on_down = on_down
-        self._on_death = on_death
+    queues: Queues
+    link: Link
+    on_up: Callable[[Link, Any], None]
+    on_down: Callable[[Link, LinkDown], None]
+    on_death: Callable[[str, BaseException], None]
 
     def run(self) -> None:
         """Serves the link until the engine is drained or over."""
         is_open = False
         try:
-            while not self._queues.is_over:
+            while not self.queues.is_over:
                 try:
-                    info = self._link.open()
+                    info = self.link.open()
                     is_open = True
-                    self._on_up(self._link, info)
+                    self.on_up(self.link, info)
                     self._run_batches()
                 except LinkDown as down:
-                    self._on_down(self._link, down)
+                    self.on_down(self.link, down)
                 else:
                     return
         except BaseException as error:
@@ -71,27 +64,27 @@ class LinkRunner:
             explains_itself = isinstance(error, ConfigurationError | DeviceLost)
             if not explains_itself:
                 log.exception(phase)
-            self._on_death(f"{phase}: {error}" if explains_itself or not is_open else f"{phase}: {error!r}", error)
+            self.on_death(f"{phase}: {error}" if explains_itself or not is_open else f"{phase}: {error!r}", error)
         finally:
-            self._link.close()
+            self.link.close()
 
     def _run_batches(self) -> None:
         """Keeps the worker busy until the engine is drained."""
         sent: deque[Batch] = deque()
         try:
             while True:
-                while len(sent) < self._link.depth and (batch := self._next_batch(is_idle=not sent)) is not None:
+                while len(sent) < self.link.depth and (batch := self._next_batch(is_idle=not sent)) is not None:
                     if self._send(batch):
                         sent.append(batch)
                 if not sent:
                     return
-                outcome = self._link.receive()
+                outcome = self.link.receive()
                 done = sent.popleft()
                 if sent:
                     self._start(sent[0])
                 self._complete(done, outcome)
         except LinkDown:
-            if sent and self._link.was_started():
+            if sent and self.link.was_started():
                 self._retry(sent.popleft())
             self._put_back(sent)
             raise
@@ -100,7 +93,7 @@ class LinkRunner:
         """Sends a batch; False if it cannot be put together or into a message, which fails it."""
         started = time.perf_counter()
         try:
-            self._link.send(batch.job())
+            self.link.send(batch.job())
         except LinkDown:
             self._put_back([batch])
             raise
@@ -115,33 +108,33 @@ class LinkRunner:
         """Takes the next batch of the round robin. For an idle worker it waits for one, and returns None when the engine
         is drained; for a busy worker it returns a full batch or None.
         """
-        with self._queues.wake:
-            while not self._queues.is_over:
-                if is_idle and not self._link.is_alive():
+        with self.queues.wake:
+            while not self.queues.is_over:
+                if is_idle and not self.link.is_alive():
                     raise LinkDown("the worker has gone")
-                now = self._queues.clock()
+                now = self.queues.clock()
                 due = {
                     lane: lane.seconds_until_due(now, only_full=not is_idle, worker=self._worker)
-                    for lane in self._queues.lanes.values()
+                    for lane in self.queues.lanes.values()
                 }
                 lane = next((lane for lane, seconds in due.items() if seconds == 0.0), None)
                 if lane is not None:
                     if (batch := self._take(lane, is_idle=is_idle)) is not None:
                         return batch
-                elif not is_idle or (self._queues.is_draining and not self._queues.has_work):
+                elif not is_idle or (self.queues.is_draining and not self.queues.has_work):
                     return None
                 else:
                     waits = [seconds for seconds in due.values() if seconds is not None]
-                    self._queues.wake.wait(min([_IDLE_CHECK_SECONDS, *waits]))
+                    self.queues.wake.wait(min([_IDLE_CHECK_SECONDS, *waits]))
             return None
 
     @property
     def _worker(self) -> str | None:
         """The worker's name, or None while there is no other."""
-        return self._link.name if len(self._queues.up) > 1 else None
+        return self.link.name if len(self.queues.up) > 1 else None
 
     def _take(self, lane: Lane, *, is_idle: bool) -> Batch | None:
-        queues = self._queues
+        queues = self.queues
         now = queues.clock()
         expired: list[EngineRequest] = []
         queues.lanes[lane.name] = queues.lanes.pop(lane.name)  # last in the round robin
@@ -163,9 +156,9 @@ class LinkRunner:
 
     def _start(self, batch: Batch) -> None:
         """Records that the worker has finished everything before a batch."""
-        with self._queues.wake:
-            if not self._queues.is_over:
-                batch.lane.start(batch, self._queues.clock())
+        with self.queues.wake:
+            if not self.queues.is_over:
+                batch.lane.start(batch, self.queues.clock())
 
     def _complete(self, batch: Batch, outcome: Outcome) -> None:
         lane, tasks, result = batch.lane, batch.tasks, outcome.result
@@ -173,10 +166,10 @@ class LinkRunner:
         if result is not None and not isinstance(result, Stepped):
             self._copy_results(tasks, result)
         requests = {task.request for task in tasks}
-        self._queues.observer.batch(
+        self.queues.observer.batch(
             BatchReport(
                 lane=lane.name,
-                device=self._link.name,
+                device=self.link.name,
                 images=len(tasks),
                 hand_over_seconds=batch.hand_over_seconds,
                 device_seconds=outcome.seconds,
@@ -184,25 +177,25 @@ class LinkRunner:
                 callers=[request.caller for request in requests if request.caller is not None],
             )
         )
-        with self._queues.wake:
-            if self._queues.is_over:
+        with self.queues.wake:
+            if self.queues.is_over:
                 return
             for request in requests:
                 request.device_seconds += outcome.seconds
                 request.batch_images = max(request.batch_images, len(tasks))
             ended, reports = self._finish(batch, outcome)
-            lane.record_cost(ended, outcome.seconds, self._queues.clock())
-            self._queues.resolve(requests, reports)
-            self._queues.wake.notify_all()
+            lane.record_cost(ended, outcome.seconds, self.queues.clock())
+            self.queues.resolve(requests, reports)
+            self.queues.wake.notify_all()
 
     def _copy_results(self, tasks: Sequence[ImageTask], rows: npt.NDArray[Any]) -> None:
         """Copies results to their requests; the copy itself is made without the lock."""
-        with self._queues.wake:
+        with self.queues.wake:
             wanted = [(task, row) for task, row in zip(tasks, rows, strict=True) if not task.request.ended]
             arrays = [task.request.allocate_results(row) for task, row in wanted]
         for (task, row), array in zip(wanted, arrays, strict=True):
             array[task.index] = row
-        with self._queues.wake:
+        with self.queues.wake:
             for task, _ in wanted:
                 task.request.finished_images += 1
 
@@ -224,7 +217,7 @@ class LinkRunner:
         reports: list[Callable[[], None]] = []
         rows = zip(tasks, stepped.tokens, stepped.sampled, stepped.finished.tolist(), strict=True)
         for task, tokens, sampled, is_finished in rows:
-            self._queues.generate.advance(task, tokens, finished=is_finished)
+            self.queues.generate.advance(task, tokens, finished=is_finished)
             request = task.request
             if request.ended:
                 continue
@@ -243,7 +236,7 @@ class LinkRunner:
         if len(tasks) > 1 or (tasks[0].failed_on is None and self._worker is not None):
             log.warning("a %s batch of %d images failed (%r); retrying them one by one", lane.name, len(tasks), error)
             for task in tasks:
-                task.failed_on = self._link.name
+                task.failed_on = self.link.name
                 lane.retry_unbatched(task)
             return 0
         log.error("the device failed on one image of lane %s", lane.name, exc_info=error)
@@ -255,12 +248,12 @@ class LinkRunner:
 
     def _retry(self, batch: Batch) -> None:
         """Retries the images of a batch that a worker died running, unbatched; the second crash fails the request."""
-        with self._queues.wake:
-            if self._queues.is_over:
+        with self.queues.wake:
+            if self.queues.is_over:
                 return
             for task in batch.tasks:
                 task.crashes += 1
-                task.failed_on = self._link.name
+                task.failed_on = self.link.name
                 if task.crashes > 1 and not task.request.ended:
                     log.error("two workers died running the same image of lane %s; its request fails", batch.lane.name)
                     task.request.fail(WorkerCrashed("two workers died running the same image of this request"))
@@ -268,13 +261,13 @@ class LinkRunner:
                     batch.lane.finish(task)
                 else:
                     batch.lane.retry_unbatched(task)
-            self._queues.resolve(task.request for task in batch.tasks)
-            self._queues.wake.notify_all()
+            self.queues.resolve(task.request for task in batch.tasks)
+            self.queues.wake.notify_all()
 
     def _put_back(self, batches: Iterable[Batch]) -> None:
-        with self._queues.wake:
-            if self._queues.is_over:
+        with self.queues.wake:
+            if self.queues.is_over:
                 return
             for batch in reversed(list(batches)):
                 batch.lane.put_back(batch)
-            self._queues.wake.notify_all()
+            self.queues.wake.notify_all()

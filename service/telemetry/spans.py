@@ -74,7 +74,7 @@ class _EngineCall:
 
 
 class SpanTracer:
-    """See ``service.telemetry.tracing.Tracer``."""
+    """Sends traces in the background: no request waits for a trace to be sent."""
 
     def __init__(self) -> None:
         protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -94,7 +94,9 @@ class SpanTracer:
         return provider.get_tracer(_NAME, VERSION)
 
     def start(self, record: RequestRecord) -> _RequestTrace | None:
-        """See ``Tracer``. Health probes are not traced."""
+        """Starts the trace of a request, in the request's own task, and sets ``record.trace_id``. None if the request is not
+        traced, as health probes are not.
+        """
         scope = record.scope
         if record.path in PROBES:
             return None
@@ -114,18 +116,18 @@ class SpanTracer:
         return trace
 
     def observer(self, metrics: Metrics) -> MetricsObserver:
-        """See ``Tracer``."""
+        """An observer that traces batches, too."""
         return _BatchTracer(metrics, self._batches, self._current)
 
     async def close(self) -> None:
-        """See ``Tracer``. If the collector does not answer, the sending thread is abandoned."""
+        """Sends what is left, for a bounded time; if the collector does not answer, the sending thread is abandoned."""
         flushing = threading.Thread(target=self._processor.shutdown, name="traces", daemon=True)
         flushing.start()
         await asyncio.to_thread(flushing.join, FLUSH_SECONDS)
 
 
 class _RequestTrace:
-    """See ``service.telemetry.tracing.RequestTrace``."""
+    """The trace of a request in progress."""
 
     def __init__(self, tracer: Tracer, span: Span) -> None:
         self._tracer = tracer
@@ -139,7 +141,7 @@ class _RequestTrace:
         return call
 
     def end(self, record: RequestRecord) -> None:
-        """See ``RequestTrace``."""
+        """Ends the request's span."""
         ended = record.timings.started + record.seconds
         for stage, since, until in record.timings.spans:
             self._add_child(_STAGE_SPANS.get(stage, stage), since, until)

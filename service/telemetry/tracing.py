@@ -1,38 +1,18 @@
-"""The interface of a tracer, and whether there is one. OpenTelemetry is imported only if the environment asks for traces."""
+"""Whether requests are traced: OpenTelemetry is imported only if the environment asks for traces."""
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
-from service.telemetry.metrics import Metrics
-from service.telemetry.observer import MetricsObserver
-from service.telemetry.request_record import RequestRecord
+if TYPE_CHECKING:
+    from service.telemetry.spans import SpanTracer
 
 log = logging.getLogger(__name__)
 
 
-class RequestTrace(Protocol):
-    """The trace of a request in progress."""
-
-    def end(self, record: RequestRecord) -> None:
-        """Ends the request's span."""
-
-
-class Tracer(Protocol):
-    """Sends traces in the background: no request waits for a trace to be sent."""
-
-    def start(self, record: RequestRecord) -> RequestTrace | None:
-        """Starts the trace of a request, in the request's own task, and sets ``record.trace_id``. None if the request is not
-        traced.
-        """
-
-    def observer(self, metrics: Metrics) -> MetricsObserver:
-        """An observer that traces batches, too."""
-
-    async def close(self) -> None:
-        """Sends what is left, for a bounded time."""
+Tracer: TypeAlias = "SpanTracer"
 
 
 def open_tracer() -> Tracer | None:
