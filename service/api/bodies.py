@@ -8,7 +8,6 @@ from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from service.api.schemas.parsing import RequestT, parse_body
 from service.api.state import ApiState
@@ -35,23 +34,12 @@ async def read_body(request: Request) -> bytes:
     seconds = ApiState.of(request).settings.body_timeout
     try:
         async with asyncio.timeout(seconds):
-            return await _body(request)
+            # ``request.body()`` would keep the bytes until the request ends. A single piece is not copied.
+            return b"".join([piece async for piece in request.stream() if piece])
     except TimeoutError:
         raise RequestTimeout(
             f"The body did not arrive within {seconds:g} seconds.", headers={"Connection": "close"}
         ) from None
-
-
-async def _body(request: Request) -> bytes:
-    """As ``request.body()``, which would keep the bytes until the request ends."""
-    pieces: list[bytes] = []
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        pieces.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def parse(request: Request, body: bytes, function: Callable[[bytes], T]) -> T:

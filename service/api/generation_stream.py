@@ -2,7 +2,7 @@
 
 ::
 
-    engine ─ on_step ─> StepFeed ─────────────> event: step     with a preview if there is time for one
+    engine ─ on_step ─> waiting steps ────────> event: step     with a preview if there is time for one
        └──── result ──> decode lane ──────────> event: image    for each
                                          └────> event: done
 """
@@ -27,7 +27,7 @@ from service.operations.build import Operations
 from service.operations.generation import Generation
 from service.telemetry.timings import RequestTimings
 
-MAX_WAITING_STEPS = 256  # of a request whose client reads slowly
+MAX_WAITING_STEPS = 256  # of a slow client; the oldest are dropped, which leaves a gap in the step numbers of an image
 PREVIEW_SECONDS = 5.0  # a step waits for its preview
 _PREVIEW_TYPE = image_media_type("jpeg")
 
@@ -44,43 +44,6 @@ class Step:
     sampled: Ids
 
 
-class StepFeed:
-    """A queue of steps from the engine, which never waits, to a client that may be slow.
-
-    Beyond ``MAX_WAITING_STEPS`` the oldest are dropped, which leaves a gap in an image's step numbers.
-    """
-
-    def __init__(self) -> None:
-        self._steps: deque[Step] = deque(maxlen=MAX_WAITING_STEPS)
-        self._changed = asyncio.Event()
-        self._closed = False
-
-    def put(self, index: int, step: int, tokens: Ids, sampled: Ids) -> None:
-        """See ``service.engine.StepCallback``."""
-        self._steps.append(Step(index, step, tokens, sampled))
-        self._changed.set()
-
-    def close(self) -> None:
-        """No more steps will be put."""
-        self._closed = True
-        self._changed.set()
-
-    async def wait(self) -> bool:
-        """Waits for a step; False if none is left and the feed is closed."""
-        while not self._steps and not self._closed:
-            self._changed.clear()
-            await self._changed.wait()
-        return bool(self._steps)
-
-    def newest(self) -> list[Step]:
-        """The newest waiting step of each image."""
-        return list({step.index: step for step in self._steps}.values())
-
-    def take(self) -> Step | None:
-        """The oldest waiting step."""
-        return self._steps.popleft() if self._steps else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class GenerationStream:
     """The events of one request. ``media_type`` and ``quality`` are those of its images; previews are JPEG."""
@@ -95,18 +58,29 @@ class GenerationStream:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The encoded events. Raises the error that ends them early; closing the generator cancels the engine's work."""
-        feed = StepFeed()
+        steps: deque[Step] = deque(maxlen=MAX_WAITING_STEPS)
+        changed = asyncio.Event()
+
+        def put(index: int, step: int, tokens: Ids, sampled: Ids) -> None:
+            steps.append(Step(index, step, tokens, sampled))
+            changed.set()
+
         sampling = asyncio.ensure_future(
-            self.generation.run(self.operations.engine, deadline=self.deadline, timings=self.timings, on_step=feed.put)
+            self.generation.run(self.operations.engine, deadline=self.deadline, timings=self.timings, on_step=put)
         )
-        sampling.add_done_callback(lambda _: feed.close())
+        sampling.add_done_callback(lambda _: changed.set())
         # Rendered while steps are still being sent, so that a slow client does not delay them.
         images = asyncio.ensure_future(self._images(sampling))
         try:
-            while await feed.wait():
+            while steps or not sampling.done():
+                changed.clear()
+                if not steps:
+                    await changed.wait()
                 # One decoding at a time, of the newest steps: slow decoding means fewer previews, not more work.
-                pictures = await self._pictures(feed.newest(), sampling) if self.previews else {}
-                while (step := feed.take()) is not None:
+                newest = list({step.index: step for step in steps}.values())
+                pictures = await self._pictures(newest, sampling) if self.previews else {}
+                while steps:
+                    step = steps.popleft()
                     yield self._step(step, pictures.get((step.index, step.step)))
             for item in await images:
                 yield event("image", item.model_dump_json())

@@ -134,11 +134,6 @@ class BlockPool:
         """Blocks allocated so far."""
         return len(self._all)
 
-    @property
-    def in_use(self) -> int:
-        """Blocks that are not free."""
-        return len(self._all) - len(self._free)
-
 
 def map_rows(descriptor: int, shape: tuple[int, ...], pin: Callable[[Rows], object] | None = None) -> Rows:
     """Maps the memory of a descriptor as uint8 of ``shape``; the mapping lives as long as the array."""

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -57,20 +57,20 @@ def encode_image(pixels: Pixels, media_type: str, *, quality: int | None = None)
             np.save(buffer, pixels, allow_pickle=False)
             return buffer.getvalue()
         case "image/jpeg":
-            with _anonymous_file() as file:
-                Image.fromarray(pixels).save(file, format="JPEG", quality=quality)
-                file.seek(0)
-                return file.read()
+            return _save(pixels, format="JPEG", quality=quality)
         case "image/png":
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-            return buffer.getvalue()
+            return _save(pixels, format="PNG", compress_level=1)
         case "image/webp":
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, format="WEBP", quality=quality, method=0)
-            return buffer.getvalue()
+            return _save(pixels, format="WEBP", quality=quality, method=0)
         case _:
             raise ValueError(f"media type is {media_type!r}; one of {', '.join(OUTPUT_MEDIA_TYPES)} is expected")
+
+
+def _save(pixels: Pixels, **options: Any) -> bytes:
+    with _anonymous_file() as file:
+        Image.fromarray(pixels).save(file, **options)
+        file.seek(0)
+        return file.read()
 
 
 def _anonymous_file() -> IO[bytes]:

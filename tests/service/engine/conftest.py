@@ -67,7 +67,8 @@ def device_threads() -> set[threading.Thread]:
 
 async def rest(engine: Engine) -> None:
     await until(lambda: engine.snapshot() == AT_REST)
-    assert engine._queues.encode.pool.in_use == 0
+    pool = engine._queues.encode.pool
+    assert len(pool._free) == pool.size
 
 
 @pytest.fixture(params=["inline", "remote"])
