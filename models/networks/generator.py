@@ -64,11 +64,11 @@ class _TokenInput(nn.Module):
         rows = torch.where(labels < 0, classes, labels) + self.config.codebook_size + 1
         return torch.cat([rows[:, None], tokens], dim=1)
 
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    """[B, N, D] -> [B, H, N, D/H]."""
-    batch, length, width = x.shape
-    return x.view(batch, length, heads, width // heads).transpose(1, 2)
+    def set_compute_dtype(self, dtype: torch.dtype) -> None:
+        """Sets the dtype of the blocks' matrices; norms, residual stream, embeddings and head stay float32."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and not name.endswith("lm_head"):
+                module.to(dtype=dtype)
 
 
 # --- MaskGIT ViT: BERT, post-norm ------------------------------------------------------------------------------------
@@ -83,8 +83,7 @@ class _SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (_split_heads(project(x), self.heads) for project in (self.query, self.key, self.value))
-        return attend(q, k, v, fused=not self.training).transpose(1, 2).flatten(2)
+        return attend(self.query(x), self.key(x), self.value(x), self.heads, fused=not self.training)
 
 
 class _ResidualOutput(nn.Module):
@@ -118,11 +117,6 @@ class _BertLayer(nn.Module):
         out: Tensor = self.output(F.gelu(self.intermediate["dense"](x.to(dtype))), x)
         return out
 
-    def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                module.to(dtype=dtype)
-
 
 class _BertEmbeddings(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
@@ -155,23 +149,13 @@ class MaskGITViT(_TokenInput):
             }
         )
 
-    @property
-    def _layers(self) -> nn.ModuleList:
-        layers: nn.ModuleList = self.model["encoder"]["layer"]  # type: ignore[index]
-        return layers
-
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """Tokens int64 [B, K] in 0..V (V: masked), labels int64 [B] (negative: no class) -> float32 [B, K, V]."""
         x = self.model["embeddings"](self._sequence(tokens, labels))
-        for layer in self._layers:
+        for layer in self.model["encoder"]["layer"]:  # type: ignore[index]
             x = layer(x)
         logits: Tensor = self.model["lm_head"](x[:, 1:])
         return logits.float()
-
-    def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        """Sets the dtype of the layers' matrices; norms, residual stream, embeddings and head stay float32."""
-        for layer in self._layers:
-            layer.set_compute_dtype(dtype)  # type: ignore[operator]
 
 
 # --- U-ViT: pre-norm, with long skip connections ---------------------------------------------------------------------
@@ -185,19 +169,8 @@ class _UViTAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (_split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
-        merged: Tensor = self.proj(attend(q, k, v, fused=not self.training).transpose(1, 2).flatten(2))
-        return merged
-
-
-class _UViTMLP(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        out: Tensor = self.proj(attend(q, k, v, self.heads, fused=not self.training))
         return out
 
 
@@ -208,7 +181,8 @@ class _UViTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = _UViTAttention(width, config.num_attention_heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = _UViTMLP(width, config.intermediate_size)
+        hidden = config.intermediate_size
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -217,14 +191,8 @@ class _UViTBlock(nn.Module):
         if self.skip_linear is not None and skip is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1).to(dtype)).float()
         x = x + self.attn(self.norm1(x).to(dtype))
-        out: Tensor = x + self.mlp(self.norm2(x).to(dtype))
+        out: Tensor = x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x).to(dtype))))
         return out
-
-    def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        self.attn.to(dtype=dtype)
-        self.mlp.to(dtype=dtype)
-        if self.skip_linear is not None:
-            self.skip_linear.to(dtype=dtype)
 
 
 class UViT(_TokenInput):
@@ -253,11 +221,6 @@ class UViT(_TokenInput):
             x = block(x, skips.pop())
         logits: Tensor = self.lm_head(self.norm(x)[:, 1:])
         return logits.float()
-
-    def set_compute_dtype(self, dtype: torch.dtype) -> None:
-        """Sets the dtype of the blocks' matrices; norms, residual stream, embeddings and head stay float32."""
-        for block in (*self.in_blocks, self.mid_block, *self.out_blocks):
-            block.set_compute_dtype(dtype)
 
 
 def build_generator(config: GeneratorConfig) -> MaskGITViT | UViT:

@@ -75,16 +75,15 @@ class Level(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, blocks: int, *, upsample: bool = False) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(ResidualBlock(widths[i], widths[i + 1]) for i in range(blocks))
+        self.block = nn.Sequential(*(ResidualBlock(widths[i], widths[i + 1]) for i in range(blocks)))
         self.upsample_conv = nn.Conv2d(out_channels, out_channels, 3, padding=1) if upsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H or 2H, W or 2W]."""
-        for block in self.block:
-            x = block(x)
+        out: Tensor = self.block(x)
         if self.upsample_conv is not None:
-            x = self.upsample_conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return x
+            out = self.upsample_conv(F.interpolate(out, scale_factor=2.0, mode="nearest"))
+        return out
 
 
 class Encoder(nn.Module):
@@ -97,7 +96,7 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList(
             Level(widths[i], widths[i + 1], config.residual_blocks) for i in range(len(widths) - 1)
         )
-        self.mid = nn.ModuleList(ResidualBlock(widths[-1], widths[-1]) for _ in range(config.residual_blocks))
+        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1]) for _ in range(config.residual_blocks)))
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 1)
 
@@ -108,9 +107,7 @@ class Encoder(nn.Module):
             if i:
                 x = F.avg_pool2d(x, 2)
             x = level(x)
-        for block in self.mid:
-            x = block(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x))))
         return out
 
 
@@ -121,7 +118,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.hidden_channels * m for m in (*config.channel_multipliers, config.channel_multipliers[-1])]
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.mid = nn.ModuleList(ResidualBlock(widths[-1], widths[-1]) for _ in range(config.residual_blocks))
+        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1]) for _ in range(config.residual_blocks)))
         # Numbered from the finest resolution, as in the encoder; they run from the last to the first.
         self.up = nn.ModuleList(
             Level(widths[i + 1], widths[i], config.residual_blocks, upsample=i > 0) for i in range(len(widths) - 1)
@@ -131,9 +128,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """See the class."""
-        x = self.conv_in(latents.to(self.conv_in.weight.dtype))
-        for block in self.mid:
-            x = block(x)
+        x = self.mid(self.conv_in(latents.to(self.conv_in.weight.dtype)))
         for level in reversed(self.up):
             x = level(x)
         out: Tensor = self.conv_out(F.silu(self.norm_out(x)))

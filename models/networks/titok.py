@@ -107,10 +107,8 @@ class Attention(nn.Module):
         else:
             q = F.linear(x[:, queries], self.in_proj_weight[:width], self.in_proj_bias[:width])
             k, v = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
-        q, k, v = (t.view(*t.shape[:2], self.heads, -1).transpose(1, 2) for t in (q, k, v))  # [B, H, M or N, D/H]
-        out = attend(q, k, v, fused=not self.training)
-        merged: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
-        return merged
+        out: Tensor = self.out_proj(attend(q, k, v, self.heads, fused=not self.training))
+        return out
 
 
 class MLP(nn.Module):

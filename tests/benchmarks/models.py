@@ -121,8 +121,8 @@ def plain_networks() -> Iterator[None]:
         x = x + block.mlp(block.ln_2(x))
         return x[:, keep]
 
-    def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, fused: bool) -> torch.Tensor:
-        return attend(q, k, v, fused=False)
+    def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *, fused: bool) -> torch.Tensor:
+        return attend(q, k, v, heads, fused=False)
 
     def whole_batch(network: TiTok, logits: torch.Tensor) -> torch.Tensor:
         weights, grid = network.pixel_quantize.embedding.weight, network.decoder.grid
