@@ -7,10 +7,9 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from . import calls
 from .calls import Class, GenerateOptions
 from .connection import ClientOptions, Connection
-from .events import GenerationEvents
+from .events import GenerationEvents, generate_events
 from .operations import Operations
 from .results import Generated, Step
 from .retries import Attempts
@@ -45,7 +44,7 @@ class AsyncTiTokClient(Operations):
         self, class_: Class, *, n: int = 1, preview: bool = False, **options: Unpack[GenerateOptions]
     ) -> AsyncIterator[Step | Generated]:
         """Each sampling step of each image as it is done, then the images. Closing the iterator stops the generation."""
-        call, events = calls.generate_events(class_, n, preview, options), GenerationEvents()
+        call, events = generate_events(class_, n, preview, options), GenerationEvents()
         response, attempts = await self._connection.open_stream(call)
         try:
             with self._connection.errors(attempts):

@@ -11,10 +11,9 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import httpx
 
-from . import calls
 from .calls import Class, GenerateOptions
 from .connection import ClientOptions, Connection
-from .events import GenerationEvents
+from .events import GenerationEvents, generate_events
 from .operations import Operations
 from .results import Generated, Step
 from .retries import Attempts
@@ -95,7 +94,7 @@ class TiTokClient:
 
         Retries end with the first event.
         """
-        call, events = calls.generate_events(class_, n, preview, options), GenerationEvents()
+        call, events = generate_events(class_, n, preview, options), GenerationEvents()
         response, attempts = run(self._connection.open_stream(call))
         try:
             with self._connection.errors(attempts):

@@ -8,13 +8,11 @@
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeGuard, TypeVar
 
-from . import responses
 from .errors import ServiceProblem, TiTokError
 from .responses import Response
-from .results import Encoded, Generated, ImageClass, Mixed, Model, Picture, Reconstruction, Tokenized
+from .results import Tokenized
 
 T = TypeVar("T")
 
@@ -24,13 +22,6 @@ Class: TypeAlias = int | str | None
 
 TokenSource: TypeAlias = str | Tokenized | Sequence[int]
 """A code, a result that has one, or K token ids."""
-
-LOOKUP_DIGESTS = 1000
-"""Most digests in one look-up request."""
-
-_OCTETS = "application/octet-stream"
-_PART_HEADER_BYTES = 256  # of a form's part, in addition to the file
-_SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -95,8 +86,7 @@ class Call(Generic[T]):
     """A request and the reader of its response.
 
     The response is JSON unless ``headers`` accept another media type. ``body`` holds httpx's arguments for the body or
-    the query. ``positions`` are those of the request's images in the
-    caller's list.
+    the query. ``positions`` are those of the request's images in the caller's list.
     """
 
     path: str
@@ -120,115 +110,6 @@ class Call(Generic[T]):
             raise response.unexpected(f"{type(error).__name__}: {error}") from error
 
 
-def encode(image: bytes) -> Call[Encoded]:
-    """Encodes one image, sent as the body."""
-    return Call(
-        path="/v1/encode",
-        headers={"Content-Type": _OCTETS},
-        body={"content": image},
-        read=lambda response: responses.read_encoded(response, 1)[0],
-    )
-
-
-def encode_batch(images: Sequence[bytes], positions: Sequence[int]) -> Call[list[Encoded]]:
-    """Encodes several images, sent as the files of a form."""
-    return Call(
-        path="/v1/encode",
-        body={"files": [("image", (str(index), image, _OCTETS)) for index, image in enumerate(images)]},
-        read=partial(responses.read_encoded, count=len(images)),
-        positions=positions,
-    )
-
-
-def upload_size(image: bytes) -> int:
-    """Bytes that an image adds to a form."""
-    return len(image) + _PART_HEADER_BYTES
-
-
-def lookup(digests: Sequence[str]) -> Call[list[tuple[str, Encoded | None]]]:
-    """Looks up cached tokens by the images' SHA-256."""
-    return Call(
-        path="/v1/codes:lookup",
-        body={"json": {"sha256": digests}},
-        read=partial(responses.read_lookup, digests=digests),
-    )
-
-
-def reconstruct(image: bytes) -> Call[Reconstruction]:
-    """Encodes and decodes an image."""
-    return Call(
-        path="/v1/reconstruct",
-        headers={"Content-Type": _OCTETS},
-        body={"content": image},
-        read=responses.read_reconstruction,
-    )
-
-
-def decode(tokens: TokenSource, options: DecodeOptions) -> Call[Picture]:
-    """Decodes one image, which is the response body."""
-    document = {"format": "png", **options, **_tokens([tokens], options)}
-    headers = {"Accept": f"image/{document.pop('format')}"}
-    return Call(path="/v1/decode", headers=headers, body={"json": document}, read=responses.read_picture)
-
-
-def decode_batch(batch: Batch[TokenSource], options: DecodeOptions) -> Call[list[Picture]]:
-    """Decodes several images into one JSON document."""
-    return Call(
-        path="/v1/decode",
-        body={"json": {"format": "png", **options, **_tokens(batch.items, options)}},
-        read=partial(responses.read_pictures, count=len(batch.items)),
-        positions=batch.positions,
-    )
-
-
-def mix(
-    tokens: Iterable[TokenSource],
-    weights: Sequence[float] | None,
-    positions: Sequence[int | None] | None,
-    options: DecodeOptions,
-) -> Call[Mixed]:
-    """Mixes several codes into one image."""
-    document = {"format": "png", **options, **_tokens(list(tokens), options)}
-    if weights is not None:
-        document["weights"] = list(weights)
-    if positions is not None:
-        document["positions"] = list(positions)
-    return Call(path="/v1/mix", body={"json": document}, read=responses.read_mixed)
-
-
-def generate(class_: Class, n: int, max_images: int, options: GenerateOptions) -> Iterator[Call[list[Generated]]]:
-    """Generates ``n`` images with consecutive seeds, at most ``max_images`` in a request."""
-    document = _generate_document(class_, n, options)
-    for first in range(0, n, max_images):
-        count = min(max_images, n - first)
-        yield Call(
-            path="/v1/generate",
-            body={"json": {**document, "n": count, "seed": document["seed"] + first}},
-            read=partial(responses.read_generated, first=first, count=count),
-        )
-
-
-def generate_events(class_: Class, n: int, preview: bool, options: GenerateOptions) -> Call[None]:
-    """Generates ``n`` images as a stream of events, which the caller reads."""
-    return Call(
-        path="/v1/generate",
-        headers={"Accept": "text/event-stream"},
-        body={"json": {**_generate_document(class_, n, options), "preview": preview}},
-        read=lambda _: None,
-    )
-
-
-def models() -> Call[list[Model]]:
-    """Lists the models."""
-    return Call(method="GET", path="/v1/models", read=responses.read_models)
-
-
-def classes(model: str, search: str | None) -> Call[list[ImageClass]]:
-    """Lists the classes of a model's generator."""
-    query = {} if search is None else {"q": search}
-    return Call(method="GET", path=f"/v1/models/{model}/classes", body={"params": query}, read=responses.read_classes)
-
-
 def is_tokens(source: Any) -> TypeGuard[TokenSource]:
     """Whether the source is one image's tokens, and not a list of several images' tokens."""
     if isinstance(source, str | Tokenized):
@@ -238,14 +119,15 @@ def is_tokens(source: Any) -> TypeGuard[TokenSource]:
     return isinstance(source, Sequence) and len(source) > 0 and hasattr(source[0], "__index__")
 
 
-def _generate_document(class_: Class, n: int, options: GenerateOptions) -> dict[str, Any]:
+def generate_document(class_: Class, n: int, options: GenerateOptions) -> dict[str, Any]:
+    """The JSON body that asks for ``n`` images. The client draws the seed, so that every attempt makes the same images."""
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
-    # The client draws the seed, so that every attempt of a request makes the same images.
-    return {"seed": secrets.randbelow(_SEEDS), **options, "class": class_, "n": n}
+    return {"seed": secrets.randbelow(2**32), **options, "class": class_, "n": n}
 
 
-def _tokens(sources: Sequence[TokenSource], options: DecodeOptions) -> dict[str, Any]:
+def decode_document(sources: Sequence[TokenSource], options: DecodeOptions) -> dict[str, Any]:
+    """The JSON body that asks for images of these tokens. Raises ``ValueError`` for tokens of different tokenizers."""
     tokenizers = {(source.model, source.revision) for source in sources if isinstance(source, Tokenized)}
     if len(tokenizers) > 1:
         raise ValueError(f"the tokens come from different tokenizers: {sorted(tokenizers)}")
@@ -257,5 +139,5 @@ def _tokens(sources: Sequence[TokenSource], options: DecodeOptions) -> dict[str,
     else:
         document = {"tokens": [[int(token) for token in row] for row in texts]}
     for model, revision in tokenizers:
-        document |= {"model": options.get("model", model), "revision": options.get("revision", revision)}
-    return document
+        document |= {"model": model, "revision": revision}
+    return {"format": "png", **document, **options}

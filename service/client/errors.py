@@ -21,6 +21,8 @@
         └── ServiceDeadlineExceeded   504
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -67,6 +69,12 @@ class ServiceProblem(TiTokError):
     """
 
     status: ClassVar[int] = 0
+    _by_status: ClassVar[dict[int, type[ServiceProblem]]] = {}
+
+    def __init_subclass__(cls, *, status: int | None = None) -> None:
+        if status is not None:
+            cls.status = status
+            cls._by_status[status] = cls
 
     def __init__(self, document: Mapping[str, Any], *, retry_after: float = 0.0) -> None:
         self.document = dict(document)
@@ -90,75 +98,50 @@ class ServiceProblem(TiTokError):
                 return
 
 
-class BadRequest(ServiceProblem):
+class BadRequest(ServiceProblem, status=400):
     """An image that cannot be decoded, or a malformed body."""
 
-    status = 400
 
-
-class Unauthorized(ServiceProblem):
+class Unauthorized(ServiceProblem, status=401):
     """No API key, or an unknown one."""
 
-    status = 401
 
-
-class NotFound(ServiceProblem):
+class NotFound(ServiceProblem, status=404):
     """An unknown model, class or path."""
 
-    status = 404
 
-
-class RevisionMismatch(ServiceProblem):
+class RevisionMismatch(ServiceProblem, status=409):
     """Tokens of another tokenizer."""
 
-    status = 409
 
-
-class ContentTooLarge(ServiceProblem):
+class ContentTooLarge(ServiceProblem, status=413):
     """Too many bytes, pixels or images."""
 
-    status = 413
 
-
-class UnsupportedMediaType(ServiceProblem):
+class UnsupportedMediaType(ServiceProblem, status=415):
     """An unsupported image format."""
 
-    status = 415
 
-
-class InvalidRequest(ServiceProblem):
+class InvalidRequest(ServiceProblem, status=422):
     """A value is missing, of the wrong type, or out of range."""
 
-    status = 422
 
-
-class TooManyRequests(ServiceProblem):
+class TooManyRequests(ServiceProblem, status=429):
     """A queue was full in every attempt."""
 
-    status = 429
 
-
-class ServiceFailed(ServiceProblem):
+class ServiceFailed(ServiceProblem, status=500):
     """An internal error of the service."""
 
-    status = 500
 
-
-class Unavailable(ServiceProblem):
+class Unavailable(ServiceProblem, status=503):
     """The service was starting, draining, or had no ready worker in every attempt."""
 
-    status = 503
 
-
-class ServiceDeadlineExceeded(ServiceProblem, DeadlineExceeded):
+class ServiceDeadlineExceeded(ServiceProblem, DeadlineExceeded, status=504):
     """The service stopped at the deadline."""
-
-    status = 504
-
-
-_BY_STATUS = {kind.status: kind for kind in ServiceProblem.__subclasses__()}
 
 
 def problem_error(document: Mapping[str, Any], *, status: int, retry_after: float = 0.0) -> ServiceProblem:
     """The exception for a problem document and its status."""
-    return _BY_STATUS.get(status, ServiceProblem)(document, retry_after=retry_after)
+    return ServiceProblem._by_status.get(status, ServiceProblem)(document, retry_after=retry_after)

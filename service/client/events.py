@@ -7,9 +7,20 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from .calls import Call, Class, GenerateOptions, generate_document
 from .errors import ConnectionFailed, UnexpectedAnswer, problem_error
 from .responses import read_generated_item, read_step
 from .results import Generated, Step
+
+
+def generate_events(class_: Class, n: int, preview: bool, options: GenerateOptions) -> Call[None]:
+    """Generates ``n`` images as a stream of events, which the caller reads."""
+    return Call(
+        path="/v1/generate",
+        headers={"Accept": "text/event-stream"},
+        body={"json": {**generate_document(class_, n, options), "preview": preview}},
+        read=lambda _: None,
+    )
 
 
 class EventDecoder:

@@ -1,14 +1,33 @@
 """The operations of both clients: one image or a list, split into requests, with or without a look-up first."""
 
-from collections.abc import Iterable, Sequence
-from typing import Unpack, cast, overload
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar, Unpack, cast, overload
 
-from . import calls
-from .calls import Batch, Class, DecodeOptions, GenerateOptions, TokenSource, batches
+from . import responses
+from .calls import (
+    Batch,
+    Call,
+    Class,
+    DecodeOptions,
+    GenerateOptions,
+    TokenSource,
+    batches,
+    decode_document,
+    generate_document,
+    is_tokens,
+)
 from .connection import Connection, Progress
 from .errors import NotFound
 from .images import ImageSource, image_bytes, image_digest, is_image
+from .responses import Response
 from .results import Encoded, Generated, ImageClass, Limits, Mixed, Model, Picture, Reconstruction
+
+T = TypeVar("T")
+
+_LOOKUP_DIGESTS = 1000  # most digests in one look-up request
+_OCTETS = "application/octet-stream"
+_PART_HEADER_BYTES = 256  # of a form's part, in addition to the file
 
 
 class Operations:
@@ -49,9 +68,9 @@ class Operations:
             map(image_bytes, sources),
             max_items=limits.max_images,
             max_bytes=limits.max_body_bytes,
-            size=calls.upload_size,
+            size=lambda image: len(image) + _PART_HEADER_BYTES,
         )
-        function = self._encode_unknown if lookup_first else self._encode_batch
+        function = self._encode_unknown if lookup_first else self._encode_all
         return await self._connection.run_all(function, parts, progress, items=sources)
 
     async def lookup(
@@ -63,9 +82,8 @@ class Operations:
         service does not offer look-ups.
         """
         sources = [images] if is_image(images) else cast("Iterable[ImageSource]", images)
-        parts = batches(map(image_digest, sources), max_items=calls.LOOKUP_DIGESTS)
-        requests = (calls.lookup(part.items) for part in parts)
-        return dict(await self._connection.run_all(self._connection.run, requests, progress, items=sources))
+        parts = (part.items for part in batches(map(image_digest, sources), max_items=_LOOKUP_DIGESTS))
+        return dict(await self._connection.run_all(self._lookup, parts, progress, items=sources))
 
     @overload
     async def decode(  # type: ignore[overload-overlap]
@@ -85,17 +103,28 @@ class Operations:
         **options: Unpack[DecodeOptions],
     ) -> Picture | list[Picture]:
         """The image of a code, of a result that has one, or of K token ids; or the images of several, in their order."""
-        if calls.is_tokens(tokens):
-            return await self._connection.run(calls.decode(tokens, options))
+        if is_tokens(tokens):
+            document = decode_document([tokens], options)
+            headers = {"Accept": f"image/{document.pop('format')}"}
+            return await self._connection.run(
+                Call(path="/v1/decode", headers=headers, body={"json": document}, read=responses.read_picture)
+            )
         sources = cast("Iterable[TokenSource]", tokens)
-        parts = batches(sources, max_items=(await self._service_limits()).max_images)
-        requests = (calls.decode_batch(part, options) for part in parts)
-        return await self._connection.run_all(self._connection.run, requests, progress, items=sources)
+        calls = (
+            Call(
+                path="/v1/decode",
+                body={"json": decode_document(part.items, options)},
+                read=partial(responses.read_pictures, count=len(part.items)),
+                positions=part.positions,
+            )
+            for part in batches(sources, max_items=(await self._service_limits()).max_images)
+        )
+        return await self._connection.run_all(self._connection.run, calls, progress, items=sources)
 
     async def reconstruct(self, image: ImageSource) -> Reconstruction:
         """An image after encoding and decoding, with PSNR and SSIM."""
         data = await self._connection.transport.compute(image_bytes, image)
-        return await self._connection.run(calls.reconstruct(data))
+        return await self._connection.run(_upload("/v1/reconstruct", data, responses.read_reconstruction))
 
     async def mix(
         self,
@@ -106,23 +135,41 @@ class Operations:
         **options: Unpack[DecodeOptions],
     ) -> Mixed:
         """One image of several codes: their weighted mean in codebook space, or the token of one code per position."""
-        return await self._connection.run(calls.mix(tokens, weights, positions, options))
+        document = decode_document(list(tokens), options)
+        if weights is not None:
+            document["weights"] = list(weights)
+        if positions is not None:
+            document["positions"] = list(positions)
+        return await self._connection.run(Call(path="/v1/mix", body={"json": document}, read=responses.read_mixed))
 
     async def generate(
         self, class_: Class, *, n: int = 1, progress: Progress | None = None, **options: Unpack[GenerateOptions]
     ) -> list[Generated]:
         """``n`` new images of a class. Image i has the seed ``seed`` + i; ``seed`` is random by default."""
         max_images = (await self._service_limits()).max_generate if n > 1 else 1
-        requests = calls.generate(class_, n, max_images, options)
-        return await self._connection.run_all(self._connection.run, requests, progress, items=range(n))
+        document = generate_document(class_, n, options)
+        calls = (
+            Call(
+                path="/v1/generate",
+                body={"json": {**document, "n": count, "seed": document["seed"] + first}},
+                read=partial(responses.read_generated, first=first, count=count),
+            )
+            for first in range(0, n, max_images)
+            for count in [min(max_images, n - first)]
+        )
+        return await self._connection.run_all(self._connection.run, calls, progress, items=range(n))
 
     async def models(self) -> list[Model]:
         """The models of the service, with the limits of a request."""
-        return await self._connection.run(calls.models())
+        return await self._connection.run(Call(method="GET", path="/v1/models", read=responses.read_models))
 
     async def classes(self, search: str | None = None) -> list[ImageClass]:
         """The classes of the generator; with ``search``, those with similar names, most similar first."""
-        return await self._connection.run(calls.classes((await self.models())[0].id, search))
+        path = f"/v1/models/{(await self.models())[0].id}/classes"
+        query = {} if search is None else {"q": search}
+        return await self._connection.run(
+            Call(method="GET", path=path, body={"params": query}, read=responses.read_classes)
+        )
 
     async def _service_limits(self) -> Limits:
         if self._limits is None:
@@ -132,14 +179,24 @@ class Operations:
     async def _encode_one(self, source: ImageSource, lookup_first: bool) -> Encoded:
         image = await self._connection.transport.compute(image_bytes, source)
         if lookup_first:
-            for encoded in (
-                await self._cached([await self._connection.transport.compute(image_digest, image)])
-            ).values():
+            digest = await self._connection.transport.compute(image_digest, image)
+            for encoded in (await self._cached([digest])).values():
                 return encoded
-        return await self._connection.run(calls.encode(image))
+        (encoded,) = await self._connection.run(_upload("/v1/encode", image, partial(responses.read_encoded, count=1)))
+        return encoded
 
-    async def _encode_batch(self, batch: Batch[bytes]) -> list[Encoded]:
-        return await self._connection.run(calls.encode_batch(batch.items, batch.positions))
+    async def _encode_all(self, batch: Batch[bytes]) -> list[Encoded]:
+        return await self._encode_form(batch.items, batch.positions)
+
+    async def _encode_form(self, images: Sequence[bytes], positions: Sequence[int]) -> list[Encoded]:
+        """Encodes several images, sent as the files of a form."""
+        call = Call(
+            path="/v1/encode",
+            body={"files": [("image", (str(index), image, _OCTETS)) for index, image in enumerate(images)]},
+            read=partial(responses.read_encoded, count=len(images)),
+            positions=positions,
+        )
+        return await self._connection.run(call)
 
     async def _encode_unknown(self, batch: Batch[bytes]) -> list[Encoded]:
         """Looks up a batch, then uploads the images that are not cached, each of them once."""
@@ -151,14 +208,19 @@ class Operations:
                 uploads.setdefault(digest, (position, image))
         if uploads:
             positions, images = zip(*uploads.values(), strict=True)
-            results = await self._connection.run(calls.encode_batch(images, positions))
+            results = await self._encode_form(images, positions)
             encoded |= zip(uploads, results, strict=True)
         return [encoded[digest] for digest in digests]
+
+    async def _lookup(self, digests: Sequence[str]) -> list[tuple[str, Encoded | None]]:
+        body = {"json": {"sha256": digests}}
+        read = partial(responses.read_lookup, digests=digests)
+        return await self._connection.run(Call(path="/v1/codes:lookup", body=body, read=read))
 
     async def _cached(self, digests: Sequence[str]) -> dict[str, Encoded]:
         """Cached tokens by digest; none where the service does not offer look-ups."""
         try:
-            found = await self._connection.run(calls.lookup(digests))
+            found = await self._lookup(digests)
         except NotFound:
             return {}
         return {digest: encoded for digest, encoded in found if encoded is not None}
@@ -166,3 +228,8 @@ class Operations:
 
 def _digests(images: Iterable[bytes]) -> list[str]:
     return [image_digest(image) for image in images]
+
+
+def _upload(path: str, image: bytes, read: Callable[[Response], T]) -> Call[T]:
+    """A call whose body is one image file."""
+    return Call(path=path, headers={"Content-Type": _OCTETS}, body={"content": image}, read=read)
