@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 from models.atomic_files import PARTIAL_SUFFIX, write_atomically
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
-from service.bulk.shards import ShardFiles
+from service.bulk.shards import Shard
 
 RunSettings = Mapping[str, Any]
 """Everything that determines the bytes of the output, as JSON."""
@@ -96,19 +96,19 @@ class Destination:
         """Number of images that were left out."""
         return sum(len(record["broken"]) for record in self._records.values())
 
-    def add(self, shard: ShardFiles) -> None:
-        """Writes the files of a shard. When this returns, they survive a power failure."""
+    def add(self, shard: Shard, files: Mapping[str, bytes]) -> None:
+        """Writes the files of a shard, given by name. When this returns, they survive a power failure."""
         if shard.number in self._records:
             raise ValueError(f"shard {shard.number} is complete already")
-        for name, content in shard.contents.items():
+        for name, content in files.items():
             self._write(name, content)
         os.fsync(self._lock)
         record = {
             "number": shard.number,
-            "images": shard.images,
+            "images": len(shard.rows),
             "broken": [[one.key, one.reason] for one in shard.broken],
             "end": list(shard.end),
-            "files": [_described(name, content) for name, content in shard.contents.items()],
+            "files": [_described(name, content) for name, content in files.items()],
         }
         with (self.folder / _JOURNAL).open("ab") as journal:
             journal.write(_line(record))

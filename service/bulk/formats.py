@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.bulk.entries import LabelType
-from service.bulk.shards import Shard, ShardFiles
+from service.bulk.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,10 @@ class Layout:
     labels: LabelType
 
 
-def files_of(shard: Shard, format_name: str, layout: Layout) -> ShardFiles:
-    """The files of a shard."""
-    contents = {
-        f"tokens-{shard.number:06d}{suffix}": content for suffix, content in FORMATS[format_name](shard, layout).items()
-    }
-    return ShardFiles(shard.number, shard.end, len(shard.rows), tuple(shard.broken), contents)
+def files_of(shard: Shard, format_name: str, layout: Layout) -> dict[str, bytes]:
+    """The contents of a shard's files, by name."""
+    files = FORMATS[format_name](shard, layout)
+    return {f"tokens-{shard.number:06d}{suffix}": content for suffix, content in files.items()}
 
 
 def check_format(format_name: str) -> None:

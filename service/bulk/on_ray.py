@@ -36,11 +36,13 @@ from service.bulk.job import Job, Result
 from service.bulk.manifest import settings_of
 from service.bulk.pipeline import Progress, tokenize_entries
 from service.bulk.run import complete, load_tokenizer_of, with_resume_hint
-from service.bulk.shards import ShardFiles, shard_starts
+from service.bulk.shards import Shard, shard_starts
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
 
 Columns = dict[str, npt.NDArray[Any]]
+MadeShard = tuple[Shard, dict[str, bytes]]
+"""A shard and its files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +67,10 @@ def run_on_ray(job: Job, address: str, *, actors: int = 0, progress: Progress | 
         settings = ray.get(ray.remote(num_cpus=pool.cores, num_gpus=pool.gpus)(_settings).remote(job, pool.cores))
 
         def make(destination: Destination) -> None:
-            for shard in _shards(job, settings, pool, destination.missing):
-                destination.add(shard)
+            for shard, files in _shards(job, settings, pool, destination.missing):
+                destination.add(shard, files)
                 if progress is not None:
-                    progress(shard.images + len(shard.broken), len(shard.broken))
+                    progress(len(shard.rows) + len(shard.broken), len(shard.broken))
 
         return complete(job, settings, make, progress=progress)
 
@@ -123,7 +125,7 @@ def _settings(job: Job, cores: int) -> RunSettings:
     return settings_of(job, tokenizer)
 
 
-def _shards(job: Job, settings: RunSettings, pool: _ActorPool, missing: list[MissingShards]) -> Iterator[ShardFiles]:
+def _shards(job: Job, settings: RunSettings, pool: _ActorPool, missing: list[MissingShards]) -> Iterator[MadeShard]:
     """The missing shards, as they become complete."""
     starts = list(_starts(job, missing))
     if not starts:
@@ -142,7 +144,7 @@ def _shards(job: Job, settings: RunSettings, pool: _ActorPool, missing: list[Mis
         num_gpus=pool.gpus,
     )  # by default, Ray Data restarts the actors and shards of a lost node without limit
     for row in made.iter_rows():
-        result: ShardFiles | Exception = pickle.loads(row["result"])  # noqa: S301  made by our own actors
+        result: MadeShard | Exception = pickle.loads(row["result"])  # noqa: S301  made by our own actors
         if isinstance(result, Exception):
             raise result
         yield result
@@ -177,17 +179,17 @@ class ShardActor:
         self._layout = Layout(job.crops.count, self._tokenizer.num_tokens, job.source.labels)
 
     def __call__(self, row: Columns) -> Columns:
-        """``number``, ``part`` and ``offset`` of one shard -> ``result``: its ``ShardFiles``, or the exception that was
-        raised, pickled, because Ray would wrap and log it.
+        """``number``, ``part`` and ``offset`` of one shard -> ``result``: the shard and its files, or the exception that
+        was raised, pickled, because Ray would wrap and log it.
         """
         number, part, offset = (int(row[name][0]) for name in ("number", "part", "offset"))
         try:
-            result: ShardFiles | Exception = self._files(number, Position(part, offset))
+            result: MadeShard | Exception = self._made(number, Position(part, offset))
         except Exception as error:  # raised again by _shards
             result = error
         return {"result": np.array([pickle.dumps(result)], dtype=object)}
 
-    def _files(self, number: int, start: Position) -> ShardFiles:
+    def _made(self, number: int, start: Position) -> MadeShard:
         entries = islice(self._job.source.entries(start), self._job.shard_images)
         (shard,) = tokenize_entries(entries, self._tokenizer, self._job, first_shard=number)
-        return files_of(shard, self._job.format, self._layout)
+        return shard, files_of(shard, self._job.format, self._layout)

@@ -65,7 +65,7 @@ def tokenize_source(job: Job, tokenizer: Tokenizer, *, progress: Progress | None
 
     def make(destination: Destination) -> None:
         def write(shard: Shard) -> None:
-            destination.add(files_of(shard, job.format, layout))
+            destination.add(shard, files_of(shard, job.format, layout))
 
         with ThreadPoolExecutor(1, "write") as writer:  # so that the device does not wait for the disk
             writing: Future[None] | None = None

@@ -1,6 +1,6 @@
-"""Shards of the output: where they begin in the source, their tokens, their files."""
+"""Shards of the output: where they begin in the source, and their tokens."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,17 +34,6 @@ class Shard:
     end: Position
     rows: list[Row] = field(default_factory=list)
     broken: list[BrokenEntry] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class ShardFiles:
-    """A shard to be written: the number of ``images`` with tokens, and the contents of its files by name."""
-
-    number: int
-    end: Position
-    images: int
-    broken: tuple[BrokenEntry, ...]
-    contents: Mapping[str, bytes]
 
 
 def shard_starts(counts: Sequence[int], start: Position, shard_images: int) -> Iterator[Position]:

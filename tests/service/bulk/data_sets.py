@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from service.bulk.entries import Source
 from service.bulk.job import Crops, Job, Result
 from service.bulk.pipeline import Progress
 from service.bulk.run import tokenize_source
-from service.bulk.shards import ShardFiles
+from service.bulk.shards import Shard
 from service.bulk.sources import open_source
 from tests.tiny_models import tiny_tokenizer
 
@@ -148,9 +148,9 @@ def leave_only(shards: set[int], asked: Job, do: Callable[[Job], object]) -> Non
     """A run that is killed when exactly these shards are complete, as can happen on a cluster."""
     whole = Destination.add
 
-    def add(self: Destination, shard: ShardFiles) -> None:
+    def add(self: Destination, shard: Shard, files: Mapping[str, bytes]) -> None:
         if shard.number in shards:
-            whole(self, shard)
+            whole(self, shard, files)
 
     def die(self: Destination, manifest: object) -> None:
         raise Killed

@@ -120,8 +120,8 @@ def test_an_actor_writes_the_same_files_as_one_machine_in_every_format(format_na
     actor = ShardActor(asked, settings_of(asked, tokenizer), 1)
     for number, (part, offset) in enumerate([(0, 0), (0, 5), (1, 1), (1, 6), (2, 2)]):
         row = {"number": np.array([number]), "part": np.array([part]), "offset": np.array([offset])}
-        shard = pickle.loads(actor(row)["result"][0])  # noqa: S301
-        assert shard.contents == {name: (tmp_path / "here" / name).read_bytes() for name in shard.contents}
+        _, files = pickle.loads(actor(row)["result"][0])  # noqa: S301
+        assert files == {name: (tmp_path / "here" / name).read_bytes() for name in files}
 
 
 def test_an_actor_with_different_weights_refuses_to_start(tmp_path: Path) -> None:
