@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.arrays import Ids
-from models.checkpoints.configuration import class_names, class_sources, generator_config
+from models.checkpoints.configuration import class_names, generator_config
 from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_checkpoint
 from models.checkpoints.registry import GENERATORS, IMAGENET_CLASSES, PRESETS, GeneratorVariant
 from models.errors import CheckpointError, UnknownVariantError
@@ -59,7 +59,7 @@ class Generator:
         *,
         variant: GeneratorVariant,
         names: Sequence[str],
-        sources: Sequence[str] | None = None,
+        sources: tuple[str, ...] | None = None,
         digest: str,
         source: str,
         device: torch.device,
@@ -67,8 +67,7 @@ class Generator:
     ) -> None:
         config: GeneratorConfig = network.config
         self.name, self.presets, self.source, self.device = variant.name, variant.presets, source, device
-        self.class_names = tuple(names)
-        self.class_sources = None if sources is None else tuple(sources)
+        self.class_names, self.class_sources = tuple(names), sources
         self.num_tokens, self.codebook_size = config.image_seq_len, config.codebook_size
         self.num_classes = config.condition_num_classes
         self.precision = Precision.of(dtype, device)
@@ -250,7 +249,7 @@ def load_generator(
         network,
         variant=variant,
         names=_class_names(checkpoint, config),
-        sources=None if checkpoint.config is None else class_sources(checkpoint.config),
+        sources=class_names(checkpoint.config, "sources"),
         digest=checkpoint.digest(),
         source=checkpoint.source,
         device=torch.device(device),
@@ -268,12 +267,12 @@ def _config(variant: GeneratorVariant, checkpoint: Checkpoint) -> GeneratorConfi
     raise CheckpointError(f"{checkpoint.source} has no config.json with a model.generator section beside it")
 
 
-def _class_names(checkpoint: Checkpoint, config: GeneratorConfig) -> Sequence[str]:
-    names = class_names(checkpoint.config) if checkpoint.config is not None else None
+def _class_names(checkpoint: Checkpoint, config: GeneratorConfig) -> tuple[str, ...]:
+    names = class_names(checkpoint.config, "classes")
     if names is None and config.condition_num_classes == len(IMAGENET_CLASSES):
         return IMAGENET_CLASSES
     if names is None:
-        return [f"class {index}" for index in range(config.condition_num_classes)]
+        return tuple(f"class {index}" for index in range(config.condition_num_classes))
     if len(names) != config.condition_num_classes:
         raise CheckpointError(f"{checkpoint.source} names {len(names)} classes, and has {config.condition_num_classes}")
     return names

@@ -71,14 +71,10 @@ def config_document(tokenizer: TiTokConfig, generator: GeneratorConfig | None = 
     return document
 
 
-def class_names(root: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The class names of a generator, by id; None if ``config.json`` has none."""
-    return _names(root, "model.generator.classes")
-
-
-def class_sources(root: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The class names of a generator's training data, by id; None if ``config.json`` has none."""
-    return _names(root, "model.generator.sources")
+def class_names(root: Mapping[str, Any] | None, key: Literal["classes", "sources"]) -> tuple[str, ...] | None:
+    """A generator's ``classes``, or ``sources``, their names in the training data, by id; None without such names."""
+    names = None if root is None else _lookup(root, f"model.generator.{key}")
+    return tuple(map(str, names)) if isinstance(names, list) else None
 
 
 def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,8 +104,3 @@ def _lookup(root: Mapping[str, Any], path: str) -> Any:
             return value
         path, value = match[1], root
     raise ConfigError(f"config key {path!r} refers to itself")
-
-
-def _names(root: Mapping[str, Any], path: str) -> tuple[str, ...] | None:
-    names = _lookup(root, path)
-    return tuple(map(str, names)) if isinstance(names, list) else None
