@@ -23,9 +23,8 @@ from models.arrays import Ids, Pixels
 from models.data.decode_cache import Progress, decode_to_cache
 from models.data.image_folder import ImageFolder
 from models.data.shards import WebDatasetShards, find_shards
-from models.data.sources import BadSamples, Source, Split, names_of
+from models.data.sources import BadSamples, Source, Split
 from models.data.streaming import StreamingDataset
-from models.errors import DataError
 
 _ROWS_PER_COPY = 4096
 
@@ -93,13 +92,18 @@ def open_dataset(
     if memory_limit_bytes is None:
         memory_limit_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     limit = memory_limit_bytes // (size * size * 3)
-    source, bad_samples = _source(folder, split), BadSamples()
+    bad_samples = BadSamples()
+    source: Source
+    if find_shards(folder, "train") or find_shards(folder, "val"):
+        source = WebDatasetShards(folder, split, cache, bad_samples)
+    else:
+        source = ImageFolder(folder, split, bad_samples)
     arrays = decode_to_cache(
         source, split, size=size, cache=cache, bad_samples=bad_samples, limit=limit, progress=progress
     )
     if arrays is None:
-        return StreamingDataset(source.index(cache, bad_samples), size)
-    return InMemoryDataset(*arrays, names_of(source.names, arrays[1]))
+        return StreamingDataset(source, size)
+    return InMemoryDataset(*arrays, source.names)
 
 
 def load_dataset(folder: Path, split: Split, *, size: int, cache: Path) -> InMemoryDataset:
@@ -107,12 +111,3 @@ def load_dataset(folder: Path, split: Split, *, size: int, cache: Path) -> InMem
     dataset = open_dataset(folder, split, size=size, cache=cache, memory_limit_bytes=sys.maxsize)
     assert isinstance(dataset, InMemoryDataset)  # noqa: S101 - there is no limit
     return dataset
-
-
-def _source(folder: Path, split: Split) -> Source:
-    if find_shards(folder, "train") or find_shards(folder, "val"):
-        return WebDatasetShards(folder, split)
-    source = ImageFolder(folder, split)
-    if not source.names:
-        raise DataError(f"no {split}-*.tar or {split}-*.tar.gz in {folder}, and no class folders with images")
-    return source

@@ -25,7 +25,7 @@ from filelock import FileLock
 from models.arrays import Ids, Pixels
 from models.atomic_files import write_atomically
 from models.data.decoding import decode_image
-from models.data.sources import BadSamples, IndexedSource, Source, Split
+from models.data.sources import BadSamples, Source, Split
 from models.errors import DataError
 from models.preprocessing_options import PREPROCESSING_VERSION
 
@@ -60,10 +60,9 @@ def decode_to_cache(
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{stem}.lock"):
         if not label_file.exists():
-            index = source.index(cache, bad_samples)
-            if len(index.labels) > limit:
+            if len(source.labels) > limit:
                 return None
-            _decode(index, size, (image_file, label_file), bad_samples, progress)
+            _decode(source, size, (image_file, label_file), bad_samples, progress)
     labels: Ids = np.load(label_file)
     if len(labels) > limit:
         return None
@@ -71,7 +70,7 @@ def decode_to_cache(
 
 
 def _decode(
-    source: IndexedSource, size: int, files: tuple[Path, Path], bad_samples: BadSamples, progress: Progress | None
+    source: Source, size: int, files: tuple[Path, Path], bad_samples: BadSamples, progress: Progress | None
 ) -> None:
     """Writes the image file, then the label file."""
     image_file, label_file = files
@@ -110,7 +109,7 @@ def _no_space(folder: Path, needed: int, reason: str) -> str:
     return f"cannot store {needed / 1e9:.1f} GB of decoded images in {folder}: {reason}; choose another cache folder"
 
 
-def _decode_in_order(source: IndexedSource, size: int) -> Iterator[Pixels | Exception]:
+def _decode_in_order(source: Source, size: int) -> Iterator[Pixels | Exception]:
     """The images, or why they cannot be decoded. Threads work a few images ahead of the consumer."""
     waiting: deque[Future[Pixels | Exception]] = deque()
     with ThreadPoolExecutor(THREADS, "decode") as pool:
@@ -125,7 +124,7 @@ def _decode_in_order(source: IndexedSource, size: int) -> Iterator[Pixels | Exce
             pool.shutdown(cancel_futures=True)
 
 
-def _decode_row(source: IndexedSource, row: int, size: int) -> Pixels | Exception:
+def _decode_row(source: Source, row: int, size: int) -> Pixels | Exception:
     try:
         return decode_image(source.read(row), size)
     except (OSError, ValueError) as error:

@@ -32,12 +32,13 @@ class _File(NamedTuple):
 
 
 class ImageFolder:
-    """One split of class folders. See ``Source`` and ``IndexedSource``: files allow random access without an index.
+    """One split of class folders. See ``Source``. Files outside of class folders are added to ``bad_samples``.
 
-    Raises ``DataError`` if val has classes that train lacks, or if a split held out by path digests is empty.
+    Raises ``DataError`` if these are more than 1 %, if there are no classes, if val has classes that train lacks, or if a
+    split held out by path digests is empty.
     """
 
-    def __init__(self, folder: Path, split: Split) -> None:
+    def __init__(self, folder: Path, split: Split, bad_samples: BadSamples) -> None:
         train, val = folder / "train", folder / "val"
         root = next((root for root in (train, val) if root.is_dir()), folder)
         files = _list_images(root)
@@ -48,13 +49,18 @@ class ImageFolder:
             root = folder / split
             files = _list_images(root)
             _check_classes(root, files, classes)
+        if not classes:
+            raise DataError(f"no {split}-*.tar or {split}-*.tar.gz in {folder}, and no class folders with images")
         self.names: tuple[str, ...] = tuple(sorted(classes))
         numbers = {name: number for number, name in enumerate(self.names)}
         labelled = [(file, numbers[name]) for file in files if (name := class_of(file.path, classes)) is not None]
         self.labels: Ids = np.array([label for _, label in labelled], dtype=np.int64)
         self._root = root
         self._files = [file for file, _ in labelled]
-        self._unlabelled = [file.path for file in files if "/" not in file.path]
+        for file in files:
+            if "/" not in file.path:
+                bad_samples.add(file.path, f"is in {root} itself, not in a class folder")
+        bad_samples.check(len(self._files) + len(bad_samples))
 
     def fingerprint(self) -> str:
         """A digest of paths, sizes and modification times."""
@@ -62,13 +68,6 @@ class ImageFolder:
         for path, size, modified in self._files:
             digest.update(f"{path}\0{size}\0{modified}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
-
-    def index(self, cache: Path, bad_samples: BadSamples) -> ImageFolder:  # noqa: ARG002
-        """The folder itself."""
-        for path in self._unlabelled:
-            bad_samples.add(path, f"is in {self._root} itself, not in a class folder")
-        bad_samples.check(len(self._files) + len(bad_samples))
-        return self
 
     def name(self, row: int) -> str:
         """The path of an image, relative to the folder."""

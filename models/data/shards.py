@@ -17,12 +17,11 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 
 from models.arrays import Ids
 from models.atomic_files import write_atomically
 from models.data.decoding import IMAGE_SUFFIXES
-from models.data.sources import BadSamples, Split, names_of
+from models.data.sources import BadSamples, Split
 from models.data.tar_samples import DAMAGE, read_samples
 from models.errors import DataError
 
@@ -58,15 +57,37 @@ class _Entry(NamedTuple):
     size: int
 
 
-class ShardIndex:
-    """Images of uncompressed shards. See ``IndexedSource``."""
+class WebDatasetShards:
+    """The images of one split's shards. See ``Source``. ``cache`` keeps their offsets, and compressed shards unpacked.
 
-    def __init__(self, shards: list[Path], table: Ids, keys: NDArray[np.bytes_], names: tuple[str, ...] | None) -> None:
+    Files without image or class are added to ``bad_samples``. Raises ``DataError`` if these are more than 1 %, or if there
+    are no shards or no images.
+    """
+
+    def __init__(self, folder: Path, split: Split, cache: Path, bad_samples: BadSamples) -> None:
+        self._shards = find_shards(folder, split)
+        if not self._shards:
+            raise DataError(f"no {split}-*.tar or {split}-*.tar.gz in {folder}")
+        self._class_names = read_class_names(folder)
+        digest = hashlib.sha256(json.dumps([self.fingerprint(), self._class_names]).encode()).hexdigest()[:12]
+        self._plain = [
+            shard if shard.suffix == ".tar" else cache / f"{split}-{digest}-{number}.unpacked"
+            for number, shard in enumerate(self._shards)
+        ]
+        file = cache / f"{split}-{digest}.index.npz"
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists():
+                self._write_index(file, bad_samples)
+        with np.load(file) as arrays:
+            table, self._keys = arrays["table"], arrays["keys"]
         self.labels: Ids = table[:, 0].copy()
-        self.names = names_of(names, self.labels)
-        self._shards = shards
         self._extents = table[:, 1:]  # [N, 3]: shard, offset, size
-        self._keys = keys
+        self.names = self._class_names or tuple(map(str, range(int(self.labels.max()) + 1)))
+
+    def fingerprint(self) -> str:
+        """Names, sizes and modification times of the shards."""
+        return json.dumps([(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in self._shards])
 
     def name(self, row: int) -> str:
         """``shard/key`` of an image."""
@@ -75,52 +96,23 @@ class ShardIndex:
     def read(self, row: int) -> bytes:
         """The bytes of an image file. Raises ``OSError``."""
         shard, offset, size = self._extents[row].tolist()
-        with self._shards[shard].open("rb") as file:
+        with self._plain[shard].open("rb") as file:
             file.seek(offset)
             content: bytes = file.read(size)
             return content
 
+    def _write_index(self, file: Path, bad_samples: BadSamples) -> None:
+        entries = [entry for number in range(len(self._shards)) for entry in self._entries(number, bad_samples)]
+        bad_samples.check(len(entries) + len(bad_samples))
+        if not entries:
+            raise DataError(f"no images in {self._shards[0].parent} for {file.name.partition('-')[0]}")
+        table = np.array([entry[1:] for entry in entries], dtype=np.int64)
+        keys = np.array([entry.name.encode(errors="surrogateescape") for entry in entries])
+        _write(file, lambda sink: np.savez(sink, table=table, keys=keys))
 
-class WebDatasetShards:
-    """The shards of one split. See ``Source``. Raises ``DataError`` if there are none."""
-
-    def __init__(self, folder: Path, split: Split) -> None:
-        self.names = read_class_names(folder)
-        self._split = split
-        self._shards = find_shards(folder, split)
-        if not self._shards:
-            raise DataError(f"no {split}-*.tar or {split}-*.tar.gz in {folder}")
-
-    def fingerprint(self) -> str:
-        """Names, sizes and modification times of the shards."""
-        return json.dumps([(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in self._shards])
-
-    def index(self, cache: Path, bad_samples: BadSamples) -> ShardIndex:
-        """The offset of each image. ``cache`` keeps it, and the compressed shards unpacked."""
-        digest = hashlib.sha256(json.dumps([self.fingerprint(), self.names]).encode()).hexdigest()[:12]
-        file = cache / f"{self._split}-{digest}.index.npz"
-        plain = [
-            shard if shard.suffix == ".tar" else cache / f"{self._split}-{digest}-{number}.unpacked"
-            for number, shard in enumerate(self._shards)
-        ]
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
-            if not file.exists():
-                entries = [
-                    entry for number, path in enumerate(plain) for entry in self._entries(number, path, bad_samples)
-                ]
-                bad_samples.check(len(entries) + len(bad_samples))
-                if not entries:
-                    raise DataError(f"no images in {self._shards[0].parent} for {self._split}")
-                table = np.array([entry[1:] for entry in entries], dtype=np.int64)
-                keys = np.array([entry.name.encode(errors="surrogateescape") for entry in entries])
-                _write(file, lambda sink: np.savez(sink, table=table, keys=keys))
-        with np.load(file) as arrays:
-            return ShardIndex(plain, arrays["table"], arrays["keys"], self.names)
-
-    def _entries(self, number: int, plain: Path, bad_samples: BadSamples) -> Iterator[_Entry]:
-        """The images of a shard, whose uncompressed file is ``plain``; it is unpacked if it is missing."""
-        shard = self._shards[number]
+    def _entries(self, number: int, bad_samples: BadSamples) -> Iterator[_Entry]:
+        """The images of a shard, which is unpacked if it is not yet."""
+        shard, plain = self._shards[number], self._plain[number]
         try:
             if plain != shard and not plain.exists():
                 _unpack(shard, plain)
@@ -148,10 +140,10 @@ class WebDatasetShards:
 
     def _label(self, content: bytes) -> int:
         label = int(content)
-        if self.names is None and not 0 <= label < MAX_UNNAMED_CLASSES:
+        if self._class_names is None and not 0 <= label < MAX_UNNAMED_CLASSES:
             raise ValueError(f"class {label} is not in 0 to {MAX_UNNAMED_CLASSES - 1}, and there is no classes.json")
-        if self.names is not None and not 0 <= label < len(self.names):
-            raise ValueError(f"class {label} is not in classes.json, which has 0 to {len(self.names) - 1}")
+        if self._class_names is not None and not 0 <= label < len(self._class_names):
+            raise ValueError(f"class {label} is not in classes.json, which has 0 to {len(self._class_names) - 1}")
         return label
 
 

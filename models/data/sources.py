@@ -1,7 +1,6 @@
-"""Protocols of dataset sources, the images of a split with random access, and the record of unusable ones."""
+"""Protocol of dataset sources, the images of a split with random access, and the record of unusable ones."""
 
 import logging
-from pathlib import Path
 from typing import Literal, Protocol
 
 from models.arrays import Ids
@@ -37,8 +36,8 @@ class BadSamples:
             raise DataError(f"{len(self)} of {total} samples cannot be used; first: {name}: {reason}")
 
 
-class IndexedSource(Protocol):
-    """Images with random access, thread-safe."""
+class Source(Protocol):
+    """The stored images of one split, with random access. Thread-safe."""
 
     @property
     def labels(self) -> Ids:
@@ -48,27 +47,11 @@ class IndexedSource(Protocol):
     def names(self) -> tuple[str, ...]:
         """The class names."""
 
+    def fingerprint(self) -> str:
+        """A text that changes whenever a file changes."""
+
     def name(self, row: int) -> str:
         """The name of an image, for the log."""
 
     def read(self, row: int) -> bytes:
         """The bytes of an image file. Raises ``OSError``."""
-
-
-class Source(Protocol):
-    """The stored images of one split."""
-
-    @property
-    def names(self) -> tuple[str, ...] | None:
-        """The class names; None if only the labels tell how many classes there are."""
-
-    def fingerprint(self) -> str:
-        """A text that changes whenever a file changes."""
-
-    def index(self, cache: Path, bad_samples: BadSamples) -> IndexedSource:
-        """The images; files without image or class go to ``bad_samples``. Raises ``DataError`` if these are too many."""
-
-
-def names_of(names: tuple[str, ...] | None, labels: Ids) -> tuple[str, ...]:
-    """The class names, or without any the class numbers of ``labels``."""
-    return tuple(map(str, range(int(labels.max()) + 1))) if names is None else names

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.arrays import Ids, Pixels
 from models.data.decoding import decode_image
-from models.data.sources import BadSamples, IndexedSource
+from models.data.sources import BadSamples, Source
 from models.errors import DataError
 
 # A bad image among the first few proves nothing: the fraction counts from this many images on.
@@ -35,7 +35,7 @@ class StreamingDataset:
 
     def __init__(
         self,
-        source: IndexedSource,
+        source: Source,
         size: int,
         *,
         device: torch.device | str = "cpu",
