@@ -1,7 +1,5 @@
 """Training a tokenizer on pixels: all of it (``one-stage``), or the decoder of a trained one (``stage-2``)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -39,6 +37,8 @@ class PixelTask(TokenizerTask):
         self.reconstruction_loss = ReconstructionLoss(
             run.losses, run.discriminator, self.device, patch=run.network.decoder_patch_size, dtype=self.dtype
         )
+        if self.reconstruction_loss.adversary is not None:
+            self.parts["picture_loss"] = self.reconstruction_loss.adversary
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The reconstruction loss and, if the encoder is trained, the quantizer's (or a VAE's divergence)."""
@@ -73,15 +73,6 @@ class PixelTask(TokenizerTask):
         """The perceptual distance, if Lite0 is loaded."""
         distance = self.reconstruction_loss.distance(outputs.images, images)
         return {} if distance is None else {"perceptual": distance}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of the codebook and the discriminator."""
-        return super().state_dict() | {"picture_loss": self.reconstruction_loss.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        super().load_state_dict(state)
-        self.reconstruction_loss.load_state_dict(state["picture_loss"])
 
 
 def freeze_encoder(network: TiTok) -> None:

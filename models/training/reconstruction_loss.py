@@ -103,15 +103,6 @@ class ReconstructionLoss:
             return None
         return perceptual_distance(self._lite0.features(outputs), self._lite0.features(images))
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the discriminator, its optimizer and LeCam."""
-        return {} if self.adversary is None else self.adversary.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state)
-
 
 class Adversary:
     """A discriminator with its optimizer: the adversarial loss and the discriminator's own training."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,24 @@ class Step:
     lr_factor: float = 1.0
 
 
+class Stateful(Protocol):
+    """A part of a task with a state besides the network's weights."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Restores :meth:`state_dict`."""
+
+
 class Task(ABC, Generic[N]):
-    """A ``network`` in training on ``device``; ``dtype`` is the number format of matrix products."""
+    """A ``network`` in training on ``device``; ``dtype`` is the number format of matrix products. ``parts`` by name are
+    saved and restored with the network.
+    """
 
     def __init__(self, run: TrainingRun, network: N, device: torch.device | str) -> None:
         self.run = run
+        self.parts: dict[str, Stateful] = {}
         self.device = torch.device(device)
         self.network = network.to(self.device)
         precision = run.optimizer.precision
@@ -59,11 +72,13 @@ class Task(ABC, Generic[N]):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the task beyond the network's weights."""
-        return {}
+        """The states of the parts."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
 
     def autocast(self) -> torch.autocast:
         """Runs matrix products and convolutions in ``dtype``."""

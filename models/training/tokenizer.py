@@ -3,7 +3,7 @@
 import logging
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ class TokenizerTask(Task[TiTok]):
         self.train = train
         self.validation = validation
         self.codebook = Codebook(network, run.codebook) if run.network.quantize_mode == "vq" else None
+        if self.codebook is not None:
+            self.parts["codebook"] = self.codebook
 
     @abstractmethod
     def reconstruct(self, network: TiTok, images: Tensor) -> Reconstructed:
@@ -130,15 +132,6 @@ class TokenizerTask(Task[TiTok]):
     def export(self, network: TiTok, folder: Path) -> None:
         """See :meth:`Task.export`."""
         save_checkpoint(folder, config_document(self.run.network), network.state_dict())
-
-    def state_dict(self) -> dict[str, Any]:
-        """The codebook's state."""
-        return {} if self.codebook is None else {"codebook": self.codebook.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        if self.codebook is not None:
-            self.codebook.load_state_dict(state["codebook"])
 
 
 def augment(

@@ -76,7 +76,9 @@ def test_a_saved_discriminator_resumes(pictures: tuple[Tensor, Tensor]) -> None:
     whole, resumed = ReconstructionLoss(config, FEATURES, CPU), ReconstructionLoss(config, FEATURES, CPU)
     for number in range(4):
         if number == 2:
-            resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+            assert whole.adversary is not None
+            assert resumed.adversary is not None
+            resumed.adversary.load_state_dict(copy.deepcopy(whole.adversary.state_dict()))
         for loss in (whole, resumed) if number >= 2 else (whole,):
             parts = loss(*pictures, step_at(number))
             figures = loss.after_step(step_at(number))
