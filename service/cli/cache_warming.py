@@ -14,11 +14,11 @@ import hashlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple
 
 from service.bulk.entries import Entry, Position, Source
 from service.bulk.errors import BrokenImage, BulkError
@@ -49,14 +49,13 @@ class WarmingResult:
     broken: list[tuple[str, str]] = field(default_factory=list)
 
 
-class CachingEncoder(Protocol):
-    """Encodes images into a cache."""
+class CachingEncoder(NamedTuple):
+    """Encodes images into a cache: ``are_cached`` says whether it has images, by the SHA-256 of their files; ``encode``
+    encodes and caches an image, and raises ``BrokenImage``.
+    """
 
-    async def are_cached(self, digests: Sequence[bytes]) -> list[bool]:
-        """Whether images are cached, by the SHA-256 of their files."""
-
-    async def encode(self, image: bytes) -> None:
-        """Encodes and caches an image. Raises ``BrokenImage``."""
+    are_cached: Callable[[Sequence[bytes]], Awaitable[list[bool]]]
+    encode: Callable[[bytes], Awaitable[object]]
 
 
 async def warm_cache(
@@ -130,27 +129,23 @@ def _read(entries: Iterator[Entry]) -> _Chunk | None:
 async def remote_encoder(url: str, *, api_key: str | None, concurrency: int) -> AsyncIterator[CachingEncoder]:
     """A service that fills its own cache."""
     async with AsyncTiTokClient(url, api_key=api_key, concurrency=concurrency) as client:
-        yield _RemoteEncoder(client)
 
+        async def are_cached(digests: Sequence[bytes]) -> list[bool]:
+            try:
+                known = await client.lookup([digest.hex() for digest in digests])
+            except NotFound:  # the service does not offer look-ups
+                return [False] * len(digests)
+            return [known[digest.hex()] is not None for digest in digests]
 
-class _RemoteEncoder:
-    def __init__(self, client: AsyncTiTokClient) -> None:
-        self._client = client
+        async def encode(image: bytes) -> None:
+            try:
+                await client.encode(image)
+            except ServiceProblem as error:
+                if error.status not in _IMAGE_ERRORS:
+                    raise
+                raise BrokenImage(str(error)) from None
 
-    async def are_cached(self, digests: Sequence[bytes]) -> list[bool]:
-        try:
-            known = await self._client.lookup([digest.hex() for digest in digests])
-        except NotFound:  # the service does not offer look-ups
-            return [False] * len(digests)
-        return [known[digest.hex()] is not None for digest in digests]
-
-    async def encode(self, image: bytes) -> None:
-        try:
-            await self._client.encode(image)
-        except ServiceProblem as error:
-            if error.status not in _IMAGE_ERRORS:
-                raise
-            raise BrokenImage(str(error)) from None
+        yield CachingEncoder(are_cached, encode)
 
 
 @asynccontextmanager
@@ -172,7 +167,7 @@ async def local_encoder(settings: Settings) -> AsyncIterator[CachingEncoder]:
             await engine.ready()
         except EngineStopped as error:
             raise BulkError(f"the model did not start: {error}") from None
-        yield _LocalEncoder(operations, settings.cache_namespace)
+        yield _encoder_of(operations, settings.cache_namespace)
     finally:
         await engine.stop(0.0)
         operations.threads.close()
@@ -182,24 +177,24 @@ async def local_encoder(settings: Settings) -> AsyncIterator[CachingEncoder]:
         raise BulkError(f"some writes to Redis failed ({listed}); rerun the command to resume")
 
 
-class _LocalEncoder:
-    def __init__(self, operations: Operations, namespace: str) -> None:
-        info = operations.models.info
-        self._tokenizer = operations.tokenizer
-        self._space = KeySpace(namespace, info.name, info.revision)
+def _encoder_of(operations: Operations, namespace: str) -> CachingEncoder:
+    info, tokenizer = operations.models.info, operations.tokenizer
+    space = KeySpace(namespace, info.name, info.revision)
 
-    async def are_cached(self, digests: Sequence[bytes]) -> list[bool]:
-        return [image is not None for image in await self._tokenizer.lookup_digests(digests, self._space)]
+    async def are_cached(digests: Sequence[bytes]) -> list[bool]:
+        return [image is not None for image in await tokenizer.lookup_digests(digests, space)]
 
-    async def encode(self, image: bytes) -> None:
+    async def encode(image: bytes) -> None:
         upload = Upload(image, None, "body")
         deadline = time.monotonic() + _DEADLINE
         try:
-            await self._tokenizer.tokenize([upload], space=self._space, deadline=deadline, timings=RequestTimings())
+            await tokenizer.tokenize([upload], space=space, deadline=deadline, timings=RequestTimings())
         except ImageError as error:
             raise BrokenImage(str(error)) from None
         except EngineError as error:
             raise BulkError(str(error)) from None
+
+    return CachingEncoder(are_cached, encode)
 
 
 class _FailureCounter(CacheObserver):
