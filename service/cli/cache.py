@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -21,8 +20,6 @@ from service.redis_url import RedisUrl
 from service.settings import Settings, invalid_settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from service.cache.purging import Selection
     from service.cache.redis.connection import RedisClient
     from service.cache.statistics import CacheStatistics, RevisionStatistics, ServerInfo
@@ -56,12 +53,9 @@ def stats(
     from service.cache.statistics import collect_statistics
 
     settings = _settings(url, namespace)
-
-    async def collect() -> CacheStatistics:
-        async with _redis(settings) as client:
-            return await collect_statistics(client, settings.cache_namespace, sample=sample)
-
-    statistics = _run(collect())
+    statistics = _with_redis(
+        settings, lambda client: collect_statistics(client, settings.cache_namespace, sample=sample)
+    )
     if as_json:
         document = asdict(statistics)
         for revision, values in zip(statistics.revisions, document["revisions"], strict=True):
@@ -92,6 +86,7 @@ def warm(
     """
     from service.bulk.sources import open_source  # torch is slow to import
     from service.cli.cache_warming import local_encoder, remote_encoder, warm_cache
+    from service.client.errors import TiTokError
 
     opened = open_source(source)
     if url is not None:
@@ -99,7 +94,7 @@ def warm(
     else:
         options = {"tokenizer": tokenizer, "tokenizer_weights": weights, "devices": devices}
         settings = _settings(redis_url, namespace, generator="off", workers="inline", **options)
-        _run(_ping(settings))
+        _with_redis(settings, lambda client: client.ping())
         encoder, concurrency = local_encoder(settings), min(_LOCAL_IMAGES, settings.queue_images)
     with image_progress("warm", opened.total) as progress:
 
@@ -107,7 +102,10 @@ def warm(
             async with encoder as ready:
                 return await warm_cache(opened, ready, concurrency=concurrency, progress=progress)
 
-        result = _run(fill())
+        try:
+            result = asyncio.run(fill())
+        except (TiTokError, OSError) as error:
+            raise CommandError(str(error)) from None
     _print_broken(result.broken)
     say(f"{result.encoded} images encoded, {result.cached} already cached, {len(result.broken)} broken")
     raise typer.Exit(SOME_BROKEN if result.broken else 0)
@@ -132,18 +130,14 @@ def purge(
         raise CommandError("specify what to remove: --revision and/or --tokenizer, or --all-of-namespace")
     settings = _settings(url, namespace)
     selection = Selection(settings.cache_namespace, tokenizer, revision)
-
-    async def apply(function: Callable[[RedisClient, Selection], Coroutine[Any, Any, int]]) -> int:
-        async with _redis(settings) as client:
-            return await function(client, selection)
-
     if dry_run or (sys.stdin.isatty() and not yes):
-        found = _run(apply(count_codes))
+        found = _with_redis(settings, lambda client: count_codes(client, selection))
         typer.echo(f"{found} keys of {_described(selection)}")
         if dry_run or not found:
             return
         typer.confirm("Remove them?", abort=True)
-    typer.echo(f"{_run(apply(purge_codes))} keys of {_described(selection)} removed")
+    removed = _with_redis(settings, lambda client: purge_codes(client, selection))
+    typer.echo(f"{removed} keys of {_described(selection)} removed")
 
 
 def _described(selection: Selection) -> str:
@@ -161,37 +155,25 @@ def _settings(redis_url: str | None, namespace: str | None, **others: str | None
         raise CommandError(invalid_settings(error)) from None
 
 
-@asynccontextmanager
-async def _redis(settings: Settings) -> AsyncIterator[RedisClient]:
-    """A client. Raises ``CommandError`` for errors of Redis."""
+def _with_redis(settings: Settings, function: Callable[[RedisClient], Awaitable[T]]) -> T:
+    """Calls an asynchronous function with a client. Raises ``CommandError`` for errors of Redis."""
     from redis.exceptions import RedisError
 
     from service.cache.redis.connection import connect, disconnect
 
     assert settings.redis_url is not None  # noqa: S101  cache="redis" requires it
     url = settings.redis_url.get_secret_value()
-    client = connect(url, socket_timeout=_SOCKET_TIMEOUT)
-    try:
-        yield client
-    except RedisError as error:
-        raise CommandError(f"Redis: {RedisUrl.parse(url).words_of(error)}") from None
-    finally:
-        await disconnect(client)
 
+    async def run() -> T:
+        client = connect(url, socket_timeout=_SOCKET_TIMEOUT)
+        try:
+            return await function(client)
+        except (RedisError, OSError) as error:
+            raise CommandError(f"Redis: {RedisUrl.parse(url).words_of(error)}") from None
+        finally:
+            await disconnect(client)
 
-async def _ping(settings: Settings) -> None:
-    async with _redis(settings) as client:
-        await client.ping()
-
-
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine. Raises ``CommandError`` for errors of a service and of files."""
-    from service.client.errors import TiTokError
-
-    try:
-        return asyncio.run(coroutine)
-    except (TiTokError, OSError) as error:
-        raise CommandError(str(error)) from None
+    return asyncio.run(run())
 
 
 def _print_broken(broken: list[tuple[str, str]]) -> None:
