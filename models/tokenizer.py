@@ -25,7 +25,7 @@ from models.codes.code_format import CodeFormat
 from models.errors import CheckpointError, UnknownVariantError
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.skip_init import skip_init
-from models.networks.titok import Posterior, TiTok
+from models.networks.titok import TiTok
 from models.preprocessing_options import PREPROCESSING_VERSION
 from models.runtime.cpu_threads import BatchSplitter
 from models.runtime.cuda_graphs import GraphedFunction
@@ -218,15 +218,6 @@ class Tokenizer:
         with self._float32:
             distances: Tensor = self._network.quantize.distances(latents.flatten(0, 1))
         return distances.view(*latents.shape[:2], -1).cpu()
-
-    @torch.inference_mode()
-    def posterior(self, images: Images) -> Posterior:
-        """Images uint8 [B, S, S, 3] -> mean and log variance float32 [B, K, C] of a VAE variant."""
-        if self.is_discrete or not isinstance(self._network, TiTok):
-            raise TypeError(f"{self.name} is no VAE: its tokens are ids, not vectors")
-        with self._encoding:
-            posterior = self._network.posterior(_to_float(self._as_pixels(images).to(self.device)))
-        return Posterior(posterior.mean.cpu(), posterior.logvar.cpu())
 
     def decode(self, tokens: Tensor | Ids) -> Tensor:
         """Ids int [B, K] in 0..V-1, or a VAE variant's latents float32 [B, K, C] -> images uint8 [B, S, S, 3].

@@ -135,10 +135,7 @@ def test_a_vae_has_vectors_instead_of_ids() -> None:
     vae = tiny_tokenizer(quantize_mode="vae")
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
     latents = vae.latents(pixels)
-    posterior = vae.posterior(pixels)
-    assert torch.equal(latents, posterior.mean)
-    assert posterior.std.shape == latents.shape == (2, 16, 5)
-    assert posterior.kl().shape == (2, 16)
+    assert latents.shape == (2, 16, 5)
     assert vae.decode(latents).shape == (2, 32, 32, 3)
     with pytest.raises(TypeError, match="is a VAE"):
         vae.encode(pixels)
