@@ -20,16 +20,28 @@ def load_published_perceptual(name: str, device: torch.device) -> Callable[[Tens
 
     Raises ``CheckpointError`` if a package or the weights are missing.
     """
-    convnext = _frozen(_load_convnext, device)
-    if name == "convnext-small":
-        return lambda outputs, images: logit_distance(convnext, outputs, images)
-    lpips = _frozen(_load_lpips, device)
+    try:
+        from torchvision.models import ConvNeXt_Small_Weights, convnext_small
 
-    def both(outputs: Tensor, images: Tensor) -> Tensor:
-        distance: Tensor = lpips(outputs, images, normalize=True).mean()
-        return distance + _LOGIT_WEIGHT * logit_distance(convnext, outputs, images)
+        networks: list[Any] = [convnext_small(weights=ConvNeXt_Small_Weights.IMAGENET1K_V1)]
+        if name != "convnext-small":
+            from lpips import LPIPS
 
-    return both
+            networks.append(LPIPS(net="vgg", verbose=False))
+    except (ImportError, OSError) as error:
+        raise CheckpointError(
+            f"the published perceptual loss needs the extra 'published' and a download of its weights ({error}); "
+            f'losses.perceptual = "lite0" needs neither'
+        ) from error
+    convnext, *lpips = (network.eval().requires_grad_(False).to(device) for network in networks)
+
+    def loss(outputs: Tensor, images: Tensor) -> Tensor:
+        distance = logit_distance(convnext, outputs, images)
+        if lpips:
+            distance = lpips[0](outputs, images, normalize=True).mean() + _LOGIT_WEIGHT * distance
+        return distance
+
+    return loss
 
 
 def logit_distance(classifier: nn.Module, outputs: Tensor, images: Tensor) -> Tensor:
@@ -47,25 +59,3 @@ def logit_distance(classifier: nn.Module, outputs: Tensor, images: Tensor) -> Te
     with torch.no_grad():
         target = logits(images)
     return F.mse_loss(logits(outputs), target)
-
-
-def _frozen(load: Callable[[], Any], device: torch.device) -> Any:
-    try:
-        return load().eval().requires_grad_(False).to(device)
-    except (ImportError, OSError) as error:
-        raise CheckpointError(
-            f"the published perceptual loss needs the extra 'published' and a download of its weights ({error}); "
-            f'losses.perceptual = "lite0" needs neither'
-        ) from error
-
-
-def _load_convnext() -> Any:
-    from torchvision.models import ConvNeXt_Small_Weights, convnext_small
-
-    return convnext_small(weights=ConvNeXt_Small_Weights.IMAGENET1K_V1)
-
-
-def _load_lpips() -> Any:
-    from lpips import LPIPS
-
-    return LPIPS(net="vgg", verbose=False)
