@@ -47,16 +47,16 @@ class VectorQuantizer(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """The codes that :meth:`lookup` returns, float32 [V, C]."""
-        return self._normalised(self.embedding.weight.float())
+        return self.normalised(self.embedding.weight.float())
 
-    def _normalised(self, vectors: Tensor) -> Tensor:
-        # Divides by max(norm, 1e-12): a zero vector stays zero.
+    def normalised(self, vectors: Tensor) -> Tensor:
+        """Vectors [..., C] on the unit sphere with ``use_l2_norm``, a zero vector excepted, else unchanged."""
         return F.normalize(vectors, dim=-1) if self.use_l2_norm else vectors
 
     def distances(self, latents: Tensor) -> Tensor:
         """Squared distances float32 [N, V] of latents [N, C] to every code."""
         with torch.autocast(latents.device.type, enabled=False):
-            latents = self._normalised(latents.float())
+            latents = self.normalised(latents.float())
             codebook = self.codebook
             squares = latents.square().sum(1, keepdim=True) + codebook.square().sum(1)
             return torch.addmm(squares, latents, codebook.T, alpha=-2.0)
@@ -71,12 +71,12 @@ class VectorQuantizer(nn.Module):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Codes float32 [..., C] of ids int64 [...] in 0..V-1."""
-        return self._normalised(F.embedding(ids, self.embedding.weight.float()))
+        return self.normalised(F.embedding(ids, self.embedding.weight.float()))
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, QuantizerLosses]:
         """For training: latents [B, K, C] -> codes [B, K, C] with straight-through gradients, ids [B, K], losses."""
         ids = self.assign(latents.detach()).ids
-        latents = self._normalised(latents.float())
+        latents = self.normalised(latents.float())
         codes = self.lookup(ids)
         losses = QuantizerLosses(
             commitment=self.commitment_cost * F.mse_loss(latents, codes.detach()),

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from models.networks.titok import TiTok
@@ -30,7 +30,7 @@ class Codebook:
         codes, ids, losses = self.quantizer(latents)
         self._latents = latents.detach()
         if step.number < self.config.quantizer_start:
-            return self._normalised(latents), {}
+            return self.quantizer.normalised(latents), {}
         used = torch.zeros(len(self.idle), device=self.idle.device).index_fill_(0, ids.flatten(), 1.0)
         self.idle = torch.where(mean_of(used) > 0, 0, self.idle + 1)
         return codes, {"quantizer": losses.commitment + losses.codebook, "commitment": losses.commitment}
@@ -47,7 +47,7 @@ class Codebook:
         """Sets ``codes`` to latents of this batch, with noise so that no two codes are equal."""
         if not len(codes):
             return
-        latents = self._normalised(all_rows(self._latents).flatten(0, 1))
+        latents = self.quantizer.normalised(all_rows(self._latents).flatten(0, 1))
         chosen = torch.randperm(max(len(codes), len(latents)), generator=step.generator)[: len(codes)] % len(latents)
         noise = torch.randn(len(codes), latents.shape[1], generator=step.generator).to(latents.device)
         weight = self.quantizer.embedding.weight
@@ -58,9 +58,6 @@ class Codebook:
             for value in optimizer.state.get(weight, {}).values():
                 if value.shape == weight.shape:
                     value[codes] = 0.0
-
-    def _normalised(self, latents: Tensor) -> Tensor:
-        return nn.functional.normalize(latents, dim=-1) if self.quantizer.use_l2_norm else latents
 
     def state_dict(self) -> dict[str, Any]:
         """The idle counters."""

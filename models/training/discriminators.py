@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrizations import spectral_norm
 
 _SLOPE = 0.1
 _POOLED = 16
@@ -80,17 +80,13 @@ class FeatureDiscriminator(nn.Module):
     @staticmethod
     def _head(in_channels: int, channels: int, stride: int) -> nn.Sequential:
         return nn.Sequential(
-            _normalised(nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1)),
+            spectral_norm(nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1)),
             nn.LeakyReLU(_SLOPE),
-            _normalised(nn.Conv2d(channels, channels, 3, padding=1)),
+            spectral_norm(nn.Conv2d(channels, channels, 3, padding=1)),
             nn.LeakyReLU(_SLOPE),
-            _normalised(nn.Conv2d(channels, 1, 1)),
+            spectral_norm(nn.Conv2d(channels, 1, 1)),
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """See the class."""
         return [head(maps) for head, maps in zip(self.heads, features, strict=True)]
-
-
-def _normalised(layer: nn.Conv2d) -> nn.Module:
-    return parametrizations.spectral_norm(layer)

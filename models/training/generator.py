@@ -131,7 +131,7 @@ class GeneratorTask(Task[MaskGITViT | UViT]):
         self.train, self.validation = (
             TokenSet(tokens.ids.to(self.device), tokens.labels.to(self.device)) for tokens in (train, validation)
         )
-        self.tokenizer = tokenizer.config
+        self.tokenizer = tokenizer.network.config
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The masked-token loss of this process's share of a batch."""
@@ -197,6 +197,6 @@ def _check(run: GeneratorRun, classes: dict[str, str], tokenizer: FrozenTokenize
         raise ConfigError(
             f"there are {len(classes)} classes, and network.condition_num_classes is {network.condition_num_classes}"
         )
-    of_tokenizer = tokenizer.config.num_latent_tokens, tokenizer.config.codebook_size
+    of_tokenizer = tokenizer.network.config.num_latent_tokens, tokenizer.network.config.codebook_size
     if (network.image_seq_len, network.codebook_size) != of_tokenizer:
         raise ConfigError("network.image_seq_len and network.codebook_size must be the tokenizer's")

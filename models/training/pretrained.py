@@ -10,7 +10,7 @@ from models.checkpoints.loading import Checkpoint, open_checkpoint
 from models.checkpoints.registry import TOKENIZERS
 from models.errors import CheckpointError
 from models.networks.maskgit_vqgan import MaskGITVQGAN
-from models.networks.titok import TiTok, TiTokConfig
+from models.networks.titok import TiTok
 from models.tokenizer import load_network
 from models.training.config import TokenizerRun
 from models.training.initialisation import initialise_tokenizer, load_into_larger
@@ -26,11 +26,6 @@ class FrozenTokenizer:
 
     network: TiTok
     digest: str
-
-    @property
-    def config(self) -> TiTokConfig:
-        """The shape of the network."""
-        return self.network.config
 
 
 def build_tokenizer(run: TokenizerRun) -> TiTok:

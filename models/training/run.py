@@ -84,7 +84,7 @@ def train_generator(config: Path, options: RunOptions, callbacks: TrainingCallba
     run = read_config(config, GeneratorRun)
     with process_group(options.device):
         tokenizer = load_frozen_tokenizer(run.training.tokenizer, options.device)
-        splits = _open_splits(options, tokenizer.config.image_size, callbacks)
+        splits = _open_splits(options, tokenizer.network.config.image_size, callbacks)
         classes = generator_classes(run, splits[0].names)
         progress = partial(callbacks.on_prepare, "tokenizing")
         train_tokens, validation_tokens = (
