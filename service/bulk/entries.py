@@ -28,10 +28,6 @@ class Entry:
 class Part(Protocol):
     """A sequence of entries in a fixed order, such as one tar file."""
 
-    @property
-    def name(self) -> str:
-        """The part's file or folder."""
-
     def count(self) -> int:
         """Number of entries."""
 

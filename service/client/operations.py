@@ -200,7 +200,7 @@ class Operations:
 
     async def _encode_unknown(self, batch: Batch[bytes]) -> list[Encoded]:
         """Looks up a batch, then uploads the images that are not cached, each of them once."""
-        digests = await self._connection.transport.compute(_digests, batch.items)
+        digests = await self._connection.transport.compute(lambda images: list(map(image_digest, images)), batch.items)
         encoded = await self._cached(list(dict.fromkeys(digests)))
         uploads: dict[str, tuple[int, bytes]] = {}
         for digest, position, image in zip(digests, batch.positions, batch.items, strict=True):
@@ -224,10 +224,6 @@ class Operations:
         except NotFound:
             return {}
         return {digest: encoded for digest, encoded in found if encoded is not None}
-
-
-def _digests(images: Iterable[bytes]) -> list[str]:
-    return [image_digest(image) for image in images]
 
 
 def _upload(path: str, image: bytes, read: Callable[[Response], T]) -> Call[T]:
