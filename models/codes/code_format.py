@@ -99,23 +99,14 @@ class CodeFormat:
         """Ids [B, K] -> B texts of ``num_characters`` characters."""
         return [self.text_of(row.tobytes()) for row in self.pack(ids)]
 
-    def is_code(self, packed: bytes) -> bool:
-        """Whether these bytes are the packed form of an image's ids."""
-        try:
-            self.ids_of(packed)
-        except CodeError:
-            return False
-        return True
-
-    def ids_of(self, packed: bytes) -> list[int]:
-        """The K ids of one packed code, faster than :meth:`unpack`. Raises ``CodeError`` for an invalid one."""
+    def ids_of(self, packed: bytes) -> list[int] | None:
+        """The K ids of one packed code, faster than :meth:`unpack`; None for bytes that are not a code."""
         number, mask = int.from_bytes(packed, "big"), (1 << self.bits) - 1
         padding = self.num_bytes * 8 - self.num_tokens * self.bits
         first = padding + (self.num_tokens - 1) * self.bits
         ids = [(number >> shift) & mask for shift in range(first, padding - 1, -self.bits)]
-        if len(packed) != self.num_bytes or number & ((1 << padding) - 1) or max(ids) >= self.codebook_size:
-            self.unpack(np.frombuffer(packed, np.uint8))  # raises the error
-        return ids
+        is_padded = len(packed) == self.num_bytes and not number & ((1 << padding) - 1)
+        return ids if is_padded and max(ids) < self.codebook_size else None
 
     @staticmethod
     def text_of(packed: bytes) -> str:

@@ -32,8 +32,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05  # seconds between two looks at anoth
 
 @dataclass(frozen=True)
 class TokenizedImage:
-    """An upload's ids, packed as ``CodeFormat`` does, and whether they came from the cache."""
+    """An upload's K ids, the same packed as ``CodeFormat`` does, and whether they came from the cache."""
 
+    tokens: Sequence[int]
     packed: bytes
     original_size: tuple[int, int]
     cached: bool
@@ -174,8 +175,10 @@ class ImageTokenizer:
             sizes = await self._preprocessor.preprocess(uploads, timings, deadline=deadline, use=ticket.put)
             encoded = await ticket.result()
         timings.add_engine(encoded.timing)
-        packed = self._models.info.code_format.pack(encoded.tokens)
-        return [TokenizedImage(code.tobytes(), size, cached=False) for code, size in zip(packed, sizes, strict=True)]
+        return [
+            TokenizedImage(tokens, code, size, cached=False)
+            for (tokens, code), size in zip(self._codes(encoded), sizes, strict=True)
+        ]
 
     async def _compute_shared(self, request: _Request, wanted: Mapping[bytes, Upload]) -> dict[bytes, TokenizedImage]:
         """Computes images in single-flight: ends the computations in progress of all ``wanted`` keys."""
@@ -252,9 +255,8 @@ class ImageTokenizer:
                 encoded = await encode(ticket)
         if encoded is not None:
             timings.add_engine(encoded.timing)
-            packed = self._models.info.code_format.pack(encoded.tokens)
-            for index, code in zip(new, packed, strict=True):
-                results[index] = TokenizedImage(code.tobytes(), sizes[index], cached=False)
+            for index, (tokens, code) in zip(new, self._codes(encoded), strict=True):
+                results[index] = TokenizedImage(tokens, code, sizes[index], cached=False)
         # The same pixels may come from files of different sizes.
         images = [replace(result, original_size=size) for result, size in zip(results, sizes, strict=True) if result]
         entries = [CachedCode(image.packed, image.original_size) for image in images]
@@ -262,6 +264,11 @@ class ImageTokenizer:
             [*zip(wanted, entries, strict=True), *((keys[index], entries[index]) for index in new)]
         )
         return dict(zip(wanted, images, strict=True))
+
+    def _codes(self, encoded: EngineTokens) -> list[tuple[list[int], bytes]]:
+        """The ids of each image, and the same packed."""
+        packed = self._models.info.code_format.pack(encoded.tokens)
+        return [(tokens, code.tobytes()) for tokens, code in zip(encoded.tokens.tolist(), packed, strict=True)]
 
     async def _open_ticket(self, count: int, deadline: float) -> EncodeTicket:
         return await self._engine.open_encode(count, image_size=self._models.info.image_size, deadline=deadline)
@@ -273,9 +280,9 @@ class ImageTokenizer:
 
     def _validated(self, entry: CachedCode | None, result: Literal["hit", "pixels", "lookup"]) -> TokenizedImage | None:
         """A cached entry if it is a code of this tokenizer; counts hits, and misses of the last look-up."""
-        if entry is not None and self._models.info.code_format.is_code(entry.code):
+        if entry is not None and (tokens := self._models.info.code_format.ids_of(entry.code)) is not None:
             self._metrics.cache_requests.labels(result).inc()
-            return TokenizedImage(entry.code, entry.original_size, cached=True)
+            return TokenizedImage(tokens, entry.code, entry.original_size, cached=True)
         if result == "pixels":
             self._metrics.cache_requests.labels("miss").inc()
         return None

@@ -104,7 +104,7 @@ def _item(info: ModelInfo, digest: bytes, image: TokenizedImage) -> KnownCode:
     width, height = image.original_size
     return KnownCode(
         sha256=digest.hex(),
-        tokens=info.code_format.ids_of(image.packed),
+        tokens=image.tokens,
         code=info.code_format.text_of(image.packed),
         original_size=Size(width=width, height=height),
     )

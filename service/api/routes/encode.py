@@ -100,7 +100,7 @@ def _item(info: ModelInfo, index: int, image: TokenizedImage) -> EncodedItem:
     width, height = image.original_size
     return EncodedItem(
         index=index,
-        tokens=info.code_format.ids_of(image.packed),
+        tokens=image.tokens,
         code=info.code_format.text_of(image.packed),
         original_size=Size(width=width, height=height),
         cached=image.cached,

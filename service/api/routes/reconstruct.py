@@ -69,7 +69,7 @@ async def reconstruct(request: Request) -> Response:
     document = ReconstructResponse(
         model=info.name,
         revision=info.revision,
-        tokens=info.code_format.ids_of(image.packed),
+        tokens=image.tokens,
         code=code,
         code_bytes=info.code_format.num_bytes,
         original_size=Size(width=width, height=height),
