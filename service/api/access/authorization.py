@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, request_response
 
 from service.api.access.key_store import ReloadingKeyStore
 from service.api.access.keys import ApiKey
@@ -141,6 +141,8 @@ class KeyedRoute(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
         self.openapi_extra = {**(self.openapi_extra or {}), "security": [{name: []} for name in SECURITY_SCHEMES]}
+        if "POST" in (self.methods or ()):
+            self.app = request_response(self.get_route_handler())  # without FastAPI's exit stacks for dependencies
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route's handler after authorization. Raises ``KeyError`` for a path without roles."""
