@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from service.telemetry.request_record import PROBES, RequestRecord
 
-log = structlog.get_logger()  # of structlog itself: logging and its formatters take several times as long
+
+@cache
+def _log() -> FilteringBoundLogger:
+    """A logger of structlog itself: logging and its formatters take several times as long. First called when structlog is
+    configured.
+    """
+    return cast("FilteringBoundLogger", structlog.get_logger().bind(logger=__name__))
 
 
 def log_request(request: RequestRecord) -> None:
@@ -29,7 +37,6 @@ def log_request(request: RequestRecord) -> None:
         level = logging.INFO
     timings = request.timings
     fields: dict[str, Any] = {
-        "logger": __name__,
         "request_id": request.request_id,
         "op": request.operation,
         "route": request.route,
@@ -40,12 +47,17 @@ def log_request(request: RequestRecord) -> None:
         "cache_hits": timings.cache_hits,
         "bytes_in": request.bytes_in,
         "bytes_out": request.bytes_out,
-        "duration_ms": round(1000 * request.seconds, 3),
-        "stages_ms": {stage: round(1000 * seconds, 3) for stage, seconds in timings.seconds.items()},
+        "duration_ms": _milliseconds(request.seconds),
+        "stages_ms": {stage: _milliseconds(seconds) for stage, seconds in timings.seconds.items()},
     }
     if request.trace_id is not None:
         fields["trace_id"] = request.trace_id
     if request.key_name is not None:
         fields["key_name"] = request.key_name
     with suppress(OSError, ValueError):
-        log.log(level, "request", **fields)
+        _log().log(level, "request", **fields)
+
+
+def _milliseconds(seconds: float) -> float:
+    """To the microsecond. ``round`` to a number of digits formats the number and parses it again."""
+    return round(1_000_000 * seconds) / 1000

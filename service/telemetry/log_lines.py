@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
 
 import orjson
 import structlog
@@ -32,11 +32,7 @@ def configure_log(process: str, *, level: str, log_format: LogFormat) -> None:
         event["process"] = process
         return event
 
-    fields: list[Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        add_process,
-    ]
+    fields: list[Processor] = [structlog.processors.add_log_level, add_process]
     structlog.configure(
         processors=[*fields, *_renderers(log_format)],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -64,14 +60,18 @@ def configure_log(process: str, *, level: str, log_format: LogFormat) -> None:
 
 def _renderers(log_format: LogFormat) -> list[Processor]:
     if log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()):
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
+        return [structlog.processors.format_exc_info, _as_json]
     # The default exception formatter would print the values of variables: images and keys among them.
     plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain, pad_level=False)]
+    return [
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain, pad_level=False),
+    ]
 
 
-def _as_json(event: dict[str, Any], **_: Any) -> str:
-    return orjson.dumps(event, default=repr).decode()
+def _as_json(_: WrappedLogger, __: str, event: EventDict) -> str:
+    event["timestamp"] = datetime.now(UTC)
+    return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -44,9 +44,10 @@ class LogWriter(io.TextIOBase):
             if self._num_bytes + len(line) > self._max_bytes:
                 self.dropped += 1
                 return len(text)
+            if not self._lines:
+                self._changed.notify_all()
             self._lines.append(line)
             self._num_bytes += len(line)
-            self._changed.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
                 self._thread.start()

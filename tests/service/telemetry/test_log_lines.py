@@ -105,9 +105,10 @@ def configured(error: io.StringIO, *, level: str = "info", form: LogFormat = "js
         for owner in (sys, threading):  # to be restored
             patch.setattr(owner, "excepthook", owner.excepthook)
         patch.setattr(root, "handlers", [])
-        patch.setattr(access_log, "log", structlog.get_logger())
         configure_log("front end 0", level=level, log_format=form)
+        access_log._log.cache_clear()
         yield
+        access_log._log.cache_clear()
     root.setLevel(level_before)
     logging.captureWarnings(False)
     structlog.reset_defaults()

@@ -19,7 +19,7 @@ SOON = 60.0
 LOUD = """
 import logging, sys, threading
 from service.processes.process import configure_process
-from service.telemetry.access_log import log
+import structlog
 from service.telemetry.log_writer import dropped_log_lines
 configure_process("front end 0", log_level="info", log_format="json")
 threads = [threading.Thread(target=logging.getLogger(__name__).info, args=("x" * 1000,)) for _ in range(2000)]
@@ -28,7 +28,7 @@ for thread in threads:
 for thread in threads:
     thread.join()
 for _ in range(1000):
-    log.info("request")
+    structlog.get_logger().info("request")
 print("printed", file=sys.stderr, flush=True)
 print(dropped_log_lines())
 raise RuntimeError("the end")
