@@ -8,7 +8,7 @@ Several front ends count in files of one folder (``metric_files.py``); the super
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import TypeVar, get_args
 
@@ -76,6 +76,9 @@ class Metrics:
             "From the request's first byte to the response's last.",
             ("route", "method"),
         )
+        # ``labels`` checks the values in every call.
+        self._requests_of = cache(self._requests.labels)
+        self._request_duration_of = cache(self._request_duration.labels)
         self.preprocess = duration(
             "titok_preprocess_duration_seconds", "Decoding, resizing and cropping one image.", ("format",)
         )
@@ -128,5 +131,5 @@ class Metrics:
 
     def record_request(self, route: str, method: str, code: int, seconds: float) -> None:
         """Counts a request that has ended."""
-        self._requests.labels(route, method, code).inc()
-        self._request_duration.labels(route, method).observe(seconds)
+        self._requests_of(route, method, code).inc()
+        self._request_duration_of(route, method).observe(seconds)
