@@ -24,6 +24,7 @@ from service.telemetry.tracing import Tracer
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_NO_SNIFFING = ("x-content-type-options", "nosniff")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -119,16 +120,12 @@ class RequestContext:
             await response(record.scope, receive, send_counted)
 
     def _add_headers(self, start: Message, record: RequestRecord) -> None:
-        added = {"x-request-id": record.request_id, "server-timing": record.timings.header()}
-        added["x-content-type-options"] = "nosniff"
+        added = [("x-request-id", record.request_id), ("server-timing", record.timings.header()), _NO_SNIFFING]
         if record.traceparent:
-            added["traceparent"] = record.traceparent
-        added |= record.scope["state"].get("rate_headers", {})  # set by api/access
+            added.append(("traceparent", record.traceparent))
+        added += record.scope["state"].get("rate_headers", {}).items()  # set by api/access
         # A new list: the other one belongs to a response that may be sent again.
-        start["headers"] = [
-            *start["headers"],
-            *((name.lower().encode(), value.encode()) for name, value in added.items()),
-        ]
+        start["headers"] = [*start["headers"], *[(name.lower().encode(), value.encode()) for name, value in added]]
         if self._is_draining():
             MutableHeaders(scope=start)["Connection"] = "close"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from service.engine.protocol import Timing
 
@@ -24,16 +22,9 @@ class RequestTimings:
         self.images = 0
         self.cache_hits = 0
 
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Adds the duration of the ``with`` block to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            ended = time.perf_counter()
-            self.add(stage, ended - started)
-            self.spans.append((stage, started, ended))
+    def measure(self, stage: str) -> Measurement:
+        """Adds the duration of a ``with`` block to a stage."""
+        return Measurement(self, stage)
 
     def add(self, stage: str, seconds: float) -> None:
         """Adds time that was measured elsewhere."""
@@ -58,3 +49,21 @@ class RequestTimings:
         """The value of ``Server-Timing``, in milliseconds."""
         entries = [*self.seconds.items(), ("total", self.total)]
         return ", ".join([f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in entries])
+
+
+class Measurement:
+    """A stage in progress, as a context manager."""
+
+    __slots__ = ("_stage", "_started", "_timings")
+
+    def __init__(self, timings: RequestTimings, stage: str) -> None:
+        self._timings = timings
+        self._stage = stage
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        ended = time.perf_counter()
+        self._timings.add(self._stage, ended - self._started)
+        self._timings.spans.append((self._stage, self._started, ended))
