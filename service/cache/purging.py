@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.cache.keys import KeyParts, namespace_prefix
@@ -29,22 +29,23 @@ class Selection:
 
 async def count_codes(client: RedisClient, selection: Selection) -> int:
     """Number of selected keys. A key that SCAN returns twice, while Redis resizes its table, counts twice."""
-    return sum([len(keys) async for keys in _selected(client, selection)])
+    return sum([key in selection async for key in scan(client, namespace_prefix(selection.namespace))])
 
 
 async def purge_codes(client: RedisClient, selection: Selection) -> int:
     """Removes the selected keys and returns how many were removed."""
-    removed = 0
-    async for keys in _selected(client, selection):
-        for start in range(0, len(keys), _KEYS_PER_PIPELINE):
-            # One key per command: a Cluster spreads them over servers. Its pipeline's own unlink() does nothing.
-            pipeline = client.pipeline(transaction=False)
-            for key in keys[start : start + _KEYS_PER_PIPELINE]:
-                pipeline.execute_command("UNLINK", key)
-            removed += sum(await pipeline.execute())
-    return removed
+    removed, keys = 0, list[bytes]()
+    async for key in scan(client, namespace_prefix(selection.namespace)):
+        keys += [key] if key in selection else []
+        if len(keys) == _KEYS_PER_PIPELINE:
+            removed += await _remove(client, keys)
+            keys.clear()
+    return removed + await _remove(client, keys)
 
 
-async def _selected(client: RedisClient, selection: Selection) -> AsyncIterator[list[bytes]]:
-    async for keys in scan(client, namespace_prefix(selection.namespace)):
-        yield [key for key in keys if key in selection]
+async def _remove(client: RedisClient, keys: Sequence[bytes]) -> int:
+    # One key per command: a Cluster spreads them over servers. Its pipeline's own unlink() does nothing.
+    pipeline = client.pipeline(transaction=False)
+    for key in keys:
+        pipeline.execute_command("UNLINK", key)
+    return sum(await pipeline.execute())

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from redis.asyncio import RedisCluster
 from redis.exceptions import NoPermissionError
 
 from service.cache.keys import KeyParts, namespace_prefix
 from service.cache.redis.connection import RedisClient
-from service.cache.redis.scanning import primaries, scan
+from service.cache.redis.scanning import scan
 
 _KEYS_PER_PIPELINE = 500
 
@@ -98,12 +99,11 @@ async def collect_statistics(client: RedisClient, namespace: str, *, sample: int
     """Counts the codes of a namespace, and measures ``sample`` keys of each revision."""
     groups: dict[tuple[str, str], _Group] = {}
     others = 0
-    async for keys in scan(client, namespace_prefix(namespace)):
-        for key in keys:
-            if (parts := KeyParts.of(key, namespace)) is None:
-                others += 1
-            else:
-                groups.setdefault((parts.tokenizer, parts.revision), _Group(sample)).add(key, parts)
+    async for key in scan(client, namespace_prefix(namespace)):
+        if (parts := KeyParts.of(key, namespace)) is None:
+            others += 1
+        else:
+            groups.setdefault((parts.tokenizer, parts.revision), _Group(sample)).add(key, parts)
     revisions = [await _revision(client, *name, group) for name, group in groups.items()]
     revisions.sort(key=lambda revision: -revision.keys)
     return CacheStatistics(namespace, revisions, others, await _servers(client))
@@ -139,7 +139,7 @@ async def _revision(client: RedisClient, tokenizer: str, revision: str, group: _
 
 async def _servers(client: RedisClient) -> list[ServerInfo]:
     servers = []
-    for primary in await primaries(client):
+    for primary in client.get_primaries() if isinstance(client, RedisCluster) else [client]:
         try:
             info = await primary.execute_command("INFO", "server") | await primary.execute_command("INFO", "memory")
         except NoPermissionError:
