@@ -46,7 +46,6 @@ def test_it_encodes_decodes_and_generates(service: Service) -> None:
 
 def test_health_and_metrics_are_on_the_admin_port_inside_the_container(service: Service, engine: Engine) -> None:
     assert httpx.get(f"{service.url}/readyz", timeout=30).json()["status"] == "ready"
-    assert service.run("titok", "health").stdout == "ready\n"
     assert engine.podman("healthcheck", "run", service.name) in ("", "healthy")
     asked = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8001/metrics').read().decode())"
     assert 'titok_worker_up{device="cpu"} 1.0' in service.run("python", "-c", asked).stdout

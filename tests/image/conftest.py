@@ -19,6 +19,8 @@ from tests.programs import require_program
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 # Python for the service; the others stand for the images that docker-compose.yml names.
 PACKAGES = ("ca-certificates", "prometheus", "python3", "python3-pip", "python3-venv", "redis-server", "wget")
+# What the tests ask of a container.
+ASKED = ("--publish=127.0.0.1::8000", "--memory=100m", "--memory-swap=100m", "--cpus=0.5", "--cap-drop=all", "--init")
 PYTHON = """FROM debian
 RUN ln -s python3 /usr/bin/python && rm -f /usr/lib/python3*/EXTERNALLY-MANAGED
 """
@@ -62,8 +64,7 @@ def base(engine: Engine) -> Path:
     excluded = " ".join(f"--dpkgopt=path-exclude={path}" for path in ("/usr/share/doc/*", "/usr/bin/promtool"))
     system = f"mmdebstrap --variant=minbase {excluded} --include={','.join(PACKAGES)} bookworm"
     made = engine.call("bash", "-c", f"set -o pipefail; {system} | podman import - localhost/debian", check=False)
-    if made.returncode:
-        pytest.skip(f"needs packages from a mirror of Debian: {made.stderr[-1000:]}")
+    _need("packages from a mirror of Debian", made)
     for name, text in (
         ("python:3-debian", PYTHON),
         ("redis:7-alpine", REDIS),
@@ -71,8 +72,17 @@ def base(engine: Engine) -> Path:
     ):
         file = folder / "Dockerfile"
         file.write_text(text)
-        engine.build(f"localhost/{name}", "--file", file, folder)
+        built = engine.build(f"localhost/{name}", "--file", file, folder, check=False)
+        _need("a machine that can build images", built)
+    tried = engine.call("podman", "run", "--rm", *ASKED, "localhost/debian", "true", check=False)
+    _need("containers with a network and limits", tried)
     return folder
+
+
+def _need(what: str, ended: subprocess.CompletedProcess[str]) -> None:
+    """Skips if a command failed."""
+    if ended.returncode:
+        pytest.skip(f"needs {what}: {' '.join(ended.stderr.split())[-500:]}")
 
 
 @pytest.fixture(scope="session")
@@ -91,8 +101,8 @@ def wheels(engine: Engine, base: Path) -> Path:
     folder = engine.folder / "wheels"
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--dest", folder)
     only = ("--only-binary", ":all:", "--python-version", short)
-    engine.call(*pip, *only, *_torch_index(), "--no-deps", *wanted)
-    engine.call(*pip, *only, "hatchling>=1.27")
+    for packages in ((*_torch_index(), "--no-deps", *wanted), ("hatchling>=1.27",)):
+        _need("packages from an index", engine.call(*pip, *only, *packages, check=False))
     if not list(folder.glob("torch-*+cpu-*.whl")):
         pytest.skip("needs a build of torch for the CPU")
     return folder
