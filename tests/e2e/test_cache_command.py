@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.conftest import QUICK_START, Server, end, start_server
+from tests.in_process import run_in_process
 from tests.service.cache.redis_server import RedisServer
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -68,11 +69,11 @@ def folder(photographs: list[Image.Image], tmp_path: Path) -> Path:
     return place
 
 
-def run(titok: Path, *arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("TITOK_")}
-    environment |= {f"TITOK_{name.upper()}": value for name, value in settings.items()}
-    command = [titok, "cache", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+def run(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """``titok cache`` with text instead of bytes."""
+    given = {f"TITOK_{name.upper()}": value for name, value in settings.items()}
+    ended = run_in_process("cache", *arguments, **given)
+    return subprocess.CompletedProcess(ended.args, ended.returncode, ended.stdout.decode(), ended.stderr.decode())
 
 
 def encode(server: Server, image: bytes) -> Any:
@@ -81,9 +82,9 @@ def encode(server: Server, image: bytes) -> Any:
 
 
 def test_warming_with_a_local_model_fills_the_cache_of_the_service(
-    titok: Path, folder: Path, redis_server: RedisServer, shared: Server
+    folder: Path, redis_server: RedisServer, shared: Server
 ) -> None:
-    ended = run(titok, "warm", folder, redis_url=redis_server.url)
+    ended = run("warm", folder, redis_url=redis_server.url)
     assert ended.returncode == 3, ended.stderr
     assert ended.stderr.splitlines()[-1] == "5 images encoded, 1 already cached, 2 broken"
     named = [line.partition(":")[0] for line in ended.stderr.splitlines()[:-1]]
@@ -98,7 +99,7 @@ def test_warming_with_a_local_model_fills_the_cache_of_the_service(
 
 
 def test_warming_through_a_service_fills_its_cache(
-    titok: Path, redis_server: RedisServer, shared: Server, photographs: list[Image.Image], tmp_path: Path
+    redis_server: RedisServer, shared: Server, photographs: list[Image.Image], tmp_path: Path
 ) -> None:
     images = crops(photographs[1], 6)
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
@@ -109,21 +110,21 @@ def test_warming_through_a_service_fills_its_cache(
     before = encode(shared, images[0])
     while not encode(shared, images[0])["cached"]:
         pass
-    ended = run(titok, "warm", tmp_path / "set.tar", "--url", shared.url)
+    ended = run("warm", tmp_path / "set.tar", "--url", shared.url)
     assert ended.returncode == 3, ended.stderr
     assert ended.stderr.splitlines()[-1] == "5 images encoded, 1 already cached, 1 broken"
     assert ended.stderr.startswith("006: ")
     assert encode(shared, images[0]) == {**before, "cached": True}
-    ended = run(titok, "warm", tmp_path / "set.tar", "--url", shared.url)
+    ended = run("warm", tmp_path / "set.tar", "--url", shared.url)
     assert ended.stderr.splitlines()[-1] == "0 images encoded, 6 already cached, 1 broken"
 
 
-def test_stats_print_a_table_or_json(titok: Path, redis_server: RedisServer, shared: Server, jpeg: bytes) -> None:
+def test_stats_print_a_table_or_json(redis_server: RedisServer, shared: Server, jpeg: bytes) -> None:
     known = encode(shared, jpeg)
     while not encode(shared, jpeg)["cached"]:
         pass
     assert not known["cached"]
-    document = json.loads(run(titok, "stats", "--json", "--url", redis_server.url).stdout)
+    document = json.loads(run("stats", "--json", "--url", redis_server.url).stdout)
     [revision] = document["revisions"]
     assert (revision["tokenizer"], revision["uploads"], revision["pixels"], revision["keys"]) == (
         "titok-mini-32",
@@ -134,13 +135,10 @@ def test_stats_print_a_table_or_json(titok: Path, redis_server: RedisServer, sha
     assert revision["sampled"] == 2
     assert 200 < revision["bytes"] < 500
     assert document["servers"][0]["policy"] == "noeviction"
-    table = run(titok, "stats", redis_url=redis_server.url).stdout
+    table = run("stats", redis_url=redis_server.url).stdout
     assert revision["revision"] in table
     assert "no maxmemory, policy noeviction" in table
-    assert (
-        json.loads(run(titok, "stats", "--json", "--namespace", "b", redis_url=redis_server.url).stdout)["revisions"]
-        == []
-    )
+    assert json.loads(run("stats", "--json", "--namespace", "b", redis_url=redis_server.url).stdout)["revisions"] == []
 
 
 def test_purge_counts_keys_and_asks_for_confirmation_on_a_terminal(
@@ -150,8 +148,8 @@ def test_purge_counts_keys_and_asks_for_confirmation_on_a_terminal(
     while not encode(shared, jpeg)["cached"]:
         pass
     url = {"redis_url": redis_server.url}
-    assert run(titok, "purge", "--revision", "another", **url).stdout.startswith("0 keys of namespace titok")
-    assert run(titok, "purge", "--tokenizer", "titok-mini-32", "--dry-run", **url).stdout.startswith("2 keys of")
+    assert run("purge", "--revision", "another", **url).stdout.startswith("0 keys of namespace titok")
+    assert run("purge", "--tokenizer", "titok-mini-32", "--dry-run", **url).stdout.startswith("2 keys of")
     terminal, end_of_it = pty.openpty()
     with redis_server.client() as client:
         for answer, left in ((b"n\n", 2), (b"y\n", 0)):
@@ -180,8 +178,8 @@ def test_purge_counts_keys_and_asks_for_confirmation_on_a_terminal(
         (["warm", "/nowhere", "--redis-url", "unix:///nowhere.sock"], "there is nothing at /nowhere"),
     ],
 )
-def test_errors_of_the_user_are_one_line(titok: Path, arguments: list[str], message: str) -> None:
-    ended = run(titok, *arguments)
+def test_errors_of_the_user_are_one_line(arguments: list[str], message: str) -> None:
+    ended = run(*arguments)
     assert ended.returncode == 1
     assert message in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

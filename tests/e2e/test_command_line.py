@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from service.version import VERSION
-from tests.e2e.in_process import run_in_process
+from tests.in_process import run_in_process
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 

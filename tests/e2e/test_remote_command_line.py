@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,18 +16,7 @@ from PIL import Image
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION
 from service.client import TiTokClient
 from tests.e2e.conftest import Server
-from tests.e2e.in_process import run_in_process
-
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
-
-
-@pytest.fixture(scope="module")
-def run(titok: Path) -> Run:
-    def run(*arguments: str | Path, stdin: bytes = b"", **settings: str) -> subprocess.CompletedProcess[bytes]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TITOK_")} | settings
-        return subprocess.run([titok, *arguments], input=stdin, capture_output=True, timeout=240, env=environment)
-
-    return run
+from tests.in_process import run_in_process
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +29,8 @@ def folder(photographs: list[Image.Image], tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def test_a_folder_and_standard_input_are_encoded_by_the_service(
-    run: Run, server: Server, folder: Path, jpeg: bytes
-) -> None:
-    ended = run("encode", folder, "-", "--url", server.url, stdin=jpeg)
+def test_a_folder_and_standard_input_are_encoded_by_the_service(server: Server, folder: Path, jpeg: bytes) -> None:
+    ended = run_in_process("encode", folder, "-", "--url", server.url, stdin=jpeg)
     assert ended.returncode == 0, ended.stderr
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     names = [str(folder / name) for name in ("a.jpg", "b.png", "below/c.webp")]
@@ -54,13 +39,13 @@ def test_a_folder_and_standard_input_are_encoded_by_the_service(
         assert [tuple(line["tokens"]) for line in lines] == [result.tokens for result in client.encode([*names, jpeg])]
 
 
-def test_remote_and_local_answers_are_the_same(run: Run, exact_server: Server, folder: Path, tmp_path: Path) -> None:
+def test_remote_and_local_answers_are_the_same(exact_server: Server, folder: Path, tmp_path: Path) -> None:
     here = run_in_process("encode", folder, TITOK_DTYPE="float32")
-    there = run("encode", folder, TITOK_URL=exact_server.url)
+    there = run_in_process("encode", folder, TITOK_URL=exact_server.url)
     assert here.stdout == there.stdout
     here_or_there = {
         "here": partial(run_in_process, TITOK_DTYPE="float32"),
-        "there": partial(run, TITOK_URL=exact_server.url),
+        "there": partial(run_in_process, TITOK_URL=exact_server.url),
     }
     for place, run in here_or_there.items():
         code = json.loads(here.stdout.splitlines()[0])["code"]
@@ -86,8 +71,8 @@ def test_the_client_of_a_service_is_closed(server: Server, tmp_path: Path, monke
     assert len(closed) == 1
 
 
-def test_an_image_of_a_service_can_be_piped(run: Run, server: Server, jpeg: bytes) -> None:
-    ended = run("reconstruct", "-", "-", "--url", server.url, stdin=jpeg)
+def test_an_image_of_a_service_can_be_piped(server: Server, jpeg: bytes) -> None:
+    ended = run_in_process("reconstruct", "-", "-", "--url", server.url, stdin=jpeg)
     assert Image.open(io.BytesIO(ended.stdout)).format == "PNG"
 
 
@@ -116,23 +101,23 @@ main()
     ids=["a short code", "a class", "no file", "a file of several", "a local file", "an address"],
 )
 def test_errors_are_one_line_that_names_the_cause(
-    run: Run, server: Server, folder: Path, arguments: list[str], message: str
+    server: Server, folder: Path, arguments: list[str], message: str
 ) -> None:
     known = {"URL": server.url, "FOLDER": str(folder)}
     for name, value in known.items():
         arguments = [argument.replace(name, value) for argument in arguments]
         message = message.replace(name, value)
-    ended = run(*arguments)
+    ended = run_in_process(*arguments)
     shown = " ".join(ended.stderr.decode().split())
     assert ended.returncode == 1
     assert message in shown
     assert "Traceback" not in shown
 
 
-def test_a_refused_connection_is_one_line(run: Run) -> None:
+def test_a_refused_connection_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
-    ended = run("decode", "A" * 64, "x.png", "--url", f"http://127.0.0.1:{port}")
+    ended = run_in_process("decode", "A" * 64, "x.png", "--url", f"http://127.0.0.1:{port}")
     assert ended.returncode == 1
     assert f"titok: http://127.0.0.1:{port}: " in " ".join(ended.stderr.decode().split())
 
@@ -166,8 +151,8 @@ def test_the_doctor_distinguishes_a_running_service_from_another_program_on_a_po
     assert "TITOK_PORT" in checks(ended)["port"]["advice"]
 
 
-def test_health_asks_the_running_service(run: Run, server: Server) -> None:
-    asked = run("health", TITOK_ADMIN_PORT=server.admin_url.rpartition(":")[2])
+def test_health_asks_the_running_service(server: Server) -> None:
+    asked = run_in_process("health", TITOK_ADMIN_PORT=server.admin_url.rpartition(":")[2])
     assert (asked.returncode, asked.stdout) == (0, b"ready\n")
 
 

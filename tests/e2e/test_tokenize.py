@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.e2e.in_process import run_in_process
+from tests.in_process import run_in_process
 
 OPTIONS = ["--format", "npy", "--shard-images", "1"]
 
 
 @pytest.fixture(scope="module")
 def source(photographs: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty photographs in two folders, and two broken files."""
+    """Twenty photographs in two folders, and two broken files."""
     folder = tmp_path_factory.mktemp("set")
-    for number in range(40):
+    for number in range(20):
         path = folder / ("even", "odd")[number % 2] / f"{number:02d}.jpg"
         path.parent.mkdir(exist_ok=True)
-        left = 5 * (number // 4)
+        left = 10 * (number // 4)
         photographs[number % 4].crop((left, left, left + 200, left + 180)).save(path)
     (folder / "even" / "broken.jpg").write_bytes(b"no image")
     (folder / "odd" / "broken.png").write_bytes(b"")
@@ -32,15 +32,11 @@ def source(photographs: list[Image.Image], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def whole(titok: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tokens of a command that nobody interrupts."""
     folder = tmp_path_factory.mktemp("whole") / "tokens"
-    assert tokenize(titok, source, folder, *OPTIONS).returncode == 3
+    assert run_in_process("tokenize", source, folder, *OPTIONS).returncode == 3
     return folder
-
-
-def tokenize(titok: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([titok, "tokenize", *arguments], capture_output=True, text=True, timeout=240)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -50,13 +46,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_folder_becomes_the_tokens_that_encode_prints_and_broken_images_are_counted(
     titok: Path, source: Path, tmp_path: Path
 ) -> None:
-    ended = tokenize(titok, source, tmp_path / "tokens", "--format", "jsonl")
+    command = [titok, "tokenize", source, tmp_path / "tokens", "--format", "jsonl"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 3
-    assert ended.stderr.splitlines()[-1].startswith("40 images tokenized, 2 skipped (see ")
+    assert ended.stderr.splitlines()[-1].startswith("20 images tokenized, 2 skipped (see ")
     lines = (tmp_path / "tokens" / "tokens-000000.jsonl").read_text().splitlines()
     tokens = {row["key"]: row["tokens"] for row in map(json.loads, lines)}
-    paths = [source / "even" / "00.jpg", source / "odd" / "39.jpg"]
-    encoded = subprocess.run([titok, "encode", *paths], capture_output=True, text=True, timeout=240, check=True)
+    paths = [source / "even" / "00.jpg", source / "odd" / "19.jpg"]
+    encoded = run_in_process("encode", *paths)
     for line in map(json.loads, encoded.stdout.splitlines()):
         assert tokens[str(Path(line["image"]).relative_to(source).with_suffix(""))] == line["tokens"]
 
@@ -77,7 +74,7 @@ def test_a_command_that_was_ended_midway_goes_on_to_the_same_bytes(
     while interrupted(number, [titok, "tokenize", source, tmp_path / "ended", *OPTIONS], tmp_path / "ended") == 3:
         shutil.rmtree(tmp_path / "ended")  # the command ended before the signal reached it
     assert not (tmp_path / "ended" / "manifest.json").exists()
-    assert tokenize(titok, source, tmp_path / "ended", *OPTIONS).returncode == 3
+    assert run_in_process("tokenize", source, tmp_path / "ended", *OPTIONS).returncode == 3
     assert contents(tmp_path / "ended") == contents(whole)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from models.errors import CheckpointError, missing_package
 from models.networks.generator import build_generator
 from service.cli.main import app
 from service.cli.options import CommandError
+from tests.in_process import run_in_process
 
 CLASSES = ("pets/cat", "sea/clams", "sea/fish")
 
@@ -173,13 +173,9 @@ def test_a_missing_package_is_named_with_its_extra(
 
 
 def test_an_empty_dataset_is_reported_without_a_traceback(tmp_path: Path) -> None:
-    titok = Path(sys.executable).with_name("titok")
-    ended = subprocess.run(
-        [titok, "evaluate", "--data", tmp_path, "--output", tmp_path / "output", "--cache", tmp_path / "cache"],
-        capture_output=True,
-        text=True,
-        timeout=120,
+    ended = run_in_process(
+        "evaluate", "--data", tmp_path, "--output", tmp_path / "output", "--cache", tmp_path / "cache"
     )
     assert ended.returncode == 1
-    assert "titok: no train-*.tar or train-*.tar.gz in" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert "titok: no train-*.tar or train-*.tar.gz in" in ended.stderr.decode()
+    assert "Traceback" not in ended.stderr.decode()

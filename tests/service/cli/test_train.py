@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from models import load_generator, load_tokenizer
+from tests.in_process import run_in_process
 
 TOKENIZER = """
 [network]
@@ -181,7 +182,7 @@ def test_a_run_stopped_by_a_signal_leaves_a_checkpoint_that_loads(start: Start, 
 
 def test_a_run_ended_by_the_time_limit_leaves_a_checkpoint_that_loads(start: Start, folder: Path) -> None:
     (folder / "long.toml").write_text(TOKENIZER.replace("steps = 40", "steps = 100_000"))
-    ended(start("tokenizer", "long.toml", "timed", "--max-minutes", "0.03"))
+    ended(start("tokenizer", "long.toml", "timed", "--max-minutes", "0.01"))
     assert load_tokenizer("mine", weights=folder / "timed" / "checkpoint").num_tokens == 4
 
 
@@ -210,12 +211,13 @@ def test_a_full_disk_keeps_the_previous_state(start: Start, folder: Path, whole:
         (("[schedule]", 'recipe = "stage-3"\n[schedule]'), "recipe"),
     ],
 )
-def test_a_wrong_config_is_one_line(start: Start, folder: Path, change: tuple[str, str], message: str) -> None:
+def test_a_wrong_config_is_one_line(folder: Path, change: tuple[str, str], message: str) -> None:
     (folder / "wrong.toml").write_text(TOKENIZER.replace(*change))
-    process = start("tokenizer", "wrong.toml", "wrong")
-    said = process.communicate(timeout=300)[1]
-    assert process.returncode == 1
-    (line,) = said.strip().splitlines()
+    ended = run_in_process(
+        *("train", "tokenizer", "wrong.toml", "--data", "data", "--output", "wrong"), cwd=folder, COLUMNS="300"
+    )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.decode().strip().splitlines()
     assert line.startswith("titok: ")
     assert message in line
     assert not (folder / "wrong").exists()
