@@ -5,8 +5,16 @@ import gc
 
 import torch
 
-# Messages of the libraries behind torch.
-_MESSAGES = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+# Messages of the libraries behind torch. cuBLAS fails to initialise, and cuDNN finds no engine, where their workspace does
+# not fit.
+_MESSAGES = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "unable to find an engine",
+    "Unable to find a valid cuDNN algorithm",
+    "can't allocate memory",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

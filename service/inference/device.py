@@ -21,6 +21,7 @@ from models.errors import CheckpointError
 from models.preprocessing_options import PUBLISHED, PreprocessingOptions
 from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction, Recorder
 from models.runtime.device_memory import is_out_of_memory, memory_bytes, release_memory
+from models.runtime.device_names import select_device
 from models.runtime.transfers import pin
 from models.sampling.settings import SamplingSettings
 from service.engine.protocol import ConfigurationError, Device, LaneName, RowState, Stepped
@@ -28,6 +29,7 @@ from service.inference.adaptive_limit import AdaptiveLimit
 from service.inference.batch_limits import LARGEST_BATCH, batch_sizes, find_batch_limit
 from service.inference.calibration import calibrate
 from service.inference.gpu_sensors import open_sensors
+from service.inference.memory_fit import largest_that_fits, record_graphs
 from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.inference.stopwatch import cpu_seconds, wall_seconds
 from service.settings import Settings
@@ -180,7 +182,8 @@ class ModelDevice:
                     raise
                 self._out_of_memory += 1
                 if begun - done == 1:
-                    raise
+                    # Not RuntimeError: what cuBLAS says then reads like the end of the CUDA context.
+                    raise MemoryError(f"one image does not fit into memory: {error}") from error
             else:
                 done += size
                 self._count_padding(lane, size)
@@ -222,7 +225,14 @@ class ModelDevice:
         self._found_limits = self.batch_limits
         if self._recorder is not None:
             self._record(self._recorder)
-        self._fit("encode", partial(calibrate, self._tokenizer))
+        self._limits["encode"] = AdaptiveLimit(
+            largest_that_fits(
+                partial(calibrate, self._tokenizer),
+                self._limits["encode"].measured,
+                self._functions["encode"],
+                self._tokenizer.device,
+            )
+        )
         log.info("batch limits: %s", self.batch_limits)
 
     def _find_limits(self) -> None:
@@ -240,33 +250,11 @@ class ModelDevice:
             release_memory(self._tokenizer.device)
 
     def _record(self, recorder: Recorder) -> None:
-        for lane in self._functions:
-            try:
-                self._fit(lane, partial(self._record_lane, lane, recorder))
-            except RuntimeError as error:
-                log.warning("no CUDA graphs (%s): kernels are launched one by one, which is slower", error)
-                for function in self._functions.values():
-                    function.discard()
-                return
-
-    def _record_lane(self, lane: LaneName, recorder: Recorder, limit: int) -> None:
-        self._functions[lane].record(batch_sizes(limit), recorder)
-
-    def _fit(self, lane: LaneName, run: Callable[[int], object]) -> None:
-        """Calls ``run`` with the measured limit of a lane, which is halved until that fits into memory."""
-        while True:
+        for lane, function in self._functions.items():
             limit = self._limits[lane].measured
-            try:
-                run(limit)
-            except Exception as error:
-                if not is_out_of_memory(error) or limit == 1:
-                    raise
-            else:
-                return
-            self._limits[lane] = AdaptiveLimit(limit // 2)
-            self._functions[lane].discard(above=limit // 2)
-            release_memory(self._tokenizer.device)
-            log.warning("%s batches of %d images do not fit into memory; the limit is now %d", lane, limit, limit // 2)
+            self._limits[lane] = AdaptiveLimit(
+                record_graphs(function, batch_sizes, limit, recorder, self._tokenizer.device)
+            )
 
     def _trial(self, lane: LaneName) -> Callable[[int], object]:
         """A function that runs a batch of a given size, regardless of the limit."""
@@ -337,13 +325,15 @@ def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = 
 
 
 def _load(settings: Settings) -> ModelDevice:
-    device = _choose_device(settings.devices)
+    try:
+        device = select_device(settings.devices)
+    except ValueError as error:
+        raise ValueError(f"TITOK_DEVICES: {error}") from None
     recorder = None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        recorder = CudaRecorder(device) if settings.cuda_graphs else None
-    else:
+    if device.type == "cpu":
         torch.set_num_threads(settings.device_threads)
+    elif settings.cuda_graphs:
+        recorder = CudaRecorder(device)
     tokenizer, generator = load_models(settings, str(device))
     return ModelDevice(
         tokenizer,
@@ -353,17 +343,6 @@ def _load(settings: Settings) -> ModelDevice:
         preprocessing=settings.preprocessing,
         recorder=recorder,
     )
-
-
-def _choose_device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    device = torch.device(("cuda" if available else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and not available:
-        raise ValueError(f"PyTorch {torch.__version__} finds no CUDA device here for TITOK_DEVICES={name}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no {name} here, only {torch.cuda.device_count()} CUDA devices (TITOK_DEVICES)")
-    # Streams and graphs need a device with an index.
-    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 def _load_generator(settings: Settings, tokenizer: Tokenizer, device: str) -> Generator | None:
