@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models.runtime.device_memory import is_out_of_memory, release_memory
 from models.tokenizer import Tokenizer
 from service.bulk.entries import Entry, Position
 from service.bulk.errors import BrokenImage
@@ -58,13 +59,35 @@ def encode_batch(
         else:
             pixels[len(good)] = found
             good.append(entry)
-    pending = tokenizer.submit_encode(images[: len(good)].flatten(0, 1))
+    pending = _submit(images[: len(good)].flatten(0, 1), tokenizer)
 
     def result() -> Rows:
         tokens = pending().numpy().astype(np.uint16).reshape(len(good), job.crops.count, tokenizer.num_tokens)
         return [Row(entry.key, entry.label, ids) for entry, ids in zip(good, tokens, strict=True)], broken
 
     return result
+
+
+def _submit(images: torch.Tensor, tokenizer: Tokenizer) -> Callable[[], torch.Tensor]:
+    """Submits images to the tokenizer; a batch that turns out not to fit into memory is encoded in halves."""
+    try:
+        pending = tokenizer.submit_encode(images)
+    except Exception as error:
+        failure = error.with_traceback(None)  # which would keep tensors of the failed batch
+
+        def pending() -> torch.Tensor:
+            raise failure
+
+    def tokens() -> torch.Tensor:
+        try:
+            return pending()
+        except Exception as error:
+            if not is_out_of_memory(error) or len(images) == 1:
+                raise
+        release_memory(tokenizer.device)
+        return torch.cat([_submit(half, tokenizer)() for half in images.chunk(2)])
+
+    return tokens
 
 
 def batches(entries: Iterable[tuple[Position, Entry]], job: Job, first_shard: int) -> Iterator[Batch]:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 
-import torch
-
 from models.runtime.cuda_graphs import CudaRecorder
+from models.runtime.device_names import select_device
 from models.tokenizer import Tokenizer, load_tokenizer
 from service.bulk.destination import Destination, RunSettings
 from service.bulk.errors import BulkError
@@ -17,6 +18,7 @@ from service.bulk.manifest import manifest_of, settings_of
 from service.bulk.pipeline import Progress, tokenize_entries
 from service.bulk.shards import Shard
 from service.inference.calibration import calibrate
+from service.inference.memory_fit import largest_that_fits, record_graphs
 
 
 def run_job(job: Job, *, progress: Progress | None = None) -> Result:
@@ -41,22 +43,16 @@ def with_resume_hint(job: Job) -> Iterator[None]:
 
 def load_tokenizer_of(job: Job) -> tuple[Tokenizer, Job]:
     """Loads the tokenizer on its device, prepared for batches of the job's size; the job has the device's defaults."""
-    name = job.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BulkError(f"{name!r} is not a device: use auto, cpu, cuda or cuda:N") from None
+    device = select_device(job.device)
     job = job.on(device.type)
     batch = job.batch_images * job.crops.count
     tokenizer = load_tokenizer(job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        tokenizer.encoder.record({1, batch}, CudaRecorder(device))
-    # On a CPU each core encodes batches of its own.
-    calibrate(tokenizer, batch, threads=1 if device.type == "cpu" else None)
-    return tokenizer, job
+    if device.type == "cpu":
+        calibrate(tokenizer, batch, threads=1)  # each core encodes batches of its own
+        return tokenizer, job
+    limit = record_graphs(tokenizer.encoder, lambda limit: {1, limit}, batch, CudaRecorder(device), device)
+    limit = largest_that_fits(partial(calibrate, tokenizer), limit, tokenizer.encoder, device)
+    return tokenizer, replace(job, batch_size=limit)
 
 
 def tokenize_source(job: Job, tokenizer: Tokenizer, *, progress: Progress | None = None) -> Result:
