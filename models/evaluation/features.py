@@ -20,6 +20,7 @@ from models.arrays import Pixels
 from models.atomic_files import write_atomically
 from models.evaluation.lite0 import Lite0
 from models.evaluation.progress import Track, no_progress
+from models.runtime.precision import FORMATS
 
 BATCH_SIZE = 32
 _STRIDE = 32
@@ -27,7 +28,9 @@ _FINGERPRINT_IMAGES = 256
 
 
 class Features(NamedTuple):
-    """``blocks`` float32 [B, C, H, W] each, of ``FEATURE_BLOCKS``; ``pooled`` float32 [B, 1280]."""
+    """``blocks`` float32 [B, C, H, W] each, of ``FEATURE_BLOCKS``, on the network's device; ``pooled`` float32 [B, 1280] on
+    the host.
+    """
 
     blocks: tuple[Tensor, ...]
     pooled: Tensor
@@ -46,8 +49,9 @@ def batches(count: int) -> list[slice]:
 @torch.inference_mode()
 def extract_features(network: Lite0, images: Tensor) -> Features:
     """Block features and pooled features of images [B, 3, S, S] in [0, 1]."""
-    blocks = network.features(_resized(images))
-    return Features(blocks, network.pool(blocks[-1]))
+    with FORMATS["float32"].on(network.device):
+        blocks = network.features(_resized(images.to(network.device)))
+        return Features(blocks, network.pool(blocks[-1]).cpu())
 
 
 def cached_embeddings(
@@ -66,9 +70,8 @@ def cached_embeddings(
     return torch.from_numpy(np.load(file).astype(np.float32))
 
 
-@torch.inference_mode()
 def _embed(network: Lite0, images: Pixels) -> NDArray[np.float16]:
-    return network.embed(_resized(as_tensor(images))).numpy().astype(np.float16)
+    return extract_features(network, as_tensor(images)).pooled.numpy().astype(np.float16)
 
 
 def _resized(images: Tensor) -> Tensor:

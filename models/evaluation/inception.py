@@ -46,7 +46,7 @@ def check_inception(weights: Path) -> None:
         ) from error
 
 
-def inception_figures(images: Pixels, references: Pixels, weights: Path) -> InceptionFigures:
+def inception_figures(images: Pixels, references: Pixels, weights: Path, *, device: torch.device) -> InceptionFigures:
     """Compares uint8 [N, S, S, 3] with ``references`` uint8 [M, S, S, 3]; raises ``CheckpointError`` for the weights."""
     check_inception(weights)
     found: dict[str, float] = _torch_fidelity().calculate_metrics(
@@ -58,7 +58,7 @@ def inception_figures(images: Pixels, references: Pixels, weights: Path) -> Ince
         isc_splits=1,
         feature_extractor="inception-v3-compat",
         feature_extractor_weights_path=str(weights),
-        cuda=torch.cuda.is_available(),
+        cuda=device.type == "cuda",
         cache=False,
         verbose=False,
     )

@@ -88,6 +88,11 @@ class Lite0(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.head = _Convolution(channels, _HEAD_CHANNELS, 1)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Outputs float32 [B, C, S/stride, S/stride] of the blocks ``FEATURE_BLOCKS``."""
         found, x = [], self._stem(images)

@@ -134,12 +134,12 @@ def evaluate_reconstruction(
     for part in track(batches(len(images)), "reconstructing"):
         original = Decoded(np.array(images[part]), np.zeros(part.stop - part.start, np.int64))
         rows = wanted[(wanted >= part.start) & (wanted < part.stop)] - part.start
-        reference = as_tensor(original.images)
+        reference = as_tensor(original.images).to(network.device)
         features = extract_features(network, reference)
         originals.add(original, reference, features, reference, features, rows)
         for codec, of_codec in zip(codecs, metrics, strict=True):
             decoded = codec(original.images)
-            outputs = as_tensor(decoded.images)
+            outputs = as_tensor(decoded.images).to(network.device)
             of_codec.add(decoded, outputs, extract_features(network, outputs), reference, features, rows)
             if keep and codec is codecs[0]:
                 kept.append(decoded.images)
@@ -186,7 +186,8 @@ class _CodecMetrics:
             ssim(pixels, reference),
             perceptual_distance(features.blocks, expected.blocks),
         ]
-        self.rows.append(torch.cat([torch.stack(similarity, dim=1), patch_steps(pixels, self.patch_size)], dim=1))
+        rows = torch.cat([torch.stack(similarity, dim=1), patch_steps(pixels, self.patch_size)], dim=1)
+        self.rows.append(rows.cpu())
         self.pooled.append(features.pooled)
         self.num_bytes.append(decoded.num_bytes)
         self.examples.append(decoded.images[examples])

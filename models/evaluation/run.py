@@ -29,6 +29,7 @@ from models.evaluation.progress import Track, no_progress
 from models.evaluation.reconstruction import Reconstruction, TokenizerCodec, evaluate_reconstruction
 from models.evaluation.report import Report
 from models.generation import Generator, load_generator
+from models.runtime.device_names import select_device
 from models.tokenizer import Tokenizer, load_tokenizer
 
 # Class agreement is measured for classes with at least as many training images.
@@ -43,7 +44,7 @@ class EvaluationSettings:
 
     ``data`` is a folder that ``load_dataset`` reads, ``cache`` one for decoded images and features. ``with_generator``
     has no effect if the tokenizer has no generator; ``sources`` maps the generator's class names to the data's.
-    ``images`` and ``references`` limit the validation and training images, None for all.
+    ``images`` and ``references`` limit the validation and training images, None for all. The networks run on ``device``.
     """
 
     data: Path
@@ -56,6 +57,7 @@ class EvaluationSettings:
     images: int | None = None
     references: int | None = None
     per_class: int = 20
+    device: str = "cpu"
     preset: str = "published"
     inception_weights: Path | None = None
     keep_images: bool = False
@@ -67,10 +69,11 @@ def evaluate(settings: EvaluationSettings, *, track: Track = no_progress) -> Rep
     Raises ``DataError``, ``ModuleNotFoundError``, ``CheckpointError``, those of ``load_tokenizer`` and ``load_generator``,
     and ``ValueError`` for a generator that does not fit, all before the computation starts.
     """
-    network = load_lite0()
+    device = select_device(settings.device)
+    network = load_lite0(device)
     if settings.inception_weights is not None:
         check_inception(settings.inception_weights)
-    tokenizer = load_tokenizer(settings.tokenizer, weights=settings.weights)
+    tokenizer = load_tokenizer(settings.tokenizer, weights=settings.weights, device=str(device))
     generator = _load_generator(settings, tokenizer)
     baselines = placeholders(TokenizerCodec(tokenizer).num_bytes)
     train, validation = (
@@ -172,7 +175,7 @@ class _Evaluation:
             rows = torch.isin(self.references.labels, generation.samples.labels)
             pairs["generation"] = (generation.samples.images, self.reference_images[rows.numpy()])
         return {
-            name: inception_figures(*pairs[name], weights)
+            name: inception_figures(*pairs[name], weights, device=self.tokenizer.device)
             for name in self.track(tuple(pairs), "measuring with Inception")
         }
 
@@ -181,7 +184,7 @@ def _load_generator(settings: EvaluationSettings, tokenizer: Tokenizer) -> Gener
     exists = settings.generator_weights is not None or settings.tokenizer in GENERATORS
     if not settings.with_generator or not exists:
         return None
-    generator = load_generator(settings.tokenizer, weights=settings.generator_weights)
+    generator = load_generator(settings.tokenizer, weights=settings.generator_weights, device=str(tokenizer.device))
     generator.settings(settings.preset)  # raises for an unknown preset
     if (generator.num_tokens, generator.codebook_size) != (tokenizer.num_tokens, tokenizer.codebook_size):
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from service.cli.options import CommandError, Tokenizer, Weights, load_settings
+from service.cli.options import CommandError, Device, Tokenizer, Weights, load_settings
 from service.cli.terminal import console, say
 
 Data = Annotated[
@@ -47,6 +47,7 @@ def evaluate(
     images: Images = None,
     references: References = None,
     per_class: Annotated[int, typer.Option(min=2, help="Generated images per class.")] = 20,
+    device: Device = "auto",
     preset: Annotated[str, typer.Option(help="Sampling preset: published, demo or fast.")] = "published",
     cache: Cache = Path("runs/cache"),
     inception_weights: Inception = None,
@@ -69,6 +70,7 @@ def evaluate(
         images=images,
         references=references,
         per_class=per_class,
+        device=device,
         preset=preset,
         inception_weights=inception_weights,
         keep_images=npz,

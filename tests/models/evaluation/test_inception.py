@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_it_asks_for_the_published_figures_on_the_given_weights(
     calls: list[dict[str, Any]], weights: Path, crops: np.ndarray
 ) -> None:
-    figures = inception_figures(crops[:3], crops, weights)
+    figures = inception_figures(crops[:3], crops, weights, device=torch.device("cpu"))
     assert (figures.images, figures.fid, figures.inception_score) == (3, 0.0, 1.0)
     assert (figures.precision, figures.recall) == (2.0, 3.0)
     asked = calls[0]
