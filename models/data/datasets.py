@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.arrays import Ids, Pixels
@@ -45,7 +46,7 @@ class InMemoryDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, rows: Ids, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
+    def batch(self, rows: Ids, positions: NDArray[np.float32] | None = None) -> Tensor:  # noqa: ARG002
         """The images of ``rows`` int64 [B] as float32 [B, 3, S, S] in [0, 1], on the device."""
         if self.resident is not None:
             images = self.resident[torch.from_numpy(rows).to(self.device)]
@@ -53,19 +54,22 @@ class InMemoryDataset:
             images = torch.from_numpy(self.images[rows]).to(self.device)
         return images.permute(0, 3, 1, 2).float().div_(255.0)
 
-    def prefetch(self, rows: Ids, generator: torch.Generator | None = None) -> None:
+    def prefetch(self, rows: Ids, positions: NDArray[np.float32] | None = None) -> None:
         """Does nothing: the images are in memory."""
 
     def to(self, device: torch.device | str) -> InMemoryDataset:
-        """Batches on ``device``. All images are copied to a CUDA device if they fit into half of its free memory."""
-        device = torch.device(device)
-        resident = None
-        if device.type == "cuda" and self.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-            resident = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
-            for start in range(0, len(self), _ROWS_PER_COPY):
-                part = slice(start, start + _ROWS_PER_COPY)
-                resident[part] = torch.from_numpy(np.array(self.images[part])).to(device)
-        return replace(self, device=device, resident=resident)
+        """The same dataset with batches on ``device``."""
+        return replace(self, device=torch.device(device), resident=None)
+
+    def kept_on_device(self) -> InMemoryDataset:
+        """The dataset with a copy of all images on its CUDA device, if they fit into half of the free memory there."""
+        if self.device.type == "cpu" or self.images.nbytes > torch.cuda.mem_get_info(self.device)[0] // 2:
+            return self
+        resident = torch.empty(self.images.shape, dtype=torch.uint8, device=self.device)
+        for start in range(0, len(self), _ROWS_PER_COPY):
+            part = slice(start, start + _ROWS_PER_COPY)
+            resident[part] = torch.from_numpy(np.array(self.images[part])).to(self.device)
+        return replace(self, resident=resident)
 
 
 ImageDataset: TypeAlias = InMemoryDataset | StreamingDataset

@@ -54,12 +54,11 @@ class StreamingDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, rows: Ids, generator: torch.Generator | None = None) -> Tensor:
+    def batch(self, rows: Ids, positions: NDArray[np.float32] | None = None) -> Tensor:
         """The images of ``rows`` int64 [B] as float32 [B, 3, S, S] in [0, 1], on the device.
 
-        Centre crops; with a ``generator`` random crops, whose positions are torch.rand(B, 2) from it.
+        Centre crops, or crops at ``positions`` float32 [B, 2] in [0, 1): x and y, from left and top to right and bottom.
         """
-        positions = _positions(rows, generator)
         key, futures = self._prefetched or (None, [])
         if key != _key(rows, positions):
             futures = self._submit(rows, positions)
@@ -79,17 +78,17 @@ class StreamingDataset:
             images = images.pin_memory().to(self.device, non_blocking=True)
         return images.to(self.device).permute(0, 3, 1, 2).float().div_(255.0)
 
-    def prefetch(self, rows: Ids, generator: torch.Generator | None = None) -> None:
-        """Starts to decode the next :meth:`batch`, which has the same arguments, and returns at once.
-
-        ``generator`` in the state in which ``batch`` will use it.
-        """
-        positions = _positions(rows, generator)
+    def prefetch(self, rows: Ids, positions: NDArray[np.float32] | None = None) -> None:
+        """Starts to decode the next :meth:`batch`, which has the same arguments, and returns at once."""
         self._prefetched = _key(rows, positions), self._submit(rows, positions)
 
     def to(self, device: torch.device | str) -> StreamingDataset:
         """The same dataset with batches on ``device``."""
         return StreamingDataset(self._source, self._size, device=device)
+
+    def kept_on_device(self) -> StreamingDataset:
+        """The same dataset: it does not fit into memory."""
+        return self
 
     def _submit(self, rows: Ids, positions: NDArray[np.float32] | None) -> list[Future[_Decoded]]:
         crops = [None] * len(rows) if positions is None else [(x, y) for x, y in positions.tolist()]
@@ -111,10 +110,6 @@ class StreamingDataset:
         yield row
         same = np.flatnonzero(self.labels == self.labels[row])
         yield from np.roll(same, -int(np.searchsorted(same, row, side="right")))[:-1].tolist()
-
-
-def _positions(rows: Ids, generator: torch.Generator | None) -> NDArray[np.float32] | None:
-    return None if generator is None else torch.rand(len(rows), 2, generator=generator).numpy()
 
 
 def _key(rows: Ids, positions: NDArray[np.float32] | None) -> tuple[bytes, bytes]:

@@ -20,6 +20,7 @@ class Codebook:
         self.config = config
         weight = self.quantizer.embedding.weight
         self.idle = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
+        self._used = torch.zeros(len(weight), device=weight.device)  # in the parts of this step
         self._latents = torch.empty(0)
 
     def quantize(self, latents: Tensor, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
@@ -31,33 +32,39 @@ class Codebook:
         self._latents = latents.detach()
         if step.number < self.config.quantizer_start:
             return self.quantizer.normalised(latents), {}
-        used = torch.zeros(len(self.idle), device=self.idle.device).index_fill_(0, ids.flatten(), 1.0)
-        self.idle = torch.where(mean_of(used) > 0, 0, self.idle + 1)
+        self._used.index_fill_(0, ids.flatten(), 1.0)
         return codes, {"quantizer": losses.commitment + losses.codebook, "commitment": losses.commitment}
 
     def after_step(self, step: Step, optimizers: list[Optimizer]) -> None:
         """Initialises all codes at ``quantizer_start``; afterwards re-initialises idle ones."""
+        if step.number >= self.config.quantizer_start:
+            self.idle = torch.where(mean_of(self._used) > 0, 0, self.idle + 1)
+            self._used.zero_()
         if step.number + 1 == self.config.quantizer_start:
-            self._initialise(torch.arange(len(self.idle), device=self.idle.device), step, optimizers)
+            self._initialise(torch.ones_like(self.idle, dtype=torch.bool), step, optimizers)
         elif step.number >= self.config.quantizer_start and step.progress < self.config.revive_until:
-            self._initialise(torch.nonzero(self.idle >= self.config.dead_after).flatten(), step, optimizers)
+            self._initialise(self.idle >= self.config.dead_after, step, optimizers)
 
     @torch.no_grad()
     def _initialise(self, codes: Tensor, step: Step, optimizers: list[Optimizer]) -> None:
-        """Sets ``codes`` to latents of this batch, with noise so that no two codes are equal."""
-        if not len(codes):
+        """Sets the codes bool [V] to latents of this batch, with noise so that no two codes are equal.
+
+        A GPU computes new values of all codes, since to count those that change it would have to be waited for.
+        """
+        if codes.device.type == "cpu" and not codes.any():
             return
         latents = self.quantizer.normalised(all_rows(self._latents).flatten(0, 1))
         chosen = torch.randperm(max(len(codes), len(latents)), generator=step.generator)[: len(codes)] % len(latents)
         noise = torch.randn(len(codes), latents.shape[1], generator=step.generator).to(latents.device)
         weight = self.quantizer.embedding.weight
-        weight[codes] = latents[chosen.to(latents.device)] + 0.01 * latents.std() * noise
-        self.idle[codes] = 0
+        fresh = latents[chosen.to(latents.device)] + 0.01 * latents.std() * noise
+        weight.copy_(torch.where(codes[:, None], fresh, weight))
+        self.idle.masked_fill_(codes, 0)
         for optimizer in optimizers:
             # The optimizer's moments belong to the old values of the codes.
             for value in optimizer.state.get(weight, {}).values():
                 if value.shape == weight.shape:
-                    value[codes] = 0.0
+                    value.masked_fill_(codes[:, None], 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """The idle counters."""

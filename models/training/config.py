@@ -20,11 +20,13 @@ T = TypeVar("T", bound="TrainingRun")
 class ScheduleConfig:
     """Length of the run and learning-rate schedule: warm-up, then a cosine down to ``final_lr`` times the peak.
 
-    ``--max-minutes`` can end a run before ``steps``. ``batch_size`` is that of all devices together.
+    ``--max-minutes`` can end a run before ``steps``. ``batch_size`` is that of all devices together; it is computed in
+    ``micro_batches`` parts whose gradients are added, which takes less memory.
     """
 
     steps: int
     batch_size: int
+    micro_batches: int = 1
     warmup_steps: int
     final_lr: float = 0.02
     ema_decay: float = 0.999
@@ -38,7 +40,8 @@ class OptimizerConfig:
 
     With ``muon_lr`` the matrices of the blocks are trained by Muon and the rest by AdamW without weight decay. Otherwise
     AdamW trains everything, with weight decay on the same tensors as the published recipe. Matrix products run in
-    ``precision``; ``auto`` is bfloat16 if the processor has instructions for it.
+    ``precision``; ``auto`` is bfloat16 if the processor has instructions for it. ``recompute_activations`` computes the
+    activations inside blocks again in the backward pass instead of keeping them: less memory, about a third more time.
     """
 
     adamw_lr: float
@@ -47,6 +50,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    recompute_activations: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

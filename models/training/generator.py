@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from models.networks.generator import MaskGITViT, UViT, build_generator
 from models.networks.titok import TiTok
 from models.training.checkpoints import save_checkpoint
 from models.training.config import GeneratorRun
-from models.training.distributed import own_rows
+from models.training.distributed import all_parts, largest_of, own_rows, raise_together, rank, world_size
 from models.training.initialisation import initialise, initialise_as_published
 from models.training.losses import masked_token_loss, random_masks
 from models.training.pretrained import FrozenTokenizer
@@ -35,6 +36,7 @@ EMBEDDING_STD = 0.3
 LOGIT_STD = 0.02
 VALIDATION_MASKS = -2
 EVALUATION_BATCH = 256
+_TOKENIZER_BATCH = 64  # of each process
 
 
 @dataclass(frozen=True)
@@ -67,20 +69,36 @@ def tokenize(
 ) -> TokenSet:
     """Token ids of the images of ``classes`` (see :func:`generator_classes`), whose order numbers the labels.
 
-    The ids are kept in ``cache``. ``progress`` is called with the numbers of done and of all images.
+    The ids are kept in ``cache``. Processes share the images and exchange their ids after every batch. ``progress`` is
+    called with the numbers of done and of all images.
     """
     numbers = {images.names.index(name): label for label, name in enumerate(classes)}
     rows = np.flatnonzero(np.isin(images.labels, list(numbers)))
     labels = torch.tensor([numbers[number] for number in images.labels[rows].tolist()], dtype=torch.int64)
     file = cache / f"tokens-{_cache_key(images, rows, classes, tokenizer)}.npy"
-    if not file.exists():
+    (is_missing,) = largest_of(not file.exists())
+    if is_missing:
         log.info("tokenizing %d images and their mirror images", len(rows))
-        parts: list[NDArray[np.int32]] = []
-        for part in np.array_split(rows, max(1, -(-len(rows) // 64))):
-            parts.append(_encode_with_mirrored(images, part, tokenizer.network))
+        parts = [np.empty((0, 2, tokenizer.network.config.num_latent_tokens), np.int32)]
+        for start in range(0, len(rows), _TOKENIZER_BATCH * world_size()):
+            parts.append(_encode_together(images, rows[start : start + _TOKENIZER_BATCH * world_size()], tokenizer))
             progress(sum(map(len, parts)), len(rows))
-        write_atomically(file, lambda sink: np.save(sink, np.concatenate(parts)))
+        with FileLock(file.with_suffix(".lock")):  # the processes of a machine share a cache
+            if not file.exists():
+                write_atomically(file, lambda sink: np.save(sink, np.concatenate(parts)))
     return TokenSet(torch.from_numpy(np.load(file).astype(np.int64)), labels)
+
+
+def _encode_together(images: ImageDataset, rows: Ids, tokenizer: FrozenTokenizer) -> NDArray[np.int32]:
+    """Ids int32 [B, 2, K] of ``rows``, of which each process encodes a share."""
+    share = np.array_split(rows, world_size())[rank()]
+    failure, own = None, torch.empty(0)
+    try:
+        own = torch.from_numpy(_encode_with_mirrored(images, share, tokenizer.network))
+    except Exception as error:
+        failure = error
+    raise_together(failure)
+    return np.concatenate([ids.numpy() for ids in all_parts(own)])
 
 
 def _cache_key(images: ImageDataset, rows: Ids, classes: dict[str, str], tokenizer: FrozenTokenizer) -> str:
@@ -136,8 +154,8 @@ class GeneratorTask(Task[MaskGITViT | UViT]):
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The masked-token loss of this process's share of a batch."""
         self.network.train()
-        size, seed = self.run.schedule.batch_size, self.run.schedule.seed
-        rows = torch.from_numpy(batch_rows(len(self.train.labels), size, step.number, seed))
+        schedule = self.run.schedule
+        rows = torch.from_numpy(batch_rows(len(self.train.labels), schedule, step.number, step.part))
         mirrored = torch.randint(2, rows.shape, generator=step.generator)
         dropped = torch.rand(rows.shape, generator=step.generator) < self.run.training.class_dropout
         masked = random_masks(len(rows), self.run.network.image_seq_len, step.generator)

@@ -15,15 +15,26 @@ from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from models.errors import CheckpointError
+from models.errors import CheckpointError, DataError
 from models.training.checkpoints import load_state, save_state
 from models.training.config import ScheduleConfig
-from models.training.distributed import average_gradients, is_main, mean_of, world_size
+from models.training.distributed import (
+    Objective,
+    ProcessFailed,
+    accumulate_gradients,
+    data_parallel,
+    is_main,
+    largest_of,
+    mean_of,
+    raise_together,
+    rank,
+    world_size,
+)
 from models.training.optimizers import build_optimizers
 from models.training.seeding import seeded_generator
-from models.training.task import N, Step, Task
+from models.training.task import N, Step, Task, recompute_activations
 from models.training.training_log import TrainingLog
 
 log = logging.getLogger(__name__)
@@ -34,7 +45,7 @@ _EXPLODED, _PATIENCE = 4.0, 5
 
 
 class Diverged(Exception):
-    """The loss is not finite, or stays far above its best value; resume from the last saved state."""
+    """The loss or a weight is not finite, or the loss stays far above its best value; resume from the last saved state."""
 
 
 def train(
@@ -51,29 +62,43 @@ def train(
 
     Writes ``state.pt``, ``checkpoint/`` and a picture to ``output`` at every evaluation and at the end, and a row of
     ``log.csv`` every ten steps. ``report`` is called after each step with the number of steps done, the progress and the
-    figures. When ``should_stop`` returns true, the run saves its state and checkpoint after the current step and ends.
+    figures. When ``should_stop`` returns true in a process, the run saves its state and checkpoint after the current step
+    and ends; when a process cannot read its data, it saves the state after the last step.
 
-    Raises :class:`Diverged`; :class:`CheckpointError` for the state of another network; ``ValueError`` for a batch size
-    that is not a multiple of the number of processes.
+    Raises :class:`Diverged`; :class:`CheckpointError` for the state of another network; ``DataError``;
+    :class:`ProcessFailed` if another process raises; ``ValueError`` for a batch size that is not a multiple of the number
+    of processes times ``micro_batches``.
     """
     schedule = task.run.schedule
-    if schedule.batch_size % world_size():
-        raise ValueError(f"schedule.batch_size {schedule.batch_size} is not a multiple of {world_size()} processes")
+    if schedule.batch_size % (world_size() * schedule.micro_batches):
+        raise ValueError(
+            f"schedule.batch_size {schedule.batch_size} is not a multiple of {world_size()} processes times "
+            f"{schedule.micro_batches} micro-batches"
+        )
     trainer = _Trainer(task, max_minutes, clock)
     if resume and (output / "state.pt").exists():
         trainer.restore(output / "state.pt")
     training_log = TrainingLog(output, trainer.done) if is_main() else None
     figures: dict[str, float] = {}
     latest: dict[str, float] = {}
-    while (progress := trainer.progress()) < 1.0:
-        figures = trainer.timed_step(progress)
+    (progress,) = largest_of(trainer.progress())
+    while progress < 1.0:
+        try:
+            figures = trainer.timed_step(progress)
+        except (DataError, ProcessFailed):
+            if training_log is not None:
+                trainer.save(output, training_log)
+            raise_together(None)  # all wait for that: torchrun ends them when the first one exits
+            raise
         latest |= figures
         report(trainer.done, progress, latest)
-        last = trainer.progress() >= 1.0 or should_stop()
+        progress, stop = largest_of(trainer.progress(), should_stop())
+        last = progress >= 1.0 or bool(stop)
         evaluated = last or trainer.done % schedule.evaluate_every == 0
         if evaluated or trainer.done % LOG_EVERY == 0:
             figures = trainer.log_row(latest)
         if evaluated:
+            trainer.check_weights()
             figures |= trainer.evaluate()
         if training_log is not None and "step" in figures:
             # Logged before the state is saved: rows after a saved state are written again on resuming.
@@ -105,8 +130,12 @@ class _Trainer(Generic[N]):
         self.base_lrs = [[group["lr"] for group in each.param_groups] for each in self.optimizers]
         self.trained = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
         self.average = copy.deepcopy(task.network).eval().requires_grad_(False)
+        if task.run.optimizer.recompute_activations:
+            recompute_activations(task.network)
+        self.objective = data_parallel(Objective(task.network, self._losses))
         self.done = 0
         self.seconds = 0.0
+        self.read: tuple[int, float] | None = None  # steps and seconds when figures were read
         self.smoothed = self.best = math.inf
         self.exploded = 0
 
@@ -114,51 +143,65 @@ class _Trainer(Generic[N]):
         """From 0 to 1, by the steps or by the clock, whichever is ahead."""
         by_steps = self.done / self.schedule.steps
         by_clock = 0.0 if self.max_minutes is None else self.seconds / (60.0 * self.max_minutes)
-        # Averaged, so that every process ends after the same step: their clocks differ.
-        return min(1.0, float(mean_of(torch.tensor(max(by_steps, by_clock), device=self.task.device))))
+        return min(1.0, max(by_steps, by_clock))
 
     def timed_step(self, progress: float) -> dict[str, float]:
-        """Makes a step; returns its figures and ``images_per_second``."""
+        """Makes a step. Returns its figures and ``images_per_second`` since they were last read: on a GPU, which has to be
+        waited for, in the first step and where they are logged; on a CPU always. Otherwise returns nothing.
+        """
         started = self.clock()
-        figures = self._step(progress)
-        took = self.clock() - started
-        self.seconds += took
-        return figures | {"images_per_second": self.schedule.batch_size / took if took else math.inf}
-
-    def _step(self, progress: float) -> dict[str, float]:
-        """Updates the weights once; figures are read only where they are logged, on a CPU always."""
         factor = learning_rate(self.schedule, self.done, progress)
-        step = Step(self.done, progress, seeded_generator(self.schedule.seed, self.done), factor)
-        torch.manual_seed(step.generator.initial_seed())  # dropout draws from the process's own generator
+        on_device = self._step(progress, factor)
+        self.done += 1
+        logged = self.done % LOG_EVERY == 0
+        due = logged or self.done % self.schedule.evaluate_every == 0 or self.read is None
+        if due or self.task.device.type == "cpu":
+            values = mean_of(torch.stack([value.float() for value in on_device.values()])).tolist()
+            figures = dict(zip(on_device, values, strict=True)) | {"lr_factor": factor}
+            self._check(self.done - 1, figures, logged=logged)
+        else:
+            figures = {}
+        if self.read is None:
+            self.task.keep_data_on_device()
+        elapsed = self.clock() - started
+        read, seconds = self.read or (self.done - 1, self.seconds)
+        self.seconds += elapsed
+        if figures:
+            took, self.read = self.seconds - seconds, (self.done, self.seconds)
+            figures["images_per_second"] = (self.done - read) * self.schedule.batch_size / took if took else math.inf
+        return figures
+
+    def _losses(self, step: Step) -> dict[str, Tensor]:
+        # Dropout draws from the process's own generator.
+        torch.manual_seed(step.generator.initial_seed() + rank())
+        return self.task.losses(step)
+
+    def _step(self, progress: float, factor: float) -> dict[str, Tensor]:
+        """Updates the weights once; returns the figures, scalars on the device."""
+        number, seed = self.done, self.schedule.seed
+        parts = [
+            Step(number, progress, seeded_generator(seed, number, part), factor, part)
+            for part in range(self.schedule.micro_batches)
+        ]
         for each, base in zip(self.optimizers, self.base_lrs, strict=True):
             for group, lr in zip(each.param_groups, base, strict=True):
                 group["lr"] = lr * factor
-        losses = self.task.losses(step)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
-        average_gradients(self.trained)
+        losses = accumulate_gradients(self.objective, [(part,) for part in parts])
         norm = nn.utils.clip_grad_norm_(self.trained, self.task.run.optimizer.gradient_clip)
-        logged = (self.done + 1) % LOG_EVERY == 0
-        figures: dict[str, float] = {}
-        if logged or self.task.device.type == "cpu":  # reading a figure synchronises with a GPU
-            figures = {name: mean_of(loss).item() for name, loss in losses.items()} | {"gradient_norm": norm.item()}
-            self._check(step, figures, logged=logged)
         for each in self.optimizers:
             each.step()
             each.zero_grad()
-        more = self.task.after_step(step, self.optimizers)
+        more = self.task.after_step(parts[-1], self.optimizers)
         self._update_average()
-        self.done += 1
-        if figures:
-            figures |= {name: mean_of(value).item() for name, value in more.items()} | {"lr_factor": factor}
-        return figures
+        return {**losses, "gradient_norm": norm, **more}
 
-    def _check(self, step: Step, figures: dict[str, float], *, logged: bool) -> None:
-        """Raises :class:`Diverged` before a loss that is not finite or has exploded updates the weights."""
+    def _check(self, step: int, figures: dict[str, float], *, logged: bool) -> None:
+        """Raises :class:`Diverged` for a loss that is not finite or has exploded, before the state is saved."""
         loss = figures["loss"]
         for name, value in (("loss", loss), ("gradient", figures["gradient_norm"])):
             if not math.isfinite(value):
                 raise Diverged(
-                    f"the {name} is {value} at step {step.number}; the last saved state is valid: resume from it with "
+                    f"the {name} is {value} at step {step}; the last saved state is valid: resume from it with "
                     f"--resume and a lower learning rate"
                 )
         if not logged:
@@ -169,7 +212,16 @@ class _Trainer(Generic[N]):
         if self.exploded >= _PATIENCE:
             raise Diverged(
                 f"the loss has been over {_EXPLODED:g} times its best, {self.best:.4g}, for the last "
-                f"{_PATIENCE * LOG_EVERY} steps before step {step.number}: lower the learning rate"
+                f"{_PATIENCE * LOG_EVERY} steps before step {step}: lower the learning rate"
+            )
+
+    def check_weights(self) -> None:
+        """Raises :class:`Diverged` if a weight is not finite: figures are not read at every step of a GPU."""
+        norm = nn.utils.get_total_norm([*self.task.network.parameters(), *self.average.parameters()])
+        if not norm.isfinite():
+            raise Diverged(
+                f"the weights are not finite after step {self.done - 1}; the last saved state is valid: resume from it "
+                f"with --resume and a lower learning rate"
             )
 
     @torch.no_grad()

@@ -103,6 +103,6 @@ class LeCam:
 
     @torch.no_grad()
     def update(self, real: Tensor, fake: Tensor) -> None:
-        """Updates the running means."""
-        self.real = self.decay * self.real + (1.0 - self.decay) * real.detach().cpu()
-        self.fake = self.decay * self.fake + (1.0 - self.decay) * fake.detach().cpu()
+        """Updates the running means, on the device of the new ones."""
+        self.real = self.decay * self.real.to(real.device) + (1.0 - self.decay) * real.detach()
+        self.fake = self.decay * self.fake.to(fake.device) + (1.0 - self.decay) * fake.detach()

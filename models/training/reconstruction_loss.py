@@ -18,7 +18,7 @@ from torch.optim import AdamW
 from models.evaluation.lite0 import CHANNELS, load_lite0, perceptual_distance
 from models.training.config import DiscriminatorConfig, LossConfig
 from models.training.discriminators import FeatureDiscriminator, PatchDiscriminator
-from models.training.distributed import average_gradients, mean_of
+from models.training.distributed import Objective, accumulate_gradients, data_parallel, mean_of
 from models.training.losses import LeCam, discriminator_loss, generator_loss, grid_loss, mean_logit, pixel_loss
 from models.training.published_perceptual import load_published_perceptual
 from models.training.task import Step, autocast
@@ -121,35 +121,41 @@ class Adversary:
         self.optimizer = AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         self.lecam = LeCam()
         self._device, self._dtype = device, dtype
-        self._seen: tuple[list[Tensor], list[Tensor]] | None = None
+        self._objective = data_parallel(Objective(self.discriminator, self._own_losses))
+        self._seen: list[tuple[list[Tensor], list[Tensor]]] = []  # real and fake inputs of the parts of this step
 
     def losses(self, fake: tuple[Tensor, ...], real: tuple[Tensor, ...], step: Step) -> dict[str, Tensor]:
         """``adversarial``, once ``adversarial_start`` is reached. Inputs: images, or feature maps [B, C, H, W] each."""
-        self._seen = None
+        if step.part == 0:
+            self._seen.clear()
         if step.number < self.config.adversarial_start:
             return {}
-        self._seen = [maps.detach() for maps in real], [maps.detach() for maps in fake]
+        self._seen.append(([maps.detach() for maps in real], [maps.detach() for maps in fake]))
         self.discriminator.eval().requires_grad_(False)
         return {"adversarial": generator_loss(self._logits(fake))}
 
     def train(self, step: Step) -> dict[str, Tensor]:
-        """Updates the discriminator with the inputs of the last :meth:`losses`."""
-        if self._seen is None:
+        """Updates the discriminator with the inputs of the :meth:`losses` of this step."""
+        if not self._seen:
             return {}
-        (real, fake), self._seen = self._seen, None
         self.discriminator.train().requires_grad_(True)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * step.lr_factor
+        found = accumulate_gradients(self._objective, self._seen)
+        self._seen.clear()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lecam.update(*mean_of(torch.stack([found["logit_real"], found["logit_fake"]])))
+        return {name: value for name, value in found.items() if name != "loss"}
+
+    def _own_losses(self, real: list[Tensor], fake: list[Tensor]) -> dict[str, Tensor]:
+        """The discriminator's losses and mean logits; ``loss`` is minimised."""
         real_logits, fake_logits = self._logits(real), self._logits(fake)
         hinge = discriminator_loss(real_logits, fake_logits)
         means = mean_logit(real_logits), mean_logit(fake_logits)
         lecam = self.lecam.penalty(*means)
-        (hinge + self.config.lecam_weight * lecam).backward()  # type: ignore[no-untyped-call]
-        average_gradients(self.discriminator.parameters())
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.lecam.update(mean_of(means[0]), mean_of(means[1]))
-        return {"discriminator": hinge, "lecam": lecam, "logit_real": means[0], "logit_fake": means[1]}
+        loss = hinge + self.config.lecam_weight * lecam
+        return {"loss": loss, "discriminator": hinge, "lecam": lecam, "logit_real": means[0], "logit_fake": means[1]}
 
     def _logits(self, inputs: tuple[Tensor, ...] | list[Tensor]) -> list[Tensor]:
         with autocast(self._device, self._dtype):

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.training.config import ScheduleConfig
+
 
 def seeded_generator(*numbers: int) -> torch.Generator:
     """A random generator that depends on all of ``numbers``."""
@@ -15,14 +17,16 @@ def seeded_generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
-    """Rows int64 [B] of the batch of ``step``, out of ``count`` samples that are shuffled anew for every epoch.
+def batch_rows(count: int, schedule: ScheduleConfig, step: int, part: int = 0) -> NDArray[np.int64]:
+    """Rows int64 [B] of a part of the batch of ``step``, out of ``count`` samples that are shuffled anew for every epoch.
 
     The incomplete batch at the end of an epoch is dropped.
     """
-    batch_size = min(batch_size, count)
+    batch_size = min(schedule.batch_size, count)
     epoch, batch = divmod(step, count // batch_size)
-    return _epoch(count, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+    share = batch_size // schedule.micro_batches
+    first = batch * batch_size + part * share
+    return _epoch(count, schedule.seed, epoch)[first : first + share]
 
 
 @lru_cache(maxsize=2)

@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from models.runtime.precision import has_fast_bfloat16
 from models.training.config import TrainingRun
@@ -17,14 +19,15 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its ``number`` from 0, the ``progress`` of the run from 0 to 1, its own random ``generator``, and the
-    ``lr_factor`` on all learning rates.
+    """A part of a step: the step's ``number`` from 0, the ``progress`` of the run from 0 to 1, the part's own random
+    ``generator``, the ``lr_factor`` on all learning rates, and the number of the ``part`` of the batch.
     """
 
     number: int
     progress: float
     generator: torch.Generator
     lr_factor: float = 1.0
+    part: int = 0
 
 
 class Stateful(Protocol):
@@ -64,8 +67,11 @@ class Task(ABC, Generic[N]):
         """Writes the averaged ``network`` as a checkpoint that the service loads."""
 
     def after_step(self, step: Step, optimizers: list[Optimizer]) -> dict[str, Tensor]:  # noqa: ARG002
-        """Runs after the weights were updated; returns more scalars to log."""
+        """Runs after the weights were updated, with the last part of the step; returns more scalars to log."""
         return {}
+
+    def keep_data_on_device(self) -> None:
+        """Called after the first step, when memory has been allocated for all that a step needs."""
 
     def pictures(self, network: N) -> Tensor | None:  # noqa: ARG002
         """Sample images to log, uint8 [H, W, 3], or None."""
@@ -83,6 +89,16 @@ class Task(ABC, Generic[N]):
     def autocast(self) -> torch.autocast:
         """Runs matrix products and convolutions in ``dtype``."""
         return autocast(self.device, self.dtype)
+
+
+def recompute_activations(network: nn.Module) -> None:
+    """Makes the repeated blocks of a network compute their activations again in the backward pass. Copies of the network
+    made before are not changed; no copies may be made afterwards.
+    """
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    for block in (block for blocks in lists for block in blocks):
+        if not any(isinstance(module, nn.ModuleList) for module in block.modules()):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
+from models.arrays import Ids
 from models.checkpoints.configuration import config_document
 from models.data.datasets import ImageDataset
 from models.evaluation.measures import entropy_bits, seam_ratio
@@ -18,7 +20,7 @@ from models.networks.titok import TiTok
 from models.training.checkpoints import save_checkpoint
 from models.training.codebook import Codebook
 from models.training.config import TokenizerRun
-from models.training.distributed import own_rows
+from models.training.distributed import own_rows, world_size
 from models.training.seeding import batch_rows, seeded_generator
 from models.training.task import Step, Task
 
@@ -72,23 +74,38 @@ class TokenizerTask(Task[TiTok]):
         return {}
 
     def batch(self, step: Step) -> Tensor:
-        """This process's augmented images of the step, [B, 3, S, S] on the device."""
-        size, seed = self.run.schedule.batch_size, self.run.schedule.seed
-        rows = own_rows(size)
-        images = self.train.batch(batch_rows(len(self.train), size, step.number, seed)[rows], step.generator)
-        following = batch_rows(len(self.train), size, step.number + 1, seed)[rows]
-        self.train.prefetch(following, seeded_generator(seed, step.number + 1))
+        """This process's augmented images of a part of the step, [B, 3, S, S] on the device."""
+        schedule = self.run.schedule
+        count = schedule.batch_size // schedule.micro_batches
+        rows = own_rows(count)
+
+        def crops(number: int, part: int, generator: torch.Generator) -> tuple[Ids, NDArray[np.float32]]:
+            positions = torch.rand(count, 2, generator=generator).numpy()
+            return batch_rows(len(self.train), schedule, number, part)[rows], positions[rows]
+
+        images = self.train.batch(*crops(step.number, step.part, step.generator))
+        following = divmod(step.number * schedule.micro_batches + step.part + 1, schedule.micro_batches)
+        self.train.prefetch(*crops(*following, seeded_generator(schedule.seed, *following)))
         images = images.to(self.device, non_blocking=True)
-        return augment(images, step.generator, max_shift=self.run.data.max_shift, batch_size=size, rows=rows)
+        return augment(images, step.generator, max_shift=self.run.data.max_shift, batch_size=count, rows=rows)
+
+    def keep_data_on_device(self) -> None:
+        """Copies the images to a CUDA device, if they fit."""
+        self.train, self.validation = self.train.kept_on_device(), self.validation.kept_on_device()
 
     def quantize(self, images: Tensor, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The decoder's input [B, K, C] for images, with gradients to the encoder, and the losses of the bottleneck."""
         with self.autocast():
             if self.codebook is None:
                 posterior = self.network.posterior(images)
-                noise = torch.randn(posterior.mean.shape, generator=step.generator).to(self.device)
+                count, *shape = posterior.mean.shape
+                noise = torch.randn(count * world_size(), *shape, generator=step.generator)[
+                    own_rows(count * world_size())
+                ]
                 # Summed over positions and channels and divided by the batch size, as published.
-                return posterior.mean + posterior.std * noise, {"divergence": posterior.kl().sum() / len(images)}
+                return posterior.mean + posterior.std * noise.to(self.device), {
+                    "divergence": posterior.kl().sum() / len(images)
+                }
             latents = self.network.latents(images)
         return self.codebook.quantize(latents, step)
 

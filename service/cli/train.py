@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,9 +17,6 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from service.cli.options import CommandError, Device
-
-if TYPE_CHECKING:
-    import torch
 
 train = typer.Typer(
     help="Train a tokenizer or a generator. On several GPUs: `torchrun --nproc-per-node N --no-python titok train ...`",
@@ -53,14 +50,15 @@ def run(
     """Trains a tokenizer or a generator, as the command is called."""
     import torch  # slow to import; other packages come with the extra
 
+    from models.runtime.device_names import select_device
+    from models.training.distributed import ProcessFailed
     from models.training.loop import Diverged
     from models.training.run import RunOptions, find_config, train_generator, train_tokenizer
 
     if threads is not None:
         torch.set_num_threads(threads)
-    on = _device(device)
+    on = select_device(device, index=int(os.environ.get("LOCAL_RANK", "0")))
     if on.type == "cuda":
-        torch.cuda.set_device(on)
         torch.set_float32_matmul_precision("high")  # TF32, as published
     console = Console(stderr=True, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
@@ -69,7 +67,7 @@ def run(
         with _Bars(console) as bars, _stop_on_signals(bars):
             train_network = train_tokenizer if context.info_name == "tokenizer" else train_generator
             figures = train_network(find_config(config), options, bars)
-    except Diverged as error:
+    except (Diverged, ProcessFailed) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(
@@ -79,16 +77,6 @@ def run(
         name: value for name, value in figures.items() if name.startswith(("validation", "codes", "entropy", "seam"))
     }
     console.print(f"{output / 'checkpoint'}: " + "  ".join(f"{name} {value:.5g}" for name, value in shown.items()))
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name != "auto":
-        return torch.device(name)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 class _Bars:

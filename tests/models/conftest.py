@@ -79,7 +79,7 @@ def shards(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_photographs() -> InMemoryDataset:
     """Forty images of two colours each, 16x16."""
     random = np.random.default_rng(0)

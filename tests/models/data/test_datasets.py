@@ -111,7 +111,7 @@ def test_batches_on_a_device_are_those_of_the_cpu(
     if free is not None:
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, free))
     held = load(shards)
-    placed = held.to("cuda")
+    placed = held.to("cuda").kept_on_device()
     assert (placed.resident is not None) is (free is None)
     streamed = StreamingDataset(ArraySource(held), 16, device="cuda")
     for dataset in (placed, streamed):

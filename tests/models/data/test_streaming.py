@@ -51,7 +51,7 @@ def test_a_new_shard_invalidates_the_index(plain_shards: Path) -> None:
     assert len(stream(plain_shards)) == 450
 
 
-def test_a_generator_selects_random_crops_reproducibly(sort: Sort) -> None:
+def test_positions_select_crops(sort: Sort) -> None:
     home = sort("train/cat", 0)
     sort("val/cat", 1)
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (16, 64, 3))
@@ -59,27 +59,26 @@ def test_a_generator_selects_random_crops_reproducibly(sort: Sort) -> None:
     dataset = stream(home)
     rows = np.zeros(40, dtype=np.int64)
 
-    def lefts(generator: torch.Generator | None) -> list[int]:
-        return dataset.batch(rows, generator)[:, 0, 0, 0].mul(255).round().int().tolist()
+    def lefts(positions: np.ndarray | None) -> list[int]:
+        return dataset.batch(rows, positions)[:, 0, 0, 0].mul(255).round().int().tolist()
 
     assert lefts(None) == [24] * 40
-    moved = lefts(torch.Generator().manual_seed(1))
-    assert len(set(moved)) > 15
-    assert max(moved) <= 48
-    assert lefts(torch.Generator().manual_seed(1)) == moved
-    assert lefts(torch.Generator().manual_seed(2)) != moved
+    moved = lefts(np.linspace(0.0, 0.999, 40, dtype=np.float32)[:, None].repeat(2, axis=1))
+    assert moved == sorted(moved)
+    assert (moved[0], moved[-1]) == (0, 48)
 
 
 def test_a_prefetched_batch_is_not_decoded_again(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = stream(many)
     rows = np.arange(20)
-    expected = [dataset.batch(rows), dataset.batch(rows, torch.Generator().manual_seed(3))]
+    crops = (None, np.random.default_rng(3).random((20, 2), np.float32))
+    expected = [dataset.batch(rows, positions) for positions in crops]
     submit = dataset._submit
-    for seed, batch in zip((None, 3), expected, strict=True):
+    for positions, batch in zip(crops, expected, strict=True):
         monkeypatch.setattr(dataset, "_submit", submit)
-        dataset.prefetch(rows, None if seed is None else torch.Generator().manual_seed(seed))
+        dataset.prefetch(rows, positions)
         monkeypatch.setattr(dataset, "_submit", None)
-        assert torch.equal(dataset.batch(rows, None if seed is None else torch.Generator().manual_seed(seed)), batch)
+        assert torch.equal(dataset.batch(rows, positions), batch)
 
 
 def test_another_batch_than_the_prefetched_one_is_decoded(many: Path) -> None:

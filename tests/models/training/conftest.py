@@ -6,7 +6,7 @@ from models.networks.titok import TiTokConfig, TransformerSize
 from models.training.config import CodebookConfig, DataConfig, LossConfig, OptimizerConfig, ScheduleConfig, TokenizerRun
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tokenizer_run() -> TokenizerRun:
     size = TransformerSize(width=32, layers=1, heads=1)
     return TokenizerRun(

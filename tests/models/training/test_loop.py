@@ -5,17 +5,20 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim import Optimizer
 
 from models import load_tokenizer
 from models.data.datasets import InMemoryDataset
 from models.errors import CheckpointError
 from models.training.config import ScheduleConfig, TokenizerRun
-from models.training.loop import Diverged, learning_rate, train
+from models.training.loop import Diverged, _Trainer, learning_rate, train
 from models.training.pixels import PixelTask
+from models.training.task import Step
 
 Report = Callable[[int, float, dict[str, float]], None]
 
@@ -123,6 +126,57 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_moves_the_weights(
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["done"] == 10
     assert all(tensor.isfinite().all() for tensor in state["network"].values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_step = PixelTask.after_step
+
+    def spoil(task: PixelTask, step: Step, optimizers: list[Optimizer]) -> dict[str, torch.Tensor]:
+        if step.number == 13:  # after the last figures that are read before the state is saved
+            task.network.latent_tokens.data[0, 0] = math.inf
+        return after_step(task, step, optimizers)
+
+    monkeypatch.setattr(PixelTask, "after_step", spoil)
+    schedule = dataclasses.replace(tokenizer_run.schedule, evaluate_every=7)
+    with pytest.raises(Diverged, match="the weights are not finite after step 13; the last saved state is valid"):
+        fit(dataclasses.replace(tokenizer_run, schedule=schedule), tiny_photographs, tmp_path)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["done"] == 7
+
+
+@pytest.mark.parametrize("change", ["micro-batches", "recomputed activations"])
+def test_options_that_save_memory_do_not_change_the_gradients(
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset, change: str
+) -> None:
+    """The parts of a batch add up to its gradient; the data are such that augmentation changes nothing."""
+    images = InMemoryDataset(np.full_like(tiny_photographs.images, 100), tiny_photographs.labels)
+    run = dataclasses.replace(
+        tokenizer_run,
+        schedule=dataclasses.replace(tokenizer_run.schedule, micro_batches=4 if change == "micro-batches" else 1),
+        optimizer=dataclasses.replace(tokenizer_run.optimizer, recompute_activations=change != "micro-batches"),
+    )
+    norms = []
+    calls = {"forward": 0}
+    for each in (tokenizer_run, run):
+        trainer = _Trainer(PixelTask(each, images, images), None, lambda: 0.0)
+        calls["forward"] = 0
+        trainer.task.network.encoder.transformer[0].attn.register_forward_hook(
+            lambda *_: calls.update(forward=calls["forward"] + 1)
+        )
+        norms.append(trainer.timed_step(0.0)["gradient_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert calls["forward"] == (4 if change == "micro-batches" else 2)
+
+
+def test_a_step_without_figures_is_not_read_from_a_device(
+    tokenizer_run: TokenizerRun, tiny_photographs: InMemoryDataset
+) -> None:
+    trainer = _Trainer(PixelTask(tokenizer_run, tiny_photographs, tiny_photographs), None, lambda: 0.0)
+    trainer.task.device = torch.device("meta")
+    trainer._step = lambda *_: {"loss": torch.ones(()), "gradient_norm": torch.ones(())}  # type: ignore[method-assign]
+    read = [bool(trainer.timed_step(0.0)) for _ in range(20)]
+    assert [step for step, was_read in enumerate(read, 1) if was_read] == [1, 10, 20]
 
 
 def test_a_loss_that_has_left_its_range_stops_the_run(

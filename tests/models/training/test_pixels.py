@@ -7,7 +7,7 @@ import torch
 from models.data.datasets import InMemoryDataset
 from models.errors import ConfigError
 from models.networks.titok import TiTok
-from models.training.config import InitialConfig, LossConfig, TokenizerRun
+from models.training.config import InitialConfig, LossConfig, ScheduleConfig, TokenizerRun
 from models.training.loop import train
 from models.training.pixels import PixelTask
 from models.training.seeding import batch_rows, seeded_generator
@@ -125,8 +125,18 @@ def test_a_recipe_that_does_not_fit_the_network_is_refused(
         PixelTask(run, tiny_photographs, tiny_photographs)
 
 
-def test_every_photograph_is_seen_once_an_epoch_in_a_new_order() -> None:
-    epochs = [[row for step in range(5 * e, 5 * e + 5) for row in batch_rows(40, 8, step, 42)] for e in range(2)]
+@pytest.mark.parametrize("parts", [1, 2])
+def test_every_photograph_is_seen_once_an_epoch_in_a_new_order(parts: int) -> None:
+    schedule = ScheduleConfig(steps=10, batch_size=8, warmup_steps=0, micro_batches=parts)
+    epochs = [
+        [
+            row
+            for step in range(5 * e, 5 * e + 5)
+            for part in range(parts)
+            for row in batch_rows(40, schedule, step, part)
+        ]
+        for e in range(2)
+    ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40))
     assert epochs[0] != epochs[1]
 
