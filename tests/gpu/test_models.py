@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
 ]
 
+ROOT = Path(__file__).parents[2]
 NAME = "titok-mini-32"
 DEVICE = "cuda:0"
 
@@ -137,27 +139,9 @@ def test_results_are_the_callers_own(graphed: ModelDevice, images: np.ndarray) -
     assert (first == kept).all()
 
 
-CANNOT_BE_RECORDED = """
-import torch
-from models.runtime.cuda_graphs import CudaRecorder
-
-device = torch.device("cuda:0")
-torch.cuda.set_device(device)
-waits = lambda x: (x * float(x.sum().item()),)  # for the device: no graph can
-function = GraphedFunction(waits, example=lambda size: torch.ones(size, 2, device=device))
-stream = torch.cuda.current_stream()
-try:
-    function.record([2], CudaRecorder(device))
-except RuntimeError:
-    print("not recorded")
-assert torch.cuda.current_stream() == stream
-assert function(torch.ones(2, 2, device=device))[0].tolist() == [[4.0, 4.0], [4.0, 4.0]]
-"""
-
-
 def test_a_function_that_cannot_be_recorded_is_called_instead() -> None:
-    # In a process of its own: PyTorch before 2.12 does not recover its memory from this.
-    ended = subprocess.run([sys.executable, "-c", CANNOT_BE_RECORDED], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.gpu.unrecordable"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "not recorded\n"), ended.stderr
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from models.tokenizer import Tokenizer
 from service.bulk.entries import Entry, Position, Source
 from service.bulk.job import Crops
 from service.bulk.pipeline import Pipeline, cpu_pipeline, gpu_pipeline, tokenize_entries
+from service.bulk.shards import Row
 from tests.service.bulk.data_sets import COUNT, broken_images, folder_of, images, job
 from tests.tiny_models import tiny_tokenizer
 
@@ -117,6 +120,35 @@ def test_no_entries_make_no_shard_and_broken_entries_an_empty_shard(pipeline: Pi
     assert list(tokenize_entries(iter([]), tokenizer, JOB, pipeline=pipeline)) == []
     (shard,) = tokenize_entries(entries([b"", b"broken", b"\xff\xd8\xff"]), tokenizer, JOB, pipeline=pipeline)
     assert (shard.rows, [broken.key for broken in shard.broken]) == ([], ["0000", "0001", "0002"])
+
+
+@pytest.mark.parametrize("when", ["submitted", "awaited"])
+def test_batches_that_do_not_fit_into_memory_are_halved(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, sizes = tiny_tokenizer(), list[int]()
+    expected = [row.tokens.tolist() for row in _rows(tokenizer)]
+    submit = tokenizer.submit_encode
+
+    def short_of_memory(pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
+        sizes.append(len(pixels))
+        if len(pixels) <= fits:
+            return submit(pixels)
+        error = torch.OutOfMemoryError("CUDA out of memory")
+        if when == "submitted":
+            raise error
+        return Mock(side_effect=error)
+
+    monkeypatch.setattr(tokenizer, "submit_encode", short_of_memory)
+    fits = 2
+    assert [row.tokens.tolist() for row in _rows(tokenizer)] == expected
+    assert sorted(set(sizes)) == [1, 2, 3, 5]
+    fits = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        _rows(tokenizer)
+
+
+def _rows(tokenizer: Tokenizer) -> list[Row]:
+    shards = tokenize_entries(entries(images(10)), tokenizer, replace(JOB, batch_size=5), pipeline=gpu_pipeline)
+    return [row for shard in shards for row in shard.rows]
 
 
 def _fail() -> bytes:
