@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -290,13 +290,8 @@ class Engine:
 
     def _note_up(self, link: Link, info: Any) -> None:
         with self._queues.wake:
-            self._queues.up.add(link.name)
             self._down.pop(link.name, None)
-            for name, size in getattr(info, "batch_limits", {}).items():
-                lane = self._queues.lanes[cast("LaneName", name)]
-                if lane.limits.max_batch_size is None:
-                    lane.batch_size = size
-            self._queues.wake.notify_all()
+            self._queues.add_worker(link.name, getattr(info, "batch_limits", {}))
 
         def set_ready() -> None:
             self._on_model_info(info)
@@ -310,7 +305,7 @@ class Engine:
 
     def _note_down(self, link: Link, down: LinkDown) -> None:
         with self._queues.wake:
-            self._queues.up.discard(link.name)
+            self._queues.remove_worker(link.name)
             self._down[link.name] = down
             if self._queues.up or self._state.name in ("draining", "stopped") or self._queues.is_over:
                 return

@@ -19,8 +19,8 @@ from service.engine.token_lanes import DecodeLane, GenerateLane
 class Queues:
     """``wake`` guards everything and is notified of new work, free room and the end. ``lanes`` are in the order of the
     round robin: the next to be served is first. ``requests`` are those that a caller waits for, ``up`` the
-    workers that are connected. ``is_draining``: no
-    request is admitted any more; ``is_over``: no batch runs any more.
+    workers that are connected, with their batch limits by lane. ``is_draining``: no request is admitted any more;
+    ``is_over``: no batch runs any more.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Queues:
         decode = DecodeLane(by_lane["decode"], observer)
         self.lanes: dict[LaneName, Lane] = {"encode": self.encode, "decode": decode, "generate": self.generate}
         self.requests: set[EngineRequest] = set()
-        self.up: set[str] = set()
+        self.up: dict[str, Mapping[LaneName, int]] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self.is_draining = False
         self.is_over = False
@@ -54,6 +54,24 @@ class Queues:
         """The counters of all lanes."""
         with self.wake:
             return {name: lane.snapshot() for name, lane in self.lanes.items()}
+
+    def add_worker(self, name: str, batch_limits: Mapping[LaneName, int]) -> None:
+        """Records that a worker is connected."""
+        self.up[name] = batch_limits
+        self._set_batch_sizes()
+
+    def remove_worker(self, name: str) -> None:
+        """Records that a worker is not connected."""
+        self.up.pop(name, None)
+        self._set_batch_sizes()
+
+    def _set_batch_sizes(self) -> None:
+        """Batches are as large as the largest limit of a worker; a worker with a smaller limit runs them in parts."""
+        for name, lane in self.lanes.items():
+            sizes = [limits[name] for limits in self.up.values() if name in limits]
+            if sizes and lane.limits.max_batch_size is None:
+                lane.batch_size = max(sizes)
+        self.wake.notify_all()
 
     def write(self, task: ImageTask, pixels: Pixels) -> None:
         """Copies an image [S, S, 3] into a row of the encode lane's blocks. Called in any thread."""

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from service.engine import DeadlineExceeded, EngineStopped, LaneLimits, QueueFull
+from service.engine.protocol import LaneName
+from service.engine.queues import Queues
 from tests.service.engine.fakes import (
     PATIENCE,
     Busy,
@@ -48,6 +50,24 @@ async def test_each_lane_can_have_limits_of_its_own(device: FakeDevice, clock: F
     decoded = await engine.decode(tokens(*range(6)), deadline=soon)
     assert (encoded.timing.batch_images, decoded.timing.batch_images) == (2, 3)
     await engine.stop(PATIENCE)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_batches_are_as_large_as_the_largest_limit_of_a_connected_worker(order: str) -> None:
+    limits: dict[str, dict[LaneName, int]] = {"a": {"encode": 8, "decode": 64}, "b": {"encode": 16}}
+    queues = Queues(LaneLimits(), FakeObserver(), FakeClock(), shared=False)
+
+    def sizes() -> tuple[int, int]:
+        return queues.lanes["encode"].batch_size, queues.lanes["decode"].batch_size
+
+    with queues.wake:
+        for name in order:
+            queues.add_worker(name, limits[name])
+        assert sizes() == (16, 64)
+        queues.remove_worker("b")
+        assert sizes() == (8, 64)
+        queues.remove_worker("a")
+        assert sizes() == (8, 64)  # the limits of the last worker, until the next one connects
 
 
 async def test_a_request_that_can_never_fit_gets_no_retry_after_even_if_the_queue_is_full(
