@@ -18,7 +18,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from PIL import AvifImagePlugin, Image, ImageFile
@@ -40,7 +40,7 @@ from service.imaging.gif import first_frame, over_white_screen
 from service.imaging.heif import HEIF_CLASS
 from service.imaging.jpeg import open_jpeg
 from service.imaging.limits import MediaLimits, check_header, check_jpeg, check_stream, peak_bytes
-from service.imaging.png import split_png
+from service.imaging.png import PngFile, load_png, split_png
 from service.imaging.tiff import TiffFile, load_tiff
 
 _CLASSES: Mapping[str, type[ImageFile.ImageFile]] = {
@@ -55,6 +55,8 @@ _CLASSES: Mapping[str, type[ImageFile.ImageFile]] = {
 }
 _LEAST_SCALE = 4
 """A reduced image is at least so many times as large as the crop, so that resampling decides the pixels."""
+_UNSUPPORTED_BMP = "Unsupported BMP"
+"""Begins Pillow's messages on header, depth and compression."""
 _TURNED = frozenset({5, 6, 7, 8})
 """Orientations that exchange width and height."""
 
@@ -123,23 +125,23 @@ def decode_image(
     with file.image as image:
         with refuse():
             stored_size = _scale_and_check(file, data, limits, pointer, size if options.jpeg_scale == "auto" else None)
-            profile = profile_of(image, data, file.png_colors) if is_srgb else None
+            profile = profile_of(image, data, file.png.color if file.png else {}) if is_srgb else None
         if canvas is None:
             peak = peak_bytes(format_name, image.size, mode=image.mode, has_profile=profile is not None)
             reserve(2 * len(data) + peak + file.coefficient_bytes)
         with refuse():
-            rgb, orientation = _load(image, data, profile, size)
+            rgb, orientation = _load(file, data, profile, size)
     shown_size = stored_size[::-1] if orientation in _TURNED else stored_size
     return DecodedImage(image=rgb, original_size=shown_size, format=format_name, orientation=orientation)
 
 
 @dataclass(frozen=True)
 class _OpenFile:
-    """``coefficient_bytes``: memory for a JPEG of several scans. ``png_colors``: chunks that describe colors."""
+    """``coefficient_bytes``: memory for a JPEG of several scans."""
 
     image: ImageFile.ImageFile
     coefficient_bytes: int = 0
-    png_colors: Mapping[bytes, bytes] = field(default_factory=dict)
+    png: PngFile | None = None
 
 
 def _open(data: bytes, format_name: str) -> _OpenFile:
@@ -148,10 +150,12 @@ def _open(data: bytes, format_name: str) -> _OpenFile:
     image_class = _CLASSES[format_name]
     if format_name == "PNG":
         png = split_png(data)
-        return _OpenFile(image_class(io.BytesIO(png.pixels), ""), png_colors=png.color)
+        return _OpenFile(image_class(io.BytesIO(png.pixels), ""), png=png)
     if format_name == "JPEG":
         jpeg = open_jpeg(data)
-        return _OpenFile(image_class(io.BytesIO(jpeg.pixels), ""), jpeg.coefficient_bytes)
+        image = image_class(io.BytesIO(jpeg.pixels), "")
+        image.info["icc_profile"] = jpeg.profile
+        return _OpenFile(image, jpeg.coefficient_bytes)
     if format_name == "BMP" and has_bit_fields(data):
         image_class = BitFieldsFile
     try:
@@ -159,6 +163,10 @@ def _open(data: bytes, format_name: str) -> _OpenFile:
     except Exception as error:
         if format_name == "AVIF" and data[8:12] == b"mif3":
             raise UnsupportedVariant("AVIF with a minimized header", "AVIF of the brand 'avif'") from error
+        if str(error).startswith(_UNSUPPORTED_BMP):
+            raise UnsupportedVariant(
+                str(error).replace(_UNSUPPORTED_BMP, "BMP of"), "BMP of 1, 4, 8, 16, 24 or 32 bits"
+            ) from error
         raise
 
 
@@ -175,13 +183,16 @@ def _scale_and_check(
     return stored_size
 
 
-def _load(image: Image.Image, data: bytes, profile: bytes | None, size: int | None) -> tuple[Image.Image, int]:
+def _load(file: _OpenFile, data: bytes, profile: bytes | None, size: int | None) -> tuple[Image.Image, int]:
     """The upright RGB image, and the orientation from which it was turned."""
+    image: Image.Image = file.image
     if isinstance(image, GifImageFile) and (frame := first_frame(data)) is not None:
         is_empty = 0 in frame[2:]
         return over_white_screen(Image.new("RGB", image.size) if is_empty else to_rgb(image), frame), 1
     if isinstance(image, TiffFile):
         image = load_tiff(image)
+    if isinstance(image, PngImageFile) and file.png is not None:
+        image = load_png(image, file.png)
     if profile is not None:
         image.load()
         image = to_srgb(image, profile, size)

@@ -7,6 +7,7 @@ it. Segments follow ITU-T T.81, annex B.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.imaging.errors import UnsupportedVariant
@@ -16,8 +17,9 @@ _SEGMENT = re.compile(rb"\xff+([\x01-\xfe])")
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 _END, _SCAN, _COMMENT, _APPLICATION = 0xD9, 0xDA, 0xFE, range(0xE0, 0xF0)
 _WITHOUT_PAYLOAD = frozenset({0x01, *range(0xD0, 0xD9)})
-_NEEDED_METADATA = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xE2: (b"ICC_PROFILE\0", 15), 0xEE: (b"Adobe", 12)}
+_NEEDED_METADATA = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xEE: (b"Adobe", 12)}
 """Marker -> signature and shortest payload of what decides colors and orientation."""
+_PROFILE, _PROFILE_SIGNATURE = 0xE2, b"ICC_PROFILE\0"
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _UNSUPPORTED_FRAMES = {3: "lossless", 11: "lossless"} | dict.fromkeys((5, 6, 7, 13, 14, 15), "hierarchical")
 _PROGRESSIVE = frozenset({2, 6, 10, 14})
@@ -29,10 +31,12 @@ class JpegFile:
     """``pixels``: the file with frame, tables and scans, and of its metadata what decides colors and orientation.
 
     ``coefficient_bytes``: memory for the coefficients of the whole image, which only files of several scans need.
+    ``profile``: the ICC profile, if all its parts are there; empty if not.
     """
 
     pixels: bytes
     coefficient_bytes: int
+    profile: bytes
 
 
 def open_jpeg(data: bytes) -> JpegFile:
@@ -40,7 +44,7 @@ def open_jpeg(data: bytes) -> JpegFile:
 
     Raises ``UnsupportedVariant`` for a kind of JPEG that cannot be decoded, and ``EOFError`` without a scan.
     """
-    kept, position, kind, frame = [b"\xff\xd8"], 2, 0, b""
+    kept, position, kind, frame, profile = [b"\xff\xd8"], 2, 0, b"", dict[int, bytes]()
     while (marker := _SEGMENT.search(data, position)) is not None:
         code, start = marker[1][0], marker.end()
         if code in _WITHOUT_PAYLOAD:
@@ -49,7 +53,7 @@ def open_jpeg(data: bytes) -> JpegFile:
         if code == _SCAN:
             kept.append(data[start - 2 :])
             is_whole = kind not in _PROGRESSIVE and data[start + 2 : start + 3] == frame[5:6]
-            return JpegFile(b"".join(kept), 0 if is_whole else _coefficient_bytes(frame))
+            return JpegFile(b"".join(kept), 0 if is_whole else _coefficient_bytes(frame), _joined(profile))
         if code == _END:
             break
         position = start + int.from_bytes(data[start : start + 2])
@@ -59,9 +63,21 @@ def open_jpeg(data: bytes) -> JpegFile:
         if code in _FRAMES:
             kind, frame = code & 0xF, payload
             _check_frame(kind, frame)
-        if _is_needed(code, payload):
+        if code == _PROFILE and payload.startswith(_PROFILE_SIGNATURE) and len(payload) >= 14:
+            profile.setdefault(payload[12], payload)
+        elif _is_needed(code, payload):
             kept.append(data[start - 2 : position])
     raise EOFError("it is truncated: it ends before its pixels")
+
+
+def _joined(parts: Mapping[int, bytes]) -> bytes:
+    """The profile of numbered segments (ICC.1, B.4)."""
+    count = next(iter(parts.values()))[13] if parts else 0
+    return (
+        b"".join(parts[number][14:] for number in range(1, count + 1))
+        if parts.keys() == {*range(1, count + 1)}
+        else b""
+    )
 
 
 def _coefficient_bytes(frame: bytes) -> int:

@@ -41,6 +41,13 @@ _ONE_ALPHA_AT_MOST = frozenset({(), (1,), (2,)})
 class TiffFile(Tiff.TiffImageFile):
     """A TIFF file. Opening raises ``UnsupportedVariant`` for samples that cannot be decoded."""
 
+    def _open(self) -> None:
+        assert self.fp is not None  # noqa: S101  set by Pillow
+        if self.fp.read(4) == b"MM\0+":
+            raise UnsupportedVariant("big-endian BigTIFF", "little-endian BigTIFF, or TIFF")
+        self.fp.seek(0)
+        super()._open()
+
     def _setup(self) -> None:
         tags = self.tag_v2
         if (variant := _unsupported(tags)) is not None:

@@ -13,8 +13,9 @@ import tifffile
 from PIL import ExifTags, Image
 
 from service.imaging.icc import cicp_profile
-from tests.service.imaging.image_files import photograph
+from tests.service.imaging.image_files import photograph, png, png_chunk
 from tests.service.imaging.test_odd_files import bmp
+from tests.service.imaging.test_png import animation
 
 SIDES = (1600, 1200)
 P3 = {"icc_profile": cicp_profile(12, 13)}
@@ -63,7 +64,18 @@ def write_all(folder: Path, width: int, height: int) -> list[str]:
     planes = np.ascontiguousarray(np.moveaxis(deep, 2, 0))
     tifffile.imwrite(folder / str(len(names)), planes, photometric="rgb", planarconfig="separate", rowsperstrip=height)
     (folder / str(len(names) + 1)).write_bytes(bmp(32, (0xFF, 0xFF00, 0xFF0000, 0xFF000000), deep[:, :, 0]))
-    return [*names, "TIFF of 16-bit planes", "BMP of bit fields"]
+    rows = np.hstack([np.zeros((height, 1), np.uint8), deep.astype(">u2").view(np.uint8).reshape(height, -1)])
+    key = png_chunk(b"tRNS", bytes(6))
+    still = png(width, height, depth=16, colour=2, rows=rows.tobytes(), extra=key)
+    (folder / str(len(names) + 2)).write_bytes(still)
+    (folder / str(len(names) + 3)).write_bytes(animation(still))
+    return [
+        *names,
+        "TIFF of 16-bit planes",
+        "BMP of bit fields",
+        "PNG of 16 bits, key",
+        "PNG of 16 bits, key, animation",
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -126,6 +125,14 @@ def test_other_kinds_of_tiff_are_refused_by_name(data: bytes, kind: str) -> None
     assert kind in refusal.value.errors[0].value
 
 
+def test_a_big_endian_bigtiff_is_refused_by_name() -> None:
+    little, big = (tiff_of(GRAY, "minisblack", bigtiff=True, byteorder=order) for order in "<>")
+
+    assert difference(little, GRAY) == 0
+    assert "big-endian BigTIFF" in str(outcome(big))
+    assert isinstance(outcome(big), UnsupportedImageFormat)
+
+
 # --- GIF, BMP, AVIF --------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +207,36 @@ def test_bit_fields_give_the_pixels_of_pillow() -> None:
             np.testing.assert_array_equal(np.asarray(decode(data).image), np.asarray(image.convert("RGB")))
 
 
+def test_an_uncompressed_bmp_has_an_alpha_mask_in_a_header_of_version_4_only() -> None:
+    values = (255 - ALPHA.astype(np.uint32)) << 24
+    for header_bytes, expected in ((108, ALPHA), (56, np.zeros_like(ALPHA))):
+        data = bytearray(bmp(32, (0, 0, 0, 0xFF000000), values))
+        data[70:70] = bytes(header_bytes - 56)
+        struct.pack_into("<II", data, 10, 14 + header_bytes, header_bytes)
+        struct.pack_into("<I", data, 30, 0)
+
+        assert difference(bytes(data), expected) < 1
+
+
+def test_pixels_after_the_last_run_of_a_bmp_have_the_first_color() -> None:
+    runs, palette = b"\2\1\0\0\1\1\0\1", bytes(4) + b"\xff\xff\xff\0"  # two pixels, end of line, one pixel, end
+    header = struct.pack("<IiiHHIIiiII", 40, 3, 3, 1, 8, 1, len(runs), 0, 0, 2, 0)
+    data = b"BM" + struct.pack("<IHHI", 62 + len(runs), 0, 0, 62) + header + palette + runs
+
+    pixels = np.asarray(decode(data).image)[:, :, 0]
+
+    np.testing.assert_array_equal(pixels, [[0, 0, 0], [255, 0, 0], [255, 255, 0]])
+    assert "not enough image data" in str(outcome(data[:-2] + b"\1\1"))
+
+
+def test_a_bmp_of_another_depth_is_refused_by_name() -> None:
+    data = bytearray(SEEDS["bmp"])
+    data[28] = 2
+
+    assert "BMP of pixel depth (2)" in str(outcome(bytes(data)))
+    assert isinstance(outcome(bytes(data)), UnsupportedImageFormat)
+
+
 def test_a_bmp_of_bit_fields_that_is_cut_off_is_called_truncated() -> None:
     data = bmp(16, (0x0F00, 0x00F0, 0x000F), np.zeros((28, 40), np.uint16))
 
@@ -219,51 +256,6 @@ def test_an_avif_may_name_its_brand_among_the_compatible_ones() -> None:
 
 
 # --- metadata --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("place", ["before", "between", "after"])
-@pytest.mark.parametrize(
-    "chunk",
-    [
-        png_chunk(b"iCCP", b"no terminator"),
-        png_chunk(b"iCCP", b"icc\0\x07" + zlib.compress(b"profile")),  # an unknown compression method
-        png_chunk(b"zTXt", b"Comment\0\x01" + zlib.compress(b"text")),
-        png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3_000_000))),
-        png_chunk(b"cLLI", b"\0"),
-        png_chunk(b"cICP", b"\x01"),
-        png_chunk(b"gAMA", b"\0"),
-        png_chunk(b"tRNS", b"\0"),
-        png_chunk(b"pHYs", b"\0"),
-        png_chunk(b"acTL", b"\0"),
-        png_chunk(b"acTL", b"\0\0\0\2\0\0\0\0") + png_chunk(b"fdAT", b"\0\0\0\0pixels"),
-        png_chunk(b"fcTL", bytes(26)) + png_chunk(b"fcTL", b"\0\0\0\x07" + bytes(22)),
-        png_chunk(b"tEXt", b"Title\0\0")[:-1] + b"\0",  # a wrong checksum
-    ],
-)
-def test_no_ancillary_chunk_decides_whether_a_png_opens(chunk: bytes, place: str) -> None:
-    data = SEEDS["png"]
-    pixels = data.index(b"IDAT") - 4
-    length = int.from_bytes(data[pixels : pixels + 4])
-    compressed = data[pixels + 8 : pixels + 8 + length]
-    parts = [png_chunk(b"IDAT", compressed[:500]), png_chunk(b"IDAT", compressed[500:])]
-    parts.insert({"before": 0, "between": 1, "after": 2}[place], chunk)
-
-    decoded = decode(data[:pixels] + b"".join(parts) + data[-12:])
-
-    np.testing.assert_array_equal(np.asarray(decoded.image), RGB)
-
-
-def test_a_png_opens_without_a_whole_end() -> None:
-    for cut in range(1, 13):
-        np.testing.assert_array_equal(np.asarray(decode(SEEDS["png"][:-cut]).image), RGB)
-
-
-def test_a_transparent_color_counts_before_the_pixels_only() -> None:
-    pixel, key = b"\0\x07", png_chunk(b"tRNS", b"\0\x07")
-    plain = png(1, 1, depth=8, colour=0, rows=pixel)
-
-    assert decode(png(1, 1, depth=8, colour=0, rows=pixel, extra=key)).image.getpixel((0, 0)) == (255, 255, 255)
-    assert decode(plain[:-12] + key + plain[-12:]).image.getpixel((0, 0)) == (7, 7, 7)
 
 
 @pytest.mark.parametrize(
