@@ -20,8 +20,8 @@ from PIL import Image, ImageCms
 from service.imaging.errors import UnsupportedVariant
 from service.imaging.icc import (
     HDR_TRANSFERS,
+    PNG_CURVES,
     SRGB_CHROMATICITIES,
-    SRGB_CURVE,
     Chromaticities,
     cicp_profile,
     matrix_profile,
@@ -34,6 +34,10 @@ _MAX_PROFILE_BYTES = 4 << 20
 _SAME_COLOR = 2
 """Largest difference of a channel from sRGB's at which a profile counts as sRGB: among the variants of sRGB it is 1 or 2."""
 
+_RGB_OF_FULL_RANGE = b"\0\1"
+_EMBEDDED, _HEADER_5_BYTES = b"DEBM", 124
+"""Color space of a BMP file with a header of version 5 that contains a profile, and the size of this header."""
+_RENDERING_INTENTS = frozenset({b"\0", b"\1", b"\2", b"\3"})
 _PROFILE_MODES = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}
 
 
@@ -47,30 +51,31 @@ def profile_of(image: Image.Image, data: bytes, png_chunks: Mapping[bytes, bytes
     if image.format in {"AVIF", "HEIF"} and (box := re.search(rb"colrnclx(.{4})", data[: 1 << 16], re.DOTALL)):
         primaries, transfer = struct.unpack(">HH", box[1])
         _refuse_hdr(transfer, image.format)
-        return image.info.get("icc_profile") or cicp_profile(primaries, transfer)
+        return image.info.get("icc_profile") or cicp_profile(primaries, transfer) or None
+    if image.format == "BMP" and data[70:74] == _EMBEDDED and len(data) >= 138 and data[14] == _HEADER_5_BYTES:
+        offset, size = struct.unpack_from("<II", data, 126)
+        return data[14 + offset : 14 + offset + size]
     return image.info.get("icc_profile") or None
 
 
 def _png_profile(chunks: Mapping[bytes, bytes]) -> bytes | None:
-    """The first of cICP, iCCP, sRGB, and gAMA with cHRM (PNG, third edition, section 4.3)."""
-    if len(cicp := chunks.get(b"cICP", b"")) == 4:
+    """The first of cICP, iCCP, sRGB, and gAMA with cHRM (PNG, third edition, section 4.3) that is valid."""
+    if len(cicp := chunks.get(b"cICP", b"")) == 4 and cicp[2:] == _RGB_OF_FULL_RANGE:
         _refuse_hdr(cicp[1], "PNG")
-        return cicp_profile(cicp[0], cicp[1])
-    if b"iCCP" in chunks:
-        _, _, compressed = chunks[b"iCCP"].partition(b"\0")
-        if (profile := _decompressed(compressed)) is not None:
-            return profile
-    if b"sRGB" in chunks:
+        if (profile := cicp_profile(cicp[0], cicp[1], PNG_CURVES)) is not None:
+            return profile or None
+    name, _, compressed = chunks.get(b"iCCP", b"").partition(b"\0")
+    if 0 < len(name) < 80 and (profile := _decompressed(compressed)) is not None:
+        return profile
+    gamma = int.from_bytes(chunks.get(b"gAMA", b"")) if len(chunks.get(b"gAMA", b"")) == 4 else 0
+    if chunks.get(b"sRGB") in _RENDERING_INTENTS or not gamma:
         return None
-    chromaticities, curve = SRGB_CHROMATICITIES, SRGB_CURVE
+    chromaticities, curve = SRGB_CHROMATICITIES, (100_000 / gamma, 1.0, 0.0, 0.0, 0.0)
     if len(points := chunks.get(b"cHRM", b"")) == 32:
         values = tuple(value / 100_000 for value in struct.unpack(">8I", points))
         if np.abs(np.subtract(values, SRGB_CHROMATICITIES)).max() > 0.002:
             chromaticities = _eight(values)
-    gamma = int.from_bytes(chunks.get(b"gAMA", b"")[:4])
-    if gamma and not 45_000 <= gamma <= 46_000:  # what encoders of sRGB write (section 11.3.2.2)
-        curve = (100_000 / gamma, 1.0, 0.0, 0.0, 0.0)
-    if (chromaticities, curve) == (SRGB_CHROMATICITIES, SRGB_CURVE):
+    if chromaticities == SRGB_CHROMATICITIES and abs(curve[0] - 2.2) < 0.1:  # what encoders of sRGB write (11.3.2.2)
         return None
     return matrix_profile(chromaticities, curve)
 

@@ -19,7 +19,7 @@ SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
-# ITU-T H.273, tables 2 and 3. Browsers take the curves of video (1, 6, 14, 15) for sRGB's.
+# ITU-T H.273, tables 2 and 3.
 _PRIMARIES: Mapping[int, Chromaticities] = {
     1: SRGB_CHROMATICITIES,
     2: SRGB_CHROMATICITIES,
@@ -27,23 +27,34 @@ _PRIMARIES: Mapping[int, Chromaticities] = {
     5: (*_D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
     6: (*_D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
     7: (*_D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+    8: (0.310, 0.316, 0.681, 0.319, 0.243, 0.692, 0.145, 0.049),
     9: (*_D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
     11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    22: (*_D65, 0.630, 0.340, 0.295, 0.605, 0.155, 0.077),
 }
-_CURVES = dict.fromkeys((1, 2, 6, 13, 14, 15), SRGB_CURVE) | {
+_UNSPECIFIED = 2
+_OTHER_CURVES: Mapping[int, tuple[float, ...]] = {
     4: (2.2, 1.0, 0.0, 0.0, 0.0),
     5: (2.8, 1.0, 0.0, 0.0, 0.0),
+    7: (1 / 0.45, 1 / 1.1115, 0.1115 / 1.1115, 1 / 4, 0.0913),
     8: (1.0, 1.0, 0.0, 0.0, 0.0),
+    13: SRGB_CURVE,
+    17: (2.6, (52.37 / 48) ** (1 / 2.6), 0.0, 0.0, 0.0),
 }
+# Chromium takes the curves of video for sRGB's in AVIF files, and for those of a screen (ITU-R BT.1886) in PNG files.
+_CURVES = {**_OTHER_CURVES, **dict.fromkeys((1, _UNSPECIFIED, 6, 14, 15), SRGB_CURVE)}
+PNG_CURVES = {**_OTHER_CURVES, **dict.fromkeys((1, 6, 11, 14, 15), (2.4, 1.0, 0.0, 0.0, 0.0))}
 HDR_TRANSFERS: Mapping[int, str] = {16: "PQ", 18: "HLG"}
 
 
-def cicp_profile(primaries: int, transfer: int) -> bytes | None:
-    """The profile of CICP code points; None if they are sRGB's or unknown."""
-    chromaticities, curve = _PRIMARIES.get(primaries), _CURVES.get(transfer)
-    if chromaticities is None or curve is None or (chromaticities, curve) == (SRGB_CHROMATICITIES, SRGB_CURVE):
+def cicp_profile(primaries: int, transfer: int, curves: Mapping[int, tuple[float, ...]] = _CURVES) -> bytes | None:
+    """The profile of CICP code points; empty if they are sRGB's, None if they are unknown."""
+    chromaticities, curve = _PRIMARIES.get(primaries), curves.get(transfer)
+    if chromaticities is None or curve is None or (primaries == _UNSPECIFIED and _UNSPECIFIED not in curves):
         return None
+    if (chromaticities, curve) == (SRGB_CHROMATICITIES, SRGB_CURVE):
+        return b""
     return matrix_profile(chromaticities, curve)
 
 
@@ -70,7 +81,7 @@ def matrix_profile(chromaticities: Chromaticities, curve: tuple[float, ...]) -> 
 
 
 def _fixed(values: NDArray[np.float64]) -> bytes:
-    return np.round(values * 65536).astype(">i4").tobytes()
+    return np.round(values.clip(-32767, 32767) * 65536).astype(">i4").tobytes()
 
 
 def _profile(colorants: Mapping[bytes, bytes], curve: bytes) -> bytes:

@@ -194,6 +194,7 @@ def gamma(value: float) -> bytes:
 
 
 ICC_P3 = png_chunk(b"iCCP", b"P3\0\0" + zlib.compress(PROFILES["Display P3"]))
+NAMELESS_P3 = png_chunk(b"iCCP", b"\0\0" + zlib.compress(PROFILES["Display P3"]))
 CICP_P3, CICP_SRGB = png_chunk(b"cICP", b"\x0c\x0d\0\1"), png_chunk(b"cICP", b"\1\x0d\0\1")
 S_RGB = png_chunk(b"sRGB", b"\0")
 
@@ -202,6 +203,9 @@ S_RGB = png_chunk(b"sRGB", b"\0")
     ("Display P3", [CICP_P3]), ("Display P3", [ICC_P3]), ("Display P3", [CICP_P3, S_RGB]), ("Display P3", [ICC_P3, S_RGB]),
     ("Adobe RGB", [gamma(1 / 2.2), chromaticities(ADOBE_RGB)]),
     ("ProPhoto", [chromaticities(PROPHOTO), gamma(1 / 1.8)]),
+    ("Display P3", [png_chunk(b"cICP", b"\1\x0d\0\0"), ICC_P3]), ("Display P3", [png_chunk(b"cICP", b"\1\x0d\5\1"), ICC_P3]),
+    ("Display P3", [png_chunk(b"cICP", b"\1\xc8\0\1"), ICC_P3]), ("Display P3", [png_chunk(b"cICP", b"\2\x0d\0\1"), ICC_P3]),
+    ("ProPhoto", [png_chunk(b"sRGB", b"\7"), NAMELESS_P3, chromaticities(PROPHOTO), gamma(1 / 1.8)]),
 ])  # fmt: skip
 def test_chunks_of_a_png_describe_its_colors(name: str, chunks: list[bytes]) -> None:
     tolerance = 3 if name == "Adobe RGB" else 1  # in a PNG the gamma 1 / 2.2 stands for the curve of sRGB
@@ -212,7 +216,7 @@ def test_chunks_of_a_png_describe_its_colors(name: str, chunks: list[bytes]) -> 
 @pytest.mark.parametrize("chunks", [
     [S_RGB], [CICP_SRGB], [CICP_SRGB, ICC_P3], [gamma(0.45455), chromaticities(SRGB_CHROMATICITIES)], [gamma(0.45455)],
     [S_RGB, gamma(1.0), chromaticities(PROPHOTO)], [chromaticities((0.0,) * 8)], [gamma(0.0)],
-    [chromaticities((0.3, 0.3) * 4)],
+    [chromaticities((0.3, 0.3) * 4)], [chromaticities(PROPHOTO)], [NAMELESS_P3], [png_chunk(b"gAMA", bytes(3) + b"\1\0")],
 ])  # fmt: skip
 def test_chunks_that_say_srgb_or_nothing_leave_the_pixels_of_a_png(chunks: list[bytes]) -> None:
     data = with_chunks(SMALL, *chunks)
@@ -224,6 +228,48 @@ def test_a_gamma_alone_changes_the_curve() -> None:
     linear = with_chunks(Image.new("RGB", (2, 2), (55, 55, 55)), gamma(1.0))
 
     assert decode(linear).image.getpixel((0, 0)) == pytest.approx((128, 128, 128), abs=1)
+
+
+def test_a_gamma_beyond_the_range_of_profiles_makes_all_but_white_black() -> None:
+    assert decode(with_chunks(Image.new("RGB", (2, 2), (55, 255, 55)), gamma(0.00001))).image.getpixel((0, 0)) == (
+        0,
+        255,
+        0,
+    )
+
+
+def test_the_curve_of_video_is_that_of_a_screen_in_a_png() -> None:
+    gray = with_chunks(Image.new("RGB", (2, 2), (55, 55, 55)), png_chunk(b"cICP", b"\1\1\0\1"))
+
+    linear = (55 / 255) ** 2.4
+    expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
+    assert decode(gray).image.getpixel((0, 0)) == pytest.approx((expected,) * 3, abs=1)
+
+
+def test_a_profile_in_several_segments_of_a_jpeg_counts_if_all_are_there() -> None:
+    profile = PROFILES["Display P3"]
+    data = save(stored_in(PHOTOGRAPH, profile), "JPEG", quality=98, subsampling=0)
+    halves = (profile[:200], profile[200:])
+    first, second = (
+        b"\xff\xe2" + struct.pack(">H", len(half) + 16) + b"ICC_PROFILE\0" + bytes([number, 2]) + half
+        for number, half in enumerate(halves, 1)
+    )
+
+    for segments in (first + second, second + first, first + second + second):
+        assert difference(data[:2] + segments + data[2:], PHOTOGRAPH) < 2.5
+    for segments in (first, second, first + first):
+        assert (pixels(data[:2] + segments + data[2:]) == pixels(data)).all()
+
+
+def test_a_bmp_of_version_5_may_contain_a_profile() -> None:
+    profile = PROFILES["Display P3"]
+    data = bytearray(save(stored_in(PHOTOGRAPH, profile), "BMP"))
+    data[54:54] = bytes(84)
+    struct.pack_into("<II", data, 10, 138, 124)
+    struct.pack_into("<4s", data, 70, b"DEBM")
+    struct.pack_into("<II", data, 126, len(data) - 14, len(profile))
+
+    assert difference(bytes(data) + profile, PHOTOGRAPH) < 1
 
 
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
