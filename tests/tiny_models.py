@@ -18,7 +18,9 @@ __all__ = ["tiny_generator", "tiny_tokenizer"]
 NUM_TOKENS, CODEBOOK_SIZE, IMAGE_SIZE, NUM_CLASSES = 16, 64, 32, 5
 
 
-def tiny_tokenizer(*, dtype: str = "float32", quantize_mode: Literal["vq", "vae"] = "vq") -> Tokenizer:
+def tiny_tokenizer(
+    *, dtype: str = "float32", quantize_mode: Literal["vq", "vae"] = "vq", device: str = "cpu"
+) -> Tokenizer:
     """16 ids of 64 codes for 32x32 pixels; random weights, the same every time."""
     torch.manual_seed(0)
     size = TransformerSize(width=32, layers=2, heads=2)
@@ -37,10 +39,12 @@ def tiny_tokenizer(*, dtype: str = "float32", quantize_mode: Literal["vq", "vae"
     )
     if quantize_mode == "vq":  # the codes of a fresh codebook are hardly apart
         torch.nn.init.normal_(network.quantize.embedding.weight)
-    return Tokenizer(network, name="tiny", digest="0" * 64, source="test", device=torch.device("cpu"), dtype=dtype)
+    return Tokenizer(network, name="tiny", digest="0" * 64, source="test", device=torch.device(device), dtype=dtype)
 
 
-def tiny_generator(model_type: Literal["ViT", "UViT"] = "UViT", *, dtype: str = "float32") -> Generator:
+def tiny_generator(
+    model_type: Literal["ViT", "UViT"] = "UViT", *, dtype: str = "float32", device: str = "cpu"
+) -> Generator:
     """A generator of the tiny tokenizer's ids, for five classes; random weights, the same every time."""
     torch.manual_seed(0)
     network = build_generator(
@@ -63,6 +67,6 @@ def tiny_generator(model_type: Literal["ViT", "UViT"] = "UViT", *, dtype: str = 
         names=[f"class {index}" for index in range(NUM_CLASSES)],
         digest="0" * 64,
         source="test",
-        device=torch.device("cpu"),
+        device=torch.device(device),
         dtype=dtype,
     )

@@ -51,9 +51,11 @@ class CudaRecorder:
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
                 # Libraries choose kernels and allocate workspaces in the first call, which must not be recorded.
-                for _ in range(self._WARM_UPS):
-                    function()
-            current.wait_stream(self._stream)
+                try:
+                    for _ in range(self._WARM_UPS):
+                        function()
+                finally:
+                    current.wait_stream(self._stream)  # also after an error: the inputs may be released then
             graph = torch.cuda.CUDAGraph()
             # Other threads may make CUDA calls (for example to pin memory) without invalidating the recording.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):

@@ -1,0 +1,65 @@
+"""Serving on a CUDA device: graphs, transfers and memory give the results of a CPU, with every access in order."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from service.engine.protocol import RowState
+from service.inference import device as inference
+from service.inference.device import ModelDevice, open_device
+from service.settings import Settings
+from tests.fake_cuda import FakeCuda
+from tests.tiny_models import tiny_generator, tiny_tokenizer
+
+COUNT = 11
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[ModelDevice]:
+    """A device for batches of up to four images, as a worker opens it."""
+    with FakeCuda(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            inference, "load_models", lambda _, name: (tiny_tokenizer(device=name), tiny_generator(device=name))
+        )
+        yield open_device(Settings(devices="auto", max_batch_size=4, batch_seconds=60.0))
+
+
+def shared_memory() -> np.ndarray:
+    return np.frombuffer(mmap.mmap(-1, COUNT * 32 * 32 * 3), np.uint8).reshape(COUNT, 32, 32, 3)
+
+
+@pytest.mark.parametrize("pinned", [False, True], ids=["pageable", "pinned"])
+def test_batches_in_parts_have_the_ids_and_pixels_of_a_cpu(
+    device: ModelDevice, images: np.ndarray, *, pinned: bool
+) -> None:
+    assert device.status()["graphs"] == {"encode": [1, 2, 4], "decode": [1, 2, 4], "generate": [1, 2, 4]}
+    host = ModelDevice(tiny_tokenizer(), None)
+    given, taken = shared_memory(), shared_memory()
+    if pinned:
+        device.pin(given)
+        device.pin(taken)
+    for count in (COUNT, 1, 3):
+        given[:] = images[::-1] if count == 3 else images
+        ids = device.encode(given[:count])
+        assert (ids == host.encode(given[:count])).all()
+        device.decode(ids, out=taken[:count])
+        assert np.abs(taken[:count].astype(int) - host.decode(ids)).max() <= 1
+
+
+def test_sampling_steps_have_the_tokens_of_a_cpu(device: ModelDevice) -> None:
+    host = ModelDevice(tiny_tokenizer(), tiny_generator())
+    settings = tiny_generator().settings(guidance_scale=3.0)
+    rows = [
+        RowState(label=seed % 5 if seed % 2 else None, seed=seed, settings=settings, step=0, tokens=None)
+        for seed in range(7)
+    ]
+    assert (device.step(rows).tokens == host.step(rows).tokens).all()
