@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate, takewhile
 from typing import TextIO, cast
 
 log = logging.getLogger(__name__)
@@ -77,28 +77,26 @@ class LogWriter(io.TextIOBase):
         reported = 0
         while True:
             with self._changed:
-                is_first = not self._lines
                 self._changed.wait_for(lambda: self._lines)
-            if is_first:
-                time.sleep(_PAUSE_SECONDS)
-            lines = self._next_lines()
-            is_written = self._write_all(b"".join(lines))
+            time.sleep(_PAUSE_SECONDS)
             with self._changed:
-                for line in lines:
-                    self._lines.popleft()
-                    self._num_bytes -= len(line)
-                self.dropped += 0 if is_written else len(lines)
-                missing = self.dropped - reported
-                self._changed.notify_all()
-            if is_written and missing:
-                reported += missing
-                log.warning("%d log lines were dropped: standard error was not read or could not be written", missing)
+                waiting = list(self._lines)
+            while waiting:
+                count = max(1, sum(1 for _ in takewhile(_WHOLE_BYTES.__ge__, accumulate(map(len, waiting)))))
+                lines, waiting = waiting[:count], waiting[count:]
+                is_written = self._write_all(b"".join(lines))
+                self._forget(lines, is_written=is_written)
+                if is_written and (missing := self.dropped - reported):
+                    reported += missing
+                    log.warning("%d log lines were dropped: standard error was not read or could not be written", missing)
 
-    def _next_lines(self) -> list[bytes]:
-        """The oldest lines that fit into one write, one at least."""
+    def _forget(self, lines: list[bytes], *, is_written: bool) -> None:
         with self._changed:
-            count = sum(1 for _ in takewhile(_WHOLE_BYTES.__ge__, accumulate(map(len, self._lines))))
-            return list(islice(self._lines, max(1, count)))
+            for line in lines:
+                self._lines.popleft()
+                self._num_bytes -= len(line)
+            self.dropped += 0 if is_written else len(lines)
+            self._changed.notify_all()
 
     def _write_all(self, data: bytes) -> bool:
         while data:
