@@ -37,7 +37,6 @@ from service.engine import EngineStopped, Link
 from service.http.body_limits import BodyLimits
 from service.http.deadlines import Deadlines
 from service.http.middleware import HeadAsGet, RequestContext
-from service.http.refusals import PacedRefusals
 from service.operations.build import build_operations
 from service.operations.rendered_images import RenderedImageCache
 from service.settings import Settings
@@ -174,7 +173,6 @@ def _add_middleware(app: FastAPI, state: ApiState, tracer: Tracer | None) -> Non
         max_json_bytes=settings.max_json_bytes,
         max_bytes_in_flight=settings.body_bytes_in_flight,
     )
-    app.add_middleware(PacedRefusals)
     app.add_middleware(Deadlines, max_seconds=settings.request_timeout)
     if settings.cors_origins:
         app.add_middleware(

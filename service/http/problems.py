@@ -15,6 +15,7 @@ from typing import Any
 from starlette.responses import Response
 
 from service.errors import ErrorDetail
+from service.http.refusals import PacedRefusal
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
@@ -133,6 +134,7 @@ def invalid_value(pointer: str, detail: str, value: Any, expected: str | None = 
 
 
 def problem_response(problem: Problem, *, instance: str | None) -> Response:
-    """The HTTP response of a problem; ``instance`` is the request id."""
+    """The HTTP response of a problem, paced if it is a 429; ``instance`` is the request id."""
     body = problem.to_json(instance=instance)
-    return Response(body, problem.status, {"Cache-Control": "no-store", **problem.headers}, PROBLEM_MEDIA_TYPE)
+    response = PacedRefusal if problem.kind is TooManyRequests else Response
+    return response(body, problem.status, {"Cache-Control": "no-store", **problem.headers}, PROBLEM_MEDIA_TYPE)

@@ -88,7 +88,9 @@ class LogWriter(io.TextIOBase):
                 self._forget(lines, is_written=is_written)
                 if is_written and (missing := self.dropped - reported):
                     reported += missing
-                    log.warning("%d log lines were dropped: standard error was not read or could not be written", missing)
+                    log.warning(
+                        "%d log lines were dropped: standard error was not read or could not be written", missing
+                    )
 
     def _forget(self, lines: list[bytes], *, is_written: bool) -> None:
         with self._changed:

@@ -19,6 +19,7 @@ from service.imaging.decoding import decode_image
 from service.imaging.errors import ImageTooLarge
 from service.imaging.limits import MediaLimits
 from service.operations.image_threads import ImageThreads
+from service.telemetry.timings import RequestTimings
 from tests.service.api.test_overload import PNG, HeldDevice, picture
 from tests.service.application import app_of, service
 from tests.service.asgi_client import AsgiClient, request
@@ -56,6 +57,7 @@ async def test_bodies_fill_the_memory_until_their_requests_are_answered() -> Non
 async def test_a_too_long_content_length_is_refused_and_a_declared_one_reserves_nothing() -> None:
     app = BodyLimits(echo_length, max_bytes=1000, max_json_bytes=1000, max_bytes_in_flight=100)
     promise = AsgiClient(path="/", headers={"Content-Length": "101"}, body=b"")
+    promise.scope["state"] |= {"timings": RequestTimings(), "deadline": time.monotonic()}
     async with request(app, promise) as refused:
         await refused
         assert (await promise.start())["status"] == 429
