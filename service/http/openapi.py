@@ -75,7 +75,6 @@ def request_body(
 def answers(
     *problems: int,
     schema: type[BaseModel] | None = None,
-    example: Any = None,
     binary: Sequence[str] = (),
     events: Mapping[str, type[BaseModel]] = MappingProxyType({}),
     description: str | None = None,
@@ -83,9 +82,7 @@ def answers(
     """A route's ``responses``: its JSON, with an example made of ``schema``; its binary media types, the events of
     its stream by name, its problems.
     """
-    if schema is not None:
-        example = example_of(schema)
-    content: dict[str, Any] = {"application/json": {"example": example}} if example is not None else {}
+    content: dict[str, Any] = {} if schema is None else {"application/json": {"example": example_of(schema)}}
     content |= {name: {"schema": _BINARY} for name in binary}
     if events:
         content[EVENT_STREAM] = _event_stream(events)

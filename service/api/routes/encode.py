@@ -9,7 +9,7 @@ from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import PackedCodes
 from service.api.access.authorization import KeyedRoute, consume_quota
 from service.api.image_responses import OCTETS, model_headers
-from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION, EXAMPLE_TOKENS, Size
+from service.api.schemas.base import Size
 from service.api.schemas.tokens import Base64Images, EncodedItem, EncodeResponse
 from service.api.state import ApiState
 from service.api.uploads import read_uploads
@@ -35,28 +35,13 @@ IMAGE_BODY = request_body(
     description="One image as the body, a multipart form of files, or JSON with base64.",
 )
 
-_EXAMPLE = {
-    "model": "titok-mini-32",
-    "revision": EXAMPLE_REVISION,
-    "num_tokens": 32,
-    "codebook_size": 4096,
-    "data": [
-        {
-            "index": 0,
-            "tokens": EXAMPLE_TOKENS,
-            "code": EXAMPLE_CODE,
-            "original_size": {"width": 600, "height": 400},
-            "cached": False,
-        }
-    ],
-}
-
 
 @router.post(
     "/v1/encode",
     summary="Encode images to tokens",
-    response_model=EncodeResponse,
-    responses=answers(400, 406, 408, 413, 415, 422, 429, 503, 504, example=_EXAMPLE, binary=[OCTETS, PACKED_CODES]),
+    responses=answers(
+        *(400, 406, 408, 413, 415, 422, 429, 503, 504), schema=EncodeResponse, binary=[OCTETS, PACKED_CODES]
+    ),
     openapi_extra=IMAGE_BODY,
 )
 async def encode(request: Request) -> Response:
