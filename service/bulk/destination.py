@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 from models.atomic_files import PARTIAL_SUFFIX, write_atomically
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
+from service.bulk.job import Result
 from service.bulk.shards import Shard
 
 RunSettings = Mapping[str, Any]
@@ -72,9 +73,11 @@ class Destination:
         os.close(self._lock)
 
     @property
-    def shards(self) -> int:
-        """Number of complete shards."""
-        return len(self._records)
+    def result(self) -> Result:
+        """Counts of the complete shards."""
+        records = self._records.values()
+        images = sum(record["images"] for record in records)
+        return Result(images, sum(len(record["broken"]) for record in records), len(records))
 
     @property
     def missing(self) -> list[MissingShards]:
@@ -85,16 +88,6 @@ class Destination:
                 found.append(MissingShards(first, start, number - first))
             first, start = number + 1, Position(*record["end"])
         return [*found, MissingShards(first, start, None)]
-
-    @property
-    def images(self) -> int:
-        """Number of images with tokens."""
-        return sum(record["images"] for record in self._records.values())
-
-    @property
-    def broken(self) -> int:
-        """Number of images that were left out."""
-        return sum(len(record["broken"]) for record in self._records.values())
 
     def add(self, shard: Shard, files: Mapping[str, bytes]) -> None:
         """Writes the files of a shard, given by name. When this returns, they survive a power failure."""

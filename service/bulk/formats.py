@@ -15,28 +15,18 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
-from service.bulk.entries import LabelType
+from service.bulk.job import Job
 from service.bulk.shards import Shard
 
 
-@dataclass(frozen=True)
-class Layout:
-    """``crops`` per image, ``num_tokens`` (K) per crop, and the type of the source's ``labels``."""
-
-    crops: int
-    num_tokens: int
-    labels: LabelType
-
-
-def files_of(shard: Shard, format_name: str, layout: Layout) -> dict[str, bytes]:
-    """The contents of a shard's files, by name."""
-    files = FORMATS[format_name](shard, layout)
+def files_of(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:
+    """The contents of a shard's files, by name; a crop has ``num_tokens`` (K) tokens."""
+    files = FORMATS[job.format](shard, job, num_tokens)
     return {f"tokens-{shard.number:06d}{suffix}": content for suffix, content in files.items()}
 
 
@@ -46,7 +36,7 @@ def check_format(format_name: str) -> None:
         import pyarrow.parquet  # noqa: F401
 
 
-def _json_lines(shard: Shard, layout: Layout) -> dict[str, bytes]:  # noqa: ARG001
+def _json_lines(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:  # noqa: ARG001
     lines = [
         {"key": row.key, "view": view, "class_id": row.label, "tokens": tokens}
         for row in shard.rows
@@ -55,12 +45,12 @@ def _json_lines(shard: Shard, layout: Layout) -> dict[str, bytes]:  # noqa: ARG0
     return {".jsonl": _lines(lines)}
 
 
-def _webdataset(shard: Shard, layout: Layout) -> dict[str, bytes]:
+def _webdataset(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:  # noqa: ARG001
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for row in shard.rows:
             key = _archive_key(row.key)
-            members = {"npy": _npy(row.tokens[0] if layout.crops == 1 else row.tokens)}
+            members = {"npy": _npy(row.tokens[0] if job.crops.count == 1 else row.tokens)}
             if row.label is not None:
                 members["cls"] = str(row.label).encode()
             for suffix, content in members.items():
@@ -76,38 +66,38 @@ def _archive_key(key: str) -> str:
     return f"{folder}{slash}" + name.replace("%", "%25").replace(".", "%2E")
 
 
-def _parquet(shard: Shard, layout: Layout) -> dict[str, bytes]:
+def _parquet(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kind = {"integer": pa.int64(), "text": pa.string(), None: pa.null()}[layout.labels]
-    flat = pa.array(_stacked(shard, layout).reshape(-1))
-    offsets = pa.array(np.arange(0, len(flat) + 1, layout.num_tokens, dtype=np.int32))
+    kind = {"integer": pa.int64(), "text": pa.string(), None: pa.null()}[job.source.labels]
+    flat = pa.array(_stacked(shard, job, num_tokens).reshape(-1))
+    offsets = pa.array(np.arange(0, len(flat) + 1, num_tokens, dtype=np.int32))
     columns = {
-        "key": pa.array([row.key for row in shard.rows for _ in range(layout.crops)], pa.string()),
-        "view": pa.array(np.tile(np.arange(layout.crops, dtype=np.uint8), len(shard.rows))),
-        "label": pa.array([row.label for row in shard.rows for _ in range(layout.crops)], kind),
+        "key": pa.array([row.key for row in shard.rows for _ in range(job.crops.count)], pa.string()),
+        "view": pa.array(np.tile(np.arange(job.crops.count, dtype=np.uint8), len(shard.rows))),
+        "label": pa.array([row.label for row in shard.rows for _ in range(job.crops.count)], kind),
         "tokens": pa.ListArray.from_arrays(offsets, flat),
     }
-    if layout.labels is None:
+    if job.source.labels is None:
         del columns["label"]
     written = io.BytesIO()
     pq.write_table(pa.table(columns), written, compression="zstd", use_dictionary=["key", "label"])
     return {".parquet": written.getvalue()}
 
 
-def _npy_files(shard: Shard, layout: Layout) -> dict[str, bytes]:
-    tokens = _stacked(shard, layout)
-    return {".npy": _npy(tokens[:, 0] if layout.crops == 1 else tokens), ".keys.jsonl": _keys(shard)}
+def _npy_files(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:
+    tokens = _stacked(shard, job, num_tokens)
+    return {".npy": _npy(tokens[:, 0] if job.crops.count == 1 else tokens), ".keys.jsonl": _keys(shard)}
 
 
-def _bin_files(shard: Shard, layout: Layout) -> dict[str, bytes]:
-    return {".bin": _stacked(shard, layout).astype("<u2").tobytes(), ".keys.jsonl": _keys(shard)}
+def _bin_files(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:
+    return {".bin": _stacked(shard, job, num_tokens).astype("<u2").tobytes(), ".keys.jsonl": _keys(shard)}
 
 
-def _stacked(shard: Shard, layout: Layout) -> npt.NDArray[np.uint16]:
+def _stacked(shard: Shard, job: Job, num_tokens: int) -> npt.NDArray[np.uint16]:
     """Uint16 [images, crops, K]."""
-    empty = np.empty((0, layout.crops, layout.num_tokens), np.uint16)
+    empty = np.empty((0, job.crops.count, num_tokens), np.uint16)
     return np.concatenate([empty, *(row.tokens[None] for row in shard.rows)])
 
 
@@ -125,7 +115,7 @@ def _lines(values: list[dict[str, object]]) -> bytes:
     return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
-FORMATS: Mapping[str, Callable[[Shard, Layout], dict[str, bytes]]] = MappingProxyType(
+FORMATS: Mapping[str, Callable[[Shard, Job, int], dict[str, bytes]]] = MappingProxyType(
     {"jsonl": _json_lines, "webdataset": _webdataset, "parquet": _parquet, "npy": _npy_files, "bin": _bin_files}
 )
 """Formats by name. Each function returns the contents of a shard's files by suffix."""

@@ -90,7 +90,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """Counts of everything in the destination, whichever run wrote it."""
+    """Numbers of images with tokens, of images left out, and of shards in the destination, whichever run wrote them."""
 
     images: int
     broken: int

@@ -31,7 +31,7 @@ import torch
 from service.bulk.destination import Destination, MissingShards, RunSettings
 from service.bulk.entries import Part, Position
 from service.bulk.errors import BulkError
-from service.bulk.formats import Layout, check_format, files_of
+from service.bulk.formats import check_format, files_of
 from service.bulk.job import Job, Result
 from service.bulk.manifest import settings_of
 from service.bulk.pipeline import Progress, tokenize_entries
@@ -176,7 +176,6 @@ class ShardActor:
             raise BulkError(
                 f"{job.tokenizer} differs between nodes: install the same weights and version of titok-service on each"
             )
-        self._layout = Layout(job.crops.count, self._tokenizer.num_tokens, job.source.labels)
 
     def __call__(self, row: Columns) -> Columns:
         """``number``, ``part`` and ``offset`` of one shard -> ``result``: the shard and its files, or the exception that
@@ -192,4 +191,4 @@ class ShardActor:
     def _made(self, number: int, start: Position) -> MadeShard:
         entries = islice(self._job.source.entries(start), self._job.shard_images)
         (shard,) = tokenize_entries(entries, self._tokenizer, self._job, first_shard=number)
-        return shard, files_of(shard, self._job.format, self._layout)
+        return shard, files_of(shard, self._job, self._tokenizer.num_tokens)

@@ -12,7 +12,7 @@ from models.runtime.device_names import select_device
 from models.tokenizer import Tokenizer, load_tokenizer
 from service.bulk.destination import Destination, RunSettings
 from service.bulk.errors import BulkError
-from service.bulk.formats import Layout, check_format, files_of
+from service.bulk.formats import check_format, files_of
 from service.bulk.job import Job, Result
 from service.bulk.manifest import manifest_of, settings_of
 from service.bulk.pipeline import Progress, tokenize_entries
@@ -57,11 +57,10 @@ def load_tokenizer_of(job: Job) -> tuple[Tokenizer, Job]:
 
 def tokenize_source(job: Job, tokenizer: Tokenizer, *, progress: Progress | None = None) -> Result:
     """Makes the missing shards with a loaded tokenizer."""
-    layout = Layout(job.crops.count, tokenizer.num_tokens, job.source.labels)
 
     def make(destination: Destination) -> None:
         def write(shard: Shard) -> None:
-            destination.add(shard, files_of(shard, job.format, layout))
+            destination.add(shard, files_of(shard, job, tokenizer.num_tokens))
 
         with ThreadPoolExecutor(1, "write") as writer:  # so that the device does not wait for the disk
             writing: Future[None] | None = None
@@ -84,11 +83,12 @@ def complete(
 ) -> Result:
     """Opens the destination, has ``make`` add all missing shards, and writes the manifest."""
     with Destination(job.destination, settings) as destination:
-        if progress is not None and destination.shards:
-            progress(destination.images + destination.broken, destination.broken)
+        earlier = destination.result
+        if progress is not None and earlier.shards:
+            progress(earlier.images + earlier.broken, earlier.broken)
         if not destination.done:
             make(destination)
-            if not destination.shards:
+            if not destination.result.shards:
                 raise BulkError(f"there are no images in {job.source.name}")
             destination.finish(manifest_of)
-        return Result(destination.images, destination.broken, destination.shards)
+        return destination.result
