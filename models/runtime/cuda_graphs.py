@@ -31,8 +31,20 @@ Recorder: TypeAlias = Callable[[Callable[[], tuple[Tensor, ...]]], Recording]
 class CudaRecorder:
     """Records CUDA graphs. Recording and replay must happen in the same thread.
 
-    All graphs of a recorder share memory for intermediate results. This is sound because they are replayed on one stream,
-    one after another, and the outputs of each graph are not shared.
+    A graph captures addresses and the values of Python's numbers. Those of the recorded functions may be captured:
+
+    - the inputs: static memory that ``GraphedFunction`` keeps and copies each batch to;
+    - the outputs: memory of the graph, read before the next replay;
+    - intermediate results: memory that all graphs of a recorder share, since they are replayed on one stream, one after
+      another, and the outputs of each graph are not shared;
+    - weights, codebook and buffers: never replaced nor moved after the network has been loaded;
+    - the parts of the weights for ``tf32x3``: made in the warm-up, kept by ``ThreePassLinear``;
+    - workspaces of cuBLAS and cuDNN: allocated in the warm-up, kept by the process for the stream of the recording;
+    - batch size, number of guided rows, exactness: part of the key of a graph;
+    - numbers of the network and the mask token: constants of the model. Labels, seeds, steps, guidance and temperature
+      are not captured: they are columns of the inputs.
+
+    No random number is drawn on the device.
     """
 
     _WARM_UPS = 2

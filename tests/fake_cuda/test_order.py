@@ -129,3 +129,23 @@ def test_memory_ends(cuda: FakeCuda) -> None:
 def test_a_device_that_is_not_there_is_refused(name: str, cuda: FakeCuda) -> None:
     with pytest.raises((RuntimeError, ValueError), match="device"):
         torch.cuda.set_device(torch.device(name))
+
+
+def test_a_batch_that_fails_is_not_read_any_more_when_its_memory_is_released(cuda: FakeCuda) -> None:
+    def fail(batch: torch.Tensor) -> tuple[torch.Tensor]:
+        batch.sum()
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        CudaTransfers(CUDA).run(torch.ones(4).pin_memory(), fail)
+    torch.ones(4, device=CUDA)
+
+
+def test_memory_that_cannot_be_pinned_is_an_error(cuda: FakeCuda) -> None:
+    memory = np.zeros((4, 4))
+    unpin = pin(memory, CUDA)
+    with pytest.raises(RuntimeError, match="128 bytes cannot be pinned: CUDA error 712"):
+        pin(memory, CUDA)
+    unpin()
+    with pytest.raises(ValueError, match="only a contiguous array"):
+        pin(memory.T[:2], CUDA)
