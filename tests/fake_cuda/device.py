@@ -296,17 +296,16 @@ class FakeCuda:
                 target.copy_(source)
             if asynchronous:
                 copy = source.detach().clone()
-                self.host.pending.append(Pending(number, time, lambda: self._complete(target, source, copy)))
+                self.host.pending.append(Pending(number, time, lambda: self._complete(host, copy, is_read=to_device)))
                 if not to_device:
                     target.view(torch.uint8).fill_(_NONSENSE)
 
-    def _complete(self, target: Tensor, source: Tensor, copy: Tensor) -> None:
-        """The host has waited for a transfer of ``copy``."""
-        to_device = self.on_device(target)
+    def _complete(self, host: Tensor, copy: Tensor, *, is_read: bool) -> None:
+        """The host has waited for a transfer of ``copy`` from (``is_read``) or to its memory."""
         with self.off(), torch.inference_mode():
-            if not to_device:
-                target.copy_(copy)
-            elif not torch.equal(source, copy):
+            if not is_read:
+                host.copy_(copy)
+            elif not torch.equal(host, copy):
                 raise Race("pinned memory was written while the device was reading it")
 
 
