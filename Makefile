@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Extra arguments of the command that a target runs, for example: make run ARGS="--port 9000"
 ARGS ?=
 
-.PHONY: help run install test test-image lint format docs bench bench-cache bench-models fuzz gpu-check wheels lock clean
+.PHONY: help run install test test-image lint format docs bench bench-cache bench-models fuzz gpu-check gpu-train wheels lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -58,6 +58,9 @@ fuzz: $(VENV)/.dev ## 50,000 damaged images, hostile requests, and 5,000 request
 # Installs nothing, so that it runs without a network: in .venv if there is one, else in whatever Python has torch.
 gpu-check: ## check and measure a CUDA device, in less than eight minutes
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.benchmarks.gpu $(ARGS)
+
+gpu-train: ## train the shipped checkpoints on a CUDA device for 25 minutes, rerun to resume: ARGS="--data photographs"
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.benchmarks.gpu_train $(ARGS)
 
 wheels: $(VENV)/.dev ## build the distributions titok-service and titok-client into dist/
 	$(BIN)/uv build --out-dir dist .

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from models import load_generator, load_tokenizer
+from tests.benchmarks import gpu_train
+from tests.fake_cuda import FakeCuda
 from tests.in_process import run_in_process
 
 TOKENIZER = """
@@ -221,3 +223,18 @@ def test_a_wrong_config_is_one_line(folder: Path, change: tuple[str, str], messa
     assert line.startswith("titok: ")
     assert message in line
     assert not (folder / "wrong").exists()
+
+
+def test_make_gpu_train_trains_both_networks_and_resumes(folder: Path, tmp_path: Path) -> None:
+    (folder / "generator.toml").write_text(GENERATOR.format(tokenizer="replaced"))
+    configs = ["--tokenizer", str(folder / "tokenizer.toml"), "--generator", str(folder / "generator.toml")]
+    places = ["--data", str(folder / "data"), "--cache", str(tmp_path / "cache"), "--output", str(tmp_path)]
+    steps = []
+    with FakeCuda():
+        for limit in ("3", "5", "5"):
+            figures = gpu_train.main(["--device", "cuda", "--steps", limit, *places, *configs])
+            steps.append([figures[part].get("step") for part in ("tokenizer", "generator")])
+    assert steps == [[3, 3], [5, 5], [None, None]]
+    tokenizer = load_tokenizer("mine", weights=tmp_path / "tokenizer" / "checkpoint")
+    generator = load_generator("titok-mini-32", weights=tmp_path / "generator" / "checkpoint")
+    assert generator.num_tokens == tokenizer.num_tokens
