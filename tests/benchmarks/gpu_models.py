@@ -22,6 +22,9 @@ from tests.benchmarks.models import generator, tokenizer
 __all__ = ["Throughput", "matrix_peak", "table", "throughput"]
 
 
+_MATRIX_SIZE = 8192
+
+
 @dataclass(frozen=True)
 class Throughput:
     """Images a second of one operation (of ``step``: rows a second), copies in and out included, and tera-operations a
@@ -39,7 +42,7 @@ class Throughput:
 
 def matrix_peak(dtype: str, device: torch.device, *, seconds: float = 1.0) -> float:
     """TFLOP/s of a large matrix product of random numbers in a format's own arithmetic; of ``tf32x3`` a third of TF32's."""
-    size = 8192 if device.type == "cuda" else 1024
+    size = _MATRIX_SIZE if device.type == "cuda" else 1024
     kind = FORMATS["tf32" if dtype == "tf32x3" else dtype]
     left, right = (torch.randn(size, size, device=device).to(kind.dtype) for _ in range(2))
     with kind.on(device):
