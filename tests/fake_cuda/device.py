@@ -26,6 +26,7 @@ _NONSENSE = 0xA5
 # Operators whose result has to be read by the host.
 _WAITING = (
     "_local_scalar_dense",
+    "item",  # as it is called in inference mode
     "nonzero",
     "masked_select",
     "equal",
@@ -44,7 +45,7 @@ class FakeCuda:
 
     def __init__(self, *, memory: int = 1 << 40, capability: tuple[int, int] = (9, 0)) -> None:
         self.host = Host()
-        self.total, self.used = memory, 0
+        self.total, self.limit, self.used = memory, memory, 0
         self.capability = capability
         self.graph: Graph | None = None  # being recorded
         self.errors: list[Race] = []
@@ -108,7 +109,7 @@ class FakeCuda:
             "memory_allocated": lambda device=None: index_of(device, self.used),
             "memory_reserved": lambda device=None: index_of(device, self.used),
             "max_memory_allocated": lambda device=None: index_of(device, self.used),
-            "set_per_process_memory_fraction": lambda fraction, device=None: index_of(device, fraction),
+            "set_per_process_memory_fraction": self._set_memory_fraction,
             "empty_cache": lambda: None,
             "manual_seed_all": lambda _: None,
             "_exchange_device": lambda _: 0,
@@ -146,6 +147,10 @@ class FakeCuda:
         if index != 0:
             raise RuntimeError("CUDA error: invalid device ordinal")
 
+    def _set_memory_fraction(self, fraction: float, device: Any = None) -> None:
+        index_of(device)
+        self.limit = int(fraction * self.total)
+
     def _wait_for_all(self) -> None:
         self.host.wait(dict.fromkeys(range(self._streams + 1), 1 << 60))
 
@@ -182,7 +187,7 @@ class FakeCuda:
         pool = None if self.graph is not None else self.host.current.number
         memory = Memory(kind, pool, storage.nbytes())
         if kind == "device":
-            if self.used + memory.num_bytes > self.total:
+            if self.used + memory.num_bytes > self.limit:
                 raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {memory.num_bytes} bytes")
             self.used += memory.num_bytes
         self._memory[storage._cdata] = memory

@@ -11,6 +11,7 @@ import torch
 from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction
 from models.runtime.transfers import CudaTransfers, pin
 from tests.fake_cuda import CUDA, FakeCuda, Race
+from tests.gpu import unrecordable
 
 
 def copy_to_host(source: torch.Tensor) -> torch.Tensor:
@@ -117,7 +118,7 @@ def test_tensors_of_two_devices_are_refused(wrong: Callable[..., object], cuda: 
 
 
 def test_memory_ends(cuda: FakeCuda) -> None:
-    cuda.total = 1000
+    torch.cuda.set_per_process_memory_fraction(1000 / cuda.total)
     kept = torch.ones(200, device="cuda")
     with pytest.raises(torch.OutOfMemoryError):
         torch.ones(200, device="cuda")
@@ -149,3 +150,10 @@ def test_memory_that_cannot_be_pinned_is_an_error(cuda: FakeCuda) -> None:
     unpin()
     with pytest.raises(ValueError, match="only a contiguous array"):
         pin(memory.T[:2], CUDA)
+
+
+def test_a_function_that_cannot_be_recorded_is_called_instead(
+    cuda: FakeCuda, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unrecordable.main()
+    assert capsys.readouterr().out == "not recorded\n"
