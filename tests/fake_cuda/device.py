@@ -38,7 +38,7 @@ _WAITING = (
 
 
 class FakeCuda:
-    """A context manager: within it ``torch.cuda`` has one device. ``host.waits`` counts how often the host waited for it.
+    """A context manager: within it ``torch.cuda`` has one device.
 
     Raises ``Race`` at the access, or at the end, for the memory that was released too early.
     """

@@ -96,10 +96,8 @@ class Host:
         self.clock: Clock = {}
         self.current = Stream(self, 0)
         self.pending: list[Pending] = []
-        self.waits = 0  # for the device
 
     def wait(self, clock: Clock) -> None:
-        self.waits += 1
         merge(self.clock, clock)
         arrived = [each for each in self.pending if self.clock.get(each.stream, 0) >= each.time]
         self.pending = [each for each in self.pending if each not in arrived]

@@ -50,11 +50,11 @@ RECIPES = (
     "titok-mini-32",
     "titok-mini-32-decoder",
     "titok-mini-32-generator",
-    "titok-l-32-stage-1",
-    "titok-l-32-stage-2",
-    "titok-l-32-generator",
+    "titok-s-128-stage-1",
+    "titok-s-128-stage-2",
+    "titok-s-128-generator",
     "titok-bl-64-vq8k",
-    "titok-ll-32-vae",
+    "titok-bl-64-vae",
 )
 DEVICE = torch.device("meta")
 COUNT = 2

@@ -25,7 +25,7 @@ def cuda() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"] if torch.cuda.is_available() else ["bfloat16"])
 def test_a_tokenizer_is_trained_on_the_device_with_all_its_losses(
     tokenizer_run: TokenizerRun, tmp_path: Path, precision: str
 ) -> None:
