@@ -1,8 +1,8 @@
-"""Every network in its published size on a device that is not the host, without computing anything.
+"""Every network in its published width on a device that is not the host, without computing anything.
 
 PyTorch's fake tensors have shapes, dtypes and devices, and no data. An operator on tensors of two devices raises, and so
 does a value that Python reads from the device. The device is ``meta``, since a build for CPUs cannot run a backward pass
-on fake CUDA tensors; what depends on the type of the device runs in ``tests/fake_cuda``.
+on fake CUDA tensors. Of equal blocks there are two. What depends on the type of the device runs in ``tests/fake_cuda``.
 """
 
 from __future__ import annotations
@@ -81,6 +81,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+def shallow(config: TiTokConfig) -> TiTokConfig:
+    """With two of the equal blocks."""
+    sizes = {half: replace(getattr(config, half), layers=2) for half in ("encoder", "decoder")}
+    return replace(config, **sizes)
+
+
 def replace_tensors(module: nn.Module, function: Callable[[Tensor], Tensor]) -> nn.Module:
     """As ``nn.Module._apply``, which fails at weak references to fake tensors."""
     for each in module.modules():
@@ -101,7 +107,7 @@ def outputs(function: GraphedFunction, inputs: Tensor) -> set[tuple[torch.dtype,
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_both_halves_of_every_tokenizer_run_on_the_device(name: str, fake: None) -> None:
     config = TOKENIZERS[name].config or tokenizer_config(BUNDLED_CONFIGS[0])
-    network = MaskGITVQGAN(config) if isinstance(config, MaskGITVQGANConfig) else TiTok(config)
+    network = MaskGITVQGAN(config) if isinstance(config, MaskGITVQGANConfig) else TiTok(shallow(config))
     tokenizer = Tokenizer(network, name=name, digest="0" * 64, source="test", device=DEVICE, dtype="bfloat16")
     size = tokenizer.image_size
     images = torch.zeros(COUNT, size, size, 3, dtype=torch.uint8, device=DEVICE)
@@ -118,7 +124,7 @@ def test_both_halves_of_every_tokenizer_run_on_the_device(name: str, fake: None)
 def test_the_step_of_every_generator_runs_on_the_device(name: str, fake: None) -> None:
     config = GENERATORS[name].config or generator_config(BUNDLED_CONFIGS[1], model_type="UViT")
     made = Generator(
-        build_generator(config),
+        build_generator(replace(config, num_hidden_layers=2)),
         variant=GENERATORS[name],
         names=[],
         digest="0" * 64,
@@ -146,6 +152,7 @@ def test_the_losses_of_every_recipe_have_gradients_on_the_device(name: str, fake
 
 def tokenizer_task(name: str) -> Task[TiTok]:
     training = read_config(CONFIGS / f"{name}.toml", TokenizerRun)
+    training = replace(training, network=shallow(training.network))
     size = training.network.image_size
     photographs = InMemoryDataset(np.zeros((COUNT, size, size, 3), np.uint8), np.zeros(COUNT, np.int64))
     trained: TokenizerTask
@@ -162,6 +169,7 @@ def generator_task(name: str) -> GeneratorTask:
     training = read_config(CONFIGS / f"{name}.toml", GeneratorRun)
     training = replace(
         training,
+        network=replace(training.network, num_hidden_layers=2),
         schedule=replace(training.schedule, batch_size=COUNT),
         training=replace(training.training, initial=None),
     )
@@ -172,7 +180,7 @@ def generator_task(name: str) -> GeneratorTask:
     config = TOKENIZERS[name.removesuffix("-generator")].config or tokenizer_config(BUNDLED_CONFIGS[0])
     assert isinstance(config, TiTokConfig)
     classes = {str(number): str(number) for number in range(network.condition_num_classes)}
-    return GeneratorTask(training, classes, tokens, tokens, FrozenTokenizer(TiTok(config), ""), DEVICE)
+    return GeneratorTask(training, classes, tokens, tokens, FrozenTokenizer(TiTok(shallow(config)), ""), DEVICE)
 
 
 def test_the_evaluation_network_runs_on_the_device(fake: None) -> None:
