@@ -6,6 +6,8 @@
     tokenizer = load_tokenizer("titok-mini-32")
     ids = tokenizer.encode(images)      # uint8 [B, S, S, 3] -> int64 [B, K]
     images = tokenizer.decode(ids)      # int64 [B, K] -> uint8 [B, S, S, 3]
+
+A prefix-decodable tokenizer also decodes the first L ids of an image, ``ids[:, :L]``.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +23,7 @@ from models.arrays import Ids, Pixels
 from models.checkpoints.configuration import tokenizer_config
 from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_checkpoint
 from models.checkpoints.registry import TOKENIZERS
-from models.codes.code_format import CodeFormat
+from models.codes.code_format import PAD, CodeFormat, lengths_of
 from models.errors import CheckpointError, UnknownVariantError
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.skip_init import skip_init
@@ -47,7 +49,8 @@ class Tokenizer:
     """A tokenizer network with its weights on a device.
 
     Attributes: ``name``; ``digest`` of the weights; ``revision``, which changes whenever ids may; ``image_size`` S;
-    ``num_tokens`` K; ``codebook_size`` V (0 for the VAE variants, whose tokens are vectors); ``token_size`` C;
+    ``num_tokens`` K; ``min_tokens``, how many of them :meth:`decode` needs; ``codebook_size`` V (0 for the VAE variants,
+    whose tokens are vectors); ``token_size`` C;
     ``patch_size``, the side of the decoder's patches in pixels; ``source`` of the weights; ``encoder`` and
     ``decoder``, the functions that run on the device (``models.runtime.cuda_graphs``); ``tolerance``, the margin of
     squared distances, relative to the latents' scale, below which an image is re-encoded unbatched
@@ -68,11 +71,12 @@ class Tokenizer:
         if isinstance(config, MaskGITVQGANConfig):
             self.is_discrete, self._unit_latents = True, False
             self.num_tokens, self.token_size = config.grid_size**2, config.latent_channels
-            self.patch_size = config.downsampling
+            self.patch_size, self.min_tokens = config.downsampling, self.num_tokens
         else:
             self.is_discrete, self._unit_latents = config.quantize_mode == "vq", config.use_l2_norm
             self.num_tokens, self.token_size = config.num_latent_tokens, config.token_size
             self.patch_size = config.decoder_patch_size
+            self.min_tokens = config.min_latent_tokens or self.num_tokens
         self.codebook_size = config.codebook_size if self.is_discrete else 0
         self.image_size = config.image_size
         self.revision = f"{digest[:12]}-p{PREPROCESSING_VERSION}{self.precision.encoder.suffix}"
@@ -88,7 +92,9 @@ class Tokenizer:
             variants=lambda size: [(0,), *(exact_variants if size == 1 else [])],
         )
         self.decoder = GraphedFunction(
-            self._decode, example=lambda size: torch.zeros(size, self.num_tokens, dtype=torch.int64, device=device)
+            self._decode,
+            example=lambda size: torch.zeros(size, self.num_tokens, dtype=torch.int64, device=device),
+            variants=lambda _: [(0,), (1,)] if self.min_tokens < self.num_tokens else [(0,)],
         )
 
     @property
@@ -99,7 +105,7 @@ class Tokenizer:
     def code_format(self) -> CodeFormat:
         """The packed format of this tokenizer's ids. Raises ``TypeError`` for a VAE variant."""
         self._require_codes()
-        return CodeFormat(self.num_tokens, self.codebook_size)
+        return CodeFormat(self.num_tokens, self.codebook_size, self.min_tokens)
 
     @property
     def codebook(self) -> Tensor:
@@ -222,6 +228,9 @@ class Tokenizer:
     def decode(self, tokens: Tensor | Ids) -> Tensor:
         """Ids int [B, K] in 0..V-1, or a VAE variant's latents float32 [B, K, C] -> images uint8 [B, S, S, 3].
 
+        A prefix-decodable tokenizer decodes the first ids of an image, too: [B, L] for L from ``min_tokens`` to K, and
+        codes of different lengths with ``PAD`` (-1) after the last id of each. An image does not depend on the lengths of
+        the others: codes of a length run together (on a CUDA device all that are shorter than K, with a mask).
         Pixels are clamped to [0, 1] and rounded to 256 levels. Raises ``CodeError`` (a ``ValueError``) for a wrong
         number of ids or ids out of range, before they reach the device.
         """
@@ -234,25 +243,59 @@ class Tokenizer:
         They are written to the host tensor ``into`` if given. The next batch can be submitted meanwhile.
         """
         if self.is_discrete:
-            ids = self.code_format.check(tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
-            if ids.ndim != 2:
-                raise ValueError(f"expected ids [B, {self.num_tokens}], not {list(ids.shape)}")
-            host = torch.from_numpy(ids)
+            given = tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens
+            if given.ndim != 2:
+                raise ValueError(f"expected ids [B, {self.num_tokens}], not {list(given.shape)}")
+            ids = self.code_format.check_padded(given)
+            host, groups = torch.from_numpy(ids), self._groups(ids)
         else:
-            host = _as_tensor(tokens).to(torch.float32)
+            host, groups = _as_tensor(tokens).to(torch.float32), []
             if host.ndim != 3 or host.shape[1:] != (self.num_tokens, self.token_size):
                 raise ValueError(f"expected latents [B, {self.num_tokens}, {self.token_size}], not {list(host.shape)}")
         if len(host) == 0:
             return lambda: torch.empty(0, *self._image_shape, dtype=torch.uint8)
-        pending = self._submit(host, self.decoder, into=into)
-        return lambda: pending()[0]
+        if not groups:
+            pending = self._submit(host, self.decoder, 0, into=into)
+            return lambda: pending()[0]
+        running = [
+            (rows, self._submit(host[rows, :length], self.decoder, has_padding)) for rows, length, has_padding in groups
+        ]
 
-    def _decode(self, tokens: Tensor) -> tuple[Tensor]:
-        """Ids int64 [B, K], or a VAE's latents float32 [B, K, C], on the device -> images uint8 [B, S, S, 3]."""
+        def wait() -> Tensor:
+            images = torch.empty(len(host), *self._image_shape, dtype=torch.uint8) if into is None else into
+            for rows, pending in running:
+                images[rows] = pending()[0]
+            return images
+
+        return wait
+
+    def _groups(self, ids: Ids) -> list[tuple[Tensor, int, int]]:
+        """Which rows of ids [B, K] with ``PAD`` are decoded together: their indices, the ids of each row, and 1 if some of
+        these are ``PAD``. Empty if all rows have K ids.
+
+        A CPU decodes one length at a time, without computing padding. On a CUDA device shorter codes share one pass.
+        """
+        lengths = torch.from_numpy(lengths_of(ids))
+        if (lengths == self.num_tokens).all():
+            return []
+        if self.device.type == "cpu":
+            return [((lengths == length).nonzero()[:, 0], length, 0) for length in sorted(set(lengths.tolist()))]
+        is_short = lengths < self.num_tokens
+        both = (((~is_short).nonzero()[:, 0], self.num_tokens, 0), (is_short.nonzero()[:, 0], self.num_tokens, 1))
+        return [group for group in both if len(group[0])]
+
+    def _decode(self, tokens: Tensor, has_padding: int) -> tuple[Tensor]:
+        """Ids int64 [B, L], or a VAE's latents float32 [B, K, C], on the device -> images uint8 [B, S, S, 3].
+
+        ``has_padding`` is 1 if ids may be ``PAD``.
+        """
         with self._decoding:
-            if isinstance(self._network, TiTok) and not self.is_discrete:
+            if isinstance(self._network, MaskGITVQGAN):
+                return (_to_uint8(self._network.decode(tokens)),)
+            if not self.is_discrete:
                 return (_to_uint8(self._network.decode_codes(tokens)),)
-            return (_to_uint8(self._network.decode(tokens)),)
+            ids, present = (tokens.clamp(min=0), tokens != PAD) if has_padding else (tokens, None)
+            return (_to_uint8(self._network.decode(ids, present)),)
 
     def _require_codes(self) -> None:
         if not self.is_discrete:

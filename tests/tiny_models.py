@@ -19,14 +19,19 @@ NUM_TOKENS, CODEBOOK_SIZE, IMAGE_SIZE, NUM_CLASSES = 16, 64, 32, 5
 
 
 def tiny_tokenizer(
-    *, dtype: str = "float32", quantize_mode: Literal["vq", "vae"] = "vq", device: str = "cpu"
+    *,
+    dtype: str = "float32",
+    quantize_mode: Literal["vq", "vae"] = "vq",
+    device: str = "cpu",
+    min_tokens: int | None = None,
 ) -> Tokenizer:
-    """16 ids of 64 codes for 32x32 pixels; random weights, the same every time."""
+    """16 ids of 64 codes for 32x32 pixels; random weights, the same every time. Prefix-decodable from ``min_tokens`` on."""
     torch.manual_seed(0)
     size = TransformerSize(width=32, layers=2, heads=2)
     network = TiTok(
         TiTokConfig(
             num_latent_tokens=NUM_TOKENS,
+            min_latent_tokens=min_tokens,
             encoder=size,
             decoder=size,
             image_size=IMAGE_SIZE,

@@ -28,8 +28,8 @@ _TOKENIZER_KEYS = {
     **{
         name: f"model.vq_model.{name}"
         for name in (
-            *("codebook_size", "token_size", "use_l2_norm", "num_latent_tokens", "quantize_mode", "is_legacy"),
-            *("finetune_decoder", "commitment_cost"),
+            *("codebook_size", "token_size", "use_l2_norm", "num_latent_tokens", "min_latent_tokens"),
+            *("quantize_mode", "is_legacy", "finetune_decoder", "commitment_cost"),
             *("pixel_head", "pixel_head_channels", "pixel_head_blocks", "pixel_head_noise"),
         )
     },

@@ -2,14 +2,19 @@
 
 ::
 
-    ids [B, K]  <->  K x ceil(log2 V) bits, big-endian, zero-padded to whole bytes  <->  text, URL-safe base64 unpadded
+    ids [B, L] ─> L x ceil(log2 V) bits, big-endian ─┬─ zero-padded to whole bytes ──────────────> bytes
+                                                     └─ zero-padded to sixes, URL-safe base64 ───> text
 
 32 ids of a 4,096-entry codebook are 48 bytes or exactly 64 characters. Both forms are unique, and anything else is
 rejected: codes are equal if and only if their tokens are.
+
+A prefix-decodable tokenizer also reads the first L of the K ids of an image. Where L times the bits of an id is a multiple
+of 6, the text of the first L ids is the beginning of the text of all: with 12 bits it is cut after any even number of
+characters, two a token; with 13 bits after every 6 tokens (13 characters), with 10 bits after every 3 (5 characters). Where
+it is not, the unused bits of the last character have to be set to zero.
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +27,9 @@ from models.arrays import Ids
 
 _ALPHABET = re.compile(r"[A-Za-z0-9_-]*")
 
+PAD = -1
+"""Fills the rows of a batch after a code's last id, where codes of different lengths are in one array."""
+
 
 class CodeError(ValueError):
     """Bytes, text or ids that are not valid for this tokenizer; ``position`` is the index of the wrong id, if any."""
@@ -33,16 +41,42 @@ class CodeError(ValueError):
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """The code of an image: ``num_tokens`` ids (K) in 0..``codebook_size``-1 (V)."""
+    """The code of an image: ``num_tokens`` ids (K) in 0..``codebook_size``-1 (V), of a prefix-decodable tokenizer the first
+    ``min_tokens`` to K (0: always K). Raises ``ValueError`` for numbers that make no code.
+    """
 
     num_tokens: int
     codebook_size: int
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1 or self.codebook_size < 2:
             raise ValueError(
                 f"a code needs at least one token and two codes, not {self.num_tokens} and {self.codebook_size}"
             )
+        object.__setattr__(self, "min_tokens", self.min_tokens or self.num_tokens)
+        if not 1 <= self.min_tokens <= self.num_tokens:
+            raise ValueError(f"the shortest code has 1 to {self.num_tokens} tokens, not {self.min_tokens}")
+        if self.is_prefix_decodable and self.bits < 6:
+            raise ValueError(
+                f"{self.bits} bits per token are too few for codes of several lengths: 6 make their text unique"
+            )
+
+    @property
+    def is_prefix_decodable(self) -> bool:
+        """Whether the first ids of a code are a code, too."""
+        return self.min_tokens < self.num_tokens
+
+    def of_length(self, length: int) -> "CodeFormat":
+        """The format of codes of exactly ``length`` ids. Raises ``CodeError`` if the tokenizer has no such codes."""
+        if not self.min_tokens <= length <= self.num_tokens:
+            raise CodeError(f"an image has {self.described_lengths} token ids, not {length}")
+        return self if length == self.min_tokens == self.num_tokens else CodeFormat(length, self.codebook_size)
+
+    @property
+    def described_lengths(self) -> str:
+        """For messages: ``32``, or ``1 to 32``."""
+        return f"{self.min_tokens} to {self.num_tokens}" if self.is_prefix_decodable else str(self.num_tokens)
 
     @cached_property
     def bits(self) -> int:
@@ -57,7 +91,7 @@ class CodeFormat:
     @property
     def num_characters(self) -> int:
         """Length of the text form in characters."""
-        return (self.num_bytes * 8 + 5) // 6
+        return (self.num_tokens * self.bits + 5) // 6
 
     @cached_property
     def _bit_values(self) -> Ids:
@@ -65,13 +99,11 @@ class CodeFormat:
         return 1 << np.arange(self.bits - 1, -1, -1, dtype=np.int64)
 
     def check(self, ids: ArrayLike) -> Ids:
-        """Ids [..., K] as int64. Raises ``CodeError`` for a wrong count, a non-integer, or an id out of range."""
+        """Ids [..., L] as int64. Raises ``CodeError`` for a wrong count, a non-integer, or an id out of range."""
         array = np.asarray(ids)
         if array.dtype.kind not in "iu":
             raise CodeError(f"token ids are integers, not {array.dtype}")
-        if array.ndim == 0 or array.shape[-1] != self.num_tokens:
-            count = array.shape[-1] if array.ndim else 0
-            raise CodeError(f"an image has {self.num_tokens} token ids, not {count}")
+        self.of_length(array.shape[-1] if array.ndim else 0)
         outside = np.argwhere((array < 0) | (array >= self.codebook_size))
         if len(outside):
             value, position = array[tuple(outside[0])], int(outside[0][-1])
@@ -79,8 +111,23 @@ class CodeFormat:
             raise CodeError(f"token id {value} at position {position} is out of range 0..{limit}", position=position)
         return array.astype(np.int64)
 
+    def pad(self, rows: Sequence[Ids]) -> Ids:
+        """Codes int64 [L] of any lengths -> ids int64 [B, K], ``PAD`` after the last id of each."""
+        padded = np.full((len(rows), self.num_tokens), PAD, np.int64)
+        for target, row in zip(padded, rows, strict=True):
+            target[: len(row)] = row
+        return padded
+
+    def check_padded(self, ids: ArrayLike) -> Ids:
+        """Codes [B, L], of which some may end in ``PAD`` -> ids int64 [B, K] with ``PAD``. Raises ``CodeError``."""
+        array = np.asarray(ids)
+        lengths = lengths_of(array)
+        if not self.is_prefix_decodable or (lengths == self.num_tokens).all():
+            return self.check(array)
+        return self.pad([self.check(row[:length]) for row, length in zip(array, lengths, strict=True)])
+
     def pack(self, ids: ArrayLike) -> NDArray[np.uint8]:
-        """Ids [B, K] -> bytes uint8 [B, num_bytes]."""
+        """Ids [B, L] -> bytes uint8 [B, num_bytes], of shorter codes fewer."""
         array = self.check(ids)
         bits = (array[..., None] & self._bit_values) != 0  # [B, K, bits], the highest first
         return np.packbits(bits.reshape(*array.shape[:-1], -1), axis=-1)
@@ -96,8 +143,10 @@ class CodeFormat:
         return self.check(bits[..., :used].reshape(*packed.shape[:-1], self.num_tokens, self.bits) @ self._bit_values)
 
     def to_text(self, ids: ArrayLike) -> list[str]:
-        """Ids [B, K] -> B texts of ``num_characters`` characters."""
-        return [self.text_of(row.tobytes()) for row in self.pack(ids)]
+        """Ids [B, L] -> B texts of ``num_characters`` characters, of shorter codes fewer."""
+        array = np.asarray(ids)
+        code_format = self.of_length(array.shape[-1] if array.ndim else 0)
+        return [code_format.text_of(row.tobytes()) for row in code_format.pack(array)]
 
     def ids_of(self, packed: bytes) -> list[int] | None:
         """The K ids of one packed code, faster than :meth:`unpack`; None for bytes that are not a code."""
@@ -108,34 +157,49 @@ class CodeFormat:
         is_padded = len(packed) == self.num_bytes and not number & ((1 << padding) - 1)
         return ids if is_padded and max(ids) < self.codebook_size else None
 
-    @staticmethod
-    def text_of(packed: bytes) -> str:
-        """The text form of one packed code."""
-        return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+    def text_of(self, packed: bytes) -> str:
+        """The text form of one packed code of K ids."""
+        return base64.urlsafe_b64encode(packed).decode()[: self.num_characters]
 
     def from_text(self, texts: Sequence[str]) -> Ids:
-        """B texts -> ids int64 [B, K]. Raises ``CodeError`` for a text that ``to_text`` does not write."""
-        packed = np.empty((len(texts), self.num_bytes), np.uint8)
-        for row, text in zip(packed, texts, strict=True):
-            row[:] = np.frombuffer(self._decode(text), np.uint8)
-        return self.unpack(packed)
+        """B texts -> ids int64 [B, K] with ``PAD``. Raises ``CodeError`` for a text that ``to_text`` does not write."""
+        return self.pad([self._from_text(text) for text in texts])
 
-    def _decode(self, text: str) -> bytes:
-        if len(text) != self.num_characters:
-            raise CodeError(f"a code has {self.num_characters} characters, not {len(text)}")
+    def _from_text(self, text: str) -> Ids:
+        length = self._length_of(text)
+        # "A" stands for six zero bits. Whole groups of four characters never fail to decode.
+        decoded = base64.urlsafe_b64decode(text + "A" * (-len(text) % 4))
+        used = length * self.bits
+        if int.from_bytes(decoded, "big") & ((1 << (len(decoded) * 8 - used)) - 1):
+            raise CodeError("the unused bits of a code's last character must be zero")
+        code_format = self.of_length(length)
+        ids: Ids = code_format.from_bytes(decoded[: code_format.num_bytes])[0]
+        return ids
+
+    def _length_of(self, text: str) -> int:
+        """The number of ids of a text, from its characters."""
+        if not self.is_prefix_decodable:
+            if len(text) != self.num_characters:
+                raise CodeError(f"a code has {self.num_characters} characters, not {len(text)}")
+            length = self.num_tokens
+        else:
+            length = len(text) * 6 // self.bits
+            if len(text) > self.num_characters or length < self.min_tokens:
+                least = CodeFormat(self.min_tokens, self.codebook_size).num_characters
+                raise CodeError(f"a code has {least} to {self.num_characters} characters, not {len(text)}")
+            if CodeFormat(length, self.codebook_size).num_characters != len(text):
+                raise CodeError(f"a code of {len(text)} characters is cut inside token {length}, of {self.bits} bits")
         if not _ALPHABET.fullmatch(text):
             raise CodeError("a code consists of the letters A-Z and a-z, the digits 0-9, '-' and '_'")
-        try:
-            decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        except binascii.Error as error:
-            raise CodeError(f"not URL-safe base64: {error}") from None
-        # The decoder ignores the unused bits of the last character.
-        if base64.urlsafe_b64encode(decoded).decode().rstrip("=") != text:
-            raise CodeError("the unused bits of a code's last character must be zero")
-        return decoded
+        return length
 
     def from_bytes(self, data: bytes) -> Ids:
         """Concatenated packed codes -> ids int64 [B, K]. Raises ``CodeError``."""
         if not data or len(data) % self.num_bytes:
             raise CodeError(f"packed codes come in whole groups of {self.num_bytes} bytes, not {len(data)} bytes")
         return self.unpack(np.frombuffer(data, np.uint8).reshape(-1, self.num_bytes))
+
+
+def lengths_of(tokens: Ids) -> Ids:
+    """The number of ids in each row of codes [..., L], of which some may end in ``PAD``: int64 [...]."""
+    return np.asarray(np.count_nonzero(tokens != PAD, axis=-1))

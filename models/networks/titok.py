@@ -46,10 +46,12 @@ class TiTokConfig:
     ``is_legacy`` is the two-stage family (L-32, B-64, S-128): the encoder reinterprets its output buffer, and the head
     predicts MaskGIT-VQGAN codes. With ``finetune_decoder`` a pixel decoder converts a soft mixture of those codes to the
     image; without it a legacy model outputs code logits (training stage 1). One-stage models end in a ``pixel_head``:
-    ``linear`` (published) or ``conv``, with convolutions across patch borders.
+    ``linear`` (published) or ``conv``, with convolutions across patch borders. With ``min_latent_tokens`` the decoder was
+    trained on the first L tokens of a code, for every L from that number to K (One-D-Piece); None: it needs all K.
     """
 
     num_latent_tokens: int
+    min_latent_tokens: int | None = None
     encoder: TransformerSize
     decoder: TransformerSize
     image_size: int = 256
@@ -75,6 +77,10 @@ class TiTokConfig:
             size: TransformerSize = getattr(self, name)
             if size.width % size.heads:
                 raise ValueError(f"{name} width {size.width} is not a multiple of its {size.heads} heads")
+        if self.min_latent_tokens is not None and self.quantize_mode == "vae":
+            raise ValueError("min_latent_tokens needs quantize_mode 'vq': a VAE decodes all of its latents")
+        if self.min_latent_tokens is not None and not 1 <= self.min_latent_tokens <= self.num_latent_tokens:
+            raise ValueError(f"min_latent_tokens {self.min_latent_tokens} is not in 1..{self.num_latent_tokens}")
         if self.finetune_decoder and self.quantize_mode == "vae":
             raise ValueError("finetune_decoder needs quantize_mode 'vq': a VAE has no codes to fine-tune on")
         if self.finetune_decoder and not self.is_legacy:
@@ -99,15 +105,15 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * size.width))
         self.out_proj = nn.Linear(size.width, size.width)
 
-    def forward(self, x: Tensor, queries: slice) -> Tensor:
-        """[B, N, D] -> [B, M, D] for the M positions of ``queries``, which attend to all N."""
+    def forward(self, x: Tensor, queries: slice, present: Tensor | None = None) -> Tensor:
+        """[B, N, D] -> [B, M, D] for the M positions of ``queries``, which attend to those of the N that are present."""
         width = x.shape[-1]
         if queries == slice(None):
             q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         else:
             q = F.linear(x[:, queries], self.in_proj_weight[:width], self.in_proj_bias[:width])
             k, v = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
-        out: Tensor = self.out_proj(attend(q, k, v, self.heads, fused=not self.training))
+        out: Tensor = self.out_proj(attend(q, k, v, self.heads, fused=not self.training, present=present))
         return out
 
 
@@ -139,10 +145,13 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(size.width)
         self.mlp = MLP(size.width)
 
-    def forward(self, x: Tensor, keep: slice = slice(None)) -> Tensor:
-        """[B, N, D] -> [B, M, D]: only the positions of ``keep`` are computed and returned."""
+    def forward(self, x: Tensor, keep: slice = slice(None), present: Tensor | None = None) -> Tensor:
+        """[B, N, D] -> [B, M, D]: only the positions of ``keep`` are computed and returned.
+
+        Positions that ``present`` bool [B, N] does not mark influence no other position.
+        """
         dtype = self.attn.in_proj_weight.dtype
-        x = x[:, keep] + self.attn(self.ln_1(x).to(dtype), keep)
+        x = x[:, keep] + self.attn(self.ln_1(x).to(dtype), keep, present)
         out: Tensor = x + self.mlp(self.ln_2(x).to(dtype))
         return out
 
@@ -152,11 +161,11 @@ class Block(nn.Module):
         self.mlp.to(dtype=dtype)
 
 
-def _run_blocks(blocks: nn.ModuleList, x: Tensor, keep: slice) -> Tensor:
+def _run_blocks(blocks: nn.ModuleList, x: Tensor, keep: slice, present: Tensor | None = None) -> Tensor:
     """Runs the blocks; the last one computes only the positions of ``keep``."""
     for block in blocks[:-1]:
-        x = block(x)
-    return blocks[-1](x, keep)  # type: ignore[no-any-return]
+        x = block(x, present=present)
+    return blocks[-1](x, keep, present)  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):
@@ -272,14 +281,19 @@ class Decoder(nn.Module):
         else:
             self.head = ConvPixelHead(config)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """Codes [B, K, C] -> logits [B, G*G, 1024] (legacy) or images [B, 3, S, S], not clamped; float32."""
-        batch = codes.shape[0]
-        latents = self.decoder_embed(codes) + self.latent_token_positional_embedding
+    def forward(self, codes: Tensor, present: Tensor | None = None) -> Tensor:
+        """Codes [B, L, C] -> logits [B, G*G, 1024] (legacy) or images [B, 3, S, S], not clamped; float32.
+
+        L is at most K. ``present`` bool [B, L] marks the codes of each row that exist: the others have no influence.
+        """
+        batch, length = codes.shape[:2]
+        latents = self.decoder_embed(codes) + self.latent_token_positional_embedding[:length]
         masks = self.mask_token.expand(batch, self.grid**2, -1)
         x = torch.cat([self.class_embedding.expand(batch, -1, -1), masks], dim=1) + self.positional_embedding
-        x = self.ln_pre(torch.cat([x, latents], dim=1))  # [B, 1 + G*G + K, D]
-        x = _run_blocks(self.transformer, x, keep=slice(1, 1 + self.grid**2))
+        if present is not None:
+            present = torch.cat([present.new_ones(batch, x.shape[1]), present], dim=1)
+        x = self.ln_pre(torch.cat([x, latents], dim=1))  # [B, 1 + G*G + L, D]
+        x = _run_blocks(self.transformer, x, slice(1, 1 + self.grid**2), present)
         return self._head(self.ln_post(x)).float()
 
     def set_compute_dtype(self, dtype: torch.dtype) -> None:
@@ -360,13 +374,13 @@ class TiTok(nn.Module):
         """Images -> nearest codes, ids int64 [B, K]."""
         return self.quantize.assign(self.latents(images))
 
-    def decode(self, ids: Tensor) -> Tensor:
-        """Ids int64 [B, K] in 0..V-1 -> images float32 [B, 3, S, S], not clamped."""
-        return self.decode_codes(self.quantize.lookup(ids))
+    def decode(self, ids: Tensor, present: Tensor | None = None) -> Tensor:
+        """Ids int64 [B, L] in 0..V-1 -> images float32 [B, 3, S, S], not clamped. See :meth:`Decoder.forward`."""
+        return self.decode_codes(self.quantize.lookup(ids), present)
 
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes, or a VAE's latents, float32 [B, K, C] -> images float32 [B, 3, S, S], not clamped."""
-        out: Tensor = self.decoder(codes)
+    def decode_codes(self, codes: Tensor, present: Tensor | None = None) -> Tensor:
+        """Codes, or a VAE's latents, float32 [B, L, C] -> images float32 [B, 3, S, S], not clamped."""
+        out: Tensor = self.decoder(codes, present)
         return self.mix(out) if self.config.is_legacy else out
 
     def mix(self, logits: Tensor) -> Tensor:

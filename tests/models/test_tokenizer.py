@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from models import Tokenizer, load_tokenizer
-from models.codes.code_format import CodeError
+from models.codes.code_format import PAD, CodeError
 from tests.crops import crops_of
 from tests.tiny_models import tiny_tokenizer
 
@@ -139,3 +139,41 @@ def test_a_vae_has_vectors_instead_of_ids() -> None:
     assert vae.decode(latents).shape == (2, 32, 32, 3)
     with pytest.raises(TypeError, match="is a VAE"):
         vae.encode(pixels)
+
+
+LENGTHS = [16, 1, 8, 16, 3, 8, 2]
+
+
+@pytest.fixture(scope="module")
+def short_codes() -> np.ndarray:
+    """Codes of the tiny tokenizer, of the lengths above."""
+    ids = np.random.default_rng(0).integers(0, 64, (len(LENGTHS), 16))
+    return np.where(np.arange(16) < np.array(LENGTHS)[:, None], ids, PAD)
+
+
+def test_a_code_in_a_batch_of_mixed_lengths_decodes_as_alone(short_codes: np.ndarray) -> None:
+    tokenizer = tiny_tokenizer(min_tokens=1)
+    alone = [tokenizer.decode(row[None, :length]) for row, length in zip(short_codes, LENGTHS, strict=True)]
+    assert (tokenizer.decode(short_codes) == torch.cat(alone)).all()
+    assert len({image.numpy().tobytes() for image in alone}) == len(alone)
+    into = torch.empty(len(LENGTHS), 32, 32, 3, dtype=torch.uint8)
+    tokenizer.submit_decode(short_codes, into=into)()
+    assert (into == torch.cat(alone)).all()
+
+
+def test_padding_that_is_masked_has_no_influence(short_codes: np.ndarray) -> None:
+    """The path of a CUDA device, where shorter codes share a pass."""
+    tokenizer = tiny_tokenizer(min_tokens=1)
+    [masked] = tokenizer.decoder(torch.from_numpy(short_codes), 1)
+    difference = masked.int() - tokenizer.decode(short_codes).int()
+    assert difference.abs().max() <= 1
+    assert (difference != 0).float().mean() < 1e-3
+
+
+def test_the_shortest_code_is_the_variants(short_codes: np.ndarray) -> None:
+    with pytest.raises(CodeError, match="an image has 2 to 16 token ids, not 1"):
+        tiny_tokenizer(min_tokens=2).decode(short_codes)
+    with pytest.raises(CodeError, match=r"-1 at position 1 is out of range 0\.\.63"):
+        tiny_tokenizer(min_tokens=1).decode(np.array([[3, PAD, 3]]))
+    with pytest.raises(CodeError, match="an image has 16 token ids, not 8"):
+        tiny_tokenizer().decode(short_codes[:1, :8])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.codes.code_format import CodeError, CodeFormat
+from models.codes.code_format import PAD, CodeError, CodeFormat, lengths_of
 
 MINI = CodeFormat(32, 4096)
 
@@ -129,3 +129,50 @@ def test_a_single_code_is_read_and_rejected_like_many(code_format: CodeFormat, d
     else:
         assert code_format.ids_of(packed) == expected[0].tolist()
         assert [code_format.text_of(packed)] == code_format.to_text(expected)
+
+
+prefix_formats = st.builds(
+    lambda count, codes, least: CodeFormat(count, codes, min(least, count)),
+    st.integers(1, 40),
+    st.integers(33, 70_000),
+    st.integers(1, 40),
+)
+
+
+@given(prefix_formats, st.data())
+def test_the_first_ids_of_a_code_are_a_code_with_a_text_of_its_own(
+    code_format: CodeFormat, data: st.DataObject
+) -> None:
+    ids = np.array([data.draw(st.lists(st.integers(0, code_format.codebook_size - 1), min_size=40, max_size=40))])
+    ids = ids[:, : code_format.num_tokens]
+    lengths = range(code_format.min_tokens, code_format.num_tokens + 1)
+    texts = [code_format.to_text(ids[:, :length])[0] for length in lengths]
+    assert len({len(text) for text in texts}) == len(texts)
+    read = code_format.from_text(texts)
+    assert lengths_of(read).tolist() == [*lengths]
+    for length, text, row in zip(lengths, texts, read, strict=True):
+        assert (row[:length] == ids[0, :length]).all()
+        assert (row[length:] == PAD).all()
+        if length * code_format.bits % 6 == 0:
+            assert texts[-1].startswith(text)
+
+
+def test_every_second_character_of_a_code_of_twelve_bits_is_a_cut() -> None:
+    code_format = CodeFormat(32, 4096, 1)
+    [text] = code_format.to_text(np.arange(0, 4096, 128)[None])
+    assert code_format.from_text([text[:16]])[0, :9].tolist() == [*range(0, 1024, 128), PAD]
+    with pytest.raises(CodeError, match="17 characters is cut inside token 8, of 12 bits"):
+        code_format.from_text([text[:17]])
+
+
+@pytest.mark.parametrize("length", [0, 1, 66, 80])
+def test_a_text_shorter_or_longer_than_any_code_is_rejected(length: int) -> None:
+    with pytest.raises(CodeError, match=f"4 to 64 characters, not {length}"):
+        CodeFormat(32, 4096, 2).from_text(["A" * length])
+
+
+def test_a_code_of_several_lengths_needs_six_bits_per_token() -> None:
+    with pytest.raises(ValueError, match="5 bits per token are too few"):
+        CodeFormat(8, 32, 1)
+    with pytest.raises(ValueError, match="1 to 8 tokens, not 9"):
+        CodeFormat(8, 64, 9)
