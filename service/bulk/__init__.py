@@ -1,10 +1,12 @@
-"""Tokenizes datasets (``titok tokenize``).
+"""Works on datasets in bulk (``titok tokenize``).
 
 ::
 
+    job.py         the options of a command, and its computation: prepare, compute on a device, finish, make files
+    tokenization.py                                                image files to tokens
     sources.py     entries (key, label, bytes) of a folder, of tar archives or of Parquet files, from any position on
-    pipeline.py    read ahead ── decode in threads ── batches on the device (batches.py) ── shards
-    formats.py     files of a shard: WebDataset, Parquet, .npy, .bin, JSON lines
+    pipeline.py    read ahead ── prepare in threads ── batches on the device (batches.py) ── finish in threads ── shards
+    formats.py     files of a shard of tokens: WebDataset, Parquet, .npy, .bin, JSON lines
     destination.py the output folder and its journal, from which a killed run resumes
     run.py         a run on this machine; on_ray.py: on a Ray cluster, shard by shard
 

@@ -15,18 +15,16 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from models.atomic_files import PARTIAL_SUFFIX, write_atomically
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
-from service.bulk.job import Result
+from service.bulk.job import Result, RunSettings
+from service.bulk.manifest import manifest_of
 from service.bulk.shards import Shard
-
-RunSettings = Mapping[str, Any]
-"""Everything that determines the bytes of the output, as JSON."""
 
 _JOURNAL, _ERRORS, _MANIFEST = "journal.jsonl", "errors.jsonl", "manifest.json"
 
@@ -109,13 +107,13 @@ class Destination:
             os.fsync(journal.fileno())
         self._records[shard.number] = record
 
-    def finish(self, manifest: Callable[[RunSettings, list[dict[str, Any]], dict[str, Any]], dict[str, Any]]) -> None:
-        """Writes the errors, and the manifest that ``manifest`` makes from settings, shards and the file of errors."""
+    def finish(self, views: int) -> None:
+        """Writes the errors and the manifest; an image has ``views`` rows."""
         records = [record for _, record in sorted(self._records.items())]
         broken = [(key, reason) for record in records for key, reason in record["broken"]]
         errors = b"".join(_line({"key": key, "reason": reason}) for key, reason in broken)
         self._write(_ERRORS, errors)
-        document = manifest(self._settings, records, _described(_ERRORS, errors))
+        document = manifest_of(self._settings, views, records, _described(_ERRORS, errors))
         self._write(_MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
         os.fsync(self._lock)
         (self.folder / _JOURNAL).unlink()

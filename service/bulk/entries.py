@@ -1,12 +1,17 @@
-"""A dataset as a source of entries: images with keys and labels, at positions from which reading can resume."""
+"""A dataset as a source of entries with keys and labels, at positions from which reading can resume."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Generic, Literal, NamedTuple, Protocol
+
+from typing_extensions import TypeVar
 
 Label = int | str | None
 LabelType = Literal["integer", "text"] | None
 """The type of a source's labels; None: it has no labels."""
+
+Content = TypeVar("Content", default=bytes, covariant=True)
+"""What an entry contains: the bytes of an image file, unless another type is given."""
 
 
 class Position(NamedTuple):
@@ -17,26 +22,26 @@ class Position(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An image. ``read`` returns the bytes of its file or raises ``BrokenImage``; it is called from another thread."""
+class Entry(Generic[Content]):
+    """An image. ``read`` returns its file or tokens, or raises ``BrokenImage``; it is called from another thread."""
 
     key: str
     label: Label
-    read: Callable[[], bytes]
+    read: Callable[[], Content]
 
 
-class Part(Protocol):
+class Part(Protocol[Content]):
     """A sequence of entries in a fixed order, such as one tar file."""
 
     def count(self) -> int:
         """Number of entries."""
 
-    def entries(self, start: int) -> Iterator[Entry]:
+    def entries(self, start: int) -> Iterator[Entry[Content]]:
         """The entries from number ``start`` on. Raises ``OSError`` if the part itself cannot be read."""
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Generic[Content]):
     """A dataset.
 
     Attributes:
@@ -51,13 +56,13 @@ class Source:
 
     name: str
     kind: str
-    parts: tuple[Part, ...]
+    parts: tuple[Part[Content], ...]
     digest: str
     labels: LabelType = None
     classes: tuple[str, ...] | None = None
     total: int | None = None
 
-    def entries(self, start: Position) -> Iterator[tuple[Position, Entry]]:
+    def entries(self, start: Position) -> Iterator[tuple[Position, Entry[Content]]]:
         """The entries from a position on, each with the position after it."""
         for number in range(start.part, len(self.parts)):
             first = start.offset if number == start.part else 0

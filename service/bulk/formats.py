@@ -1,4 +1,4 @@
-"""Writes shards in file formats; the same tokens give the same bytes.
+"""Writes shards of tokens in file formats; the same tokens give the same bytes.
 
 ==========  ============================  =============================================================================
 format      files of shard 0              content
@@ -16,17 +16,26 @@ import json
 import tarfile
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from service.bulk.job import Job
+from service.bulk.entries import LabelType
 from service.bulk.shards import Shard
 
 
-def files_of(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:
-    """The contents of a shard's files, by name; a crop has ``num_tokens`` (K) tokens."""
-    files = FORMATS[job.format](shard, job, num_tokens)
+class TokenLayout(NamedTuple):
+    """Crops per image (``views``), tokens per crop (``num_tokens``, K), and the type of labels."""
+
+    views: int
+    num_tokens: int
+    labels: LabelType
+
+
+def token_files(shard: Shard, format_name: str, layout: TokenLayout) -> dict[str, bytes]:
+    """The contents of a shard's files, by name."""
+    files = FORMATS[format_name](shard, layout)
     return {f"tokens-{shard.number:06d}{suffix}": content for suffix, content in files.items()}
 
 
@@ -36,7 +45,7 @@ def check_format(format_name: str) -> None:
         import pyarrow.parquet  # noqa: F401
 
 
-def _json_lines(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:  # noqa: ARG001
+def _json_lines(shard: Shard, layout: TokenLayout) -> dict[str, bytes]:  # noqa: ARG001
     lines = [
         {"key": row.key, "view": view, "class_id": row.label, "tokens": tokens}
         for row in shard.rows
@@ -45,12 +54,12 @@ def _json_lines(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:  #
     return {".jsonl": _lines(lines)}
 
 
-def _webdataset(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:  # noqa: ARG001
+def _webdataset(shard: Shard, layout: TokenLayout) -> dict[str, bytes]:
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for row in shard.rows:
             key = _archive_key(row.key)
-            members = {"npy": _npy(row.tokens[0] if job.crops.count == 1 else row.tokens)}
+            members = {"npy": _npy(row.tokens[0] if layout.views == 1 else row.tokens)}
             if row.label is not None:
                 members["cls"] = str(row.label).encode()
             for suffix, content in members.items():
@@ -66,38 +75,38 @@ def _archive_key(key: str) -> str:
     return f"{folder}{slash}" + name.replace("%", "%25").replace(".", "%2E")
 
 
-def _parquet(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:
+def _parquet(shard: Shard, layout: TokenLayout) -> dict[str, bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kind = {"integer": pa.int64(), "text": pa.string(), None: pa.null()}[job.source.labels]
-    flat = pa.array(_stacked(shard, job, num_tokens).reshape(-1))
-    offsets = pa.array(np.arange(0, len(flat) + 1, num_tokens, dtype=np.int32))
+    kind = {"integer": pa.int64(), "text": pa.string(), None: pa.null()}[layout.labels]
+    flat = pa.array(_stacked(shard, layout).reshape(-1))
+    offsets = pa.array(np.arange(0, len(flat) + 1, layout.num_tokens, dtype=np.int32))
     columns = {
-        "key": pa.array([row.key for row in shard.rows for _ in range(job.crops.count)], pa.string()),
-        "view": pa.array(np.tile(np.arange(job.crops.count, dtype=np.uint8), len(shard.rows))),
-        "label": pa.array([row.label for row in shard.rows for _ in range(job.crops.count)], kind),
+        "key": pa.array([row.key for row in shard.rows for _ in range(layout.views)], pa.string()),
+        "view": pa.array(np.tile(np.arange(layout.views, dtype=np.uint8), len(shard.rows))),
+        "label": pa.array([row.label for row in shard.rows for _ in range(layout.views)], kind),
         "tokens": pa.ListArray.from_arrays(offsets, flat),
     }
-    if job.source.labels is None:
+    if layout.labels is None:
         del columns["label"]
     written = io.BytesIO()
     pq.write_table(pa.table(columns), written, compression="zstd", use_dictionary=["key", "label"])
     return {".parquet": written.getvalue()}
 
 
-def _npy_files(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:
-    tokens = _stacked(shard, job, num_tokens)
-    return {".npy": _npy(tokens[:, 0] if job.crops.count == 1 else tokens), ".keys.jsonl": _keys(shard)}
+def _npy_files(shard: Shard, layout: TokenLayout) -> dict[str, bytes]:
+    tokens = _stacked(shard, layout)
+    return {".npy": _npy(tokens[:, 0] if layout.views == 1 else tokens), ".keys.jsonl": _keys(shard)}
 
 
-def _bin_files(shard: Shard, job: Job, num_tokens: int) -> dict[str, bytes]:
-    return {".bin": _stacked(shard, job, num_tokens).astype("<u2").tobytes(), ".keys.jsonl": _keys(shard)}
+def _bin_files(shard: Shard, layout: TokenLayout) -> dict[str, bytes]:
+    return {".bin": _stacked(shard, layout).astype("<u2").tobytes(), ".keys.jsonl": _keys(shard)}
 
 
-def _stacked(shard: Shard, job: Job, num_tokens: int) -> npt.NDArray[np.uint16]:
+def _stacked(shard: Shard, layout: TokenLayout) -> npt.NDArray[np.uint16]:
     """Uint16 [images, crops, K]."""
-    empty = np.empty((0, job.crops.count, num_tokens), np.uint16)
+    empty = np.empty((0, layout.views, layout.num_tokens), np.uint16)
     return np.concatenate([empty, *(row.tokens[None] for row in shard.rows)])
 
 
@@ -115,7 +124,7 @@ def _lines(values: list[dict[str, object]]) -> bytes:
     return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
-FORMATS: Mapping[str, Callable[[Shard, Job, int], dict[str, bytes]]] = MappingProxyType(
+FORMATS: Mapping[str, Callable[[Shard, TokenLayout], dict[str, bytes]]] = MappingProxyType(
     {"jsonl": _json_lines, "webdataset": _webdataset, "parquet": _parquet, "npy": _npy_files, "bin": _bin_files}
 )
 """Formats by name. Each function returns the contents of a shard's files by suffix."""

@@ -1,81 +1,56 @@
-"""The options of a tokenization job, its crops, and its result."""
+"""A job of a bulk command: its options, its computation on a device, and its result."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Generic, Self, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+import torch
 
-from models.preprocess import ten_crop
-from models.preprocessing_options import PUBLISHED, PreprocessingOptions
-from service.bulk.entries import Source
-from service.bulk.errors import BulkError
+from service.bulk.entries import Content, Entry, Source
+from service.bulk.shards import Row, Shard
 from service.cpu_quota import usable_cores
-from service.imaging.decoding import DecodedImage
 
 _CPU_BATCH, _GPU_BATCH = 16, 128
 
+RunSettings = Mapping[str, Any]
+"""Everything that determines the bytes of the output, as JSON."""
 
-CropMode = Literal["centre", "ten"]
-
-
-@dataclass(frozen=True)
-class Crops:
-    """The crops of an image that become tokens. Raises ``BulkError`` for ``flip`` with ten crops.
-
-    ============  =====  ==============================================================================================
-    mode          count  crops
-    ============  =====  ==============================================================================================
-    centre            1  the centre crop, as in ``POST /v1/encode``
-    centre, flip      2  the centre crop and its mirror image
-    ten              10  the published pre-tokenization: corners (top left, top right, bottom left, bottom right) and centre
-                         of a larger centre crop, then the same five of the mirrored image
-    ============  =====  ==============================================================================================
-    """
-
-    mode: CropMode = "centre"
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mode == "ten" and self.flip:
-            raise BulkError("ten crops include their mirror images: leave out --flip")
-
-    @property
-    def count(self) -> int:
-        """Crops per image."""
-        return 10 if self.mode == "ten" else 1 + self.flip
-
-    def take(self, decoded: DecodedImage, size: int) -> npt.NDArray[np.uint8]:
-        """An image -> uint8 [count, S, S, 3], S = ``size``."""
-        if self.mode == "ten":
-            return ten_crop(decoded.image, size)
-        centre = decoded.crop(size)
-        return np.stack([centre, centre[:, ::-1]] if self.flip else [centre])
+Prepared = TypeVar("Prepared")
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """The options of ``titok tokenize``.
+class Job(ABC, Generic[Content]):
+    """The options that all bulk commands have.
 
-    ``shard_images``: entries per shard. ``batch_size``: most crops in a batch, which has at least one image; 0: depends on
-    the device. ``threads`` decode, and on a CPU encode as well; 0: one per core. ``max_pixels``: limit for one image.
-    ``preprocessing``: how images are decoded.
+    ``shard_images``: entries per shard. ``batch_size``: most images in a batch, which has at least one entry; 0: depends on
+    the device. ``threads`` work on images, and on a CPU run the model as well; 0: one per core.
     """
 
-    source: Source
+    source: Source[Content]
     destination: Path
     tokenizer: str
     weights: str | None
     device: str
     dtype: str
-    format: str
-    crops: Crops
     shard_images: int
     batch_size: int
     threads: int
-    max_pixels: int
-    preprocessing: PreprocessingOptions = PUBLISHED
+
+    @property
+    @abstractmethod
+    def views(self) -> int:
+        """Images per entry that the model computes."""
+
+    @abstractmethod
+    def load(self) -> "Task[Any, Any, Content]":
+        """Loads the models on a device of this machine. Raises ``BulkError``, and what loading a model raises."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises ``ModuleNotFoundError`` if the output needs a package that is not installed."""
 
     def on(self, device_type: str) -> Self:
         """The job with the defaults for a device."""
@@ -84,13 +59,40 @@ class Job:
 
     @property
     def batch_images(self) -> int:
-        """Images per batch."""
-        return max(1, self.batch_size // self.crops.count)
+        """Entries per batch."""
+        return max(1, self.batch_size // self.views)
+
+
+class Task(ABC, Generic[Prepared, Output, Content]):
+    """The computation of a job, with its models on a device: entries -> rows -> files.
+
+    ``job`` has the defaults for the device. ``settings`` are the same on all devices and machines that may share the work.
+    """
+
+    job: Job[Content]
+    settings: RunSettings
+    device: torch.device
+
+    @abstractmethod
+    def prepare(self, entry: Entry[Content]) -> Prepared:
+        """The model's input for an entry; called in several threads. Raises ``BrokenImage``."""
+
+    @abstractmethod
+    def submit(self, prepared: Sequence[Prepared]) -> Callable[[], Iterable[Output]]:
+        """Submits a batch to the device; calling the result waits for the outputs, one per entry."""
+
+    @abstractmethod
+    def finish(self, entry: Entry[Content], output: Output) -> Row:
+        """The row of an entry; called in several threads."""
+
+    @abstractmethod
+    def files(self, shard: Shard) -> dict[str, bytes]:
+        """The contents of a shard's files, by name."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Numbers of images with tokens, of images left out, and of shards in the destination, whichever run wrote them."""
+    """Numbers of images in the output, of images left out, and of shards in the destination, whichever run wrote them."""
 
     images: int
     broken: int

@@ -3,9 +3,9 @@
 ::
 
     this process                          the cluster
-    settings    <───────────────────────  a task that loads the tokenizer
+    settings    <───────────────────────  a task that loads the models
     counts      <───────────────────────  a task per part of the source
-    shard 0, 1, 2, ... as rows  ────────> an actor pool: each has a tokenizer, reads its shard's entries from the source,
+    shard 0, 1, 2, ... as rows  ────────> an actor pool: each has the models, reads its shard's entries from the source,
                                           and makes the whole shard with the pipeline of one machine
     Destination <─ in any order, as files ─┘
 
@@ -28,14 +28,12 @@ import ray
 import ray.data
 import torch
 
-from service.bulk.destination import Destination, MissingShards, RunSettings
+from service.bulk.destination import Destination, MissingShards
 from service.bulk.entries import Part, Position
 from service.bulk.errors import BulkError
-from service.bulk.formats import check_format, files_of
-from service.bulk.job import Job, Result
-from service.bulk.manifest import settings_of
-from service.bulk.pipeline import Progress, tokenize_entries
-from service.bulk.run import complete, load_tokenizer_of, with_resume_hint
+from service.bulk.job import Job, Result, RunSettings
+from service.bulk.pipeline import Progress, make_shards
+from service.bulk.run import complete, with_resume_hint
 from service.bulk.shards import Shard, shard_starts
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
@@ -54,13 +52,13 @@ class _ActorPool:
     gpus: int
 
 
-def run_on_ray(job: Job, address: str, *, actors: int = 0, progress: Progress | None = None) -> Result:
+def run_on_ray(job: Job[Any], address: str, *, actors: int = 0, progress: Progress | None = None) -> Result:
     """Makes the missing shards on the cluster at ``address`` (``auto``: the one this machine is part of; ``local``: one
     started here for this run). ``actors`` 0: one per GPU, or one per node if there is no GPU.
 
-    Raises ``BulkError``, and what loading the tokenizer raises on a node.
+    Raises ``BulkError``, and what loading the models raises on a node.
     """
-    check_format(job.format)
+    job.check()
     with with_resume_hint(job), _connected(address), _unwrapped_errors():
         pool = _actor_pool(job, actors)
         job = dataclasses.replace(job, device="cuda" if pool.gpus else "cpu", threads=job.threads or pool.cores)
@@ -103,7 +101,7 @@ def _unwrapped_errors() -> Iterator[None]:
         raise BulkError(f"Ray: {error}; written shards are complete, run the same command again to resume") from error
 
 
-def _actor_pool(job: Job, actors: int) -> _ActorPool:
+def _actor_pool(job: Job[Any], actors: int) -> _ActorPool:
     """Divides the nodes' cores and GPUs among the actors."""
     if job.device not in ("auto", "cpu", "cuda"):
         raise BulkError(f"on Ray the device is auto, cpu or cuda, not {job.device}: Ray chooses the GPU of each actor")
@@ -119,13 +117,14 @@ def _actor_pool(job: Job, actors: int) -> _ActorPool:
     return _ActorPool(actors, max(1, min(sum(cores) // actors, *cores)), 1 if with_gpus else 0)
 
 
-def _settings(job: Job, cores: int) -> RunSettings:
+def _settings(job: Job[Any], cores: int) -> RunSettings:
     torch.set_num_threads(cores)
-    tokenizer, job = load_tokenizer_of(job)
-    return settings_of(job, tokenizer)
+    return job.load().settings
 
 
-def _shards(job: Job, settings: RunSettings, pool: _ActorPool, missing: list[MissingShards]) -> Iterator[MadeShard]:
+def _shards(
+    job: Job[Any], settings: RunSettings, pool: _ActorPool, missing: list[MissingShards]
+) -> Iterator[MadeShard]:
     """The missing shards, as they become complete."""
     starts = list(_starts(job, missing))
     if not starts:
@@ -150,7 +149,7 @@ def _shards(job: Job, settings: RunSettings, pool: _ActorPool, missing: list[Mis
         yield result
 
 
-def _starts(job: Job, missing: list[MissingShards]) -> Iterator[dict[str, int]]:
+def _starts(job: Job[Any], missing: list[MissingShards]) -> Iterator[dict[str, int]]:
     """Number and start of each missing shard, as rows for ``ShardActor``."""
     first, start, _ = missing[0]
     wanted = {number for some in missing[:-1] for number in range(some.first, some.first + (some.shards or 0))}
@@ -162,17 +161,17 @@ def _starts(job: Job, missing: list[MissingShards]) -> Iterator[dict[str, int]]:
             yield {"number": number, "part": position.part, "offset": position.offset}
 
 
-def _count(part: Part) -> int:
+def _count(part: Part[Any]) -> int:
     return part.count()
 
 
 class ShardActor:
     """A Ray actor that makes whole shards."""
 
-    def __init__(self, job: Job, settings: RunSettings, cores: int) -> None:
+    def __init__(self, job: Job[Any], settings: RunSettings, cores: int) -> None:
         torch.set_num_threads(cores)
-        self._tokenizer, self._job = load_tokenizer_of(job)
-        if settings_of(self._job, self._tokenizer) != settings:
+        self._task = job.load()
+        if self._task.settings != settings:
             raise BulkError(
                 f"{job.tokenizer} differs between nodes: install the same weights and version of titok-service on each"
             )
@@ -189,6 +188,6 @@ class ShardActor:
         return {"result": np.array([pickle.dumps(result)], dtype=object)}
 
     def _made(self, number: int, start: Position) -> MadeShard:
-        entries = islice(self._job.source.entries(start), self._job.shard_images)
-        (shard,) = tokenize_entries(entries, self._tokenizer, self._job, first_shard=number)
-        return shard, files_of(shard, self._job, self._tokenizer.num_tokens)
+        job = self._task.job
+        (shard,) = make_shards(islice(job.source.entries(start), job.shard_images), self._task, first_shard=number)
+        return shard, self._task.files(shard)

@@ -1,36 +1,28 @@
-"""Runs a tokenization job from a source to a destination, and on this machine."""
+"""Runs a job from a source to a destination, and on this machine."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from itertools import islice
+from typing import Any
 
-from models.runtime.cuda_graphs import CudaRecorder
-from models.runtime.device_names import select_device
-from models.tokenizer import Tokenizer, load_tokenizer
-from service.bulk.destination import Destination, RunSettings
+from service.bulk.destination import Destination
 from service.bulk.errors import BulkError
-from service.bulk.formats import check_format, files_of
-from service.bulk.job import Job, Result
-from service.bulk.manifest import manifest_of, settings_of
-from service.bulk.pipeline import Progress, tokenize_entries
+from service.bulk.job import Job, Result, RunSettings, Task
+from service.bulk.pipeline import Progress, make_shards
 from service.bulk.shards import Shard
-from service.inference.calibration import calibrate
-from service.inference.memory_fit import largest_that_fits, record_graphs
 
 
-def run_job(job: Job, *, progress: Progress | None = None) -> Result:
-    """Makes the missing shards. Raises ``BulkError``, and what loading the tokenizer raises."""
-    check_format(job.format)
-    tokenizer, job = load_tokenizer_of(job)
+def run_job(job: Job[Any], *, progress: Progress | None = None) -> Result:
+    """Makes the missing shards. Raises ``BulkError``, and what loading the models raises."""
+    job.check()
+    task = job.load()
     with with_resume_hint(job):
-        return tokenize_source(job, tokenizer, progress=progress)
+        return run_task(task, progress=progress)
 
 
 @contextmanager
-def with_resume_hint(job: Job) -> Iterator[None]:
+def with_resume_hint(job: Job[Any]) -> Iterator[None]:
     """Turns an error of a file system into a ``BulkError`` that says how to resume."""
     try:
         yield
@@ -41,26 +33,13 @@ def with_resume_hint(job: Job) -> Iterator[None]:
         ) from error
 
 
-def load_tokenizer_of(job: Job) -> tuple[Tokenizer, Job]:
-    """Loads the tokenizer on its device, prepared for batches of the job's size; the job has the device's defaults."""
-    device = select_device(job.device)
-    job = job.on(device.type)
-    batch = job.batch_images * job.crops.count
-    tokenizer = load_tokenizer(job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype)
-    if device.type == "cpu":
-        calibrate(tokenizer, batch, threads=1)  # each core encodes batches of its own
-        return tokenizer, job
-    limit = record_graphs(tokenizer.encoder, lambda limit: {1, limit}, batch, CudaRecorder(device), device)
-    limit = largest_that_fits(partial(calibrate, tokenizer), limit, tokenizer.encoder, device)
-    return tokenizer, replace(job, batch_size=limit)
-
-
-def tokenize_source(job: Job, tokenizer: Tokenizer, *, progress: Progress | None = None) -> Result:
-    """Makes the missing shards with a loaded tokenizer."""
+def run_task(task: Task[Any, Any, Any], *, progress: Progress | None = None) -> Result:
+    """Makes the missing shards with loaded models."""
+    job = task.job
 
     def make(destination: Destination) -> None:
         def write(shard: Shard) -> None:
-            destination.add(shard, files_of(shard, job, tokenizer.num_tokens))
+            destination.add(shard, task.files(shard))
 
         with ThreadPoolExecutor(1, "write") as writer:  # so that the device does not wait for the disk
             writing: Future[None] | None = None
@@ -68,18 +47,18 @@ def tokenize_source(job: Job, tokenizer: Tokenizer, *, progress: Progress | None
                 entries = job.source.entries(missing.start)
                 if missing.shards is not None:
                     entries = islice(entries, missing.shards * job.shard_images)
-                for shard in tokenize_entries(entries, tokenizer, job, first_shard=missing.first, progress=progress):
+                for shard in make_shards(entries, task, first_shard=missing.first, progress=progress):
                     if writing is not None:
                         writing.result()
                     writing = writer.submit(write, shard)
             if writing is not None:
                 writing.result()
 
-    return complete(job, settings_of(job, tokenizer), make, progress=progress)
+    return complete(job, task.settings, make, progress=progress)
 
 
 def complete(
-    job: Job, settings: RunSettings, make: Callable[[Destination], None], *, progress: Progress | None = None
+    job: Job[Any], settings: RunSettings, make: Callable[[Destination], None], *, progress: Progress | None = None
 ) -> Result:
     """Opens the destination, has ``make`` add all missing shards, and writes the manifest."""
     with Destination(job.destination, settings) as destination:
@@ -90,5 +69,5 @@ def complete(
             make(destination)
             if not destination.result.shards:
                 raise BulkError(f"there are no images in {job.source.name}")
-            destination.finish(manifest_of)
+            destination.finish(job.views)
         return destination.result

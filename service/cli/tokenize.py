@@ -83,11 +83,12 @@ def tokenize(
 
     Broken images are skipped and listed in DEST/errors.jsonl; the exit code is then 3.
     """
-    from service.bulk.job import Crops, Job
+    from service.bulk.crops import Crops
     from service.bulk.sources import open_source
+    from service.bulk.tokenization import TokenizeJob
 
     settings = load_settings()
-    job = Job(
+    job = TokenizeJob(
         source=open_source(source, image_column=image_column, label_column=label_column, key_column=key_column),
         destination=dest,
         tokenizer=tokenizer or settings.tokenizer,
@@ -108,7 +109,7 @@ def tokenize(
     raise typer.Exit(SOME_BROKEN if result.broken else 0)
 
 
-def _run(job: Job, ray: str | None, ray_actors: int) -> Result:
+def _run(job: Job[bytes], ray: str | None, ray_actors: int) -> Result:
     with image_progress("tokenize", job.source.total) as progress:
         if ray is None:
             from service.bulk.run import run_job

@@ -24,9 +24,10 @@ import numpy as np
 from PIL import Image
 
 from models import Tokenizer
-from service.bulk.job import Crops, Job
-from service.bulk.run import load_tokenizer_of, tokenize_source
+from service.bulk.crops import Crops
+from service.bulk.run import run_task
 from service.bulk.sources import open_source
+from service.bulk.tokenization import Tokenization, TokenizeJob
 from service.cpu_quota import usable_cores
 from service.imaging.decoding import decode_image
 from service.imaging.limits import MediaLimits
@@ -63,10 +64,10 @@ def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
         print(line)
 
 
-def _prepare(count: int, device: str, batch_size: int, folder: Path) -> tuple[Job, Tokenizer]:
+def _prepare(count: int, device: str, batch_size: int, folder: Path) -> tuple[TokenizeJob, Tokenizer]:
     """A job over ``count`` images of the model's size, and the loaded model."""
     source = folder / "images.tar"
-    job = Job(
+    job = TokenizeJob(
         source=open_source(str(_shard(source, 1, 8))),
         destination=folder / "tokens",
         tokenizer="titok-mini-32",
@@ -80,12 +81,12 @@ def _prepare(count: int, device: str, batch_size: int, folder: Path) -> tuple[Jo
         threads=usable_cores(),
         max_pixels=40_000_000,
     )
-    tokenizer, job = load_tokenizer_of(job)
-    _shard(source, count, tokenizer.image_size)
-    return dataclasses.replace(job, source=open_source(str(source))), tokenizer
+    loaded = job.load()
+    _shard(source, count, loaded.tokenizer.image_size)
+    return dataclasses.replace(loaded.job, source=open_source(str(source))), loaded.tokenizer
 
 
-def _methods(job: Job, tokenizer: Tokenizer) -> dict[str, Callable[[], None]]:
+def _methods(job: TokenizeJob, tokenizer: Tokenizer) -> dict[str, Callable[[], None]]:
     """The bare model on pixels in memory, the same with decoding, and the whole command; the model is warmed up."""
     files = [entry.read() for part in job.source.parts for entry in part.entries(0)]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files])
@@ -103,13 +104,13 @@ def _methods(job: Job, tokenizer: Tokenizer) -> dict[str, Callable[[], None]]:
 
     def command() -> None:
         folder = job.destination.with_name(f"tokens-{next(runs)}")
-        tokenize_source(dataclasses.replace(job, destination=folder), tokenizer)
+        run_task(Tokenization(dataclasses.replace(job, destination=folder), tokenizer))
 
     tokenizer.encode(pixels[: job.batch_size])
     return {"bare model": bare, "bare model, decoding first": bare_with_decoding, "titok tokenize": command}
 
 
-def _on_two_nodes(job: Job) -> tuple[float, float]:
+def _on_two_nodes(job: TokenizeJob) -> tuple[float, float]:
     """Images per second after both actors have written a shard, and in total."""
     from service.bulk.on_ray import run_on_ray
     from tests.ray_cluster import two_nodes

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.bulk import run as bulk
-from service.bulk.job import Crops
+from service.bulk import tokenization
+from service.bulk.crops import Crops
+from service.bulk.run import run_job
 from tests.fake_cuda import FakeCuda
 from tests.service.bulk.data_sets import broken_images, digests, folder_of, job, run
 from tests.tiny_models import tiny_tokenizer
@@ -19,13 +20,15 @@ from tests.tiny_models import tiny_tokenizer
 def test_tokens_are_those_of_a_cpu(
     memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(bulk, "load_tokenizer", lambda _, *, device, **__: tiny_tokenizer(device=device))
-    monkeypatch.setattr(bulk, "calibrate", lambda made, count: made.encode(np.zeros((count, 32, 32, 3), np.uint8)))
+    monkeypatch.setattr(tokenization, "load_tokenizer", lambda _, *, device, **__: tiny_tokenizer(device=device))
+    monkeypatch.setattr(
+        tokenization, "calibrate", lambda made, count: made.encode(np.zeros((count, 32, 32, 3), np.uint8))
+    )
     asked = job(
         folder_of(tmp_path / "source", broken_images()), tmp_path / "cpu", crops=Crops(flip=True), batch_size=16
     )
     run(asked)
     with FakeCuda(memory=memory):
-        bulk.run_job(replace(asked, destination=tmp_path / "cuda", device="cuda"))
+        run_job(replace(asked, destination=tmp_path / "cuda", device="cuda"))
     assert digests(tmp_path / "cuda") == digests(tmp_path / "cpu")
     assert ("do not fit into memory" in caplog.text) == (memory < 1 << 40)

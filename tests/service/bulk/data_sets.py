@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.bulk.crops import Crops
 from service.bulk.destination import Destination
 from service.bulk.entries import Source
-from service.bulk.job import Crops, Job, Result
+from service.bulk.job import Result
 from service.bulk.pipeline import Progress
-from service.bulk.run import tokenize_source
+from service.bulk.run import run_task
 from service.bulk.shards import Shard
 from service.bulk.sources import open_source
+from service.bulk.tokenization import Tokenization, TokenizeJob
 from tests.tiny_models import tiny_tokenizer
 
 __all__ = [
@@ -117,9 +119,9 @@ def parquet_of(folder: Path, files: list[bytes | None], *, each: int = 9, split:
     return folder
 
 
-def job(source: Source | Path | str, destination: Path, **changes: Any) -> Job:
+def job(source: Source | Path | str, destination: Path, **changes: Any) -> TokenizeJob:
     """Shards of five images in batches of two crops, with ``changes``."""
-    plain = Job(
+    plain = TokenizeJob(
         source=source if isinstance(source, Source) else open_source(str(source)),
         destination=destination,
         tokenizer="tiny",
@@ -136,15 +138,15 @@ def job(source: Source | Path | str, destination: Path, **changes: Any) -> Job:
     return dataclasses.replace(plain, **changes)
 
 
-def run(asked: Job, *, progress: Progress | None = None, **tokenizer: Any) -> Result:
-    return tokenize_source(asked, tiny_tokenizer(**tokenizer), progress=progress)
+def run(asked: TokenizeJob, *, progress: Progress | None = None, **tokenizer: Any) -> Result:
+    return run_task(Tokenization(asked, tiny_tokenizer(**tokenizer)), progress=progress)
 
 
 class Killed(BaseException):
     """Simulates SIGKILL."""
 
 
-def leave_only(shards: set[int], asked: Job, do: Callable[[Job], object]) -> None:
+def leave_only(shards: set[int], asked: TokenizeJob, do: Callable[[TokenizeJob], object]) -> None:
     """A run that is killed when exactly these shards are complete, as can happen on a cluster."""
     whole = Destination.add
 

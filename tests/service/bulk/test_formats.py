@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from models.preprocessing_options import PREPROCESSING_VERSION, PreprocessingOptions
-from service.bulk.job import Crops
+from service.bulk.crops import Crops
 from tests.service.bulk.data_sets import folder_of, images, job, rows_of, run, tars_of
 
 K, BROKEN = 16, 7

@@ -22,10 +22,9 @@ from models.errors import CheckpointError
 from service.bulk.errors import BulkError
 from service.bulk.formats import FORMATS
 from service.bulk.image_folders import ImageFolder
-from service.bulk.job import Job
-from service.bulk.manifest import settings_of
-from service.bulk.run import load_tokenizer_of, run_job
+from service.bulk.run import run_job
 from service.bulk.sources import open_source
+from service.bulk.tokenization import TokenizeJob
 from tests.ray_cluster import two_nodes
 from tests.service.bulk.data_sets import CLASSES, broken_images, digests, folder_of, job, leave_only, tars_of
 from tests.service.bulk.waiting_files import WaitingFiles
@@ -43,13 +42,13 @@ def cluster() -> Iterator[Any]:
         yield nodes
 
 
-def on_ray(asked: Job, **options: Any) -> Any:
+def on_ray(asked: TokenizeJob, **options: Any) -> Any:
     from service.bulk.on_ray import run_on_ray
 
     return run_on_ray(asked, "auto", **options)
 
 
-def asked_for(source: Any, destination: Path, format_name: str) -> Job:
+def asked_for(source: Any, destination: Path, format_name: str) -> TokenizeJob:
     return job(source, destination, tokenizer="titok-mini-32", format=format_name, threads=0, max_pixels=40_000_000)
 
 
@@ -116,8 +115,7 @@ def test_an_actor_writes_the_same_files_as_one_machine_in_every_format(format_na
 
     asked = asked_for(tars_of(tmp_path / "source", broken_images()), tmp_path / "here", format_name)
     run_job(asked)
-    tokenizer, asked = load_tokenizer_of(asked)
-    actor = ShardActor(asked, settings_of(asked, tokenizer), 1)
+    actor = ShardActor(asked, asked.load().settings, 1)
     for number, (part, offset) in enumerate([(0, 0), (0, 5), (1, 1), (1, 6), (2, 2)]):
         row = {"number": np.array([number]), "part": np.array([part]), "offset": np.array([offset])}
         _, files = pickle.loads(actor(row)["result"][0])  # noqa: S301
@@ -136,8 +134,7 @@ def test_an_actor_reports_an_unreadable_source(tmp_path: Path) -> None:
     from service.bulk.on_ray import ShardActor
 
     asked = asked_for(tars_of(tmp_path / "source", broken_images()), tmp_path / "tokens", "jsonl")
-    tokenizer, asked = load_tokenizer_of(asked)
-    actor = ShardActor(asked, settings_of(asked, tokenizer), 1)
+    actor = ShardActor(asked, asked.load().settings, 1)
     (tmp_path / "source" / "set-000.tar").unlink()
     made = actor({name: np.array([0]) for name in ("number", "part", "offset")})
     assert isinstance(pickle.loads(made["result"][0]), FileNotFoundError)  # noqa: S301

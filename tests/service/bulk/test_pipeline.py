@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from models.tokenizer import Tokenizer
+from service.bulk.crops import Crops
 from service.bulk.entries import Entry, Position, Source
-from service.bulk.job import Crops
-from service.bulk.pipeline import Pipeline, cpu_pipeline, gpu_pipeline, tokenize_entries
+from service.bulk.pipeline import Pipeline, cpu_pipeline, gpu_pipeline, make_shards
 from service.bulk.shards import Row
+from service.bulk.tokenization import Tokenization
 from tests.service.bulk.data_sets import COUNT, broken_images, folder_of, images, job
 from tests.tiny_models import tiny_tokenizer
 
@@ -46,10 +47,9 @@ def test_both_pipelines_make_the_same_shards(crops: Crops, tokenizer: Tokenizer,
     for pipeline in (cpu_pipeline, gpu_pipeline):
         seen.clear()
         shards = list(
-            tokenize_entries(
+            make_shards(
                 asked.source.entries(Position(0, 0)),
-                tokenizer,
-                asked,
+                Tokenization(asked, tokenizer),
                 first_shard=7,
                 progress=count,
                 pipeline=pipeline,
@@ -78,7 +78,7 @@ def test_the_cpu_pipeline_runs_as_many_threads_as_configured(tokenizer: Tokenize
         (position, Entry(entry.key, None, partial(together, entry.read()))) for position, entry in entries(images())
     )
     before = torch.get_num_threads()
-    assert sum(len(shard.rows) for shard in tokenize_entries(given, tokenizer, JOB)) == COUNT
+    assert sum(len(shard.rows) for shard in make_shards(given, Tokenization(JOB, tokenizer))) == COUNT
     assert len(at_work) == 2
     assert torch.get_num_threads() == before
 
@@ -94,12 +94,12 @@ def test_read_ahead_is_bounded(pipeline: Pipeline, tokenizer: Tokenizer) -> None
             read += 1
             yield Position(0, read), Entry(str(read), None, partial(bytes, data))
 
-    shards = tokenize_entries(endless(), tokenizer, JOB, pipeline=pipeline)
+    shards = make_shards(endless(), Tokenization(JOB, tokenizer), pipeline=pipeline)
     next(shards)
     shards.close()
     assert read < 40
     assert not [
-        thread.name for thread in threading.enumerate() if thread.name.startswith(("read", "decode", "tokenize"))
+        thread.name for thread in threading.enumerate() if thread.name.startswith(("read", "prepare", "compute"))
     ]
 
 
@@ -110,15 +110,19 @@ def test_errors_of_the_source_are_raised(pipeline: Pipeline, tokenizer: Tokenize
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(tokenize_entries(failing(), tokenizer, JOB, pipeline=pipeline))
+        list(make_shards(failing(), Tokenization(JOB, tokenizer), pipeline=pipeline))
     with pytest.raises(RuntimeError, match="no such file"):
-        list(tokenize_entries(iter([(Position(0, 1), Entry("a", None, _fail))]), tokenizer, JOB, pipeline=pipeline))
+        list(
+            make_shards(
+                iter([(Position(0, 1), Entry("a", None, _fail))]), Tokenization(JOB, tokenizer), pipeline=pipeline
+            )
+        )
 
 
 @BOTH
 def test_no_entries_make_no_shard_and_broken_entries_an_empty_shard(pipeline: Pipeline, tokenizer: Tokenizer) -> None:
-    assert list(tokenize_entries(iter([]), tokenizer, JOB, pipeline=pipeline)) == []
-    (shard,) = tokenize_entries(entries([b"", b"broken", b"\xff\xd8\xff"]), tokenizer, JOB, pipeline=pipeline)
+    assert list(make_shards(iter([]), Tokenization(JOB, tokenizer), pipeline=pipeline)) == []
+    (shard,) = make_shards(entries([b"", b"broken", b"\xff\xd8\xff"]), Tokenization(JOB, tokenizer), pipeline=pipeline)
     assert (shard.rows, [broken.key for broken in shard.broken]) == ([], ["0000", "0001", "0002"])
 
 
@@ -147,7 +151,9 @@ def test_batches_that_do_not_fit_into_memory_are_halved(when: str, monkeypatch: 
 
 
 def _rows(tokenizer: Tokenizer) -> list[Row]:
-    shards = tokenize_entries(entries(images(10)), tokenizer, replace(JOB, batch_size=5), pipeline=gpu_pipeline)
+    shards = make_shards(
+        entries(images(10)), Tokenization(replace(JOB, batch_size=5), tokenizer), pipeline=gpu_pipeline
+    )
     return [row for shard in shards for row in shard.rows]
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import service.bulk.destination
+from service.bulk.crops import Crops
 from service.bulk.destination import Destination
 from service.bulk.errors import BulkError
-from service.bulk.job import Crops
 from tests.service.bulk import killable
 from tests.service.bulk.data_sets import (
     COUNT,

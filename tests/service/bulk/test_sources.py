@@ -14,9 +14,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from models.preprocess import adm_crop, eval_crop
+from service.bulk.crops import Crops
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
-from service.bulk.job import Crops
 from service.bulk.sources import open_source
 from service.imaging.decoding import decode_image
 from service.imaging.limits import MediaLimits

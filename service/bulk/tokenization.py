@@ -1,0 +1,127 @@
+"""``titok tokenize``: image files to tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.preprocessing_options import PUBLISHED, PreprocessingOptions
+from models.runtime.cuda_graphs import CudaRecorder
+from models.runtime.device_names import select_device
+from models.tokenizer import Tokenizer, load_tokenizer
+from service.bulk.batches import submit_in_parts
+from service.bulk.crops import Crops
+from service.bulk.entries import Entry
+from service.bulk.errors import BrokenImage
+from service.bulk.formats import TokenLayout, check_format, token_files
+from service.bulk.job import Job, RunSettings, Task
+from service.bulk.manifest import VERSION, source_settings, tokenizer_settings
+from service.bulk.shards import Row, Shard
+from service.imaging.decoding import decode_image
+from service.imaging.errors import ImageError
+from service.imaging.limits import MediaLimits
+from service.inference.calibration import calibrate
+from service.inference.memory_fit import largest_that_fits, record_graphs
+
+Pixels = npt.NDArray[np.uint8]
+Tokens = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeJob(Job[bytes]):
+    """The options of ``titok tokenize``.
+
+    ``max_pixels``: limit for one image. ``preprocessing``: how images are decoded.
+    """
+
+    format: str
+    crops: Crops
+    max_pixels: int
+    preprocessing: PreprocessingOptions = PUBLISHED
+
+    @property
+    def views(self) -> int:
+        """See ``Job``."""
+        return self.crops.count
+
+    def check(self) -> None:
+        """See ``Job``."""
+        check_format(self.format)
+
+    def load(self) -> "Tokenization":
+        """See ``Job``."""
+        device = select_device(self.device)
+        job = self.on(device.type)
+        batch = job.batch_images * job.views
+        tokenizer = load_tokenizer(job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype)
+        if device.type == "cpu":
+            calibrate(tokenizer, batch, threads=1)  # each core encodes batches of its own
+            return Tokenization(job, tokenizer)
+        limit = record_graphs(tokenizer.encoder, lambda limit: {1, limit}, batch, CudaRecorder(device), device)
+        limit = largest_that_fits(partial(calibrate, tokenizer), limit, tokenizer.encoder, device)
+        return Tokenization(replace(job, batch_size=limit), tokenizer)
+
+
+class Tokenization(Task[Pixels, Tokens]):
+    """Tokenizes the crops of image files. Raises ``BulkError`` if token ids do not fit uint16."""
+
+    def __init__(self, job: TokenizeJob, tokenizer: Tokenizer) -> None:
+        self.job: TokenizeJob = job
+        self.settings = _settings(job, tokenizer)
+        self.device = tokenizer.device
+        self.tokenizer = tokenizer
+        self._layout = TokenLayout(job.views, tokenizer.num_tokens, job.source.labels)
+
+    def prepare(self, entry: Entry) -> Pixels:
+        """An entry's crops uint8 [crops, S, S, 3]. Raises ``BrokenImage``."""
+        job, size = self.job, self.tokenizer.image_size
+        limits = MediaLimits(max_pixels=job.max_pixels)
+        try:
+            decoded = decode_image(entry.read(), limits=limits, options=job.preprocessing, size=size)
+            return job.crops.take(decoded, size)
+        except (ImageError, ValueError) as error:
+            raise BrokenImage(str(error)) from None
+
+    def submit(self, prepared: Sequence[Pixels]) -> Callable[[], Tokens]:
+        """Crops -> uint16 [B, crops, K]. See ``Task``."""
+        size, views = self.tokenizer.image_size, self.job.views
+        shape = (len(prepared), views, size, size, 3)
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        for place, crops in zip(images.numpy(), prepared, strict=True):
+            place[...] = crops
+        pending = submit_in_parts(self.tokenizer.submit_encode, images.flatten(0, 1), self.device)
+        return lambda: pending().numpy().astype(np.uint16).reshape(len(prepared), views, -1)
+
+    def finish(self, entry: Entry, output: Tokens) -> Row:
+        """See ``Task``."""
+        return Row(entry.key, entry.label, output)
+
+    def files(self, shard: Shard) -> dict[str, bytes]:
+        """See ``Task``."""
+        return token_files(shard, self.job.format, self._layout)
+
+
+def _settings(job: TokenizeJob, tokenizer: Tokenizer) -> RunSettings:
+    """Everything that determines the bytes of the output."""
+    encoder = tokenizer.precision.encoder
+    return {
+        "version": VERSION,
+        "source": source_settings(job.source),
+        "tokenizer": tokenizer_settings(tokenizer, job.preprocessing.revision_of(tokenizer.revision)),
+        "preprocessing": {
+            "version": job.preprocessing.version,
+            "crops": job.crops.mode,
+            "flip": job.crops.flip,
+            "views": job.views,
+            "max_pixels": job.max_pixels,
+        },
+        "computed_in": {
+            "dtype": encoder.name,
+            # Below float32 the other images of a batch may change a token.
+            "batch_size": None if encoder.is_batch_invariant else job.batch_images * job.views,
+        },
+        "output": {"format": job.format, "dtype": "uint16", "shard_images": job.shard_images},
+    }
