@@ -14,6 +14,10 @@ def pixel_loss(outputs: Tensor, images: Tensor, *, l2_weight: float = 1.0, l1_we
     return l2_weight * difference.square().mean() + l1_weight * difference.abs().mean()
 
 
+# Mean differences between neighbouring pixels below this, a quarter of a level of 256, are those of flat images.
+_FLAT = 1e-3
+
+
 def grid_loss(outputs: Tensor, images: Tensor, patch: int) -> Tensor:
     """Penalty for patterns that repeat with the period ``patch`` in outputs [B, 3, S, S] and not in the images.
 
@@ -24,7 +28,8 @@ def grid_loss(outputs: Tensor, images: Tensor, patch: int) -> Tensor:
     """
     difference = F.pixel_unshuffle(outputs.float() - images, patch).mean(dim=(0, 2, 3)).view(3, -1)
     pattern = (difference - difference.mean(dim=1, keepdim=True)).square().mean()
-    loss = pattern / torch.stack([images.diff(dim=axis).abs().mean() for axis in (2, 3)]).mean().square()
+    contrast = torch.stack([images.diff(dim=axis).abs().mean() for axis in (2, 3)]).mean()
+    loss = pattern / contrast.clamp(min=_FLAT).square()
     for axis in (2, 3):
         loss = loss + (_steps(outputs.float(), patch, axis) - _steps(images, patch, axis)).square().mean()
     return loss
@@ -36,7 +41,7 @@ def _steps(images: Tensor, patch: int, axis: int) -> Tensor:
     counts = torch.full((patch,), float(len(steps) // patch), device=steps.device)
     counts[-1] -= 1.0
     means = steps.view(-1, patch).sum(dim=0) / counts
-    return means / means.mean()
+    return means / means.mean().clamp(min=_FLAT)
 
 
 def proxy_code_loss(logits: Tensor, codes: Tensor) -> Tensor:

@@ -45,6 +45,17 @@ def test_a_grid_costs_and_blur_does_not() -> None:
     assert grid_loss(seams, images, 8).item() > seamless + 1e-3
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_flat_images_have_a_finite_grid_loss_and_gradient(value: float) -> None:
+    images = torch.full((2, 3, 16, 16), value)
+    outputs = images.clone().requires_grad_(True)
+    loss = grid_loss(outputs, images, 8)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert outputs.grad is not None
+    assert outputs.grad.isfinite().all()
+
+
 def test_masks_follow_the_arccos_schedule() -> None:
     masks = random_masks(4000, 32, torch.Generator().manual_seed(0))
     counts = masks.sum(dim=1)
