@@ -22,7 +22,7 @@ from models.networks.attention import attend
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    """Network configuration. ``model_type`` is ``ViT`` (L-32, B-64) or ``UViT`` (S-128)."""
+    """Network configuration. ``model_type`` is ``ViT`` (L-32, B-64) or ``UViT`` (S-128), which has no ``dropout``."""
 
     model_type: Literal["ViT", "UViT"]
     image_seq_len: int
@@ -77,13 +77,15 @@ class _TokenInput(nn.Module):
 class _SelfAttention(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.heads = config.num_attention_heads
+        self.heads, self.dropout = config.num_attention_heads, config.dropout
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return attend(self.query(x), self.key(x), self.value(x), self.heads, fused=not self.training)
+        dropout = self.dropout if self.training else 0.0
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        return attend(q, k, v, self.heads, fused=not self.training, dropout=dropout)
 
 
 class _ResidualOutput(nn.Module):
