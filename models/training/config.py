@@ -18,7 +18,8 @@ T = TypeVar("T", bound="TrainingRun")
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Length of the run and learning-rate schedule: warm-up, then a cosine down to ``final_lr`` times the peak.
+    """Length of the run and learning-rate schedule: linear warm-up, then a cosine down to ``final_lr`` times the peak. The
+    discriminator's begins at its first step.
 
     ``--max-minutes`` can end a run before ``steps``. ``batch_size`` is that of all devices together; it is computed in
     ``micro_batches`` parts whose gradients are added, which takes less memory.

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from models.errors import CheckpointError, DataError
 from models.training.checkpoints import load_state, save_state
-from models.training.config import ScheduleConfig
 from models.training.distributed import (
     Objective,
     ProcessFailed,
@@ -32,7 +31,7 @@ from models.training.distributed import (
     rank,
     world_size,
 )
-from models.training.optimizers import build_optimizers
+from models.training.optimizers import build_optimizers, learning_rate
 from models.training.seeding import seeded_generator
 from models.training.task import N, Step, Task, recompute_activations
 from models.training.training_log import TrainingLog
@@ -112,12 +111,6 @@ def train(
     return figures
 
 
-def learning_rate(schedule: ScheduleConfig, step: int, progress: float) -> float:
-    """Factor on the learning rates: a linear warm-up times a cosine from 1 to ``final_lr`` over the progress."""
-    warmup = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
-    return warmup * (schedule.final_lr + (1.0 - schedule.final_lr) * (1.0 + math.cos(math.pi * progress)) / 2.0)
-
-
 class _Trainer(Generic[N]):
     """A task with its optimizers, its averaged weights, and the number of steps ``done``."""
 
@@ -180,7 +173,7 @@ class _Trainer(Generic[N]):
         """Updates the weights once; returns the figures, scalars on the device."""
         number, seed = self.done, self.schedule.seed
         parts = [
-            Step(number, progress, seeded_generator(seed, number, part), factor, part)
+            Step(number, progress, seeded_generator(seed, number, part), part)
             for part in range(self.schedule.micro_batches)
         ]
         for each, base in zip(self.optimizers, self.base_lrs, strict=True):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from models.training.config import OptimizerConfig
+from models.training.config import OptimizerConfig, ScheduleConfig
 
 BLOCKS = {"transformer", "layer", "in_blocks", "mid_block", "out_blocks"}
 PACKED = ("in_proj_weight", "qkv.weight")
@@ -77,6 +77,18 @@ class Muon(Optimizer):
             scale = 0.2 * math.sqrt(max(shape))
             for (matrix, _, lr), direction in zip(moves, directions, strict=True):
                 matrix.add_(direction, alpha=-lr * scale)
+
+
+def learning_rate(schedule: ScheduleConfig, step: int, progress: float, *, start: int = 0) -> float:
+    """Factor on the learning rates in ``step``: a linear warm-up from ``start``, then a cosine from 1 to ``final_lr``.
+
+    ``progress`` of the run, from 0 to 1, is ahead of the steps if a clock limits it. Source: 1d-tokenizer, commit 942a96f.
+    """
+    if step - start < schedule.warmup_steps:
+        return (step - start + 1) / schedule.warmup_steps
+    warm = min(1.0, (start + schedule.warmup_steps) / schedule.steps)
+    rest = max(0.0, progress - warm) / (1.0 - warm) if warm < 1.0 else 1.0
+    return schedule.final_lr + (1.0 - schedule.final_lr) * (1.0 + math.cos(math.pi * rest)) / 2.0
 
 
 def build_optimizers(network: nn.Module, config: OptimizerConfig, dtype: torch.dtype) -> list[Optimizer]:

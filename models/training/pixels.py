@@ -34,9 +34,7 @@ class PixelTask(TokenizerTask):
         if self.encoder_frozen:
             freeze_encoder(network)
         super().__init__(run, network, train, validation, device)
-        self.reconstruction_loss = ReconstructionLoss(
-            run.losses, run.discriminator, self.device, patch=run.network.decoder_patch_size, dtype=self.dtype
-        )
+        self.reconstruction_loss = ReconstructionLoss(run, self.device, dtype=self.dtype)
         if self.reconstruction_loss.adversary is not None:
             self.parts["picture_loss"] = self.reconstruction_loss.adversary
 

@@ -11,15 +11,16 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 
 from models.evaluation.lite0 import CHANNELS, load_lite0, perceptual_distance
-from models.training.config import DiscriminatorConfig, LossConfig
+from models.training.config import TokenizerRun
 from models.training.discriminators import FeatureDiscriminator, PatchDiscriminator
 from models.training.distributed import Objective, accumulate_gradients, data_parallel, mean_of
 from models.training.losses import LeCam, discriminator_loss, generator_loss, grid_loss, mean_logit, pixel_loss
+from models.training.optimizers import learning_rate
 from models.training.published_perceptual import load_published_perceptual
 from models.training.task import Step, autocast
 
@@ -29,30 +30,28 @@ _JITTER = 16
 
 
 class ReconstructionLoss:
-    """The loss of reconstructions, with the discriminator and its optimizer if ``losses`` has an adversarial weight.
+    """The loss of reconstructions, with the discriminator and its optimizer if ``run.losses`` has an adversarial weight.
 
     ``dtype`` is the number format of the perceptual network and the discriminator in training; losses are float32.
     """
 
     def __init__(
         self,
-        losses: LossConfig,
-        discriminator: DiscriminatorConfig,
+        run: TokenizerRun,
         device: torch.device,
         *,
-        patch: int = 16,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.config = losses
-        self._patch = patch
+        self.config = losses = run.losses
+        self._patch = run.network.decoder_patch_size
         self._device, self._dtype = device, dtype
         adversarial = losses.adversarial_weight > 0
         perceptual = losses.perceptual if losses.perceptual_weight > 0 else None
-        on_features = adversarial and discriminator.kind == "features"
+        on_features = adversarial and run.discriminator.kind == "features"
         needs_lite0 = perceptual == "lite0" or losses.semantic_weight > 0 or on_features
         self._lite0 = load_lite0(device) if needs_lite0 else None
         self._published = load_published_perceptual(perceptual, device) if perceptual not in (None, "lite0") else None
-        self.adversary = Adversary(losses, discriminator, device, dtype) if adversarial else None
+        self.adversary = Adversary(run, device, dtype) if adversarial else None
 
     def __call__(self, outputs: Tensor, images: Tensor, step: Step) -> dict[str, Tensor]:
         """Losses of outputs and images [B, 3, S, S] in [0, 1], float32 scalars; ``total`` is their weighted sum."""
@@ -107,11 +106,9 @@ class ReconstructionLoss:
 class Adversary:
     """A discriminator with its optimizer: the adversarial loss and the discriminator's own training."""
 
-    def __init__(
-        self, losses: LossConfig, config: DiscriminatorConfig, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.config = losses
-        self.lr = config.lr
+    def __init__(self, run: TokenizerRun, device: torch.device, dtype: torch.dtype) -> None:
+        self._run, self.config = run, run.losses
+        config = run.discriminator
         self.discriminator = (
             PatchDiscriminator(config.channels)
             if config.kind == "patch"
@@ -139,9 +136,11 @@ class Adversary:
         if not self._seen:
             return {}
         self.discriminator.train().requires_grad_(True)
+        factor = learning_rate(self._run.schedule, step.number, step.progress, start=self.config.adversarial_start)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * step.lr_factor
+            group["lr"] = self._run.discriminator.lr * factor
         found = accumulate_gradients(self._objective, self._seen)
+        nn.utils.clip_grad_norm_(self.discriminator.parameters(), self._run.optimizer.gradient_clip)
         self._seen.clear()
         self.optimizer.step()
         self.optimizer.zero_grad()

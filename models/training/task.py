@@ -20,13 +20,12 @@ N = TypeVar("N", bound=nn.Module)
 @dataclass(frozen=True)
 class Step:
     """A part of a step: the step's ``number`` from 0, the ``progress`` of the run from 0 to 1, the part's own random
-    ``generator``, the ``lr_factor`` on all learning rates, and the number of the ``part`` of the batch.
+    ``generator``, and the number of the ``part`` of the batch.
     """
 
     number: int
     progress: float
     generator: torch.Generator
-    lr_factor: float = 1.0
     part: int = 0
 
 

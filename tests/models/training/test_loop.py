@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from models import load_tokenizer
 from models.data.datasets import InMemoryDataset
 from models.errors import CheckpointError
-from models.training.config import ScheduleConfig, TokenizerRun
-from models.training.loop import Diverged, _Trainer, learning_rate, train
+from models.training.config import TokenizerRun
+from models.training.loop import Diverged, _Trainer, train
 from models.training.pixels import PixelTask
 from models.training.task import Step
 
@@ -86,10 +86,10 @@ def test_training_learns_and_ends_in_a_checkpoint_that_loads(
 ) -> None:
     untrained = PixelTask(tokenizer_run, tiny_photographs, tiny_photographs)
     before = untrained.evaluate(untrained.network.eval())["validation_psnr"]
-    schedule = dataclasses.replace(tokenizer_run.schedule, steps=100, ema_decay=0.9)
+    schedule = dataclasses.replace(tokenizer_run.schedule, steps=150, ema_decay=0.9)
     figures = fit(dataclasses.replace(tokenizer_run, schedule=schedule), tiny_photographs, tmp_path)
-    assert figures["validation_psnr"] > before + 0.3
-    assert figures["images"] == 100 * 8
+    assert figures["validation_psnr"] > before + 0.5
+    assert figures["images"] == 150 * 8
     tokenizer = load_tokenizer("mine", weights=tmp_path / "checkpoint")
     ids = tokenizer.encode(tiny_photographs.images[:3])
     assert ids.shape == (3, 4)
@@ -227,10 +227,3 @@ def test_another_schedule_is_noticed_on_resuming(
     longer = dataclasses.replace(tokenizer_run.schedule, steps=40)
     fit(dataclasses.replace(tokenizer_run, schedule=longer), tiny_photographs, tmp_path, resume=True)
     assert "the schedule differs from the one in the saved state" in caplog.text
-
-
-def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    schedule = ScheduleConfig(steps=100, batch_size=1, warmup_steps=10, final_lr=0.02)
-    assert learning_rate(schedule, 0, 0.0) == pytest.approx(0.1)
-    assert learning_rate(schedule, 50, 0.5) == pytest.approx(0.51)
-    assert learning_rate(schedule, 99, 1.0) == pytest.approx(0.02)

@@ -1,9 +1,10 @@
+import pytest
 import torch
 from torch import nn
 
 from models.networks.titok import TiTok
-from models.training.config import OptimizerConfig, TokenizerRun
-from models.training.optimizers import Muon, build_optimizers, orthogonalised
+from models.training.config import OptimizerConfig, ScheduleConfig, TokenizerRun
+from models.training.optimizers import Muon, build_optimizers, learning_rate, orthogonalised
 
 
 def test_orthogonalised_matrices_keep_directions_and_lose_sizes() -> None:
@@ -74,3 +75,19 @@ def test_frozen_parameters_are_left_out(tokenizer_run: TokenizerRun) -> None:
     muon, adamw = build_optimizers(network, OptimizerConfig(muon_lr=1.0, adamw_lr=1.0), torch.float32)
     moved = {id(p) for each in (muon, adamw) for group in each.param_groups for p in group["params"]}
     assert not moved & {id(p) for p in network.encoder.parameters()}
+
+
+def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
+    schedule = ScheduleConfig(steps=100, batch_size=1, warmup_steps=10, final_lr=0.02)
+    assert learning_rate(schedule, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate(schedule, 9, 0.09) == learning_rate(schedule, 10, 0.1) == pytest.approx(1.0)
+    assert learning_rate(schedule, 55, 0.55) == pytest.approx(0.51)
+    assert learning_rate(schedule, 99, 1.0) == pytest.approx(0.02)
+
+
+def test_a_learning_rate_with_a_start_of_its_own_rises_from_there_and_ends_with_the_run() -> None:
+    schedule = ScheduleConfig(steps=100, batch_size=1, warmup_steps=10, final_lr=0.02)
+    assert learning_rate(schedule, 40, 0.4, start=40) == pytest.approx(0.1)
+    assert learning_rate(schedule, 75, 0.75, start=40) == pytest.approx(0.51)
+    assert learning_rate(schedule, 99, 1.0, start=40) == pytest.approx(0.02)
+    assert learning_rate(schedule, 100, 1.0, start=95) == pytest.approx(0.6)  # a warm-up longer than the run
