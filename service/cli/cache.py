@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
-from service.cli.options import ApiKey, CommandError, Tokenizer, Url, Weights
-from service.cli.terminal import SOME_BROKEN, console, image_progress, say
+from service.cli.options import ApiKey, CommandError, Json, Tokenizer, Url, Weights
+from service.cli.terminal import SOME_BROKEN, console, image_progress, output_console, say
 from service.redis_url import RedisUrl
 from service.settings import Settings, invalid_settings
 
@@ -31,15 +30,14 @@ cache = typer.Typer(help="Inspect, fill and purge the cache of codes in Redis.",
 
 _SOCKET_TIMEOUT = 10.0  # seconds
 _REMOTE_REQUESTS, _LOCAL_IMAGES = 16, 64  # at a time
-_WIDTH = 200  # characters of a table that is not printed on a terminal
 _BROKEN_SHOWN = 20  # broken images listed on a terminal
 
+_REDIS_HELP = "URL of Redis, such as redis://127.0.0.1:6379/0."
 RedisUrlOption = Annotated[
-    str | None, typer.Option(metavar="REDIS_URL", help="URL of Redis (default: TITOK_REDIS_URL).", show_default=False)
+    str | None,
+    typer.Option("--url", "--redis-url", metavar="REDIS_URL", help=_REDIS_HELP, envvar="TITOK_REDIS_URL"),
 ]
-Namespace = Annotated[
-    str | None, typer.Option(help="Prefix of the keys (default: TITOK_CACHE_NAMESPACE).", show_default=False)
-]
+Namespace = Annotated[str | None, typer.Option(help="Prefix of the keys.", envvar="TITOK_CACHE_NAMESPACE")]
 
 
 @cache.command()
@@ -47,9 +45,14 @@ def stats(
     url: RedisUrlOption = None,
     namespace: Namespace = None,
     sample: Annotated[int, typer.Option(min=1, help="Keys per revision to sample for memory and time to live.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Show the cached codes by tokenizer revision, their memory and time to live, and the limits of Redis."""
+    """Show the cached codes by tokenizer revision, their memory and time to live, and the limits of Redis.
+
+    Example:
+
+        titok cache stats --url redis://127.0.0.1:6379/0
+    """
     from service.cache.statistics import collect_statistics
 
     settings = _settings(url, namespace)
@@ -72,17 +75,25 @@ def warm(
     ],
     url: Url = None,
     api_key: ApiKey = None,
-    redis_url: RedisUrlOption = None,
+    redis_url: Annotated[
+        str | None, typer.Option(metavar="REDIS_URL", help=_REDIS_HELP, envvar="TITOK_REDIS_URL")
+    ] = None,
     namespace: Namespace = None,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
-    devices: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N, without --url.")] = None,
+    devices: Annotated[
+        str | None, typer.Option("--device", "--devices", help="auto, cpu, cuda or cuda:N, without --url.")
+    ] = None,
 ) -> None:
     """Fill the cache with the codes of a dataset.
 
     With --url, the service encodes the images and fills its own cache. Otherwise a model is loaded here, with the settings
     of the service (TITOK_*), and writes to Redis. Cached images are skipped. Broken images are listed; the exit code is
     then 3.
+
+    Example:
+
+        titok cache warm photos/ --url http://127.0.0.1:8000
     """
     from service.bulk.sources import open_source  # torch is slow to import
     from service.cli.cache_warming import local_encoder, remote_encoder, warm_cache
@@ -93,7 +104,8 @@ def warm(
         encoder, concurrency = remote_encoder(url, api_key=api_key, concurrency=_REMOTE_REQUESTS), _REMOTE_REQUESTS
     else:
         options = {"tokenizer": tokenizer, "tokenizer_weights": weights, "devices": devices}
-        settings = _settings(redis_url, namespace, generator="off", workers="inline", **options)
+        others: dict[str, str | None] = {"generator": "off", "workers": "inline", **options}
+        settings = _settings(redis_url, namespace, option="--url of a service, or --redis-url", **others)
         _with_redis(settings, lambda client: client.ping())
         encoder, concurrency = local_encoder(settings), min(_LOCAL_IMAGES, settings.queue_images)
     with image_progress("warm", opened.total) as progress:
@@ -123,7 +135,12 @@ def purge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the keys without removing them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Remove codes from the cache, without blocking Redis. Keeps other namespaces and revisions."""
+    """Remove codes from the cache, without blocking Redis. Keeps other namespaces and revisions.
+
+    Example:
+
+        titok cache purge --revision 669c30a356f0 --dry-run
+    """
     from service.cache.purging import Selection, count_codes, purge_codes
 
     if all_of_namespace == (revision is not None or tokenizer is not None):
@@ -145,10 +162,12 @@ def _described(selection: Selection) -> str:
     return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
 
 
-def _settings(redis_url: str | None, namespace: str | None, **others: str | None) -> Settings:
+def _settings(redis_url: str | None, namespace: str | None, *, option: str = "--url", **others: str | None) -> Settings:
     """The service's settings with Redis as the only cache, a longer timeout, and the options that are not None."""
     options = {"redis_url": redis_url, "cache_namespace": namespace, **others}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if not redis_url:
+        raise CommandError(f"no Redis is named: give {option} redis://HOST:6379/0, or set TITOK_REDIS_URL")
     try:
         return Settings(cache="redis", cache_front_entries=0, redis_timeout=1.0, **given)
     except ValidationError as error:
@@ -202,16 +221,14 @@ def _print_statistics(statistics: CacheStatistics) -> None:
             f"{revision.sampled:,}",
             _expiry(revision),
         )
-    output = Console()
-    if not output.is_terminal:
-        output = Console(width=_WIDTH)
+    output = output_console()
     output.print(table)
     if statistics.revisions:
         output.print("bytes: mean MEMORY USAGE of the sampled keys times the number of keys; expires in: sampled keys")
     if statistics.others:
         output.print(f"{statistics.others:,} keys of the namespace are not codes")
     for server in statistics.servers:
-        output.print(_server(server), highlight=False)
+        output.print(_server(server))
 
 
 def _expiry(revision: RevisionStatistics) -> str:

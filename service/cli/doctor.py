@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
 from pydantic import ValidationError
 
 from service.cli.health import ask
+from service.cli.options import Json
 from service.cpu_quota import usable_cores
 from service.http.sockets import listen
 from service.settings import Settings
@@ -31,8 +32,13 @@ class Check:
     advice: str | None = None
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per check.")] = False) -> None:
-    """Check settings, device, weights and ports. The exit code is 1 if the service would not start."""
+def doctor(as_json: Json = False) -> None:
+    """Check settings, device, weights and ports. The exit code is 1 if the service would not start.
+
+    Example:
+
+        TITOK_DEVICES=cuda titok doctor
+    """
     wrong = False
     for check in _checks():
         wrong |= check.verdict == "wrong"
@@ -105,7 +111,7 @@ def _models(settings: Settings) -> Iterator[Check]:
         if isinstance(error.__cause__, CheckpointError):
             yield Check("weights", "wrong", str(error), "Set TITOK_TOKENIZER_WEIGHTS and TITOK_GENERATOR_WEIGHTS.")
         else:
-            yield Check("models", "wrong", str(error), "`titok info` lists the variants.")
+            yield Check("models", "wrong", str(error), "`titok models` lists the variants.")
         return
     yield Check("weights", "ok", f"{info.name} revision {info.revision} from {info.source}")
     if info.generator is not None:

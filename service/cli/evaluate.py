@@ -53,7 +53,12 @@ def evaluate(
     inception_weights: Inception = None,
     npz: Npz = False,
 ) -> None:
-    """Measure reconstruction and generation quality, beside image codecs of equal size."""
+    """Measure reconstruction and generation quality, beside image codecs of equal size.
+
+    Example:
+
+        titok evaluate --data photos/ --output report/
+    """
     # torch is slow to import, and other packages come with the extra
     from models.evaluation.report import write_images, write_report
     from models.evaluation.run import EvaluationSettings

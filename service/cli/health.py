@@ -18,6 +18,10 @@ def health() -> None:
 
     For health checks of containers and service managers: reads TITOK_ADMIN_HOST and TITOK_ADMIN_PORT, and knows nothing of
     flags of `titok serve`. The exit code is 0 if the service is ready, 1 if it is not, or does not answer.
+
+    Example:
+
+        titok health && echo ready
     """
     settings = load_settings()
     if settings.admin_port == 0:

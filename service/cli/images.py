@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
 
-from service.cli.options import ApiKey, CommandError, Tokenizer, Url, Weights, load_settings
-from service.cli.terminal import console, say
+from service.cli.options import ApiKey, CommandError, Json, Tokenizer, Url, Weights, load_settings
+from service.cli.terminal import SOME_BROKEN, console, say
 from service.errors import ServiceError
+from service.imaging.errors import ImageError
 from service.imaging.formats import ACCEPTED_SUFFIXES
 
 if TYPE_CHECKING:
     from service.cli.local_models import LocalModels
-    from service.client import Encoded, TiTokClient
+    from service.client import TiTokClient
     from service.client.calls import Format, GenerateOptions
+    from service.client.results import Encoded, Generated, Reconstruction, Tokenized
 
 _FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _REMOTE_BATCH = 256  # files read and sent before their results are printed
+_CODE_LIKE_OPTION = re.compile(r"-[A-Za-z0-9_-]{15,}")  # longer than any option of ``titok decode``
 
 Output = Annotated[Path, typer.Argument(help="Image file to write: .png, .jpg or .webp; - for standard output (PNG).")]
+Preset = Annotated[str, typer.Option(help="Sampling preset: published, demo or fast.")]
 
 
 def encode(
@@ -35,9 +40,18 @@ def encode(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Encode images to tokens. Prints one line of JSON per image."""
+    """Encode images to tokens. Prints one line of JSON per image.
+
+    Of several images, broken ones are skipped and named on standard error; the exit code is then 3.
+
+    Examples:
+
+        titok encode cat.jpg | jq -r .code
+
+        titok encode photos/ > codes.jsonl
+    """
     paths = [path for given in images for path in _image_files(given)]
-    batch = 1 if url is None else _REMOTE_BATCH
+    batch, broken = 1 if url is None else _REMOTE_BATCH, 0
     with (
         _models(tokenizer, weights, url, api_key) as models,
         Progress(console=console, transient=True, disable=len(paths) < 2) as progress,
@@ -45,11 +59,18 @@ def encode(
         task = progress.add_task("encode", total=len(paths))
         for start in range(0, len(paths), batch):
             part = paths[start : start + batch]
-            with _command_errors(part):
-                results = _encode(models, [_read(path) for path in part])
-            for path, result in zip(part, results, strict=True):
-                typer.echo(json.dumps(_document(path, result)))
+            for path, result in zip(part, _encode(models, part), strict=True):
+                if not isinstance(result, CommandError):
+                    typer.echo(json.dumps(_document(path, result)))
+                elif len(paths) == 1:
+                    raise result
+                else:
+                    broken += 1
+                    say(str(result))
             progress.update(task, advance=len(part))
+    if broken:
+        say(f"{len(paths) - broken} images encoded, {broken} skipped")
+        raise typer.Exit(SOME_BROKEN)
 
 
 def decode(
@@ -60,7 +81,14 @@ def decode(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Decode tokens to an image."""
+    """Decode tokens to an image.
+
+    Examples:
+
+        titok decode "$CODE" cat.png
+
+        titok decode 1,5,4095,... - > cat.png
+    """
     format_ = _format(output)
     tokens = _token_ids(code) if "," in code else code.strip()
     with _command_errors(), _models(tokenizer, weights, url, api_key) as models:
@@ -71,32 +99,56 @@ def decode(
 def generate(
     label: Annotated[str, typer.Argument(metavar="CLASS", help="Class name or id; - for unconditional generation.")],
     output: Output,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed; equal seeds give equal images.")] = None,
-    preset: Annotated[str, typer.Option(help="Sampling preset: published, demo or fast.")] = "demo",
+    n: Annotated[
+        int, typer.Option("-n", "--number", min=1, help="Images; with several, cat.png becomes cat-0.png, ...")
+    ] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the first image; random by default.")] = None,
+    preset: Preset = "demo",
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; by default those of the preset.")] = None,
+    as_json: Json = False,
     tokenizer: Tokenizer = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Generate an image of a class."""
+    """Generate images of a class. Prints each image's seed and code. Equal seeds give equal images.
+
+    Examples:
+
+        titok generate "golden retriever" dog.png --seed 7
+
+        titok generate cat cat.webp -n 4 --preset fast --json
+    """
     options: GenerateOptions = {"preset": preset, "format": _format(output)}
     if seed is not None:
         options["seed"] = seed
+    if steps is not None:
+        options["steps"] = steps
+    if n > 1 and str(output) == "-":
+        raise CommandError("several images cannot be written to standard output: name a file, such as cat.png")
     class_ = None if label == "-" else int(label) if label.isdigit() else label
     with _command_errors(), _models(tokenizer, None, url, api_key) as models:
-        (generated,) = models.generate(class_, **options)
-    _write(output, generated.picture.data)
-    say(f"seed {generated.seed}, code {generated.code}")
+        for generated in models.generate(class_, n=n, **options):
+            path = output if n == 1 else output.with_stem(f"{output.stem}-{generated.index}")
+            _write(path, generated.picture.data)
+            document = _generation_document(path, generated)
+            _print_result(output, document, f"seed {generated.seed}, code {generated.code}", as_json=as_json)
 
 
 def reconstruct(
     image: Annotated[Path, typer.Argument(help="Image file; - for standard input.")],
     output: Output,
+    as_json: Json = False,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Encode, decode and measure quality (PSNR and SSIM)."""
+    """Encode, decode and measure quality. Prints PSNR, SSIM and the code.
+
+    Example:
+
+        titok reconstruct cat.jpg what-the-tokens-keep.png
+    """
     format_ = _format(output)
     with _command_errors([image]), _models(tokenizer, weights, url, api_key) as models:
         result = models.reconstruct(_read(image))
@@ -105,7 +157,19 @@ def reconstruct(
             picture = models.decode(result.code, format=format_)
     _write(output, picture.data)
     psnr = "identical" if result.psnr is None else f"PSNR {result.psnr} dB"
-    say(f"{psnr}, SSIM {result.ssim}, code {result.code}")
+    document = {"psnr": result.psnr, "ssim": result.ssim, **_document(image, result)}
+    _print_result(output, document, f"{psnr}, SSIM {result.ssim}, code {result.code}", as_json=as_json)
+
+
+def with_codes_as_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments of ``titok``: a code of ``titok decode`` that begins with - gets a space, so that it is no option."""
+    if arguments[:1] != ["decode"]:
+        return list(arguments)
+    is_value = [False, *(argument.startswith("--") for argument in arguments[:-1])]  # of the option before it
+    return [
+        f" {argument}" if _CODE_LIKE_OPTION.fullmatch(argument) and not value else argument
+        for argument, value in zip(arguments, is_value, strict=True)
+    ]
 
 
 @contextmanager
@@ -124,12 +188,31 @@ def _models(
     yield LocalModels(tokenizer or settings.tokenizer, weights=weights, settings=settings)
 
 
-def _encode(models: LocalModels | TiTokClient, images: list[bytes]) -> list[Encoded]:
+def _encode(models: LocalModels | TiTokClient, paths: list[Path]) -> list[Encoded | CommandError]:
+    """The tokens of each image, or why it has none. Raises ``CommandError`` for what concerns all images."""
     from service.client import TiTokClient
 
-    if isinstance(models, TiTokClient) and len(images) > 1:
-        return models.encode(images)
-    return [models.encode(image) for image in images]
+    if isinstance(models, TiTokClient) and len(paths) > 1:
+        with suppress(*_broken_image_errors()):
+            return list(models.encode([_read(path) for path in paths]))
+    return [_encode_alone(models, path) for path in paths]
+
+
+def _encode_alone(models: LocalModels | TiTokClient, path: Path) -> Encoded | CommandError:
+    with _command_errors([path]):
+        try:
+            return models.encode(_read(path))
+        except CommandError as error:
+            return error
+        except _broken_image_errors() as error:
+            return CommandError(f"{path}: {error}")
+
+
+def _broken_image_errors() -> tuple[type[Exception], ...]:
+    """Errors that concern one image of several."""
+    from service.client.errors import BadRequest, ContentTooLarge, InvalidRequest, UnsupportedMediaType
+
+    return (CommandError, ImageError, BadRequest, ContentTooLarge, InvalidRequest, UnsupportedMediaType)
 
 
 @contextmanager
@@ -145,22 +228,44 @@ def _command_errors(paths: Sequence[Path] = ()) -> Iterator[None]:
         raise CommandError(": ".join([*map(str, offending), str(error)])) from None
 
 
-def _document(path: Path, encoded: Encoded) -> dict[str, Any]:
+def _document(path: Path, encoded: Encoded | Reconstruction) -> dict[str, Any]:
     return {
         "image": str(path),
-        "tokens": list(encoded.tokens),
-        "code": encoded.code,
-        "model": encoded.model,
-        "revision": encoded.revision,
+        **_tokens_document(encoded),
         "original_size": dict(zip(("width", "height"), encoded.original_size, strict=True)),
     }
+
+
+def _generation_document(path: Path, generated: Generated) -> dict[str, Any]:
+    return {
+        "image": str(path),
+        **_tokens_document(generated),
+        "generator_revision": generated.generator_revision,
+        "class_id": generated.class_id,
+        "class_name": generated.class_name,
+        "seed": generated.seed,
+        "settings": dict(generated.settings),
+    }
+
+
+def _tokens_document(tokenized: Tokenized) -> dict[str, Any]:
+    names = ("code", "model", "revision")
+    return {"tokens": list(tokenized.tokens), **{name: getattr(tokenized, name) for name in names}}
+
+
+def _print_result(output: Path, document: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Prints a line: on standard output, unless that has the image."""
+    typer.echo(json.dumps(document) if as_json else text, err=str(output) == "-")
 
 
 def _image_files(path: Path) -> list[Path]:
     """The path, or the images in and below a folder, sorted by name."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in ACCEPTED_SUFFIXES and file.is_file())
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ACCEPTED_SUFFIXES and file.is_file())
+    if not found:
+        raise CommandError(f"no images in {path}")
+    return found
 
 
 def _read(path: Path) -> bytes:

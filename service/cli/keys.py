@@ -24,7 +24,12 @@ def new(
         str | None, typer.Option(help="Rate limit in images, such as 100/second or '5000 per 10 minutes'.")
     ] = None,
 ) -> None:
-    """Create a key. It is printed once; the service stores its SHA-256 only."""
+    """Create a key. It is printed once; the service stores its SHA-256 only.
+
+    Example:
+
+        titok keys new alice --role encode --rate 100/second
+    """
     if unknown := [given for given in role if given not in ROLES]:
         raise CommandError(f"unknown role {unknown[0][:40]!r}; the roles are {', '.join(ROLES)}")
     roles: list[Role] = [each for each in ROLES if each in role]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -18,6 +19,7 @@ from service.imaging.encoding import encode_image
 from service.imaging.limits import MediaLimits
 from service.imaging.quality import measure_quality
 from service.operations.classes import ClassIndex
+from service.operations.generation import consecutive_seeds
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,23 +56,28 @@ class LocalModels:
         ids = code_format.from_text([tokens]) if isinstance(tokens, str) else np.array([tokens], np.int64)
         return _picture(self._pixels(ids), format)
 
-    def generate(self, class_: Class, **options: Unpack[GenerateOptions]) -> list[Generated]:
-        """A generated image of a class, by ``seed``, ``preset`` and ``format``."""
+    def generate(self, class_: Class, *, n: int = 1, **options: Unpack[GenerateOptions]) -> list[Generated]:
+        """``n`` generated images of a class, by ``seed``, ``preset``, ``steps`` and ``format``."""
         classes = ClassIndex(self._generator.class_names)
         index = classes.resolve(class_)
-        seed, preset = options.get("seed", secrets.randbelow(2**32)), options["preset"]
-        tokens = self._generator.generate([index], seeds=[seed], preset=preset).numpy()
-        generated = Generated(
-            **self._tokenized(tokens),
-            index=0,
-            seed=seed,
-            class_id=index,
-            class_name=None if index is None else classes.names[index][0],
-            generator_revision=self._generator.revision,
-            settings={"preset": preset},
-            picture=_picture(self._pixels(tokens), options["format"]),
-        )
-        return [generated]
+        changes = {"steps": options["steps"]} if "steps" in options else {}
+        settings = self._generator.settings(options["preset"], **changes)
+        seed = options.get("seed", secrets.randbelow(2**32))
+        seeds = consecutive_seeds(seed, n)
+        tokens = self._generator.generate([index] * n, seeds=seeds, preset=options["preset"], **changes).numpy()
+        return [
+            Generated(
+                **self._tokenized(row[None]),
+                index=position,
+                seed=seeds[position],
+                class_id=index,
+                class_name=None if index is None else classes.names[index][0],
+                generator_revision=self._generator.revision,
+                settings=asdict(settings),
+                picture=_picture(self._pixels(row[None]), options["format"]),
+            )
+            for position, row in enumerate(tokens)
+        ]
 
     def reconstruct(self, image: bytes) -> Reconstruction:
         """An image after encoding and decoding, with its quality."""

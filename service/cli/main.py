@@ -1,6 +1,5 @@
 """The ``titok`` command."""
 
-import json
 import sys
 from typing import Annotated, Any
 
@@ -11,9 +10,10 @@ from service.cli.cache import cache
 from service.cli.doctor import doctor
 from service.cli.evaluate import evaluate
 from service.cli.health import health
-from service.cli.images import decode, encode, generate, reconstruct
+from service.cli.images import decode, encode, generate, reconstruct, with_codes_as_arguments
 from service.cli.keys import keys
-from service.cli.options import CommandError, Tokenizer, load_settings
+from service.cli.models import info, models
+from service.cli.options import CommandError, load_settings
 from service.cli.pull import pull
 from service.cli.terminal import say
 from service.cli.tokenize import tokenize
@@ -26,11 +26,10 @@ from service.version import VERSION
 app = typer.Typer(
     name="titok",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (encode, decode, generate, reconstruct, tokenize, pull, health, doctor, verify, evaluate):
+for command in (encode, decode, generate, reconstruct, tokenize, pull, health, doctor, verify, evaluate, models, info):
     app.command()(command)
 app.add_typer(train, name="train")
 app.add_typer(cache, name="cache")
@@ -45,7 +44,7 @@ _CORRECTABLE = (
 def main() -> None:
     """Runs the command. Prints errors that the user can correct as one line, without a traceback."""
     try:
-        app(prog_name="titok")
+        app(prog_name="titok", args=with_codes_as_arguments(sys.argv[1:]))
     except _CORRECTABLE as error:
         message = missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
         if message is None:
@@ -70,10 +69,10 @@ def _titok(
 
 
 def _setting(name: str) -> Any:
-    """The command-line option of a setting, with the setting's description and default."""
+    """The command-line option of a setting: its description, environment variable and default."""
     setting = Settings.model_fields[name]
     default = False if setting.default is None else str(setting.default)
-    return typer.Option(help=setting.description, show_default=default)
+    return typer.Option(help=f"{setting.description} (env var: TITOK_{name.upper()})", show_default=default)
 
 
 @app.command()
@@ -97,35 +96,14 @@ def serve(
 
     Every setting is an environment variable as well, such as TITOK_PORT for --port. docs/configuration.md lists those
     without an option.
+
+    Examples:
+
+        titok serve --port 9000
+
+        titok serve --tokenizer titok-l-32 --devices cuda
     """
     flags = {name: value for name, value in locals().items() if value is not None}
     from service.processes.serve import serve as run  # the web framework is slow to import
 
     raise typer.Exit(run(load_settings(**flags)))
-
-
-@app.command()
-def info(tokenizer: Tokenizer = None) -> None:
-    """List the model variants, or load one and describe it."""
-    if tokenizer is None:
-        from models.checkpoints.registry import GENERATORS, TOKENIZERS
-
-        for name, variant in TOKENIZERS.items():
-            notes = [f"rFID {variant.rfid}"] if variant.rfid else []
-            notes += ["with generator"] if name in GENERATORS else []
-            typer.echo(f"{name:<22} {variant.weights!s:<62} {', '.join(notes)}")
-        typer.echo(f"titok-service {VERSION}")
-        return
-    from models import load_tokenizer
-
-    model = load_tokenizer(tokenizer)
-    description = {
-        "name": model.name,
-        "revision": model.revision,
-        "source": model.source,
-        "parameters": model.num_parameters,
-        "image_size": model.image_size,
-        "num_tokens": model.num_tokens,
-        "codebook_size": model.codebook_size,
-    }
-    typer.echo(json.dumps(description, indent=2))

@@ -37,4 +37,5 @@ Url = Annotated[
     ),
 ]
 ApiKey = Annotated[str | None, typer.Option(help="API key for --url.", envvar="TITOK_API_KEY")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str, typer.Option("--device", "--devices", help="auto, cpu, cuda or cuda:N.")]

@@ -10,6 +10,10 @@ def pull() -> None:
 
     Weights of the Hugging Face hub are kept in HF_HOME. A service with the same settings and HF_HUB_OFFLINE=1 then starts
     without a network.
+
+    Example:
+
+        TITOK_TOKENIZER=titok-l-32 titok pull
     """
     from service.inference.device import load_models  # torch is slow to import
 

@@ -11,10 +11,18 @@ SOME_BROKEN = 3
 
 console = Console(stderr=True)
 
+_WIDTH = 200  # characters of a table that is not printed on a terminal
+
 
 def say(text: str, *, style: str | None = None) -> None:
     """Prints a message as it is: without markup, highlighting or line breaks."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def output_console() -> Console:
+    """Standard output, wide enough for tables where it is no terminal."""
+    output = Console(highlight=False)
+    return output if output.is_terminal else Console(highlight=False, width=_WIDTH)
 
 
 @contextmanager

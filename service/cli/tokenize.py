@@ -82,6 +82,12 @@ def tokenize(
     """Tokenize a dataset. Rerun the command to resume; the output is byte-identical.
 
     Broken images are skipped and listed in DEST/errors.jsonl; the exit code is then 3.
+
+    Examples:
+
+        titok tokenize photos/ tokens/ --crops ten
+
+        titok tokenize 's3://bucket/train-*.tar' tokens/ --format webdataset --tokenizer titok-l-32
     """
     from service.bulk.crops import Crops
     from service.bulk.sources import open_source

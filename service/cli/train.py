@@ -34,8 +34,22 @@ Threads = Annotated[int | None, typer.Option(help="Threads per operation (defaul
 Resume = Annotated[bool, typer.Option(help="Resume from the training state in --output, if there is one.")]
 
 
-@train.command("generator", help="Train a class-conditional generator on the tokens of a trained tokenizer.")
-@train.command("tokenizer", help="Train a tokenizer; the config selects stage-1, stage-2 or one-stage training.")
+_GENERATOR_HELP = """Train a class-conditional generator on the tokens of a trained tokenizer.
+
+Example:
+
+    titok train generator titok-mini-32-generator --data photos/ --output runs/generator
+"""
+_TOKENIZER_HELP = """Train a tokenizer; the config selects stage-1, stage-2 or one-stage training.
+
+Example:
+
+    titok train tokenizer titok-mini-32 --data photos/ --output runs/tokenizer --max-minutes 60
+"""
+
+
+@train.command("generator", help=_GENERATOR_HELP)
+@train.command("tokenizer", help=_TOKENIZER_HELP)
 def run(
     context: typer.Context,
     config: Config,

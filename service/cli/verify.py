@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.options import Json
+
 if TYPE_CHECKING:
     from models.verification import Comparison, Verification
 
@@ -22,11 +24,15 @@ def verify(
         Path | None, typer.Option(help="Folder with the images of published tokens.", file_okay=False)
     ] = None,
     sha256: Annotated[str | None, typer.Option(help="Expected SHA-256 of the file, 64 hexadecimal digits.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check that weights are the published ones.
 
     Exit code 0: proven; 1: they differ, or an error; 3: they load, but nothing proves it.
+
+    Example:
+
+        titok verify titok-l-32
     """
     from models.verification import Verdict, verify_tokenizer  # torch is slow to import
 

@@ -171,7 +171,7 @@ def test_purge_counts_keys_and_asks_for_confirmation_on_a_terminal(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["stats"], "needs TITOK_REDIS_URL"),
+        (["stats"], "or set TITOK_REDIS_URL"),
         (["stats", "--url", "http://localhost"], "a Redis URL begins with"),
         (["stats", "--url", "unix:///nowhere.sock"], "Redis: "),
         (["purge", "--url", "unix:///nowhere.sock"], "specify what to remove"),

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
+from service.cli.images import with_codes_as_arguments
+from service.cli.main import app
 from service.version import VERSION
 from tests.in_process import run_in_process
 
@@ -44,10 +50,68 @@ def test_equal_seeds_generate_equal_images(run: Run, tmp_path: Path) -> None:
     assert b"seed 3" in piped.stderr
 
 
-def test_info_lists_the_variants_and_describes_one(run: Run) -> None:
-    assert b"titok-l-32" in run("info").stdout
-    facts = json.loads(run("info", "--tokenizer", "titok-mini-32").stdout)
+def test_several_images_are_generated_as_json_lines(run: Run, tmp_path: Path) -> None:
+    several = run("generate", "cat", tmp_path / "cat.png", "-n", "2", "--steps", "3", "--seed", "3", "--json")
+    first, second = (json.loads(line) for line in several.stdout.splitlines())
+    assert [first["seed"], second["seed"]] == [3, 4]
+    assert first["settings"]["steps"] == 3
+    assert second["image"] == str(tmp_path / "cat-1.png")
+    assert run("decode", second["code"], tmp_path / "decoded.png").returncode == 0
+    assert (tmp_path / "decoded.png").read_bytes() == (tmp_path / "cat-1.png").read_bytes()
+    alone = run("generate", "cat", tmp_path / "alone.png", "--steps", "3", "--seed", "4")
+    assert alone.stdout.decode() == f"seed 4, code {second['code']}\n"
+
+
+def test_a_code_that_begins_with_a_hyphen_is_no_option(run: Run, tmp_path: Path) -> None:
+    code = "-h" + "A" * 62
+    assert run("decode", code, tmp_path / "one.png").returncode == 0
+    assert run("decode", "--tokenizer", "titok-mini-32", code, tmp_path / "two.png").returncode == 0
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert b"No such option" in run("decode", "--tokeniser", "x", code, tmp_path / "two.png").stderr
+
+
+def test_models_lists_the_variants_in_aligned_columns(run: Run) -> None:
+    header, *rows = run("models").stdout.decode().splitlines()
+    assert all(row[header.index("weights") - 1] == " " != row[header.index("weights")] for row in rows)
+    listed = {row["name"]: row for row in json.loads(run("models", "--json").stdout)}
+    assert [row.split()[0] for row in rows] == list(listed)
+    assert (listed["titok-l-32"]["num_tokens"], listed["titok-l-32"]["rfid"]) == (32, 2.21)
+
+
+def test_info_describes_a_tokenizer(run: Run) -> None:
+    facts = json.loads(run("info", "titok-mini-32").stdout)
     assert (facts["num_tokens"], facts["codebook_size"], facts["image_size"]) == (32, 4096, 128)
+    assert run("info").stdout == run("info", "--tokenizer", "titok-mini-32").stdout
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        nested = hasattr(command, "commands")
+        yield from commands(command, (*path, name)) if nested else [((*path, name), command)]
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), [pytest.param(*one, id=" ".join(one[0])) for one in commands(typer.main.get_command(app))]
+)
+def test_the_examples_of_a_help_text_are_accepted(path: tuple[str, ...], command: Any) -> None:
+    examples = re.findall(r"^ *(?:\w+=\S+ )?titok (.+)$", command.help, re.MULTILINE)
+    assert examples
+    for example in examples:
+        arguments = shlex.split(re.split(r" [|>&]", example)[0])
+        assert tuple(arguments[: len(path)]) == path
+        command.make_context(" ".join(path), with_codes_as_arguments(arguments)[len(path) :], resilient_parsing=False)
+
+
+def test_broken_images_of_several_are_skipped_and_named(run: Run, jpeg: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    (tmp_path / "b.jpg").write_bytes(jpeg)
+    ended = run("encode", tmp_path, "/nowhere.jpg")
+    assert ended.returncode == 3
+    (line,) = ended.stdout.splitlines()
+    assert json.loads(line)["image"] == str(tmp_path / "b.jpg")
+    assert f"{tmp_path / 'a.jpg'}: " in ended.stderr.decode()
+    assert b"cannot read /nowhere.jpg" in ended.stderr
+    assert b"1 images encoded, 2 skipped" in ended.stderr
 
 
 def test_the_installed_command_shows_its_version(titok: Path) -> None:
@@ -68,6 +132,12 @@ def test_h_shows_help(run: Run, command: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["encode", "EMPTY"], "no images in EMPTY"),
+        (["generate", "cat", "-", "-n", "2"], "several images cannot be written to standard output"),
+        (["generate", "cat", "x.png", "--steps", "1000"], "out of range 1..256"),
+        (["info", "titok-b-64", "--tokenizer", "titok-l-32"], "two tokenizers are named"),
+        (["cache", "stats"], "no Redis is named: give --url redis://"),
+        (["cache", "warm", str(Path(__file__).parents[2] / "docs/images")], "--redis-url redis://"),
         (["encode", "/nowhere.jpg"], "cannot read /nowhere.jpg: No such file or directory"),
         (["encode", __file__], "is not an image: it looks like text"),
         (["decode", "AAAA", "x.png"], "64 characters, not 4"),
@@ -79,8 +149,9 @@ def test_h_shows_help(run: Run, command: list[str]) -> None:
         (["info", "--tokenizer", "titok-x"], "no tokenizer is called 'titok-x'"),
     ],
 )
-def test_errors_are_one_line(run: Run, arguments: list[str], message: str) -> None:
-    ended = run(*arguments)
+def test_errors_are_one_line(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    ended = run(*(argument.replace("EMPTY", str(tmp_path)) for argument in arguments))
+    message = message.replace("EMPTY", str(tmp_path))
     assert ended.returncode == 1
     shown = " ".join(ended.stderr.decode().split())
     assert message in shown

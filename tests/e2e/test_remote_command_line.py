@@ -39,6 +39,15 @@ def test_a_folder_and_standard_input_are_encoded_by_the_service(server: Server, 
         assert [tuple(line["tokens"]) for line in lines] == [result.tokens for result in client.encode([*names, jpeg])]
 
 
+def test_broken_images_of_several_are_skipped_and_named(server: Server, folder: Path) -> None:
+    ended = run_in_process("encode", __file__, folder / "a.jpg", "/nowhere.jpg", "--url", server.url)
+    assert ended.returncode == 3
+    (line,) = ended.stdout.splitlines()
+    assert json.loads(line)["image"] == str(folder / "a.jpg")
+    assert f"{__file__}: " in ended.stderr.decode()
+    assert b"cannot read /nowhere.jpg" in ended.stderr
+
+
 def test_remote_and_local_answers_are_the_same(exact_server: Server, folder: Path, tmp_path: Path) -> None:
     here = run_in_process("encode", folder, TITOK_DTYPE="float32")
     there = run_in_process("encode", folder, TITOK_URL=exact_server.url)
@@ -51,10 +60,10 @@ def test_remote_and_local_answers_are_the_same(exact_server: Server, folder: Pat
         code = json.loads(here.stdout.splitlines()[0])["code"]
         assert run("decode", code, tmp_path / f"{place}.png").returncode == 0
         made = run("generate", "cat", tmp_path / f"{place}.webp", "--seed", "3", "--preset", "fast")
-        assert b"seed 3, code " in made.stderr
+        assert made.stdout.startswith(b"seed 3, code ")
         kept = run("reconstruct", folder / "b.png", tmp_path / f"{place}.jpg")
         assert kept.returncode == 0, kept.stderr
-        (tmp_path / f"{place}.txt").write_bytes(made.stderr + kept.stderr)
+        (tmp_path / f"{place}.txt").write_bytes(made.stdout + kept.stdout)
         for suffix, image_format in (("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG")):
             with Image.open(tmp_path / f"{place}.{suffix}") as picture:
                 assert picture.format == image_format
@@ -94,11 +103,11 @@ main()
         (["decode", "AAAA", "x.png", "--url", "URL"], "64 characters, not 4"),
         (["generate", "catt", "x.png", "--url", "URL"], "Did you mean"),
         (["encode", "/nowhere.jpg", "--url", "URL"], "cannot read /nowhere.jpg"),
-        (["encode", "FOLDER/a.jpg", __file__, "--url", "URL"], f"{__file__}: "),
+        (["encode", __file__, "--url", "URL"], f"{__file__}: "),
         (["encode", "FOLDER/notes.txt"], "FOLDER/notes.txt: "),
         (["decode", "A" * 64, "x.png", "--url", "127.0.0.1"], "begins with http://"),
     ],
-    ids=["a short code", "a class", "no file", "a file of several", "a local file", "an address"],
+    ids=["a short code", "a class", "no file", "no image", "a local file", "an address"],
 )
 def test_errors_are_one_line_that_names_the_cause(
     server: Server, folder: Path, arguments: list[str], message: str
