@@ -10,3 +10,6 @@ Ids: TypeAlias = NDArray[np.int64]
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """RGB images, values 0..255."""
+
+Latents: TypeAlias = NDArray[np.float32]
+"""Latent vectors, or the moments of a VAE's posterior."""

@@ -10,7 +10,7 @@
 A prefix-decodable tokenizer also decodes the first L ids of an image, ``ids[:, :L]``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.arrays import Ids, Pixels
-from models.checkpoints.configuration import tokenizer_config
-from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_checkpoint
+from models.arrays import Ids, Latents, Pixels
+from models.checkpoints.loading import Checkpoint, HubFile, open_checkpoint
 from models.checkpoints.registry import TOKENIZERS
+from models.checkpoints.tokenizer_network import load_tokenizer_network
 from models.codes.code_format import PAD, CodeFormat, lengths_of
-from models.errors import CheckpointError, UnknownVariantError
+from models.codes.latents import LatentFormat
+from models.errors import UnknownVariantError
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
-from models.networks.skip_init import skip_init
 from models.networks.titok import TiTok
 from models.preprocessing_options import PREPROCESSING_VERSION
 from models.runtime.cpu_threads import BatchSplitter
@@ -86,16 +86,26 @@ class Tokenizer:
         # Images are re-encoded in float32: a variant of the function of its own, unless all are encoded so.
         self._exact_variant = 0 if self.precision.encoder.is_exact else 1
         exact_variants = [(1,)] if self._is_batch_invariant and self._exact_variant else []
+        self._latent_encoder = GraphedFunction(self._encode_latents, example=self._example_images)
         self.encoder = GraphedFunction(
             self._encode,
-            example=lambda size: torch.zeros(size, *self._image_shape, dtype=torch.uint8, device=device),
+            example=self._example_images,
             variants=lambda size: [(0,), *(exact_variants if size == 1 else [])],
         )
+        if not self.is_discrete:
+            self.encoder = self._latent_encoder  # recorded in its place
         self.decoder = GraphedFunction(
             self._decode,
-            example=lambda size: torch.zeros(size, self.num_tokens, dtype=torch.int64, device=device),
+            example=self._example_tokens,
             variants=lambda _: [(0,), (1,)] if self.min_tokens < self.num_tokens else [(0,)],
         )
+
+    def _example_images(self, size: int) -> Tensor:
+        return torch.zeros(size, *self._image_shape, dtype=torch.uint8, device=self.device)
+
+    def _example_tokens(self, size: int) -> Tensor:
+        shape = (self.num_tokens,) if self.is_discrete else self.latent_format.shape
+        return torch.zeros(size, *shape, dtype=torch.int64 if self.is_discrete else torch.float32, device=self.device)
 
     @property
     def _image_shape(self) -> tuple[int, int, int]:
@@ -106,6 +116,11 @@ class Tokenizer:
         """The packed format of this tokenizer's ids. Raises ``TypeError`` for a VAE variant."""
         self._require_codes()
         return CodeFormat(self.num_tokens, self.codebook_size, self.min_tokens)
+
+    @property
+    def latent_format(self) -> LatentFormat:
+        """The format of this tokenizer's latents."""
+        return LatentFormat(self.num_tokens, self.token_size, is_posterior=not self.is_discrete)
 
     @property
     def codebook(self) -> Tensor:
@@ -186,10 +201,10 @@ class Tokenizer:
         """Measures ``tolerance`` on this device: the change of margins of some images between batch sizes.
 
         If ``seconds`` pass before all sizes are measured, a CPU encodes in parts of measured sizes, and a GPU keeps the
-        default. Does nothing for a format that is not batch-invariant.
+        default. Does nothing for a format that is not batch-invariant, or for a VAE.
         """
         pixels, sizes = self._as_pixels(images), list(sizes)
-        if not self._is_batch_invariant:
+        if not self._is_batch_invariant or not self.is_discrete:
             return
         self._max_part = None
         measured = measure_tolerance(
@@ -208,10 +223,33 @@ class Tokenizer:
             return
         self.tolerance = measured.tolerance
 
+    def latents(self, images: Images, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """Images uint8 [B, S, S, 3] -> float32 [B, K, C] before quantization; for a VAE the posterior's mean, or with B
+        ``seeds`` in 0..2**63-1 a sample for each image.
+
+        Between batch sizes they differ by the rounding of float32; the noise of a seed is always the same. Raises
+        ``ValueError`` for another shape or dtype, and for seeds of a variant that is no VAE.
+        """
+        encoded = self.submit_latents(images)()
+        return torch.from_numpy(self.latent_format.latents_of(encoded.numpy(), seeds))
+
     @torch.inference_mode()
-    def latents(self, images: Images) -> Tensor:
-        """Images uint8 [B, S, S, 3] -> float32 [B, K, C] before quantization; for a VAE the posterior's mean."""
-        return self._latents(self._as_pixels(images).to(self.device), self._encoding).cpu()
+    def submit_latents(self, images: Images) -> Pending:
+        """Starts to encode images uint8 [B, S, S, 3] to latents float32 [B, K, C], or for a VAE to the moments of the
+        posterior, mean and log-variance [B, K, 2C]. The returned function waits for them; see :meth:`submit_encode`.
+        """
+        pixels = self._as_pixels(images)
+        if len(pixels) == 0:
+            return lambda: torch.empty(0, *self.latent_format.encoded_shape)
+        pending = self._submit(pixels, self._latent_encoder)
+        return lambda: pending()[0]
+
+    def _encode_latents(self, images: Tensor) -> tuple[Tensor]:
+        """Images uint8 [B, S, S, 3] on the device -> latents or moments; see :meth:`submit_latents`."""
+        if self.is_discrete or not isinstance(self._network, TiTok):
+            return (self._latents(images, self._encoding),)
+        with self._encoding:
+            return (torch.cat(self._network.posterior(_to_float(images)), dim=2),)
 
     @torch.inference_mode()
     def distances(self, images: Images) -> Tensor:
@@ -225,7 +263,7 @@ class Tokenizer:
             distances: Tensor = self._network.quantize.distances(latents.flatten(0, 1))
         return distances.view(*latents.shape[:2], -1).cpu()
 
-    def decode(self, tokens: Tensor | Ids) -> Tensor:
+    def decode(self, tokens: Tensor | Ids | Latents) -> Tensor:
         """Ids int [B, K] in 0..V-1, or a VAE variant's latents float32 [B, K, C] -> images uint8 [B, S, S, 3].
 
         A prefix-decodable tokenizer decodes the first ids of an image, too: [B, L] for L from ``min_tokens`` to K, and
@@ -237,7 +275,7 @@ class Tokenizer:
         return self.submit_decode(tokens)()
 
     @torch.inference_mode()
-    def submit_decode(self, tokens: Tensor | Ids, *, into: Tensor | None = None) -> Pending:
+    def submit_decode(self, tokens: Tensor | Ids | Latents, *, into: Tensor | None = None) -> Pending:
         """Starts to decode (see :meth:`decode`); the returned function waits for the images.
 
         They are written to the host tensor ``into`` if given. The next batch can be submitted meanwhile.
@@ -348,29 +386,10 @@ def load_tokenizer(
 def build_tokenizer(name: str, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> Tokenizer:
     """Builds a tokenizer from a checkpoint in memory. See :func:`load_tokenizer`."""
     return Tokenizer(
-        load_network(name, checkpoint),
+        load_tokenizer_network(name, checkpoint),
         name=name,
         digest=checkpoint.digest(),
         source=checkpoint.source,
         device=torch.device(device),
         dtype=dtype,
     )
-
-
-def load_network(name: str, checkpoint: Checkpoint) -> TiTok | MaskGITVQGAN:
-    """The network of a variant, or of the checkpoint's ``config.json``, with the checkpoint's weights."""
-    with skip_init():
-        network = _build_network(name, checkpoint)
-    load_strictly(network, checkpoint)
-    return network
-
-
-def _build_network(name: str, checkpoint: Checkpoint) -> TiTok | MaskGITVQGAN:
-    published = TOKENIZERS[name].config if name in TOKENIZERS else None
-    if isinstance(published, MaskGITVQGANConfig):
-        return MaskGITVQGAN(published)
-    if checkpoint.config is not None:
-        return TiTok(tokenizer_config(checkpoint.config))
-    if published is not None:
-        return TiTok(published)
-    raise CheckpointError(f"{checkpoint.source} has no config.json beside it, and {name!r} is not a published variant")

@@ -8,10 +8,10 @@ from torch import nn
 
 from models.checkpoints.loading import Checkpoint, open_checkpoint
 from models.checkpoints.registry import TOKENIZERS
+from models.checkpoints.tokenizer_network import load_tokenizer_network
 from models.errors import CheckpointError
 from models.networks.maskgit_vqgan import MaskGITVQGAN
 from models.networks.titok import TiTok
-from models.tokenizer import load_network
 from models.training.config import TokenizerRun
 from models.training.initialisation import initialise_tokenizer, load_into_larger
 
@@ -47,7 +47,7 @@ def load_tokenizer_weights(source: str) -> Checkpoint:
 def load_frozen_tokenizer(source: str, device: torch.device | str = "cpu") -> FrozenTokenizer:
     """A frozen tokenizer by a variant's name, a file, a folder or a hub id. Raises ``CheckpointError``."""
     checkpoint = load_tokenizer_weights(source)
-    network = load_network(source, checkpoint)
+    network = load_tokenizer_network(source, checkpoint)
     if not isinstance(network, TiTok) or network.config.quantize_mode != "vq":
         raise CheckpointError(f"{source} is not a TiTok tokenizer with codes")
     return FrozenTokenizer(_frozen(network, device), checkpoint.digest())
@@ -55,7 +55,9 @@ def load_frozen_tokenizer(source: str, device: torch.device | str = "cpu") -> Fr
 
 def load_vqgan(source: str, device: torch.device | str = "cpu") -> MaskGITVQGAN:
     """MaskGIT-VQGAN, frozen, from a variant's name, a file or a hub id. Raises ``CheckpointError``."""
-    network = load_network(source if source in TOKENIZERS else PROXY_TOKENIZER, load_tokenizer_weights(source))
+    network = load_tokenizer_network(
+        source if source in TOKENIZERS else PROXY_TOKENIZER, load_tokenizer_weights(source)
+    )
     if not isinstance(network, MaskGITVQGAN):
         raise CheckpointError(f"{source} is not a MaskGIT-VQGAN")
     return _frozen(network, device)

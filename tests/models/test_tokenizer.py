@@ -177,3 +177,23 @@ def test_the_shortest_code_is_the_variants(short_codes: np.ndarray) -> None:
         tiny_tokenizer(min_tokens=1).decode(np.array([[3, PAD, 3]]))
     with pytest.raises(CodeError, match="an image has 16 token ids, not 8"):
         tiny_tokenizer().decode(short_codes[:1, :8])
+
+
+def test_a_vae_gives_the_mean_of_its_posterior_or_a_sample_by_seed() -> None:
+    vae = tiny_tokenizer(quantize_mode="vae")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    posterior = vae._network.posterior(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0)
+    assert torch.allclose(vae.latents(pixels), posterior.mean, atol=1e-5)
+    assert torch.allclose(vae.submit_latents(pixels)(), torch.cat(posterior, dim=2), atol=1e-5)
+    samples = vae.latents(pixels, seeds=[4, 5, 6])
+    alone = torch.cat([vae.latents(pixels[row : row + 1], seeds=[4 + row]) for row in range(3)])
+    assert torch.allclose(samples, alone, atol=1e-5)
+    noise = (samples - posterior.mean) / posterior.std
+    assert 0.5 < float(noise.std()) < 1.5
+    vae.calibrate(pixels, [2], seconds=1.0)  # has no decisions to calibrate
+    assert vae.latents(pixels[:0]).shape == (0, 16, 5)
+
+
+def test_only_a_vae_has_samples(tokenizer: Tokenizer, images: np.ndarray) -> None:
+    with pytest.raises(CodeError, match="only a VAE"):
+        tokenizer.latents(images[:1], seeds=[1])
