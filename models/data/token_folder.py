@@ -109,19 +109,25 @@ def _with_manifest(path: Path, asked: TokenShape) -> TokenFolder:
         shape = TokenShape(tokenizer["num_tokens"], views, tokenizer["codebook_size"])
         identity = TokenizerIdentity(tokenizer["name"], tokenizer["weights"], tokenizer["revision"])
         classes = document["source"].get("classes")
-        described = [file for shard in document["shards"] for file in shard["files"]]
-        files = {path / file["name"]: (file["bytes"], file["sha256"]) for file in described}
+        shards = [
+            (shard["images"] * views, {path / file["name"]: (file["bytes"], file["sha256"]) for file in shard["files"]})
+            for shard in document["shards"]
+        ]
     except OSError as error:
         raise DataError(f"cannot read {manifest}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{manifest} is not the manifest of tokens: {error!r}") from error
+    files = {name: described for _, one in shards for name, described in one.items()}
     _check_files(files)
     _check_shape(manifest, shape, asked)
     suffix, reader = suffix_and_reader
-    shards = [reader(file, shape) for file in files if file.name.endswith(suffix) and not _is_beside(file)]
-    return TokenFolder(
-        path, document["output"]["format"], tuple(shards), shape, identity, classes and tuple(classes), files
+    readers = tuple(
+        reader(file, shape, crops)
+        for crops, one in shards
+        for file in one
+        if file.name.endswith(suffix) and not _is_beside(file)
     )
+    return TokenFolder(path, document["output"]["format"], readers, shape, identity, classes and tuple(classes), files)
 
 
 def _check_files(files: dict[Path, tuple[int, str]]) -> None:

@@ -82,13 +82,19 @@ class TokenShape:
 
 @dataclass(frozen=True)
 class TokenShard(ABC):
-    """A file of tokens at ``path``; ``shape`` is what is known of it. Reading raises ``DataError`` for any defect."""
+    """A file of tokens at ``path``; ``shape`` and ``crops``, their number, are what is known of it.
+
+    Reading raises ``DataError`` for any defect.
+    """
 
     path: Path
     shape: TokenShape = TokenShape()
+    crops: int | None = None
 
     def count(self) -> int:
-        """Number of crops. Archives and JSON lines are read to the end for it."""
+        """Number of crops. If it is not known, archives and JSON lines are read to the end for it."""
+        if self.crops is not None:
+            return self.crops
         with _reading(self.path):
             return self._count()
 

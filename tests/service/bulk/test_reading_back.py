@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from models.data.token_shards import FORMATS, TokenShape
 from models.errors import DataError
 from service.bulk.job import Crops
 from tests.service.bulk.data_sets import CLASSES, broken_images, folder_of, images, job, rows_of, run
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture(scope="module", params=[Crops(), Crops("ten")], ids=["centre", "ten"])
@@ -104,3 +107,16 @@ def test_an_output_without_its_manifest_is_read(source: Path, tmp_path: Path) ->
     folder = open_tokens(tmp_path)
     assert shown(folder.rows()) == expected
     assert folder.tokenizer is None
+
+
+def test_the_training_loop_of_the_documentation(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (loop,) = re.findall(r"```python\n(.*?)```", (DOCS / "tokens.md").read_text(), flags=re.DOTALL)
+    assert len(loop.splitlines()) <= 20
+    tokenized(source, tmp_path / "tokens", format="npy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(DOCS / "examples")
+    exec(loop.replace("num_workers=1", "num_workers=0").replace("range(10)", "range(2)"), {})  # noqa: S102
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", capsys.readouterr().out)]
+    assert losses[1] < losses[0]
