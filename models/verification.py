@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.checkpoints.loading import Checkpoint, HubFile, open_checkpoint
+from models.checkpoints.loading import Checkpoint, HubFile, is_finite, open_checkpoint
 from models.checkpoints.registry import TOKENIZERS
 from models.errors import CheckpointError, ConfigError, UnknownVariantError, UnreadableCheckpoint
 from models.preprocess import to_rgb
@@ -148,18 +148,16 @@ def verify_tokenizer(
         return replace(found, reasons=(str(error), *_checksum_complaints(found, sha256)))
     if variant is not None and variant.config is not None:
         checkpoint = replace(checkpoint, config=None)  # the published shape, whatever config.json is beside it
-    not_finite = _not_finite(checkpoint)
-    found = replace(_describe(name, checkpoint), finite=not not_finite)
-    complaints = [*_checksum_complaints(found, sha256), *not_finite]
+    found = replace(_describe(name, checkpoint), finite=all(map(is_finite, checkpoint.tensors.values())))
+    complaints = _checksum_complaints(found, sha256)
     try:
         tokenizer = build_tokenizer(name, checkpoint)
     except (CheckpointError, ConfigError) as error:
         return replace(found, reasons=(*complaints, str(error)))
-    if found.finite:
-        round_trip, complaint = _round_trip(tokenizer)
-        complaints += [complaint] if complaint else []
-        compared = tuple(_compare(tokenizer, one, images) for one in known.get(name, ())) if images else ()
-        found = replace(found, round_trip=round_trip, comparisons=compared)
+    round_trip, complaint = _round_trip(tokenizer)
+    complaints += [complaint] if complaint else []
+    compared = tuple(_compare(tokenizer, one, images) for one in known.get(name, ())) if images else ()
+    found = replace(found, round_trip=round_trip, comparisons=compared)
     return _judge(found, complaints, sha256=sha256, known=known.get(name, ()))
 
 
@@ -187,13 +185,6 @@ def _checksum_complaints(found: Verification, sha256: str | None) -> list[str]:
     if sha256 is None or sha256.lower() == found.sha256:
         return []
     return [f"the file's SHA-256 is {found.sha256}, not {sha256.lower()}"]
-
-
-def _not_finite(checkpoint: Checkpoint) -> list[str]:
-    bad = [name for name, tensor in checkpoint.tensors.items() if not bool(tensor.isfinite().all())]
-    if not bad:
-        return []
-    return [f"{len(bad)} of {len(checkpoint.tensors)} tensors hold values that are not finite; first: {bad[0]}"]
 
 
 # --- encoding and decoding -------------------------------------------------------------------------------------------

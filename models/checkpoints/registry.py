@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from models.checkpoints.bundled import BUNDLED_WEIGHTS, DEFAULT_VARIANT
-from models.checkpoints.loading import HubFile
+from models.checkpoints.loading import WEIGHT_FILES, HubFile
 from models.networks.generator import GeneratorConfig
 from models.networks.maskgit_vqgan import MaskGITVQGANConfig
 from models.networks.titok import SIZES, TiTokConfig
@@ -22,9 +22,15 @@ IMAGENET_CLASSES: tuple[str, ...] = tuple(
 )
 """Names of the 1,000 ImageNet classes, by id: the lemmas of their WordNet 3.0 synsets, separated by commas."""
 
-# Known commits of the published repositories; the others follow main. A tokenizer's ``source`` names the downloaded
-# commit, and its ``revision`` is a digest of the weights.
-_COMMITS = {"tokenizer_titok_l32_imagenet": "1c9a2084c59112fd415b7ed97d4c200e864a95de"}
+# Known commits of the published repositories; the others follow main, since the hub takes no abbreviated commit. A
+# tokenizer's ``source`` names the downloaded commit, and its ``revision`` is a digest of the weights.
+_COMMITS = {
+    "fun-research/TiTok": "ab646ed225080a3acb7c78440a574d7f67f16fa7",
+    "yucornetto/tokenizer_titok_l32_imagenet": "1c9a2084c59112fd415b7ed97d4c200e864a95de",
+    "yucornetto/tokenizer_titok_b64_imagenet": "603747b9431d1d903ce6f1c55207f3c3bea4c785",
+    "yucornetto/tokenizer_titok_s128_imagenet": "aa8740991cc9e5965e6dea04caad8905193fc24b",
+    "yucornetto/tokenizer_titok_sl256_vq8k_imagenet": "62674d2620ade2d77c577a81e97af02e93a342ff",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +54,11 @@ class GeneratorVariant:
 
 
 def _hub(kind: str, name: str) -> HubFile:
-    repository = f"{kind}_{name}_imagenet"
-    return HubFile(repo=f"yucornetto/{repository}", revision=_COMMITS.get(repository, "main"))
+    return _at_known_commit(f"yucornetto/{kind}_{name}_imagenet")
+
+
+def _at_known_commit(repo: str, filename: str = WEIGHT_FILES[0]) -> HubFile:
+    return HubFile(repo=repo, filename=filename, revision=_COMMITS.get(repo, "main"))
 
 
 def _two_stage(size: str, tokens: int, rfid: float) -> TokenizerVariant:
@@ -97,7 +106,7 @@ TOKENIZERS: Mapping[str, TokenizerVariant] = {
         TokenizerVariant(
             name="maskgit-vqgan-f16",
             config=MaskGITVQGANConfig(),
-            weights=HubFile(repo="fun-research/TiTok", filename="maskgit-vqgan-imagenet-f16-256.bin"),
+            weights=_at_known_commit("fun-research/TiTok", "maskgit-vqgan-imagenet-f16-256.bin"),
             rfid=2.28,
         ),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from models.checkpoints.bundled import BUNDLED_WEIGHTS, DEFAULT_VARIANT
 from service.api.schemas.base import EXAMPLE_CODE, EXAMPLE_REVISION
 from service.client import TiTokClient
 from tests.e2e.conftest import Server
@@ -183,3 +187,14 @@ def test_the_doctor_reports_errors_with_advice(settings: dict[str, str], name: s
     assert check["verdict"] == "wrong"
     assert found in check["found"]
     assert check["advice"]
+
+
+def test_the_doctor_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
+    shipped = BUNDLED_WEIGHTS / DEFAULT_VARIANT
+    tensors = load_file(shipped / "model.safetensors")
+    tensors["latent_tokens"][0] = torch.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    shutil.copy(shipped / "config.json", tmp_path)
+    ended = run_in_process("doctor", "--json", TITOK_TOKENIZER_WEIGHTS=str(tmp_path))
+    assert ended.returncode == 1
+    assert checks(ended)["weights"]["found"].endswith("latent_tokens has values that are not finite")

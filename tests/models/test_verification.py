@@ -221,7 +221,7 @@ def test_values_that_are_not_finite_are_refuted(
     found = check(altered(lambda tensors: tensors["latent_tokens"][0].fill_(torch.nan)), known, folder)
     assert found.verdict is Verdict.REFUTED
     assert not found.finite
-    assert found.reasons[0].endswith("tensors hold values that are not finite; first: latent_tokens")
+    assert found.reasons[0].endswith("does not fit TiTok: latent_tokens has values that are not finite")
 
 
 def test_weights_of_zeros_are_refuted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,39 @@ def test_missing_extra_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
         assert part in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda tensor: tensor.index_fill(0, torch.tensor([1]), torch.nan),
+            "latent_tokens has values that are not finite",
+        ),
+        (
+            lambda tensor: tensor.index_fill(0, torch.tensor([1]), -torch.inf),
+            "latent_tokens has values that are not finite",
+        ),
+        (lambda tensor: tensor.to(torch.int8), "latent_tokens is int8, expected floating-point numbers"),
+    ],
+    ids=["nan", "infinity", "integers"],
+)
+def test_weights_that_are_no_finite_floating_point_numbers_are_refused(
+    tmp_path: Path, spoil: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    tensors = load_file(MINI / "model.safetensors")
+    tensors["latent_tokens"] = spoil(tensors["latent_tokens"])
+    save_file(tensors, tmp_path / "model.safetensors")
+    shutil.copy(MINI / "config.json", tmp_path)
+    with pytest.raises(CheckpointError, match=f"does not fit TiTok: {message}"):
+        load_tokenizer("titok-mini-32", weights=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n")
+    with pytest.raises(CheckpointError, match=r"pointer of Git LFS, without the weights; run: git lfs pull"):
+        open_checkpoint(tmp_path)
+
+
 def test_position_ids_of_old_files_are_ignored(tmp_path: Path) -> None:
     folder = BUNDLED_WEIGHTS / "titok-mini-32-generator"
     tensors = load_file(folder / "model.safetensors") | {"model.embeddings.position_ids": torch.arange(33)[None]}
@@ -206,8 +240,12 @@ def test_without_a_network_the_error_says_which_files_to_download(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError) as refused:
         load_tokenizer("titok-l-32")
-    for part in ("yucornetto/tokenizer_titok_l32_imagenet", "model.safetensors", "config.json", "HF_HUB_OFFLINE"):
+    page = (
+        "https://huggingface.co/yucornetto/tokenizer_titok_l32_imagenet/tree/1c9a2084c59112fd415b7ed97d4c200e864a95de"
+    )
+    for part in ("HF_HUB_OFFLINE is set", f"download model.safetensors and config.json from {page} into a folder"):
         assert part in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_file_in_the_hub_cache_is_used_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
