@@ -2,7 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
@@ -79,6 +81,26 @@ class _AsyncTransport:
 
     async def compute(self, function: Callable[[S], T], argument: S) -> T:
         return await asyncio.to_thread(function, argument)
+
+    @contextmanager
+    def iterate(self, items: AsyncIterable[S]) -> Iterator[Iterable[S]]:
+        loop, iterator = asyncio.get_running_loop(), aiter(items)
+        taken: list[Future[S]] = []  # the last one; ``map`` takes items in a thread
+
+        async def take() -> S:
+            return await anext(iterator)
+
+        def each() -> Iterator[S]:
+            with suppress(StopAsyncIteration):
+                while True:
+                    taken[:] = [asyncio.run_coroutine_threadsafe(take(), loop)]
+                    yield taken[0].result()
+
+        try:
+            yield each()
+        finally:
+            for future in taken:
+                future.cancel()  # or the thread would wait for an item after the call has failed
 
     async def map(
         self, function: Callable[[S], Coroutine[Any, Any, T]], items: Iterable[S], limit: int, done: Callable[[T], None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
 import httpx
 
@@ -130,6 +130,9 @@ class _BlockingTransport:
 
     async def compute(self, function: Callable[[S], T], argument: S) -> T:
         return function(argument)
+
+    def iterate(self, items: AsyncIterable[S]) -> NoReturn:  # noqa: ARG002
+        raise TypeError("an asynchronous iterable needs AsyncTiTokClient")
 
     async def map(
         self, function: Callable[[S], Coroutine[Any, Any, T]], items: Iterable[S], limit: int, done: Callable[[T], None]

@@ -8,7 +8,8 @@
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeGuard, TypeVar
+from operator import index
+from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeGuard, TypeVar, cast
 
 from .errors import ServiceProblem, TiTokError
 from .responses import Response
@@ -127,7 +128,10 @@ def generate_document(class_: Class, n: int, options: GenerateOptions) -> dict[s
 
 
 def decode_document(sources: Sequence[TokenSource], options: DecodeOptions) -> dict[str, Any]:
-    """The JSON body that asks for images of these tokens. Raises ``ValueError`` for tokens of different tokenizers."""
+    """The JSON body that asks for images of these tokens.
+
+    Raises ``ValueError`` for tokens of different tokenizers, and ``TypeError`` for ids that are not integers.
+    """
     tokenizers = {(source.model, source.revision) for source in sources if isinstance(source, Tokenized)}
     if len(tokenizers) > 1:
         raise ValueError(f"the tokens come from different tokenizers: {sorted(tokenizers)}")
@@ -137,7 +141,7 @@ def decode_document(sources: Sequence[TokenSource], options: DecodeOptions) -> d
     elif any(isinstance(text, str) for text in texts):
         raise TypeError("a list holds either codes or lists of token ids, not both")
     else:
-        document = {"tokens": [[int(token) for token in row] for row in texts]}
+        document = {"tokens": [[index(cast("int", token)) for token in row] for row in texts]}
     for model, revision in tokenizers:
         document |= {"model": model, "revision": revision}
     return {"format": "png", **document, **options}

@@ -5,8 +5,9 @@ of ``TiTokClient`` blocks instead of suspending, so its coroutines run from star
 (:func:`~.blocking.run`).
 """
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+import json
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
 
 import httpx
@@ -22,6 +23,13 @@ S = TypeVar("S")
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Called after each request of a list with the number of results so far and the total (None if it is not known)."""
+
+
+def _plain_number(value: Any) -> Any:
+    """The Python number of a NumPy scalar or of a tensor with one element."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{value!r} is no number, text or list")
 
 
 class ClientOptions(TypedDict, total=False):
@@ -48,6 +56,9 @@ class Transport(Protocol):
     async def compute(self, function: Callable[[S], T], argument: S) -> T:
         """Calls a function that reads files or takes long."""
 
+    def iterate(self, items: AsyncIterable[S]) -> AbstractContextManager[Iterable[S]]:
+        """The items for ``map``. Raises ``TypeError`` in blocking code."""
+
     async def map(
         self, function: Callable[[S], Coroutine[Any, Any, T]], items: Iterable[S], limit: int, done: Callable[[T], None]
     ) -> None:
@@ -61,7 +72,7 @@ class Connection:
 
     Args:
         transport: the means of the client to send, to wait and to run calls concurrently.
-        url: address of the service, for example ``http://127.0.0.1:8000``.
+        url: address of the service, for example ``http://127.0.0.1:8000``, with or without ``/v1``.
         api_key: one of the service's API keys, if it requires one.
         timeout: seconds for one request, all attempts and the delays between them included; None: no limit. The service
             receives the remaining time as its own deadline.
@@ -86,7 +97,7 @@ class Connection:
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency}")
         self.transport = transport
-        self._url = url.rstrip("/")
+        self._url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"User-Agent": f"titok-client/{VERSION}", "Accept": "application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -101,6 +112,17 @@ class Connection:
             return call.result(await self._response(await self._send(call, attempts), attempts))
 
         return await self._retried(attempt, Attempts(self._retry, self._timeout))
+
+    @contextmanager
+    def iterated(self, items: object, expected: str) -> Iterator[Iterable[Any]]:
+        """The items of an iterable, asynchronous ones too. Raises ``TypeError``, with what was ``expected``."""
+        if isinstance(items, AsyncIterable):
+            with self.transport.iterate(items) as each:
+                yield each
+        elif isinstance(items, Iterable):
+            yield items
+        else:
+            raise TypeError(f"expected {expected}; not {type(items).__name__}")
 
     async def run_all(
         self,
@@ -160,6 +182,9 @@ class Connection:
             "timeout": attempts.remaining(),
             **call.body,
         }
+        if "json" in request:
+            request["content"] = json.dumps(request.pop("json"), allow_nan=False, default=_plain_number).encode()
+            request["headers"]["Content-Type"] = "application/json"
         return await self.transport.send(request)
 
     async def _response(self, response: httpx.Response, attempts: Attempts) -> Response:

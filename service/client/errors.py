@@ -88,13 +88,15 @@ class ServiceProblem(TiTokError):
         self.is_transient = self.status in (429, 503) and self.type != _WORKER_CRASHED
         super().__init__(self.detail)
 
+    def __str__(self) -> str:
+        return self.detail if self.index is None else f"{self.detail} (item {self.index} of the list)"
+
     def set_index(self, positions: Sequence[int]) -> None:
         """Sets ``index`` from the pointer; ``positions`` are those of the request's images in the list."""
         for error in self.errors:
             image = str(error.get("pointer", "")).rpartition("/")[2]
             if image.isdigit() and int(image) < len(positions):
                 self.index = positions[int(image)]
-                self.add_note(f"image {self.index} of the list")
                 return
 
 

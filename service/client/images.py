@@ -27,11 +27,19 @@ class PixelArray(Protocol):
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
 
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | PillowImage | PixelArray
-"""A path, a file's bytes, a Pillow image, or pixels uint8 [H, W, 3] (or [H, W], gray)."""
+class BinaryFile(Protocol):
+    """A file opened for reading bytes."""
+
+    def read(self) -> bytes: ...  # noqa: D102
+
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | PillowImage | PixelArray
+"""A path, a file's bytes, an open binary file, a Pillow image, or pixels uint8 [H, W, 3] (or [H, W], gray)."""
 
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
-_PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
+_PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
+_TIFF_MODES = frozenset({"CMYK", "YCbCr"})
+_CONVERTED_MODES = {"PA": "RGBA", "RGBa": "RGBA", "La": "LA", "F": "L"}
 _ORIENTATION = 0x0112
 
 
@@ -39,6 +47,7 @@ def is_image(source: object) -> TypeGuard[ImageSource]:
     """Whether the source is one image, and not an iterable of images."""
     return (
         isinstance(source, str | os.PathLike | bytes | bytearray | memoryview)
+        or _is_file(source)
         or _is_instance(source, "PIL.Image", "Image")
         or _is_instance(source, "numpy", "ndarray")
     )
@@ -57,7 +66,11 @@ def image_bytes(source: ImageSource) -> bytes:
         return _array_bytes(source)
     if _is_instance(source, "PIL.Image", "Image"):
         return _pillow_bytes(source)
-    raise TypeError(f"an image is a path, bytes, a Pillow image or an array of pixels, not {type(source).__name__}")
+    if _is_file(source):
+        return _file_bytes(source)
+    raise TypeError(
+        f"an image is a path, bytes, an open binary file, a Pillow image or an array of pixels, not {type(source).__name__}"
+    )
 
 
 def image_digest(source: ImageSource) -> str:
@@ -79,6 +92,17 @@ def _is_instance(source: object, module: str, name: str) -> bool:
     return module in sys.modules and isinstance(source, getattr(sys.modules[module], name))
 
 
+def _is_file(source: object) -> TypeGuard[BinaryFile]:
+    return hasattr(source, "read")
+
+
+def _file_bytes(file: BinaryFile) -> bytes:
+    data: object = file.read()
+    if not isinstance(data, bytes):
+        raise TypeError(f"a file must be open for reading bytes, mode 'rb': read() returned {type(data).__name__}")
+    return data
+
+
 def _array_bytes(array: Any) -> bytes:
     if array.dtype != "uint8" or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ValueError(
@@ -96,9 +120,23 @@ def _pillow_bytes(image: Any) -> bytes:
 
         options["exif"] = Image.Exif()
         options["exif"][_ORIENTATION] = orientation
+    if image.mode not in _PNG_MODES | _TIFF_MODES:
+        image = _converted(image)
     buffer = io.BytesIO()
     if image.mode in _PNG_MODES:
         image.save(buffer, "PNG", compress_level=1, **options)
     else:
         image.save(buffer, "TIFF", **options)
     return buffer.getvalue()
+
+
+def _converted(image: Any) -> Any:
+    """An image of a mode that is not uploaded as it is, in one that is."""
+    if image.mode == "LAB":  # has no conversion in Pillow
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    if image.mode.startswith("I"):
+        return image.convert("I").convert("I;16")
+    return image.convert(_CONVERTED_MODES.get(image.mode, "RGB"))

@@ -1,8 +1,8 @@
 """The operations of both clients: one image or a list, split into requests, with or without a look-up first."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar, Unpack, cast, overload
+from typing import TypeVar, Unpack, overload
 
 from . import responses
 from .calls import (
@@ -24,7 +24,9 @@ from .responses import Response
 from .results import Encoded, Generated, ImageClass, Limits, Mixed, Model, Picture, Reconstruction
 
 T = TypeVar("T")
+S = TypeVar("S")
 
+_IMAGES = "images: paths, bytes, open binary files, Pillow images or arrays of pixels"
 _LOOKUP_DIGESTS = 1000  # most digests in one look-up request
 _OCTETS = "application/octet-stream"
 _PART_HEADER_BYTES = 256  # of a form's part, in addition to the file
@@ -45,45 +47,53 @@ class Operations:
 
     @overload
     async def encode(
-        self, images: Iterable[ImageSource], *, lookup_first: bool = False, progress: Progress | None = None
+        self,
+        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+        *,
+        lookup_first: bool = False,
+        progress: Progress | None = None,
     ) -> list[Encoded]: ...
 
     async def encode(
         self,
-        images: ImageSource | Iterable[ImageSource],
+        images: ImageSource | Iterable[ImageSource] | AsyncIterable[ImageSource],
         *,
         lookup_first: bool = False,
         progress: Progress | None = None,
     ) -> Encoded | list[Encoded]:
-        """The tokens of one image, or of several in their order; an iterable is read as needed.
+        """The tokens of one image, or of several in their order; an iterable is read as needed,
+        an asynchronous one by ``AsyncTiTokClient``. Raises ``TypeError`` for anything else.
 
         ``lookup_first`` looks images up by their digests and uploads only those that are not cached; all of them if the
         service does not offer look-ups. A broken image fails the call: ``ServiceProblem.index`` is its position.
         """
         if is_image(images):
             return await self._encode_one(images, lookup_first)
-        sources = cast("Iterable[ImageSource]", images)
-        limits = await self._service_limits()
-        parts = batches(
-            map(image_bytes, sources),
-            max_items=limits.max_images,
-            max_bytes=limits.max_body_bytes,
-            size=lambda image: len(image) + _PART_HEADER_BYTES,
-        )
         function = self._encode_unknown if lookup_first else self._encode_all
-        return await self._connection.run_all(function, parts, progress, items=sources)
+        with self._connection.iterated(images, _IMAGES) as sources:
+            limits = await self._service_limits()
+            parts = batches(
+                _each(image_bytes, sources),
+                max_items=limits.max_images,
+                max_bytes=limits.max_body_bytes,
+                size=lambda image: len(image) + _PART_HEADER_BYTES,
+            )
+            return await self._connection.run_all(function, parts, progress, items=sources)
 
     async def lookup(
-        self, images: ImageSource | Iterable[ImageSource], *, progress: Progress | None = None
+        self,
+        images: ImageSource | Iterable[ImageSource] | AsyncIterable[ImageSource],
+        *,
+        progress: Progress | None = None,
     ) -> dict[str, Encoded | None]:
         """The cached tokens of images, by the SHA-256 of their files in hexadecimal; None for those that are not cached.
 
         Images are as for ``encode``, or digests: a string of 64 hexadecimal digits is one. Raises ``NotFound`` if the
         service does not offer look-ups.
         """
-        sources = [images] if is_image(images) else cast("Iterable[ImageSource]", images)
-        parts = (part.items for part in batches(map(image_digest, sources), max_items=_LOOKUP_DIGESTS))
-        return dict(await self._connection.run_all(self._lookup, parts, progress, items=sources))
+        with self._connection.iterated([images] if is_image(images) else images, _IMAGES) as sources:
+            parts = (part.items for part in batches(_each(image_digest, sources), max_items=_LOOKUP_DIGESTS))
+            return dict(await self._connection.run_all(self._lookup, parts, progress, items=sources))
 
     @overload
     async def decode(  # type: ignore[overload-overlap]
@@ -92,12 +102,16 @@ class Operations:
 
     @overload
     async def decode(
-        self, tokens: Iterable[TokenSource], *, progress: Progress | None = None, **options: Unpack[DecodeOptions]
+        self,
+        tokens: Iterable[TokenSource] | AsyncIterable[TokenSource],
+        *,
+        progress: Progress | None = None,
+        **options: Unpack[DecodeOptions],
     ) -> list[Picture]: ...
 
     async def decode(
         self,
-        tokens: TokenSource | Iterable[TokenSource],
+        tokens: TokenSource | Iterable[TokenSource] | AsyncIterable[TokenSource],
         *,
         progress: Progress | None = None,
         **options: Unpack[DecodeOptions],
@@ -109,17 +123,17 @@ class Operations:
             return await self._connection.run(
                 Call(path="/v1/decode", headers=headers, body={"json": document}, read=responses.read_picture)
             )
-        sources = cast("Iterable[TokenSource]", tokens)
-        calls = (
-            Call(
-                path="/v1/decode",
-                body={"json": decode_document(part.items, options)},
-                read=partial(responses.read_pictures, count=len(part.items)),
-                positions=part.positions,
+        with self._connection.iterated(tokens, "codes, results or lists of token ids") as sources:
+            calls = (
+                Call(
+                    path="/v1/decode",
+                    body={"json": decode_document(part.items, options)},
+                    read=partial(responses.read_pictures, count=len(part.items)),
+                    positions=part.positions,
+                )
+                for part in batches(sources, max_items=(await self._service_limits()).max_images)
             )
-            for part in batches(sources, max_items=(await self._service_limits()).max_images)
-        )
-        return await self._connection.run_all(self._connection.run, calls, progress, items=sources)
+            return await self._connection.run_all(self._connection.run, calls, progress, items=sources)
 
     async def reconstruct(self, image: ImageSource) -> Reconstruction:
         """An image after encoding and decoding, with PSNR and SSIM."""
@@ -229,3 +243,13 @@ class Operations:
 def _upload(path: str, image: bytes, read: Callable[[Response], T]) -> Call[T]:
     """A call whose body is one image file."""
     return Call(path=path, headers={"Content-Type": _OCTETS}, body={"content": image}, read=read)
+
+
+def _each(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """The function of each item; its errors name the item."""
+    for index, item in enumerate(items):
+        try:
+            yield function(item)
+        except (OSError, TypeError, ValueError) as error:
+            error.add_note(f"item {index} of the list")
+            raise

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+_MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """An image file: its bytes and its media type."""
@@ -22,8 +25,13 @@ class Picture:
     content_type: str
 
     def save(self, path: str | Path) -> None:
-        """Writes the file unchanged."""
-        Path(path).write_bytes(self.data)
+        """Writes the file; in another format if the path ends in that of one, which requires Pillow."""
+        media_type = _MEDIA_TYPES.get(Path(path).suffix.lower(), self.content_type)
+        if media_type == self.content_type:
+            Path(path).write_bytes(self.data)
+        else:
+            options = {} if media_type == "image/png" else {"quality": 90}
+            self.image().save(path, media_type.removeprefix("image/"), **options)
 
     def image(self) -> Image.Image:
         """The decoded image. Requires Pillow."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,63 @@ def test_codes_results_and_tokens_decode_to_the_same_image(titok_client: TiTokCl
 
 def test_a_decoded_image_is_saved(titok_client: TiTokClient, encoded: Encoded, tmp_path: Path) -> None:
     titok_client.decode(encoded).save(tmp_path / "back.png")
-    with Image.open(tmp_path / "back.png") as picture:
-        assert picture.size == (128, 128)
+    titok_client.decode(encoded).save(tmp_path / "back.jpg")
+    for name, format_ in (("back.png", "PNG"), ("back.jpg", "JPEG")):
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.size, picture.format) == ((128, 128), format_)
+
+
+def test_numbers_of_numpy_are_accepted(titok_client: TiTokClient, encoded: Encoded) -> None:
+    options = {"seed": np.int64(7), "steps": np.uint8(3), "guidance_scale": np.float32(4)}
+    (generated,) = titok_client.generate(np.int64(3), preset="fast", **options)
+    assert generated.tokens == titok_client.generate(3, preset="fast", seed=7, steps=3, guidance_scale=4)[0].tokens
+    mixed = titok_client.mix([encoded, generated], weights=np.array([1, 2], np.float32))
+    assert mixed.code == titok_client.mix([encoded, generated], weights=[1, 2]).code
+    with pytest.raises(TypeError, match="float"):
+        titok_client.decode([list(encoded.tokens), [1.5] * 32])
+
+
+def test_the_url_may_end_in_the_version(server: Server, encoded: Encoded, jpeg: bytes) -> None:
+    with TiTokClient(f"{server.url}/v1/") as client:
+        assert client.encode(jpeg).tokens == encoded.tokens
+
+
+def test_what_is_no_image_raises(titok_client: TiTokClient, jpeg: bytes) -> None:
+    for wrong in (3, None, object()):
+        with pytest.raises(TypeError, match="expected images: paths, bytes"):
+            titok_client.encode(wrong)  # type: ignore[call-overload]
+    with pytest.raises(TypeError) as raised:
+        titok_client.encode([jpeg, 3])
+    assert raised.value.__notes__ == ["item 1 of the list"]
+
+
+def test_asynchronous_iterables_are_read_by_the_asynchronous_client(
+    server: Server, encoded: Encoded, jpeg: bytes
+) -> None:
+    async def images(last: object) -> AsyncIterator[Any]:
+        yield jpeg
+        await asyncio.sleep(0)
+        yield last
+
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield jpeg
+
+    async def run() -> None:
+        async with AsyncTiTokClient(server.url) as client:
+            assert [each.tokens for each in await client.encode(images(jpeg))] == [encoded.tokens] * 2
+            assert len(await client.decode(each async for each in images(encoded) if each is encoded)) == 1
+            with pytest.raises(TypeError):
+                await client.encode(images(3))
+            waiting = asyncio.create_task(client.encode(never()))
+            await client.models()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+    asyncio.run(run())
+    with TiTokClient(server.url) as client, pytest.raises(TypeError, match="AsyncTiTokClient"):
+        client.encode(images(jpeg))
 
 
 def test_tokens_of_another_tokenizer_raise(titok_client: TiTokClient, encoded: Encoded) -> None:

@@ -267,7 +267,7 @@ def test_an_error_has_the_index_of_the_broken_image(ask: Ask) -> None:
         with pytest.raises(BadRequest) as raised:
             ask(server.url, "encode", [numbered(number) for number in range(11)])
         assert raised.value.index == 7
-        assert raised.value.__notes__ == ["image 7 of the list"]
+        assert str(raised.value).endswith("(item 7 of the list)")
 
 
 def test_generation_is_split_with_consecutive_seeds(ask: Ask) -> None:

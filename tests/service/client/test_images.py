@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from models.preprocess import to_rgb
 from service.client.images import image_bytes, is_image
@@ -44,6 +44,33 @@ def test_arrays_are_uploaded_losslessly() -> None:
 def test_pillow_images_of_any_mode_are_uploaded_losslessly(mode: str) -> None:
     image = Image.fromarray(pixels()).convert(mode)
     assert (seen(image_bytes(image)) == np.asarray(to_rgb(image))).all()
+
+
+@pytest.mark.parametrize("mode", ["HSV", "PA", "RGBa", "La", "RGBX", "F", "I", "I;16", "I;16B", "LAB"])
+def test_pillow_images_of_rare_modes_are_converted(mode: str) -> None:
+    picture = Image.fromarray(np.full((4, 6, 3), (200, 120, 40), np.uint8))
+    gray = np.asarray(picture.convert("L"), np.int64)
+    if mode in ("I", "I;16", "I;16B"):
+        dtype = {"I": np.int32, "I;16": np.uint16, "I;16B": ">u2"}[mode]
+        image, expected = Image.fromarray((gray * 257).astype(dtype)), gray[..., None]
+    elif mode == "LAB":
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image, expected = ImageCms.profileToProfile(picture, *profiles, outputMode="LAB"), np.asarray(picture)
+    else:
+        between = {"PA": "P", "RGBa": "RGBA", "La": "LA"}.get(mode, "RGB")
+        image = picture.convert(between).convert(mode)
+        expected = gray[..., None] if mode in ("La", "F") else np.asarray(image.convert("RGB"))
+    assert image.mode == mode
+    assert np.abs(seen(image_bytes(image)) - expected.astype(np.int64)).max() <= 2
+
+
+def test_an_open_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"any\nthing")
+    with (tmp_path / "x.bin").open("rb") as file:
+        assert is_image(file)
+        assert image_bytes(file) == b"any\nthing"
+    with (tmp_path / "x.bin").open() as text, pytest.raises(TypeError, match="mode 'rb'"):
+        image_bytes(text)  # type: ignore[arg-type]
 
 
 def test_the_exif_orientation_is_kept() -> None:
