@@ -3,10 +3,10 @@
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.checkpoints.configuration import with_sizes
 from models.errors import ConfigError
@@ -102,6 +102,23 @@ class CodebookConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrefixConfig:
+    """Tail drop: how many tokens of each image the decoder gets (``models.training.tail_drop``).
+
+    Every image of a batch has a length of its own, or all have one. The share ``full_share`` of them keeps all K tokens,
+    changing linearly to ``final_full_share`` at the end of the run. The others get one of ``lengths``, which may repeat
+    (default: ``network.min_latent_tokens`` to K). Until the share ``curriculum_until`` of the run the shortest length falls
+    from K.
+    """
+
+    each: Literal["image", "batch"] = "image"
+    lengths: tuple[int, ...] = ()
+    full_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final_full_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    curriculum_until: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Augmentation, random flips and shifts by up to ``max_shift`` pixels, and the number of validation images."""
 
@@ -154,7 +171,7 @@ class TokenizerRun(TrainingRun):
     """The config of ``titok train tokenizer``.
 
     ``one-stage`` trains all of the network on pixels; ``stage-1`` trains it to predict MaskGIT-VQGAN codes;
-    ``stage-2`` trains the decoder on pixels, with encoder and codes frozen.
+    ``stage-2`` trains the decoder on pixels, with encoder and codes frozen. With ``prefix`` every prefix of a code decodes.
     """
 
     network: TiTokConfig
@@ -164,6 +181,7 @@ class TokenizerRun(TrainingRun):
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     data: DataConfig = field(default_factory=DataConfig)
     initial: InitialConfig = field(default_factory=InitialConfig)
+    prefix: PrefixConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from torch.optim import Optimizer
 
 from models.data.datasets import ImageDataset
 from models.errors import ConfigError
+from models.evaluation.similarity import psnr
 from models.networks.titok import TiTok
 from models.training.config import TokenizerRun
 from models.training.pretrained import build_tokenizer, load_vqgan
@@ -49,8 +50,9 @@ class PixelTask(TokenizerTask):
                 codes = self.network.quantize.lookup(self.network.encode(images).ids)
         else:
             codes, parts = self.quantize(images, step)
+        codes, present = self.drop_tail(codes, step)
         with self.autocast():
-            outputs = self.network.decode_codes(codes)
+            outputs = self.network.decode_codes(codes, present)
         reconstruction = self.reconstruction_loss(outputs, images, step)
         return {"loss": reconstruction.pop("total") + self.bottleneck_loss(parts), **reconstruction, **parts}
 
@@ -67,10 +69,15 @@ class PixelTask(TokenizerTask):
         ids = network.encode(images).ids
         return Reconstructed(network.decode(ids).clamp(0.0, 1.0), ids)
 
-    def more_metrics(self, network: TiTok, images: Tensor, outputs: Reconstructed) -> dict[str, Tensor]:  # noqa: ARG002
-        """The perceptual distance, if Lite0 is loaded."""
+    def more_metrics(self, network: TiTok, images: Tensor, outputs: Reconstructed) -> dict[str, Tensor]:
+        """The perceptual distance, if Lite0 is loaded; PSNR of a half and a quarter of the tokens, if tails are dropped."""
         distance = self.reconstruction_loss.distance(outputs.images, images)
-        return {} if distance is None else {"perceptual": distance}
+        metrics = {} if distance is None else {"perceptual": distance}
+        if self.tail_drop is not None and outputs.ids is not None:
+            for length in (network.config.num_latent_tokens // 2, network.config.num_latent_tokens // 4):
+                shorter = network.decode(outputs.ids[:, :length]).clamp(0.0, 1.0)
+                metrics[f"psnr_{length}"] = psnr(shorter, images)
+        return metrics
 
 
 def freeze_encoder(network: TiTok) -> None:

@@ -40,8 +40,9 @@ class ProxyCodeTask(TokenizerTask):
             targets = self.vqgan.encode(images).ids
         self.network.train()
         codes, parts = self.quantize(images, step)
+        codes, present = self.drop_tail(codes, step)
         with self.autocast():
-            logits = self.network.decoder(codes)
+            logits = self.network.decoder(codes, present)
         proxy = proxy_code_loss(logits, targets)
         return {"loss": proxy + self.bottleneck_loss(parts), "proxy": proxy, **parts}
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from models.arrays import Ids
 from models.checkpoints.configuration import config_document
 from models.data.datasets import ImageDataset
+from models.errors import ConfigError
 from models.evaluation.measures import entropy_bits, seam_ratio
 from models.evaluation.similarity import psnr
 from models.networks.titok import TiTok
@@ -22,6 +23,7 @@ from models.training.codebook import Codebook
 from models.training.config import TokenizerRun
 from models.training.distributed import own_rows, world_size
 from models.training.seeding import batch_rows, seeded_generator
+from models.training.tail_drop import TailDrop
 from models.training.task import Step, Task
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,9 @@ class TokenizerTask(Task[TiTok]):
         self.codebook = Codebook(network, run.codebook) if run.network.quantize_mode == "vq" else None
         if self.codebook is not None:
             self.parts["codebook"] = self.codebook
+        self.tail_drop = None if run.prefix is None else TailDrop(run.prefix, run.network)
+        if self.tail_drop is None and run.network.min_latent_tokens is not None:
+            raise ConfigError("network.min_latent_tokens needs the section prefix, which trains shorter lengths")
 
     @abstractmethod
     def reconstruct(self, network: TiTok, images: Tensor) -> Reconstructed:
@@ -108,6 +113,10 @@ class TokenizerTask(Task[TiTok]):
                 }
             latents = self.network.latents(images)
         return self.codebook.quantize(latents, step)
+
+    def drop_tail(self, codes: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+        """The decoder's input and its mask: all codes [B, K, C] and None without ``prefix``, else see :class:`TailDrop`."""
+        return (codes, None) if self.tail_drop is None else self.tail_drop(codes, step)
 
     def bottleneck_loss(self, parts: dict[str, Tensor]) -> Tensor | float:
         """The weighted sum of the losses that :meth:`quantize` returned."""

@@ -49,6 +49,7 @@ CONFIGS = Path(run.__file__).with_name("configs")
 RECIPES = (
     "titok-mini-32",
     "titok-mini-32-decoder",
+    "titok-mini-32-prefix",
     "titok-mini-32-generator",
     "titok-s-128-stage-1",
     "titok-s-128-stage-2",

@@ -35,7 +35,7 @@ def test_every_config_of_the_projects_own_is_valid(path: Path) -> None:
     run = read_config(path, TokenizerRun)
     with torch.device("meta"):
         TiTok(run.network)
-    name = re.sub("-(stage-[12]|decoder|joint|polish|deep)$", "", path.stem)
+    name = re.sub("-(stage-[12]|decoder|joint|polish|deep|prefix)$", "", path.stem)
     published = TOKENIZERS[name].config
     if isinstance(published, TiTokConfig):
         expected = dataclasses.replace(published, finetune_decoder=run.network.finetune_decoder)
@@ -44,10 +44,12 @@ def test_every_config_of_the_projects_own_is_valid(path: Path) -> None:
         assert run.network == expected
 
 
-def test_the_last_run_of_the_shipped_tokenizer_has_its_shape() -> None:
-    run = read_config(CONFIGS / "titok-mini-32-deep.toml", TokenizerRun)
+@pytest.mark.parametrize(("name", "shortest"), [("deep", None), ("prefix", 1)])
+def test_the_last_runs_of_the_shipped_tokenizer_have_its_shape(name: str, shortest: int | None) -> None:
+    run = read_config(CONFIGS / f"titok-mini-32-{name}.toml", TokenizerRun)
     shipped = json.loads((BUNDLED_WEIGHTS / "titok-mini-32" / "config.json").read_text())
-    assert tokenizer_config(shipped) == tokenizer_config(config_document(run.network)) == run.network
+    assert tokenizer_config(config_document(run.network)) == run.network
+    assert dataclasses.replace(tokenizer_config(shipped), min_latent_tokens=shortest) == run.network
 
 
 def test_every_published_tokenizer_and_generator_has_its_recipe() -> None:
