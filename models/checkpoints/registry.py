@@ -1,7 +1,7 @@
 """Registry of variants: network configuration, weights, sampling presets and published metrics.
 
-Figures and settings: 1d-tokenizer's README_TiTok.md and sampling scripts (commit 942a96f); rFID on the ImageNet
-validation set.
+Figures and settings: 1d-tokenizer's README_TiTok.md and sampling scripts (commit 942a96f), and One-D-Piece's README and
+configurations (commit 473665d); rFID on the ImageNet validation set.
 """
 
 from collections.abc import Mapping
@@ -69,6 +69,16 @@ def _two_stage(size: str, tokens: int, rfid: float) -> TokenizerVariant:
     )
 
 
+def _one_d_piece(size: str, rfid: float) -> TokenizerVariant:
+    """A two-stage network with 256 tokens, each prefix of which decodes. The ``rfid`` is that of all 256."""
+    config = TiTokConfig(
+        num_latent_tokens=256, min_latent_tokens=1, encoder=SIZES[size], decoder=SIZES[size], use_l2_norm=True
+    )
+    letter = size[0]
+    weights = HubFile(repo=f"turing-motors/One-D-Piece-{letter.upper()}-256", filename="pytorch_model.bin")
+    return TokenizerVariant(name=f"onedpiece-{letter}-256", config=config, weights=weights, rfid=rfid)
+
+
 def _one_stage(sizes: str, tokens: int, rfid: float, *, vae: bool = False) -> TokenizerVariant:
     encoder, decoder = (SIZES[{"s": "small", "b": "base", "l": "large"}[letter]] for letter in sizes)
     config = TiTokConfig(
@@ -97,6 +107,9 @@ TOKENIZERS: Mapping[str, TokenizerVariant] = {
         _two_stage("large", 32, 2.21),
         _two_stage("base", 64, 1.70),
         _two_stage("small", 128, 1.71),
+        _one_d_piece("small", 1.48),
+        _one_d_piece("base", 1.11),
+        _one_d_piece("large", 1.08),
         _one_stage("bl", 64, 2.06),
         _one_stage("bl", 128, 1.49),
         _one_stage("sl", 256, 1.03),

@@ -34,6 +34,7 @@ TOKENIZER_CASES = [
     pytest.param("titok_l32", "titok-l-32", marks=slow),
     pytest.param("titok_sl256_vq8k", "titok-sl-256-vq8k", marks=slow),
     pytest.param("titok_bl64_vae_c16", "titok-bl-64-vae", marks=slow),
+    pytest.param("onedpiece_s256", "onedpiece-s-256", marks=slow),
 ]
 VARIANTS = {
     "generator_titok_l32": "titok-l-32",
@@ -175,6 +176,37 @@ def check_images(name: str, case: Any, images: torch.Tensor, random_images: torc
     assert record(name, "image (levels of 255)", float(levels)) <= 1
     crop = random_images[:, :, 112:144, 112:144].numpy()
     assert record(name, "image of random tokens", deviation(crop, case["random_recon_crop"][:1])) <= RELATIVE
+
+
+@slow
+@torch.inference_mode()
+def test_one_d_piece_parity_by_length(golden_case: Case, golden_weights: Weights, record_parity: Record) -> None:
+    name = "onedpiece_s256"
+    config = TOKENIZERS["onedpiece-s-256"].config
+    assert isinstance(config, TiTokConfig)
+    case, network = golden_case(name), HalfTiTok(config, name, golden_weights)
+    network.load("decoder.")
+    tokens = torch.from_numpy(case["tokens"])[:1].long()
+    for row, length in enumerate(case["lengths"].tolist()[:-1]):
+        logits = network.decoder(network.quantize.lookup(tokens[:, :length]))
+        ours = logits.transpose(1, 2).unflatten(2, (16, 16))[:, ::64, ::4, ::4].numpy()
+        label = f"pixel logits, {length} tokens"
+        reference = case["pixel_logits_by_length"][row, :1]
+        assert record_parity(name, label, deviation(ours, reference)) <= RELATIVE
+        if length not in (8, 32):  # the pixel decoder takes most of the time
+            continue
+        images = network.mix(logits)
+        crop, reference = images[:, :, 112:144, 112:144].numpy(), case["recon_crop_by_length"][row, :1]
+        assert record_parity(name, f"image crop, {length} tokens", deviation(crop, reference)) <= RELATIVE
+        means = images.mean(dim=(2, 3)).numpy() - case["recon_mean_by_length"][row, :1]
+        assert np.abs(means).max() <= RELATIVE
+        if length == 32:
+            levels = np.abs(to_uint8(images).astype(int) - case["recon_u8_len32"][:1])
+            assert record_parity(name, "image levels, 32 tokens", float(levels.max())) <= 1
+            padded = network.decoder(
+                network.quantize.lookup(tokens), present=torch.arange(config.num_latent_tokens)[None] < length
+            )
+            assert record_parity(name, "logits with a mask", deviation(padded.numpy(), logits.numpy())) <= RELATIVE
 
 
 @torch.inference_mode()

@@ -81,7 +81,7 @@ def test_yaml_says_the_same_as_toml(tmp_path: Path) -> None:
 def test_a_config_is_found_by_its_name_or_its_path(tmp_path: Path) -> None:
     assert find_config("titok-mini-32") == CONFIGS / "titok-mini-32.toml"
     assert find_config(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
-    message = r"titok-maxi is neither a .toml or .yaml file nor a bundled config: titok-b-64-generator, "
+    message = r"titok-maxi is neither a .toml or .yaml file nor a bundled config: onedpiece-b-256-stage-1, "
     with pytest.raises(ConfigError, match=message):
         find_config("titok-maxi")
 
