@@ -72,12 +72,11 @@ def open_tokens(path: Path, *, shape: TokenShape | None = None) -> TokenFolder:
 
     With a manifest, files are compared by size and the manifest's shape is used; without one, ``shape``. Nothing is read.
 
-    Raises ``DataError``: nothing is found, several formats, an unfinished run, a missing or truncated file, or another
-    shape than ``shape``.
+    Raises ``DataError``: nothing is found, several formats, an unfinished run, a missing or truncated file.
     """
     shape = shape or TokenShape()
     if (path / _MANIFEST).is_file():
-        return _with_manifest(path, shape)
+        return _with_manifest(path)
     if (path / _JOURNAL).is_file():
         raise DataError(f"the run that writes {path} is not finished: run titok tokenize again")
     found = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
@@ -98,7 +97,7 @@ def _is_beside(file: Path) -> bool:
     return file.name.startswith(".") or file.name.endswith(KEYS_SUFFIX) or file.name == _ERRORS
 
 
-def _with_manifest(path: Path, asked: TokenShape) -> TokenFolder:
+def _with_manifest(path: Path) -> TokenFolder:
     manifest = path / _MANIFEST
     try:
         document = json.loads(manifest.read_text(encoding="utf-8"))
@@ -119,7 +118,6 @@ def _with_manifest(path: Path, asked: TokenShape) -> TokenFolder:
         raise DataError(f"{manifest} is not the manifest of tokens: {error!r}") from error
     files = {name: described for _, one in shards for name, described in one.items()}
     _check_files(files)
-    _check_shape(manifest, shape, asked)
     suffix, reader = suffix_and_reader
     readers = tuple(
         reader(file, shape, crops)
@@ -138,9 +136,3 @@ def _check_files(files: dict[Path, tuple[int, str]]) -> None:
             raise DataError(f"cannot read {file}, which {_MANIFEST} names: {error.strerror or error}") from error
         if found != size:
             raise DataError(f"{file} has {found} bytes; {_MANIFEST} says {size}")
-
-
-def _check_shape(manifest: Path, shape: TokenShape, asked: TokenShape) -> None:
-    for name, value in vars(asked).items():
-        if value not in (None, getattr(shape, name)):
-            raise DataError(f"{manifest} says {name} {getattr(shape, name)}; expected {value}")

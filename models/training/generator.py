@@ -41,7 +41,9 @@ _TOKENIZER_BATCH = 64  # of each process
 
 @dataclass(frozen=True)
 class TokenSet:
-    """Token ids int64 [N, 2, K] of images and of their mirror images, and the generator's ``labels`` int64 [N]."""
+    """Token ids int32 or int64 [N, V, K] of V crops of each image, such as the image and its mirror image, and the
+    generator's ``labels`` int64 [N].
+    """
 
     ids: Tensor
     labels: Tensor
@@ -156,14 +158,12 @@ class GeneratorTask(Task[MaskGITViT | UViT]):
         self.network.train()
         schedule = self.run.schedule
         rows = torch.from_numpy(batch_rows(len(self.train.labels), schedule, step.number, step.part))
-        mirrored = torch.randint(2, rows.shape, generator=step.generator)
+        views = torch.randint(self.train.ids.shape[1], rows.shape, generator=step.generator)
         dropped = torch.rand(rows.shape, generator=step.generator) < self.run.training.class_dropout
         masked = random_masks(len(rows), self.run.network.image_seq_len, step.generator)
-        rows, mirrored, dropped, masked = (
-            t[own_rows(len(t))].to(self.device) for t in (rows, mirrored, dropped, masked)
-        )
+        rows, views, dropped, masked = (t[own_rows(len(t))].to(self.device) for t in (rows, views, dropped, masked))
         labels = torch.where(dropped, -1, self.train.labels[rows])
-        return {"loss": self._loss(self.network, self.train.ids[rows, mirrored], labels, masked)}
+        return {"loss": self._loss(self.network, self.train.ids[rows, views].long(), labels, masked)}
 
     def _loss(self, network: MaskGITViT | UViT, ids: Tensor, labels: Tensor, masked: Tensor) -> Tensor:
         with self.autocast():
@@ -183,7 +183,7 @@ class GeneratorTask(Task[MaskGITViT | UViT]):
             generator = seeded_generator(self.run.schedule.seed, VALIDATION_MASKS)
             losses = []
             for start in range(0, count, size):
-                ids, labels = tokens.ids[start : start + size, 0], tokens.labels[start : start + size]
+                ids, labels = tokens.ids[start : start + size, 0].long(), tokens.labels[start : start + size]
                 masked = random_masks(len(ids), ids.shape[1], generator).to(self.device)
                 losses.append(self._loss(network, ids, labels, masked))
             means[name] = float(torch.stack(losses).mean())

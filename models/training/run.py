@@ -17,6 +17,7 @@ from models.training.loop import train
 from models.training.pixels import PixelTask
 from models.training.pretrained import PROXY_TOKENIZER, load_frozen_tokenizer, load_vqgan
 from models.training.proxy import ProxyCodeTask
+from models.training.stored_tokens import open_token_sets
 from models.training.task import N, Task
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -26,7 +27,8 @@ CONFIGS = Path(__file__).parent / "configs"
 class RunOptions:
     """Input and output folders of a run, its device and time limit.
 
-    ``data`` holds the images (see ``models.data.datasets``); ``output`` gets the state, the log and the checkpoint;
+    ``data`` holds the images (see ``models.data.datasets``), or with ``from_tokens`` the tokens of a generator (see
+    ``models.training.stored_tokens``); ``output`` gets the state, the log and the checkpoint;
     ``cache`` keeps decoded images and tokens.
     """
 
@@ -34,6 +36,7 @@ class RunOptions:
     output: Path
     cache: Path
     device: torch.device
+    from_tokens: bool = False
     max_minutes: float | None = None
     resume: bool = False
 
@@ -84,12 +87,15 @@ def train_generator(config: Path, options: RunOptions, callbacks: TrainingCallba
     run = read_config(config, GeneratorRun)
     with process_group(options.device):
         tokenizer = load_frozen_tokenizer(run.training.tokenizer, options.device)
-        splits = _open_splits(options, tokenizer.network.config.image_size, callbacks)
-        classes = generator_classes(run, splits[0].names)
-        progress = partial(callbacks.on_prepare, "tokenizing")
-        train_tokens, validation_tokens = (
-            tokenize(split, classes, tokenizer, cache=options.cache, progress=progress) for split in splits
-        )
+        if options.from_tokens:
+            classes, (train_tokens, validation_tokens) = open_token_sets(options.data, run, tokenizer)
+        else:
+            splits = _open_splits(options, tokenizer.network.config.image_size, callbacks)
+            classes = generator_classes(run, splits[0].names)
+            progress = partial(callbacks.on_prepare, "tokenizing")
+            train_tokens, validation_tokens = (
+                tokenize(split, classes, tokenizer, cache=options.cache, progress=progress) for split in splits
+            )
         task = GeneratorTask(run, classes, train_tokens, validation_tokens, tokenizer, options.device)
         return _train(task, options, callbacks)
 

@@ -25,7 +25,14 @@ train = typer.Typer(
 
 Config = Annotated[str, typer.Argument(help="TOML or YAML file, or the name of a config in models/training/configs.")]
 Data = Annotated[
-    Path, typer.Option(help="Dataset: folder of `train-*.tar` and `val-*.tar` shards (also .gz), or of class folders.")
+    Path | None,
+    typer.Option(help="Dataset: folder of `train-*.tar` and `val-*.tar` shards (also .gz), or of class folders."),
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(
+        help="Tokens for a generator, instead of --data: an output folder of titok tokenize, or two in `train` and `val`."
+    ),
 ]
 Output = Annotated[Path, typer.Option(help="Folder for the training state, log, sample images and checkpoint.")]
 Cache = Annotated[Path, typer.Option(help="Folder for decoded images and tokens.")]
@@ -36,9 +43,11 @@ Resume = Annotated[bool, typer.Option(help="Resume from the training state in --
 
 _GENERATOR_HELP = """Train a class-conditional generator on the tokens of a trained tokenizer.
 
-Example:
+Examples:
 
     titok train generator titok-mini-32-generator --data photos/ --output runs/generator
+
+    titok train generator titok-mini-32-generator --tokens tokens/ --output runs/generator
 """
 _TOKENIZER_HELP = """Train a tokenizer; the config selects stage-1, stage-2 or one-stage training.
 
@@ -53,8 +62,9 @@ Example:
 def run(
     context: typer.Context,
     config: Config,
-    data: Data,
     output: Output,
+    data: Data = None,
+    tokens: Tokens = None,
     cache: Cache = Path("runs/cache"),
     max_minutes: Minutes = None,
     threads: Threads = None,
@@ -69,6 +79,8 @@ def run(
     from models.training.loop import Diverged
     from models.training.run import RunOptions, find_config, train_generator, train_tokenizer
 
+    is_generator = context.info_name == "generator"
+    source = _source(data, tokens, is_generator)
     if threads is not None:
         torch.set_num_threads(threads)
     on = select_device(device, index=int(os.environ.get("LOCAL_RANK", "0")))
@@ -76,10 +88,18 @@ def run(
         torch.set_float32_matmul_precision("high")  # TF32, as published
     console = Console(stderr=True, quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
-    options = RunOptions(data=data, output=output, cache=cache, device=on, max_minutes=max_minutes, resume=resume)
+    options = RunOptions(
+        data=source,
+        output=output,
+        cache=cache,
+        device=on,
+        max_minutes=max_minutes,
+        resume=resume,
+        from_tokens=data is None,
+    )
     try:
         with _Bars(console) as bars, _stop_on_signals(bars):
-            train_network = train_tokenizer if context.info_name == "tokenizer" else train_generator
+            train_network = train_generator if is_generator else train_tokenizer
             figures = train_network(find_config(config), options, bars)
     except (Diverged, ProcessFailed) as error:
         raise CommandError(str(error)) from error
@@ -87,10 +107,17 @@ def run(
         raise CommandError(
             f"{error.strerror or error}: {error.filename or output}; the previously saved state is intact"
         ) from error
-    shown = {
-        name: value for name, value in figures.items() if name.startswith(("validation", "codes", "entropy", "seam"))
-    }
-    console.print(f"{output / 'checkpoint'}: " + "  ".join(f"{name} {value:.5g}" for name, value in shown.items()))
+    names = [name for name in figures if name.startswith(("validation", "codes", "entropy", "seam"))]
+    console.print(f"{output / 'checkpoint'}: " + "  ".join(f"{name} {figures[name]:.5g}" for name in names))
+
+
+def _source(data: Path | None, tokens: Path | None, is_generator: bool) -> Path:
+    if tokens is not None and not is_generator:
+        raise CommandError("a tokenizer is trained on images: give --data instead of --tokens")
+    source = data or tokens
+    if source is None or (data and tokens):
+        raise CommandError("give either --data or --tokens" if is_generator else "give --data")
+    return source
 
 
 class _Bars:

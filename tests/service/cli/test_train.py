@@ -225,6 +225,22 @@ def test_a_wrong_config_is_one_line(folder: Path, change: tuple[str, str], messa
     assert not (folder / "wrong").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generator"], "give either --data or --tokens"),
+        (["generator", "--data", "data", "--tokens", "tokens"], "give either --data or --tokens"),
+        (["tokenizer"], "give --data"),
+        (["tokenizer", "--tokens", "tokens"], "a tokenizer is trained on images: give --data instead of --tokens"),
+    ],
+)
+def test_a_generator_has_one_source_and_a_tokenizer_has_images(arguments: list[str], message: str) -> None:
+    what, *sources = arguments
+    ended = run_in_process("train", what, "titok-mini-32", "--output", "unused", *sources)
+    assert ended.returncode == 1
+    assert ended.stderr.decode() == f"titok: {message}\n"
+
+
 def test_make_gpu_train_trains_both_networks_and_resumes(folder: Path, tmp_path: Path) -> None:
     (folder / "generator.toml").write_text(GENERATOR.format(tokenizer="replaced"))
     configs = ["--tokenizer", str(folder / "tokenizer.toml"), "--generator", str(folder / "generator.toml")]
