@@ -26,6 +26,8 @@ RAW_TYPES = frozenset({"application/octet-stream"})
 _MAX_PREFIX = 1000  # characters of a data URI before its data
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
 
+_STANDARD_ALPHABET = str.maketrans("-_", "+/")
+
 
 async def read_uploads(request: Request, *, max_images: int) -> list[Upload]:
     """The images of a request, at least one and at most ``max_images``. Raises a ``Problem``."""
@@ -76,6 +78,11 @@ def _from_json(data: bytes, *, max_values: int) -> list[Upload]:
 
 
 def _from_base64(text: str, pointer: str) -> Upload:
+    if text[:8].lower().startswith(("http://", "https://")):
+        raise MalformedBody(
+            "URLs are not fetched. Send the image itself: as the body, as a file of a form, or in base64.",
+            errors=[ErrorDetail(pointer=pointer, detail="a URL, not base64", value=text[:80])],
+        )
     match = _DATA_URI.match(text, 0, _MAX_PREFIX)
     declared = match["type"] if match else None
     if match is None and text.startswith("data:"):
@@ -84,9 +91,18 @@ def _from_base64(text: str, pointer: str) -> Upload:
             errors=[ErrorDetail(pointer=pointer, detail="not a base64 data URI", value=text[:40])],
         )
     try:
-        return Upload(base64.b64decode(text[match.end() if match else 0 :], validate=True), declared, pointer)
+        return Upload(_decoded_base64(text[match.end() if match else 0 :]), declared, pointer)
     except (binascii.Error, ValueError) as error:
         raise MalformedBody(
             f"The image at {pointer} is not base64: {error}.",
             errors=[ErrorDetail(pointer=pointer, detail="not base64", value=text[:40])],
         ) from None
+
+
+def _decoded_base64(text: str) -> bytes:
+    """Base64 of either alphabet, in one line or in several, with or without padding. Raises ``ValueError``."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        plain = "".join(text.split()).translate(_STANDARD_ALPHABET).rstrip("=")
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)

@@ -58,7 +58,7 @@ class LocalModels:
 
     def generate(self, class_: Class, *, n: int = 1, **options: Unpack[GenerateOptions]) -> list[Generated]:
         """``n`` generated images of a class, by ``seed``, ``preset``, ``steps`` and ``format``."""
-        classes = ClassIndex(self._generator.class_names)
+        classes = ClassIndex(self._generator.class_names, model=self._generator.name)
         index = classes.resolve(class_)
         changes = {"steps": options["steps"]} if "steps" in options else {}
         settings = self._generator.settings(options["preset"], **changes)

@@ -15,6 +15,10 @@ def media_type_of(content_type: str | None) -> str:
 
 def unsupported_content_type(media_type: str, *, detail: str, advice: str, expected: Sequence[str]) -> Problem:
     """The error for a body's media type (empty: no Content-Type); ``advice`` says how to send the body instead."""
+    if media_type == "application/x-www-form-urlencoded":
+        advice += (
+            " curl -d declares a form: for JSON add -H 'Content-Type: application/json', for a file use --data-binary."
+        )
     return UnsupportedMediaType(
         f"Content-Type is {media_type[:80] or 'absent'}. {advice}",
         errors=[

@@ -35,7 +35,7 @@ from service.errors import ErrorDetail
 from service.imaging.bmp import BitFieldsFile, has_bit_fields
 from service.imaging.color import profile_of, to_srgb
 from service.imaging.errors import ImageError, UndecodableImage, UnsupportedImageFormat, UnsupportedVariant
-from service.imaging.formats import is_cut_off, sniff, unrecognised
+from service.imaging.formats import LINE_FEEDS_LOST, is_cut_off, lost_line_feeds, sniff, unrecognised
 from service.imaging.gif import first_frame, over_white_screen
 from service.imaging.heif import HEIF_CLASS
 from service.imaging.jpeg import open_jpeg
@@ -221,6 +221,8 @@ def _refusals(data: bytes, format_name: str, pointer: str) -> Iterator[None]:
 
 def _reason(error: Exception, data: bytes, format_name: str) -> str:
     words = str(error)[:200].rstrip(".")
+    if lost_line_feeds(data):
+        return f"it is {LINE_FEEDS_LOST}"
     if is_cut_off(data, format_name) or "truncat" in words.lower() or "end of stream" in words.lower():
         return "it is truncated; send the whole file"
     if words.startswith("decoder error"):  # of libtiff, which gives a number only

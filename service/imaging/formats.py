@@ -29,6 +29,10 @@ ACCEPTED_SUFFIXES: frozenset[str] = frozenset(
 )
 """File name extensions of these formats, in lower case."""
 
+LINE_FEEDS_LOST = "a file without its line feeds, which curl -d removes: send it with --data-binary"
+_LINE_FEED = re.compile(rb"[\r\n]")
+_SIZE_WITH_LINE_FEEDS = 4096  # bytes
+
 _BMP_HEADER_SIZES = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
 _UNSUPPORTED_IMAGES: tuple[tuple[bytes, str], ...] = (
@@ -177,6 +181,11 @@ def _looks_like(data: bytes) -> str:
     return f"no known format (first bytes: {data[:8].hex(' ')})"
 
 
+def lost_line_feeds(data: bytes) -> bool:
+    """Whether a file has no line feed or carriage return, which does not happen by chance in an image of that size."""
+    return len(data) >= _SIZE_WITH_LINE_FEEDS and not _LINE_FEED.search(data)
+
+
 def _text(data: bytes) -> bytes:
     return data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()
 
@@ -192,7 +201,7 @@ def unrecognised(data: bytes, pointer: str, declared: str | None, formats: froze
         return UnsupportedImageFormat(
             f"{name} images are not supported. Convert to one of: {accepted}.", errors=[entry]
         )
-    guess = _looks_like(data)
+    guess = LINE_FEEDS_LOST if lost_line_feeds(data) else _looks_like(data)
     although = f", declared as {declared[:80]}," if declared else ""
     entry = ErrorDetail(pointer=pointer, detail=f"not an image: looks like {guess}", expected=accepted)
     return UndecodableImage(

@@ -18,9 +18,10 @@ def _normalised(name: str) -> str:
 
 
 class ClassIndex:
-    """The classes of a generator: ``names[id]`` holds a name, or several separated by commas."""
+    """The classes of the generator ``model``: ``names[id]`` holds a name, or several separated by commas."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], *, model: str) -> None:
+        self._model = model
         self.names = [[alias.strip() for alias in name.split(",")] for name in names]
         self._ids: dict[str, list[int]] = defaultdict(list)
         for index, aliases in enumerate(self.names):
@@ -56,7 +57,7 @@ class ClassIndex:
                 candidates=[{"id": index, "name": self.names[index][0]} for index in ids],
             )
         near = self.near(label)
-        hint = f" Did you mean {', '.join(near)}?" if near else " GET /v1/models/{id}/classes lists them."
+        hint = f" Did you mean {', '.join(near)}?" if near else f" GET /v1/models/{self._model}/classes lists them."
         raise UnknownClass(
             f"No class is called {label[:80]!r}.{hint}",
             errors=[ErrorDetail(pointer=pointer, detail="unknown class name", value=label[:80])],

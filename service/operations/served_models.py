@@ -40,7 +40,7 @@ class ServedModels:
     @cached_property
     def classes(self) -> ClassIndex:
         """The generator's classes, by name. Raises ``NotServed`` if there is no generator."""
-        return ClassIndex(self.generator.class_names)
+        return ClassIndex(self.generator.class_names, model=self.info.name)
 
     def check(self, name: str | None, revision: str | None = None) -> None:
         """Refuses another tokenizer's name or revision. Raises ``UnknownModel`` or ``RevisionMismatch``."""

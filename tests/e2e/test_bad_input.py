@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -45,6 +46,13 @@ def decode(body: object, **headers: str) -> dict[str, Any]:
 def generate(body: object, **headers: str) -> dict[str, Any]:
     return {"url": "/v1/generate", "json": body, "headers": headers}
 
+
+def encode_json(body: object) -> dict[str, Any]:
+    return {"url": "/v1/encode", "json": body}
+
+
+NO_LINE_FEEDS = b"\xff\xd8" + bytes(range(14, 256)) * 20
+FORM = "application/x-www-form-urlencoded"
 
 CASES = {
     # images
@@ -255,6 +263,62 @@ def test_a_refused_content_type_is_answered_with_what_to_send_instead(
     absent = check_problem(client.post(f"/v1/{path}", content=b"<a/>"), 415, "unsupported-media-type")
     assert absent["detail"].startswith("Content-Type is absent. ")
     assert "value" not in absent["errors"][0]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (encode(photograph("PNG"), "application/x-www-form-urlencoded"), "use --data-binary"),
+        (encode(NO_LINE_FEEDS, "image/jpeg"), "curl -d removes: send it with --data-binary"),
+        (encode(NO_LINE_FEEDS.replace(b"\xff\xd8", b"\x89PNG"), "image/png"), "curl -d removes"),
+        (
+            decode({"codes": [GOOD_CODE]}) | {"headers": {"Content-Type": FORM}},
+            "add -H 'Content-Type: application/json'",
+        ),
+        (encode_json({"image": "https://example.com/cat.jpg"}), "URLs are not fetched"),
+        (encode_json({"images": ["x" * 9]}), "The image at /images/0 is not base64"),
+        (encode_json({"picture": ""}), "known members: image, images"),
+        (generate({"klass": "cat"}), "/klass: there is no such member; known members: class, n, seed"),
+        (generate({"class": "qqqqzzzz"}), "GET /v1/models/titok-mini-32/classes lists them"),
+        (generate({"class": "cat", "n": 1.5}), "/n: a whole number is expected"),
+        (decode({"codes": ["A" * 63 + "+"]}), "letters A-Z and a-z, the digits 0-9, '-' and '_'"),
+    ],
+)
+def test_a_message_names_the_mistake(client: httpx.Client, call: dict[str, Any], words: str) -> None:
+    answer = client.post(**call)
+    assert 400 <= answer.status_code < 500
+    assert words in answer.json()["detail"]
+
+
+def test_base64_of_either_alphabet_is_accepted_in_lines_and_without_padding(client: httpx.Client) -> None:
+    image = photograph("PNG")
+    expected = client.post(**encode(image)).json()["data"][0]["code"]
+    for text in (
+        base64.b64encode(image).decode(),
+        base64.urlsafe_b64encode(image).decode().rstrip("="),
+        base64.encodebytes(image).decode(),
+        "data:image/png;base64," + base64.encodebytes(image).decode(),
+    ):
+        assert client.post(**encode_json({"image": text})).json()["data"][0]["code"] == expected
+
+
+def test_a_class_id_may_be_called_so(client: httpx.Client) -> None:
+    first, second = (
+        client.post(**generate({name: 3, "seed": 1, "steps": 2})).json()["data"][0]["code"]
+        for name in ("class", "class_id")
+    )
+    assert first == second
+    assert client.post(**generate({"class": 3, "class_id": 3})).status_code == 422
+
+
+@pytest.mark.parametrize("extension", ["jpeg", "JPG", "Png"])
+def test_the_extension_of_an_address_may_be_spelled_otherwise(client: httpx.Client, extension: str) -> None:
+    canonical = extension.lower().replace("jpeg", "jpg")
+    given, expected = (
+        client.get(f"/v1/images/titok-mini-32/{GOOD_CODE}.{spelled}") for spelled in (extension, canonical)
+    )
+    assert given.content == expected.content
+    assert given.headers["Content-Location"] == expected.headers["Content-Location"]
 
 
 def test_an_out_of_range_id_is_named_with_its_value_and_the_allowed_range(client: httpx.Client) -> None:

@@ -21,6 +21,14 @@ def images(server: Server) -> Iterator[Any]:
         yield client.images
 
 
+def test_models_are_listed(server: Server) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        (model,) = client.models.list().data
+        assert client.models.retrieve(model.id).id == "titok-mini-32"
+    assert (model.object, model.owned_by) == ("model", "titok")
+    assert model.created > 1.7e9
+
+
 def opened(image: Any) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(image.b64_json)))
 

@@ -54,8 +54,7 @@ INVALID: dict[str, str] = {
     "image index out of range": "positions refer to images of the same request",
     "unsupported size": "a pattern cannot express a square within bounds",
     "Previews are sent with": "a member of the body depends on a header",
-    "valid integer": "2.0 is an integer in JSON Schema, but not for the service",
-    "whole number": "the same",
+    "whole number": "2.0 is an integer in JSON Schema, but not for the service",
     "equal to 9223372036854775807": "a bound of 63 bits is rounded where numbers are doubles",
 }
 """Substrings of ``detail`` of ``invalid-request`` problems, with the reason."""

@@ -60,7 +60,8 @@ async def image(
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
-    media_type = _media_type_of(extension)
+    extension = _canonical_extension(extension)
+    media_type = _EXTENSIONS[extension]
     name, _, revision = tokenizer.partition("@")
     try:
         state.operations.models.check(name, revision or None)
@@ -90,13 +91,15 @@ async def image(
     return Response(file, media_type=media_type, headers=headers)
 
 
-def _media_type_of(extension: str) -> str:
-    if extension not in _EXTENSIONS:
+def _canonical_extension(extension: str) -> str:
+    """The extension in lower case, as OUTPUT_EXTENSIONS has it. Raises ``NotFound``."""
+    canonical = extension.lower().replace("jpeg", "jpg")
+    if canonical not in _EXTENSIONS:
         raise NotFound(
             f"The path of an image ends in {', '.join(f'.{known}' for known in _EXTENSIONS)}, not .{extension[:20]}.",
             errors=[ErrorDetail(pointer="path/extension", detail="unknown format", value=extension[:20])],
         )
-    return _EXTENSIONS[extension]
+    return canonical
 
 
 def _etag(address: str, info: ModelInfo) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -21,12 +22,15 @@ from service.http.openapi import answers
 
 router = APIRouter(tags=["models"], route_class=KeyedRoute)
 
+_STARTED = int(time.time())
+
 
 def _entry(state: ApiState) -> ModelEntry:
     info = state.info
     generator = info.generator
     return ModelEntry(
         id=info.name,
+        created=_STARTED,
         revision=info.revision,
         image_size=info.image_size,
         num_tokens=info.code_format.num_tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from models.sampling.settings import MAX_STEPS
 from service.api.schemas.base import (
@@ -30,6 +30,7 @@ class GenerateRequest(StrictRequest):
     class_: Annotated[int, Field(strict=True)] | Name | None = Field(
         None,
         alias="class",
+        validation_alias=AliasChoices("class", "class_id"),
         description="Class id or name; null for no class.",
         examples=["golden retriever"],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.schemas.base import EXAMPLE_REVISION, ModelName
@@ -44,6 +46,9 @@ class ModelEntry(BaseModel):
     """A tokenizer and its generator."""
 
     id: ModelName
+    object: Literal["model"] = Field("model", description="As in OpenAI's API.")
+    created: int = Field(description="Unix time at which this process was started.", examples=[1767225600])
+    owned_by: str = Field("titok", description="As in OpenAI's API.")
     revision: str = Field(examples=[EXAMPLE_REVISION])
     image_size: int = Field(examples=[128])
     num_tokens: int = Field(examples=[32])
@@ -59,6 +64,7 @@ class ModelEntry(BaseModel):
 class ModelList(BaseModel):
     """The models served."""
 
+    object: Literal["list"] = Field("list", description="As in OpenAI's API.")
     data: list[ModelEntry]
 
 

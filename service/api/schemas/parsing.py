@@ -14,6 +14,16 @@ from service.http.problems import ContentTooLarge, InvalidRequest, MalformedBody
 
 RequestT = TypeVar("RequestT", bound=StrictRequest)
 
+_WORDS = {
+    "int_type": "a whole number is expected",
+    "int_from_float": "a whole number is expected",
+    "float_type": "a number is expected",
+    "string_type": "a text is expected",
+    "bool_type": "true or false is expected",
+    "list_type": "a list is expected",
+    "missing": "this member is missing",
+}
+
 
 def parse_body(schema: type[RequestT], body: bytes, *, max_values: int) -> RequestT:
     """A JSON body as its schema. A byte order mark is ignored.
@@ -31,13 +41,13 @@ def parse_body(schema: type[RequestT], body: bytes, *, max_values: int) -> Reque
     if details[0]["type"] == "json_invalid":
         reason = str(details[0].get("ctx", {}).get("error", details[0]["msg"]))
         raise MalformedBody(f"The body is not JSON: {reason}.", errors=[ErrorDetail(pointer="body", detail=reason)])
-    places = [_place(detail) for detail in details[:16]]
+    places = [_place(detail, schema) for detail in details[:16]]
     first = places[0]
     kind = ContentTooLarge if details[0]["type"] == "too_long" else InvalidRequest
     raise kind(f"{first.pointer or 'The body'}: {first.detail}.", errors=places)
 
 
-def _place(detail: ErrorDetails) -> ErrorDetail:
+def _place(detail: ErrorDetails, schema: type[StrictRequest]) -> ErrorDetail:
     # A union reports each of its members, tagged in the location; the tag is no part of the client's document.
     path = [str(part) for part in detail["loc"] if part not in ("int", "str", "constrained-int")]
     value = detail["input"]
@@ -46,12 +56,16 @@ def _place(detail: ErrorDetails) -> ErrorDetail:
     elif isinstance(value, str):
         value = value[:80]
     context = detail.get("ctx", {})
+    words = _WORDS.get(detail["type"], detail["msg"])
+    if detail["type"] == "extra_forbidden" and len(path) == 1:
+        context = {"expected": ", ".join(field.alias or name for name, field in schema.model_fields.items())}
+        words = f"there is no such member; known members: {context['expected']}"
     expected = context.get("expected") or ", ".join(
         f"{key} {bound}" for key, bound in context.items() if key != "error"
     )
     return ErrorDetail(
         pointer="".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in path),
-        detail=detail["msg"],
+        detail=words,
         value=value,
         expected=str(expected) or None,
     )
