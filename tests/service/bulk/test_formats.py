@@ -99,6 +99,25 @@ def test_every_format_contains_the_same_data_as_json_lines(
     assert list(READERS[name](tmp_path / "tokens", crops)) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "suffix"),
+    [("jsonl", "json", "jsonl"), ("parquet", "parquet", "parquet"), ("webdataset", "webdataset", "tar")],
+)
+def test_hugging_face_datasets_reads_the_same_data(
+    name: str, kind: str, suffix: str, crops: Crops, source: Path, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    run(job(source, tmp_path / "tokens", format=name, crops=crops))
+    files = sorted(map(str, (tmp_path / "tokens").glob(f"tokens-*.{suffix}")))
+    loaded = datasets.load_dataset(kind, data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    if name == "webdataset":
+        images = [_rows(row["__key__"], row["cls"], np.array(row["npy"]).reshape(crops.count, K)) for row in loaded]
+        rows = [row for image in images for row in image]
+    else:
+        rows = [{name.replace("label", "class_id"): value for name, value in row.items()} for row in loaded]
+    assert rows == expected
+
+
 @pytest.mark.parametrize("name", ["jsonl", *READERS])
 def test_the_manifest_names_every_file_with_its_digest(name: str, source: Path, tmp_path: Path) -> None:
     if name == "parquet":
