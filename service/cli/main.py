@@ -9,6 +9,7 @@ from models.errors import CheckpointError, DataError, UnknownVariantError, missi
 from service.cli.cache import cache
 from service.cli.doctor import doctor
 from service.cli.evaluate import evaluate
+from service.cli.export import export
 from service.cli.health import health
 from service.cli.images import decode, encode, generate, reconstruct, with_codes_as_arguments
 from service.cli.keys import keys
@@ -29,7 +30,21 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (encode, decode, generate, reconstruct, tokenize, pull, health, doctor, verify, evaluate, models, info):
+for command in (
+    encode,
+    decode,
+    generate,
+    reconstruct,
+    tokenize,
+    pull,
+    health,
+    doctor,
+    verify,
+    evaluate,
+    models,
+    info,
+    export,
+):
     app.command()(command)
 app.add_typer(train, name="train")
 app.add_typer(cache, name="cache")
