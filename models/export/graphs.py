@@ -22,8 +22,8 @@ _BATCH = {0: Dim("batch")}
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A ``module`` and ``inputs`` of a batch of two. ``dynamic`` names the dimensions of inputs whose sizes are not fixed, by
-    index; the batch is the first dimension of all inputs and ``outputs``.
+    """A ``module`` and ``inputs`` of a batch of two. ``dynamic`` names the dimensions of inputs whose sizes are not fixed,
+    by index; the batch is the first dimension of all inputs and ``outputs``.
     """
 
     module: nn.Module

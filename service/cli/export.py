@@ -47,6 +47,10 @@ def export(
     """Write encoder, decoder and one sampling step of the generator to ONNX files with a dynamic batch.
 
     Exit code 1 if --verify finds that a float32 file differs from PyTorch by more than rounding.
+
+    Example:
+
+        titok export titok-s-128 --dtype float16 --output exported --verify
     """
     from models.checkpoints.registry import GENERATORS  # torch is slow to import
     from models.export.onnx_file import DTYPES, PARTS
