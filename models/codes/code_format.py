@@ -70,8 +70,13 @@ class CodeFormat:
     def of_length(self, length: int) -> "CodeFormat":
         """The format of codes of exactly ``length`` ids. Raises ``CodeError`` if the tokenizer has no such codes."""
         if not self.min_tokens <= length <= self.num_tokens:
-            raise CodeError(f"an image has {self.described_lengths} token ids, not {length}")
+            short = "" if length > self.num_tokens else self._why_none_is_shorter
+            raise CodeError(f"an image has {self.described_lengths} token ids, not {length}{short}")
         return self if length == self.min_tokens == self.num_tokens else CodeFormat(length, self.codebook_size)
+
+    @property
+    def _why_none_is_shorter(self) -> str:
+        return "" if self.is_prefix_decodable else "; the tokenizer is not prefix-decodable, so its codes cannot be cut"
 
     @property
     def described_lengths(self) -> str:
@@ -180,7 +185,8 @@ class CodeFormat:
         """The number of ids of a text, from its characters."""
         if not self.is_prefix_decodable:
             if len(text) != self.num_characters:
-                raise CodeError(f"a code has {self.num_characters} characters, not {len(text)}")
+                short = "" if len(text) > self.num_characters else self._why_none_is_shorter
+                raise CodeError(f"a code has {self.num_characters} characters, not {len(text)}{short}")
             length = self.num_tokens
         else:
             length = len(text) * 6 // self.bits

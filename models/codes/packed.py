@@ -6,7 +6,7 @@
     0       8     89 54 54 4B 0D 0A 1A 0A: not text, and damaged by line-end conversion (like PNG's signature)
     8       1     version of this layout, 1
     9       1     bits per id
-    10      2     K, ids per image
+    10      2     K, ids per image: fewer than the tokenizer's in a file of shorter codes, which all have the same length
     12      4     V, codes in the codebook
     16      4     B, images
     20      1+n   length of the tokenizer's name, and the name in UTF-8
@@ -65,7 +65,8 @@ class PackedCodes:
         expected = count * code_format.num_bytes
         if not count or len(data) - offset != expected:
             raise CodeError(
-                f"the header declares {count} images, {expected} bytes; {len(data) - offset} bytes follow it"
+                f"the header declares {count} images of {num_tokens} tokens each, {expected} bytes; "
+                f"{len(data) - offset} bytes follow it"
             )
         return cls(tokenizer, revision, code_format, code_format.from_bytes(data[offset:]))
 

@@ -16,8 +16,8 @@ from service.http.problems import InvalidRequest, invalid_value
 
 
 def tokens_from_json(body: DecodeRequest, code_format: CodeFormat, *, max_images: int) -> Ids:
-    """Ids int64 [B, K] from ``tokens``, ``code`` or ``codes``. Raises ``InvalidRequest``, as all functions here do, and
-    ``TooManyImages`` before any is converted.
+    """Ids int64 [B, K] with ``PAD`` from ``tokens``, ``code`` or ``codes``. Raises ``InvalidRequest``, as all functions here
+    do, and ``TooManyImages`` before any is converted.
     """
     given = [name for name in ("tokens", "code", "codes") if getattr(body, name) is not None]
     if len(given) != 1:
@@ -37,22 +37,23 @@ def tokens_from_json(body: DecodeRequest, code_format: CodeFormat, *, max_images
         rows = [tokens_from_code(text, code_format, pointer=f"{pointer}/{i}") for i, text in enumerate(many)]
         return np.concatenate(rows)
     if isinstance(many[0], list):
-        return np.stack([_row(row, code_format, f"{pointer}/{i}") for i, row in enumerate(many)])
-    return _row(many, code_format, pointer)[None]
+        return code_format.pad([_row(row, code_format, f"{pointer}/{i}") for i, row in enumerate(many)])
+    return code_format.pad([_row(many, code_format, pointer)])
 
 
 def tokens_from_code(text: Any, code_format: CodeFormat, *, pointer: str) -> Ids:
-    """Ids int64 [1, K] of a code."""
+    """Ids int64 [1, K] with ``PAD`` of a code."""
+    expected = f"the code of {code_format.described_lengths} tokens, at most {code_format.num_characters} characters"
     if not isinstance(text, str):
-        raise invalid_value(pointer, "a code is a string", text, f"{code_format.num_characters} characters")
+        raise invalid_value(pointer, "a code is a string", text, expected)
     try:
         return code_format.from_text([text])
     except CodeError as error:
-        raise invalid_value(pointer, str(error), text[:80], f"{code_format.num_characters} characters") from None
+        raise invalid_value(pointer, str(error), text[:80], expected) from None
 
 
 def tokens_from_bytes(data: bytes, code_format: CodeFormat) -> Ids:
-    """Ids int64 [B, K] of concatenated packed codes."""
+    """Ids int64 [B, K] of concatenated packed codes of K ids each."""
     try:
         return code_format.from_bytes(data)
     except CodeError as error:
@@ -67,13 +68,18 @@ def packed_codes_from(data: bytes) -> PackedCodes:
         raise invalid_value("body", str(error), None, "a file of packed codes") from None
 
 
+def check_format(packed: PackedCodes, code_format: CodeFormat) -> None:
+    """Refuses a file whose codes are not of this tokenizer or of none of its lengths."""
+    given = packed.code_format
+    if given.codebook_size != code_format.codebook_size:
+        raise invalid_value("body", "V in the header is not that of this tokenizer", given.codebook_size)
+    _check_length(given.num_tokens, code_format, "body")
+
+
 def _row(row: Any, code_format: CodeFormat, pointer: str) -> Ids:
     if not isinstance(row, list):
         raise invalid_value(pointer, "a list of token ids is expected", row)
-    if len(row) != code_format.num_tokens:
-        raise invalid_value(
-            pointer, f"an image has {code_format.num_tokens} token ids", len(row), f"{code_format.num_tokens} ids"
-        )
+    _check_length(len(row), code_format, pointer)
     allowed = f"0..{code_format.codebook_size - 1}"
     for position, value in enumerate(row):
         # bool is a subclass of int
@@ -82,3 +88,10 @@ def _row(row: Any, code_format: CodeFormat, pointer: str) -> Ids:
         if not 0 <= value < code_format.codebook_size:
             raise invalid_value(f"{pointer}/{position}", "token id out of range", value, allowed)
     return np.array(row, np.int64)
+
+
+def _check_length(length: int, code_format: CodeFormat, pointer: str) -> None:
+    try:
+        code_format.of_length(length)
+    except CodeError as error:
+        raise invalid_value(pointer, str(error), length, f"{code_format.described_lengths} ids") from None

@@ -22,7 +22,7 @@ Class: TypeAlias = int | str | None
 """A class by id or by name; None for unconditional generation."""
 
 TokenSource: TypeAlias = str | Tokenized | Sequence[int]
-"""A code, a result that has one, or K token ids."""
+"""A code, a result that has one, or token ids: K, of a prefix-decodable tokenizer also fewer."""
 
 
 @dataclass(frozen=True)

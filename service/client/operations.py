@@ -42,7 +42,12 @@ class Operations:
     # A string is a path, although its type is also that of an iterable of strings.
     @overload
     async def encode(  # type: ignore[overload-overlap]
-        self, images: ImageSource, *, lookup_first: bool = False, progress: Progress | None = None
+        self,
+        images: ImageSource,
+        *,
+        length: int | None = None,
+        lookup_first: bool = False,
+        progress: Progress | None = None,
     ) -> Encoded: ...
 
     @overload
@@ -50,6 +55,7 @@ class Operations:
         self,
         images: Iterable[ImageSource] | AsyncIterable[ImageSource],
         *,
+        length: int | None = None,
         lookup_first: bool = False,
         progress: Progress | None = None,
     ) -> list[Encoded]: ...
@@ -58,18 +64,20 @@ class Operations:
         self,
         images: ImageSource | Iterable[ImageSource] | AsyncIterable[ImageSource],
         *,
+        length: int | None = None,
         lookup_first: bool = False,
         progress: Progress | None = None,
     ) -> Encoded | list[Encoded]:
         """The tokens of one image, or of several in their order; an iterable is read as needed,
         an asynchronous one by ``AsyncTiTokClient``. Raises ``TypeError`` for anything else.
 
+        ``length`` asks for the first tokens of each image only, which a prefix-decodable tokenizer decodes.
         ``lookup_first`` looks images up by their digests and uploads only those that are not cached; all of them if the
         service does not offer look-ups. A broken image fails the call: ``ServiceProblem.index`` is its position.
         """
         if is_image(images):
-            return await self._encode_one(images, lookup_first)
-        function = self._encode_unknown if lookup_first else self._encode_all
+            return await self._encode_one(images, lookup_first, length)
+        function = partial(self._encode_unknown if lookup_first else self._encode_all, length=length)
         with self._connection.iterated(images, _IMAGES) as sources:
             limits = await self._service_limits()
             parts = batches(
@@ -116,7 +124,7 @@ class Operations:
         progress: Progress | None = None,
         **options: Unpack[DecodeOptions],
     ) -> Picture | list[Picture]:
-        """The image of a code, of a result that has one, or of K token ids; or the images of several, in their order."""
+        """The image of a code, of a result that has one, or of token ids; or the images of several, in their order."""
         if is_tokens(tokens):
             document = decode_document([tokens], options)
             headers = {"Accept": f"image/{document.pop('format')}"}
@@ -135,10 +143,10 @@ class Operations:
             )
             return await self._connection.run_all(self._connection.run, calls, progress, items=sources)
 
-    async def reconstruct(self, image: ImageSource) -> Reconstruction:
-        """An image after encoding and decoding, with PSNR and SSIM."""
+    async def reconstruct(self, image: ImageSource, *, length: int | None = None) -> Reconstruction:
+        """An image after encoding and decoding, with PSNR and SSIM; of its first ``length`` tokens, if that is given."""
         data = await self._connection.transport.compute(image_bytes, image)
-        return await self._connection.run(_upload("/v1/reconstruct", data, responses.read_reconstruction))
+        return await self._connection.run(_upload("/v1/reconstruct", data, responses.read_reconstruction, length))
 
     async def mix(
         self,
@@ -190,59 +198,70 @@ class Operations:
             self._limits = (await self.models())[0].limits
         return self._limits
 
-    async def _encode_one(self, source: ImageSource, lookup_first: bool) -> Encoded:
+    async def _encode_one(self, source: ImageSource, lookup_first: bool, length: int | None) -> Encoded:
         image = await self._connection.transport.compute(image_bytes, source)
         if lookup_first:
             digest = await self._connection.transport.compute(image_digest, image)
-            for encoded in (await self._cached([digest])).values():
+            for encoded in (await self._cached([digest], length)).values():
                 return encoded
-        (encoded,) = await self._connection.run(_upload("/v1/encode", image, partial(responses.read_encoded, count=1)))
+        read = partial(responses.read_encoded, count=1)
+        (encoded,) = await self._connection.run(_upload("/v1/encode", image, read, length))
         return encoded
 
-    async def _encode_all(self, batch: Batch[bytes]) -> list[Encoded]:
-        return await self._encode_form(batch.items, batch.positions)
+    async def _encode_all(self, batch: Batch[bytes], *, length: int | None) -> list[Encoded]:
+        return await self._encode_form(batch.items, batch.positions, length)
 
-    async def _encode_form(self, images: Sequence[bytes], positions: Sequence[int]) -> list[Encoded]:
+    async def _encode_form(
+        self, images: Sequence[bytes], positions: Sequence[int], length: int | None
+    ) -> list[Encoded]:
         """Encodes several images, sent as the files of a form."""
         call = Call(
             path="/v1/encode",
-            body={"files": [("image", (str(index), image, _OCTETS)) for index, image in enumerate(images)]},
+            body={
+                "files": [("image", (str(index), image, _OCTETS)) for index, image in enumerate(images)],
+                "params": _query(length),
+            },
             read=partial(responses.read_encoded, count=len(images)),
             positions=positions,
         )
         return await self._connection.run(call)
 
-    async def _encode_unknown(self, batch: Batch[bytes]) -> list[Encoded]:
+    async def _encode_unknown(self, batch: Batch[bytes], *, length: int | None) -> list[Encoded]:
         """Looks up a batch, then uploads the images that are not cached, each of them once."""
         digests = await self._connection.transport.compute(lambda images: list(map(image_digest, images)), batch.items)
-        encoded = await self._cached(list(dict.fromkeys(digests)))
+        encoded = await self._cached(list(dict.fromkeys(digests)), length)
         uploads: dict[str, tuple[int, bytes]] = {}
         for digest, position, image in zip(digests, batch.positions, batch.items, strict=True):
             if digest not in encoded:
                 uploads.setdefault(digest, (position, image))
         if uploads:
             positions, images = zip(*uploads.values(), strict=True)
-            results = await self._encode_form(images, positions)
+            results = await self._encode_form(images, positions, length)
             encoded |= zip(uploads, results, strict=True)
         return [encoded[digest] for digest in digests]
 
-    async def _lookup(self, digests: Sequence[str]) -> list[tuple[str, Encoded | None]]:
-        body = {"json": {"sha256": digests}}
+    async def _lookup(self, digests: Sequence[str], length: int | None = None) -> list[tuple[str, Encoded | None]]:
+        body = {"json": {"sha256": digests}, "params": _query(length)}
         read = partial(responses.read_lookup, digests=digests)
         return await self._connection.run(Call(path="/v1/codes:lookup", body=body, read=read))
 
-    async def _cached(self, digests: Sequence[str]) -> dict[str, Encoded]:
+    async def _cached(self, digests: Sequence[str], length: int | None) -> dict[str, Encoded]:
         """Cached tokens by digest; none where the service does not offer look-ups."""
         try:
-            found = await self._lookup(digests)
+            found = await self._lookup(digests, length)
         except NotFound:
             return {}
         return {digest: encoded for digest, encoded in found if encoded is not None}
 
 
-def _upload(path: str, image: bytes, read: Callable[[Response], T]) -> Call[T]:
+def _upload(path: str, image: bytes, read: Callable[[Response], T], length: int | None) -> Call[T]:
     """A call whose body is one image file."""
-    return Call(path=path, headers={"Content-Type": _OCTETS}, body={"content": image}, read=read)
+    body = {"content": image, "params": _query(length)}
+    return Call(path=path, headers={"Content-Type": _OCTETS}, body=body, read=read)
+
+
+def _query(length: int | None) -> dict[str, int]:
+    return {} if length is None else {"length": length}
 
 
 def _each(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:

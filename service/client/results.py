@@ -50,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenized:
-    """An image's K token ids and their text form, with the tokenizer that made them."""
+    """An image's token ids and their text form, with the tokenizer that made them."""
 
     tokens: tuple[int, ...]
     code: str
@@ -131,12 +131,13 @@ class GeneratorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A tokenizer of the service."""
+    """A tokenizer of the service. ``min_tokens`` of an image's ``num_tokens`` suffice to decode it."""
 
     id: str
     revision: str
     image_size: int
     num_tokens: int
+    min_tokens: int
     codebook_size: int
     bits_per_token: int
     code_bytes: int

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from models.arrays import Ids, Pixels
+from models.codes.code_format import lengths_of
 from service.engine import Engine
 from service.imaging.encoding import OUTPUT_EXTENSIONS, encode_image
 from service.operations.image_threads import ImageThreads
@@ -46,8 +47,11 @@ class Renderer:
         timings: RequestTimings,
         side: int | None = None,
     ) -> RenderedImages:
-        """Ids int64 [B, K] to images; the files are scaled to ``side`` pixels if it is given. Raises ``EngineError``."""
+        """Ids int64 [B, K] with ``PAD`` to images; the files are scaled to ``side`` pixels if it is given. Raises
+        ``EngineError``.
+        """
         timings.record_image_count(len(tokens))
+        self._metrics.count_tokens("decode", lengths_of(tokens))
         decoded = await self._engine.decode(tokens, deadline=deadline)
         timings.add_engine(decoded.timing)
 

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from models.arrays import Pixels
+from models.codes.code_format import CodeFormat
 from service.cache import CachedCode, CodeCache, KeySpace
 from service.engine import DeadlineExceeded, DeviceFailed, EncodeTicket, Engine, EngineTokens, WorkerCrashed
 from service.operations.preprocessing import ImagePreprocessor, Upload
@@ -38,6 +39,13 @@ class TokenizedImage:
     packed: bytes
     original_size: tuple[int, int]
     cached: bool
+
+    def cut(self, code_format: CodeFormat) -> TokenizedImage:
+        """The image with only its first tokens, as many as the format has."""
+        if len(self.tokens) == code_format.num_tokens:
+            return self
+        tokens = self.tokens[: code_format.num_tokens]
+        return replace(self, tokens=tokens, packed=code_format.pack(tokens).tobytes())
 
 
 @dataclass(frozen=True)

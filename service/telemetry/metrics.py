@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache, partial
 from itertools import product
-from typing import TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -22,6 +22,7 @@ from service.engine.protocol import AbandonStage, LaneName, RejectReason
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LANES: tuple[LaneName, ...] = get_args(LaneName)
 _BATCH_STAGES = ("hand_over", "device", "results")
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 M = TypeVar("M", bound=MetricWrapperBase)
@@ -108,6 +109,15 @@ class Metrics:
             counter("titok_cache_requests", "Images looked up in the cache of codes.", ("result",)),
             ("hit", "pixels", "lookup", "shared", "miss"),
         )
+        self._code_tokens = _with_series(
+            histogram(
+                "titok_code_tokens",
+                "Tokens of a code that is decoded, or encoded at a requested length.",
+                ("op",),
+                buckets=TOKENS,
+            ),
+            ("encode", "decode"),
+        )
         self.rendered_image_requests = _with_series(
             counter("titok_picture_requests", "Images requested by their address, by cache result.", ("result",)),
             ("hit", "miss"),
@@ -124,6 +134,11 @@ class Metrics:
         """Creates the series of a device."""
         _with_series(self.batch_images, _LANES, (device,))
         _with_series(self.batch_duration, _LANES, (device,), _BATCH_STAGES)
+
+    def count_tokens(self, op: Literal["encode", "decode"], lengths: Iterable[int]) -> None:
+        """Counts codes by their number of tokens."""
+        for length in lengths:
+            self._code_tokens.labels(op).observe(length)
 
     def record_refusal(self, route: str, method: str, code: int) -> None:
         """Counts a request that was refused before the application saw it; it has no duration."""

@@ -9,15 +9,16 @@ from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from starlette.responses import Response
 
+from models.codes.code_format import CodeFormat
 from service.api.access.authorization import KeyedRoute
 from service.api.bodies import read_json
 from service.api.image_responses import model_headers
+from service.api.lengths import FIRST_TOKENS, length_parameter, requested_format
 from service.api.schemas.base import EXAMPLE_SHA256, SHA256_PATTERN, Size
 from service.api.schemas.tokens import KnownCode, LookupRequest, LookupResponse
 from service.api.state import ApiState
 from service.http.openapi import answers, request_body
 from service.http.problems import NotFound, invalid_value
-from service.inference.model_info import ModelInfo
 from service.operations.tokenization import TokenizedImage
 
 router = APIRouter(tags=["tokens"], route_class=KeyedRoute)
@@ -29,7 +30,7 @@ _DIGEST = re.compile(SHA256_PATTERN, re.ASCII)
     "/v1/codes:lookup",
     summary="Look up codes by image digest",
     responses=answers(400, 404, 408, 413, 415, 422, 503, schema=LookupResponse),
-    openapi_extra=request_body(LookupRequest, {"sha256": [EXAMPLE_SHA256]}),
+    openapi_extra=request_body(LookupRequest, {"sha256": [EXAMPLE_SHA256]}) | length_parameter(FIRST_TOKENS),
 )
 async def lookup(request: Request) -> Response:
     """Returns the cached codes of up to 1,000 SHA-256 digests of image files.
@@ -38,6 +39,7 @@ async def lookup(request: Request) -> Response:
     `TITOK_CACHE_SCOPE=key` limits look-ups to images sent with the same API key, `TITOK_LOOKUP=false` disables this route.
     """
     state = _state_of(request)
+    code_format = requested_format(request, state.info.code_format)
     with request.state.timings.measure("read"):
         body = await read_json(request, LookupRequest)
     digests = [_digest(text, f"/sha256/{index}") for index, text in enumerate(body.sha256)]
@@ -46,7 +48,7 @@ async def lookup(request: Request) -> Response:
         model=state.info.name,
         revision=state.info.revision,
         data=[
-            _item(state.info, digest, image) for digest, image in zip(digests, known, strict=True) if image is not None
+            _item(code_format, digest, image) for digest, image in zip(digests, known, strict=True) if image is not None
         ],
         missing=[digest.hex() for digest, image in zip(digests, known, strict=True) if image is None],
     )
@@ -57,6 +59,7 @@ async def lookup(request: Request) -> Response:
     "/v1/codes/{sha256}",
     summary="Get the code of an image by its digest",
     responses=answers(404, 422, 503, schema=KnownCode),
+    openapi_extra=length_parameter(FIRST_TOKENS),
 )
 async def known_code(
     request: Request,
@@ -71,12 +74,13 @@ async def known_code(
 ) -> Response:
     """Returns the cached code of an image; 404 if it is not in the cache."""
     state = _state_of(request)
+    code_format = requested_format(request, state.info.code_format)
     digest = _digest(sha256, "path/sha256")
     [image] = await _look_up(request, [digest])
     if image is None:
         raise NotFound("No image with this digest is in the cache. Send it to /v1/encode.")
     headers = model_headers(state.info)
-    return Response(_item(state.info, digest, image).model_dump_json(), media_type="application/json", headers=headers)
+    return Response(_item(code_format, digest, image).model_dump_json(), media_type="application/json", headers=headers)
 
 
 def _state_of(request: Request) -> ApiState:
@@ -100,11 +104,11 @@ def _digest(text: str, pointer: str) -> bytes:
     return bytes.fromhex(text)
 
 
-def _item(info: ModelInfo, digest: bytes, image: TokenizedImage) -> KnownCode:
-    width, height = image.original_size
+def _item(code_format: CodeFormat, digest: bytes, image: TokenizedImage) -> KnownCode:
+    image, (width, height) = image.cut(code_format), image.original_size
     return KnownCode(
         sha256=digest.hex(),
         tokens=image.tokens,
-        code=info.code_format.text_of(image.packed),
+        code=code_format.text_of(image.packed),
         original_size=Size(width=width, height=height),
     )

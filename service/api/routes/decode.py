@@ -22,20 +22,22 @@ from service.api.image_responses import (
     model_headers,
     multipart_response,
 )
+from service.api.lengths import length_parameter, requested_format
 from service.api.schemas.base import EXAMPLE_CODE
 from service.api.schemas.images import DecodedItem, DecodeRequest, DecodeResponse
 from service.api.schemas.parsing import parse_body
 from service.api.state import ApiState, check_image_count
-from service.api.tokens import packed_codes_from, tokens_from_bytes, tokens_from_json
+from service.api.tokens import check_format, packed_codes_from, tokens_from_bytes, tokens_from_json
 from service.http.disconnects import run_while_connected
 from service.http.negotiation import media_type_of, unsupported_content_type
 from service.http.openapi import answers, request_body
-from service.http.problems import invalid_value
 from service.imaging.encoding import OUTPUT_MEDIA_TYPES
 
 router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
-_BODY = request_body(DecodeRequest, {"code": EXAMPLE_CODE}, binary=[PACKED_CODES, OCTETS])
+_BODY = request_body(DecodeRequest, {"code": EXAMPLE_CODE}, binary=[PACKED_CODES, OCTETS]) | length_parameter(
+    "Tokens of each of the packed codes in a body without a header. Default: all of the tokenizer's."
+)
 
 
 @router.post(
@@ -52,7 +54,8 @@ async def decode(request: Request) -> Response:
     """Decodes the tokens of one or several images.
 
     The request is JSON with `tokens`, `code` or `codes`; a file of packed codes with a header
-    (`application/vnd.titok.codes`); or packed codes without one (`application/octet-stream`).
+    (`application/vnd.titok.codes`); or packed codes without one (`application/octet-stream`). With a prefix-decodable
+    tokenizer the images may have different numbers of tokens; in packed codes all have the same.
 
     One image is returned as the body, in the type that `Accept` prefers: JPEG (default), PNG, WebP, raw pixels or `.npy`.
     Several images are returned as JSON with base64, or as `multipart/mixed`.
@@ -81,20 +84,20 @@ async def decode(request: Request) -> Response:
 
 
 def _parse(request: Request, state: ApiState, data: bytes) -> tuple[DecodeRequest, Ids]:
-    """The options and the ids int64 [B, K] of a body, whose model, revision and number of images are checked."""
+    """The options and the ids int64 [B, K] with ``PAD`` of a body; model, revision and number of images are checked."""
     models, code_format, max_images = state.operations.models, state.info.code_format, state.settings.max_images
     content_type = media_type_of(request.headers.get("content-type"))
     if content_type == PACKED_CODES or (content_type == OCTETS and data.startswith(SIGNATURE)):
         packed = packed_codes_from(data)
         check_image_count(len(packed.tokens), max_images, "body")
         models.check(packed.tokenizer, packed.revision)
-        if packed.code_format != code_format:
-            raise invalid_value("body", "K and V in the header are not those of this tokenizer", None)
-        return DecodeRequest(), packed.tokens
+        check_format(packed, code_format)
+        return DecodeRequest(), code_format.pad([*packed.tokens])
     if content_type == OCTETS:
         models.check(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
-        check_image_count(len(data) // code_format.num_bytes, max_images, "body")
-        return DecodeRequest(), tokens_from_bytes(data, code_format)
+        of_length = requested_format(request, code_format)
+        check_image_count(len(data) // of_length.num_bytes, max_images, "body")
+        return DecodeRequest(), code_format.pad([*tokens_from_bytes(data, of_length)])
     if content_type == "application/json":
         body = parse_body(DecodeRequest, data, max_values=state.max_json_values)
         models.check(body.model, body.revision)

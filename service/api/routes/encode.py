@@ -5,10 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from models.codes.code_format import CodeFormat
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import PackedCodes
 from service.api.access.authorization import KeyedRoute, consume_quota
 from service.api.image_responses import OCTETS, model_headers
+from service.api.lengths import FIRST_TOKENS, length_parameter, requested_format
 from service.api.schemas.base import Size
 from service.api.schemas.tokens import Base64Images, EncodedItem, EncodeResponse
 from service.api.state import ApiState
@@ -17,7 +19,6 @@ from service.http.disconnects import run_while_connected
 from service.http.negotiation import choose_media_type
 from service.http.openapi import answers, request_body
 from service.imaging.formats import ACCEPTED_FORMATS
-from service.inference.model_info import ModelInfo
 from service.operations.tokenization import TokenizedImage
 
 router = APIRouter(tags=["tokens"], route_class=KeyedRoute)
@@ -33,7 +34,7 @@ IMAGE_BODY = request_body(
     binary=list(ACCEPTED_FORMATS.values()),
     others={"multipart/form-data": _FILES},
     description="One image as the body, a multipart form of files, or JSON with base64.",
-)
+) | length_parameter(FIRST_TOKENS)
 
 
 @router.post(
@@ -50,9 +51,11 @@ async def encode(request: Request) -> Response:
     `Accept: application/vnd.titok.codes` returns a file of packed codes with a header that names the tokenizer.
     `Accept: application/octet-stream` returns packed codes without a header (48 bytes each with the default tokenizer),
     with tokenizer, revision and number of images in `X-Titok-Model`, `X-Titok-Revision` and `X-Titok-Images`.
+    `length` cuts the tokens of a prefix-decodable tokenizer; the cache keeps all of them.
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
+    code_format = requested_format(request, info.code_format)
     media_type = choose_media_type(request.headers.get("accept"), ["application/json", OCTETS, PACKED_CODES])
     await state.operations.tokenizer.wait_for_room(deadline)
     with timings.measure("read"):
@@ -64,29 +67,32 @@ async def encode(request: Request) -> Response:
     if images is None:
         work = tokenizer.tokenize_missing(lookup, deadline=deadline, timings=timings)
         images = await run_while_connected(request, work)
+    if code_format is not info.code_format:
+        images = [image.cut(code_format) for image in images]
+        state.metrics.count_tokens("encode", [code_format.num_tokens] * len(images))
     packed = b"".join(image.packed for image in images)
     headers = model_headers(info, Images=str(len(images)))
     if media_type == OCTETS:
         return Response(packed, media_type=media_type, headers=headers)
     if media_type == PACKED_CODES:
-        file = PackedCodes(info.name, info.revision, info.code_format, info.code_format.from_bytes(packed))
+        file = PackedCodes(info.name, info.revision, code_format, code_format.from_bytes(packed))
         return Response(file.to_bytes(), media_type=media_type, headers=headers)
     document = EncodeResponse(
         model=info.name,
         revision=info.revision,
-        num_tokens=info.code_format.num_tokens,
-        codebook_size=info.code_format.codebook_size,
-        data=[_item(info, index, image) for index, image in enumerate(images)],
+        num_tokens=code_format.num_tokens,
+        codebook_size=code_format.codebook_size,
+        data=[_item(code_format, index, image) for index, image in enumerate(images)],
     )
     return Response(document.model_dump_json(), media_type="application/json")
 
 
-def _item(info: ModelInfo, index: int, image: TokenizedImage) -> EncodedItem:
+def _item(code_format: CodeFormat, index: int, image: TokenizedImage) -> EncodedItem:
     width, height = image.original_size
     return EncodedItem(
         index=index,
         tokens=image.tokens,
-        code=info.code_format.text_of(image.packed),
+        code=code_format.text_of(image.packed),
         original_size=Size(width=width, height=height),
         cached=image.cached,
     )

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from models.arrays import Ids
+from models.codes.code_format import lengths_of
 from service.api.access.authorization import KeyedRoute
 from service.api.bodies import read_json
 from service.api.image_responses import OCTETS, as_base64, image_media_type, image_response, model_headers
@@ -40,7 +41,7 @@ async def mix(request: Request) -> Response:
 
     Each token becomes the codebook entry nearest to the mean of the images' codebook vectors, weighted by `weights`
     (default: equal). `positions` has an entry for each token: the index of the image to copy the token from, or null for
-    the weighted mean.
+    the weighted mean. Of images with different numbers of tokens the mix has as many as the shortest.
 
     Returns JSON with the tokens and the image; the image with `Accept: image/*`; or the packed code, without decoding it,
     with `Accept: application/octet-stream`.
@@ -52,6 +53,7 @@ async def mix(request: Request) -> Response:
         body = await read_json(request, MixRequest)
     state.operations.models.check(body.model, body.revision)
     tokens = tokens_from_json(body, info.code_format, max_images=state.settings.max_images)
+    tokens = tokens[:, : lengths_of(tokens).min()]
     _check(body, tokens)
     if info.codebook.size == 0:
         raise NotFound(f"{info.name} has no codebook, so its tokens cannot be mixed.")
@@ -67,7 +69,9 @@ async def mix(request: Request) -> Response:
     media_type = image_media_type(body.format) if answer == "application/json" else answer
     rendered = await run_while_connected(
         request,
-        state.operations.renderer.render(mixed[None], media_type, body.quality, deadline=deadline, timings=timings),
+        state.operations.renderer.render(
+            info.code_format.pad([mixed]), media_type, body.quality, deadline=deadline, timings=timings
+        ),
     )
     if answer != "application/json":
         return image_response(rendered, media_type, headers)

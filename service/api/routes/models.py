@@ -34,6 +34,8 @@ def _entry(state: ApiState) -> ModelEntry:
         revision=info.revision,
         image_size=info.image_size,
         num_tokens=info.code_format.num_tokens,
+        min_tokens=info.code_format.min_tokens,
+        prefix_decodable=info.code_format.is_prefix_decodable,
         codebook_size=info.code_format.codebook_size,
         bits_per_token=info.code_format.bits,
         code_bytes=info.code_format.num_bytes,

@@ -8,8 +8,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from models.arrays import Pixels
+from models.codes.code_format import CodeFormat
 from service.api.access.authorization import KeyedRoute
 from service.api.image_responses import as_base64, image_media_type, image_response, model_headers
+from service.api.lengths import requested_format
 from service.api.routes.encode import IMAGE_BODY
 from service.api.schemas.base import Size
 from service.api.schemas.images import Quality, ReconstructResponse
@@ -39,13 +41,14 @@ router = APIRouter(tags=["images"], route_class=KeyedRoute)
     openapi_extra=IMAGE_BODY,
 )
 async def reconstruct(request: Request) -> Response:
-    """Encodes one image and decodes its tokens.
+    """Encodes one image and decodes its tokens, with `length` only the first ones.
 
     Returns JSON with the tokens, the reconstruction and its quality; or the reconstruction with `Accept: image/*`, with
     the quality in headers. The reference is the preprocessed image, resized and cropped.
     """
     state, timings = ApiState.of(request), request.state.timings
     info, deadline = state.info, state.deadline(request)
+    code_format = requested_format(request, info.code_format)
     answer = choose_media_type(request.headers.get("accept"), ["application/json", *OUTPUT_EXTENSIONS])
     media_type = image_media_type(None) if answer == "application/json" else answer
     await state.operations.tokenizer.wait_for_room(deadline)
@@ -53,14 +56,17 @@ async def reconstruct(request: Request) -> Response:
         uploads = await read_uploads(request, max_images=1)
     space = state.key_space(request)
     image, original, rendered = await run_while_connected(
-        request, _reconstruct(state.operations, uploads[0], media_type, space=space, deadline=deadline, timings=timings)
+        request,
+        _reconstruct(
+            state.operations, uploads[0], media_type, code_format, space=space, deadline=deadline, timings=timings
+        ),
     )
     with timings.measure("quality"):
         decibels, similarity = await state.operations.threads.run(
             measure_quality, rendered.pixels[0], original, deadline=deadline
         )
     quality = Quality(psnr=decibels, ssim=similarity)
-    code = info.code_format.text_of(image.packed)
+    code = code_format.text_of(image.packed)
     if answer != "application/json":
         psnr = "inf" if quality.psnr is None else f"{quality.psnr:.2f}"
         headers = model_headers(info, Code=code, PSNR=psnr, SSIM=f"{quality.ssim:.4f}")
@@ -71,7 +77,7 @@ async def reconstruct(request: Request) -> Response:
         revision=info.revision,
         tokens=image.tokens,
         code=code,
-        code_bytes=info.code_format.num_bytes,
+        code_bytes=code_format.num_bytes,
         original_size=Size(width=width, height=height),
         quality=quality,
         image=as_base64(rendered.files[0]),
@@ -84,13 +90,15 @@ async def _reconstruct(
     operations: Operations,
     upload: Upload,
     media_type: str,
+    code_format: CodeFormat,
     *,
     space: KeySpace,
     deadline: float,
     timings: RequestTimings,
 ) -> tuple[TokenizedImage, Pixels, RenderedImages]:
     image = (await operations.tokenizer.tokenize([upload], space=space, deadline=deadline, timings=timings))[0]
-    tokens = operations.models.info.code_format.from_bytes(image.packed)
+    image = image.cut(code_format)
+    tokens = operations.models.info.code_format.pad([*code_format.from_bytes(image.packed)])
     originals: list[Pixels] = []
     rendered, _ = await asyncio.gather(
         operations.renderer.render(tokens, media_type, None, deadline=deadline, timings=timings),

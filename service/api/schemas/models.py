@@ -52,6 +52,8 @@ class ModelEntry(BaseModel):
     revision: str = Field(examples=[EXAMPLE_REVISION])
     image_size: int = Field(examples=[128])
     num_tokens: int = Field(examples=[32])
+    min_tokens: int = Field(description="The fewest tokens that decode to an image.", examples=[32])
+    prefix_decodable: bool = Field(description="Whether codes may be cut to fewer tokens.", examples=[False])
     codebook_size: int = Field(examples=[4096])
     bits_per_token: int = Field(examples=[12])
     code_bytes: int = Field(examples=[48])

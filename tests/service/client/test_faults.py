@@ -48,6 +48,7 @@ MODEL = {
     "revision": "r",
     "image_size": 8,
     "num_tokens": 2,
+    "min_tokens": 2,
     "codebook_size": 16,
     "bits_per_token": 4,
     "code_bytes": 1,
