@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from service.cli.options import ApiKey, CommandError, Json, Tokenizer, Url, Weights, load_settings
+from service.cli.options import ApiKey, CommandError, Json, Length, Tokenizer, Url, Weights, load_settings
 from service.cli.terminal import SOME_BROKEN, console, say
 from service.errors import ServiceError
 from service.imaging.errors import ImageError
@@ -35,6 +35,7 @@ Preset = Annotated[str, typer.Option(help="Sampling preset: published, demo or f
 
 def encode(
     images: Annotated[list[Path], typer.Argument(help="Image files or folders of images; - for standard input.")],
+    length: Length = None,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
     url: Url = None,
@@ -59,7 +60,7 @@ def encode(
         task = progress.add_task("encode", total=len(paths))
         for start in range(0, len(paths), batch):
             part = paths[start : start + batch]
-            for path, result in zip(part, _encode(models, part), strict=True):
+            for path, result in zip(part, _encode(models, part, length), strict=True):
                 if not isinstance(result, CommandError):
                     typer.echo(json.dumps(_document(path, result)))
                 elif len(paths) == 1:
@@ -137,6 +138,7 @@ def generate(
 def reconstruct(
     image: Annotated[Path, typer.Argument(help="Image file; - for standard input.")],
     output: Output,
+    length: Length = None,
     as_json: Json = False,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
@@ -151,7 +153,7 @@ def reconstruct(
     """
     format_ = _format(output)
     with _command_errors([image]), _models(tokenizer, weights, url, api_key) as models:
-        result = models.reconstruct(read_file(image))
+        result = models.reconstruct(read_file(image), length=length)
         picture = result.picture
         if picture.content_type != f"image/{format_}":
             picture = models.decode(result.code, format=format_)
@@ -188,20 +190,20 @@ def _models(
     yield LocalModels(tokenizer or settings.tokenizer, weights=weights, settings=settings)
 
 
-def _encode(models: LocalModels | TiTokClient, paths: list[Path]) -> list[Encoded | CommandError]:
+def _encode(models: LocalModels | TiTokClient, paths: list[Path], length: int | None) -> list[Encoded | CommandError]:
     """The tokens of each image, or why it has none. Raises ``CommandError`` for what concerns all images."""
     from service.client import TiTokClient
 
     if isinstance(models, TiTokClient) and len(paths) > 1:
         with suppress(*_broken_image_errors()):
-            return list(models.encode([read_file(path) for path in paths]))
-    return [_encode_alone(models, path) for path in paths]
+            return list(models.encode([read_file(path) for path in paths], length=length))
+    return [_encode_alone(models, path, length) for path in paths]
 
 
-def _encode_alone(models: LocalModels | TiTokClient, path: Path) -> Encoded | CommandError:
+def _encode_alone(models: LocalModels | TiTokClient, path: Path, length: int | None) -> Encoded | CommandError:
     with _command_errors([path]):
         try:
-            return models.encode(read_file(path))
+            return models.encode(read_file(path), length=length)
         except CommandError as error:
             return error
         except _broken_image_errors() as error:

@@ -45,13 +45,14 @@ class LocalModels:
     def _generator(self) -> Generator:
         return load_generator(self._name)
 
-    def encode(self, image: bytes) -> Encoded:
-        """Tokens of an image file."""
+    def encode(self, image: bytes, *, length: int | None = None) -> Encoded:
+        """Tokens of an image file, with ``length`` only the first ones."""
         decoded = self._decoded(image)
-        return Encoded(**self._tokenized(self._tokens(decoded)), original_size=decoded.original_size, cached=False)
+        tokens = self._tokens(decoded, length)
+        return Encoded(**self._tokenized(tokens), original_size=decoded.original_size, cached=False)
 
     def decode(self, tokens: str | Sequence[int], *, format: Format) -> Picture:  # noqa: A002
-        """The image of a code, or of K token ids."""
+        """The image of a code, or of token ids."""
         code_format = self._tokenizer.code_format
         ids = code_format.from_text([tokens]) if isinstance(tokens, str) else np.array([tokens], np.int64)
         return _picture(self._pixels(ids), format)
@@ -79,10 +80,10 @@ class LocalModels:
             for position, row in enumerate(tokens)
         ]
 
-    def reconstruct(self, image: bytes) -> Reconstruction:
+    def reconstruct(self, image: bytes, *, length: int | None = None) -> Reconstruction:
         """An image after encoding and decoding, with its quality."""
         decoded = self._decoded(image)
-        tokens = self._tokens(decoded)
+        tokens = self._tokens(decoded, length)
         pixels = self._pixels(tokens)
         psnr, ssim = measure_quality(pixels, decoded.crop(self._tokenizer.image_size))
         return Reconstruction(
@@ -96,10 +97,13 @@ class LocalModels:
     def _decoded(self, image: bytes) -> DecodedImage:
         return decode_image(image, limits=self._limits, options=self._options, size=self._tokenizer.image_size)
 
-    def _tokens(self, image: DecodedImage) -> npt.NDArray[np.int64]:
+    def _tokens(self, image: DecodedImage, length: int | None) -> npt.NDArray[np.int64]:
+        code_format = self._tokenizer.code_format
+        if length is not None:
+            code_format = code_format.of_length(length)
         crop = image.crop(self._tokenizer.image_size)
         tokens: npt.NDArray[np.int64] = self._tokenizer.encode(crop[None]).numpy()
-        return tokens
+        return tokens[:, : code_format.num_tokens]
 
     def _tokenized(self, tokens: npt.NDArray[np.int64]) -> dict[str, Any]:
         """The fields of ``Tokenized``, of tokens int64 [1, K]."""

@@ -37,5 +37,9 @@ Url = Annotated[
     ),
 ]
 ApiKey = Annotated[str | None, typer.Option(help="API key for --url.", envvar="TITOK_API_KEY")]
+Length = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of tokens, the first ones; by default all. For prefix-decodable tokenizers."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option("--device", "--devices", help="auto, cpu, cuda or cuda:N.")]
