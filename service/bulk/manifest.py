@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from models.codes.code_format import CodeError
 from service.bulk.errors import BulkError
 
 if TYPE_CHECKING:
@@ -26,18 +27,25 @@ def source_settings(source: Source[object]) -> dict[str, Any]:
     }
 
 
-def tokenizer_settings(tokenizer: Tokenizer, revision: str) -> dict[str, Any]:
-    """What the manifest says of a tokenizer. Raises ``BulkError`` if the token ids do not fit uint16."""
+def tokenizer_settings(tokenizer: Tokenizer, revision: str, length: int | None) -> dict[str, Any]:
+    """What the manifest says of a tokenizer and of its codes, of which the first ``length`` tokens are kept (None: all).
+
+    Raises ``BulkError`` if the token ids do not fit uint16 or the tokenizer does not decode this length.
+    """
     if not tokenizer.is_discrete:
         raise BulkError(f"{tokenizer.name} is a VAE: its tokens are vectors, not ids")
     if tokenizer.codebook_size > LARGEST_CODEBOOK:
         raise BulkError(f"{tokenizer.name} has {tokenizer.codebook_size} codes; uint16 holds {LARGEST_CODEBOOK}")
+    try:
+        code_format = tokenizer.code_format.of_length(tokenizer.num_tokens if length is None else length)
+    except CodeError as error:
+        raise BulkError(f"{tokenizer.name}: {error}") from None
     return {
         "name": tokenizer.name,
         "weights": tokenizer.digest,
         "revision": revision,
         "image_size": tokenizer.image_size,
-        "num_tokens": tokenizer.num_tokens,
+        "num_tokens": code_format.num_tokens,
         "codebook_size": tokenizer.codebook_size,
     }
 

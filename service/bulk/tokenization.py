@@ -34,13 +34,15 @@ Tokens = npt.NDArray[np.uint16]
 class TokenizeJob(Job[bytes]):
     """The options of ``titok tokenize``.
 
-    ``max_pixels``: limit for one image. ``preprocessing``: how images are decoded.
+    ``max_pixels``: limit for one image. ``preprocessing``: how images are decoded. ``length``: tokens of a crop, the first
+    ones; None: all.
     """
 
     format: str
     crops: Crops
     max_pixels: int
     preprocessing: PreprocessingOptions = PUBLISHED
+    length: int | None = None
 
     @property
     def views(self) -> int:
@@ -66,14 +68,16 @@ class TokenizeJob(Job[bytes]):
 
 
 class Tokenization(Task[Pixels, Tokens]):
-    """Tokenizes the crops of image files. Raises ``BulkError`` if token ids do not fit uint16."""
+    """Tokenizes the crops of image files. Raises ``BulkError`` if token ids do not fit uint16, and for a length that the
+    tokenizer does not decode.
+    """
 
     def __init__(self, job: TokenizeJob, tokenizer: Tokenizer) -> None:
         self.job: TokenizeJob = job
         self.settings = _settings(job, tokenizer)
         self.device = tokenizer.device
         self.tokenizer = tokenizer
-        self._layout = TokenLayout(job.views, tokenizer.num_tokens, job.source.labels)
+        self._layout = TokenLayout(job.views, self.settings["tokenizer"]["num_tokens"], job.source.labels)
 
     def prepare(self, entry: Entry) -> Pixels:
         """An entry's crops uint8 [crops, S, S, 3]. Raises ``BrokenImage``."""
@@ -93,7 +97,8 @@ class Tokenization(Task[Pixels, Tokens]):
         for place, crops in zip(images.numpy(), prepared, strict=True):
             place[...] = crops
         pending = submit_in_parts(self.tokenizer.submit_encode, images.flatten(0, 1), self.device)
-        return lambda: pending().numpy().astype(np.uint16).reshape(len(prepared), views, -1)
+        length = self._layout.num_tokens
+        return lambda: pending().numpy()[:, :length].astype(np.uint16).reshape(len(prepared), views, length)
 
     def finish(self, entry: Entry, output: Tokens) -> Row:
         """See ``Task``."""
@@ -110,7 +115,7 @@ def _settings(job: TokenizeJob, tokenizer: Tokenizer) -> RunSettings:
     return {
         "version": VERSION,
         "source": source_settings(job.source),
-        "tokenizer": tokenizer_settings(tokenizer, job.preprocessing.revision_of(tokenizer.revision)),
+        "tokenizer": tokenizer_settings(tokenizer, job.preprocessing.revision_of(tokenizer.revision), job.length),
         "preprocessing": {
             "version": job.preprocessing.version,
             "crops": job.crops.mode,

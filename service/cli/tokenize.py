@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from models.preprocessing_options import PUBLISHED
-from service.cli.options import Device, Tokenizer, Weights, load_settings
+from service.cli.options import Device, Length, Tokenizer, Weights, load_settings
 from service.cli.terminal import SOME_BROKEN, image_progress, say
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def tokenize(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     key_column: KeyColumn = None,
+    length: Length = None,
     ray: Ray = None,
     ray_actors: RayActors = 0,
 ) -> None:
@@ -108,6 +109,7 @@ def tokenize(
         threads=decode_threads,
         max_pixels=settings.max_pixels,
         preprocessing=settings.preprocessing if preprocessing == "service" else PUBLISHED,
+        length=length,
     )
     result = _run(job, ray, ray_actors)
     listed = f" (see {dest / 'errors.jsonl'})" if result.broken else ""

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.data.token_folder import open_tokens
 from models.preprocessing_options import PREPROCESSING_VERSION, PreprocessingOptions
 from service.bulk.crops import Crops
+from service.bulk.errors import BulkError
 from tests.service.bulk.data_sets import folder_of, images, job, rows_of, run, tars_of
 
 K, BROKEN = 16, 7
@@ -181,3 +183,22 @@ def test_the_manifest_says_how_images_were_decoded(source: Path, tmp_path: Path)
 
     assert manifest["preprocessing"]["version"] == f"{PREPROCESSING_VERSION}cs"
     assert f"-p{PREPROCESSING_VERSION}cs" in manifest["tokenizer"]["revision"]
+
+
+@pytest.mark.parametrize("name", ["parquet", "bin"])
+def test_shorter_codes_are_the_first_tokens(
+    name: str, crops: Crops, source: Path, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, length = tmp_path / "tokens", 3
+    run(job(source, folder, format=name, crops=crops, length=length), min_tokens=1)
+    assert json.loads((folder / "manifest.json").read_text())["tokenizer"]["num_tokens"] == length
+    opened = open_tokens(folder)
+    ids = np.concatenate([block.ids for shard in opened.shards for block in shard.blocks()])
+    assert ids.tolist() == [row["tokens"][:length] for row in expected]
+
+
+def test_a_length_that_the_tokenizer_does_not_decode_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        BulkError, match="tiny: an image has 16 token ids, not 3; the tokenizer is not prefix-decodable"
+    ):
+        run(job(source, tmp_path / "tokens", length=3))
