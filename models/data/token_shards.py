@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import orjson
@@ -40,6 +40,7 @@ KEYS_SUFFIX = ".keys.jsonl"
 BLOCK_ROWS = 4096
 """Most crops in a block, unless one image has more."""
 
+_IMAGES_PER_BLOCK = 256
 _LARGEST_ID = (1 << 16) - 1
 
 
@@ -143,7 +144,7 @@ class JsonLinesShard(TokenShard):
             lines = enumerate(islice(_lines(file), start, None), start)
             while rows := [(number, orjson.loads(line)) for number, line in islice(lines, BLOCK_ROWS)]:
                 yield TokenBlock(
-                    [str(row.get("key", self._key(number))) for number, row in rows],
+                    [str(row["key"]) if "key" in row else self._key(number) for number, row in rows],
                     [row.get("view", 0) for _, row in rows],
                     [row.get("class_id") for _, row in rows],
                     as_ids(np.array([row["tokens"] for _, row in rows])),
@@ -158,15 +159,23 @@ class WebDatasetShard(TokenShard):
 
     def _blocks(self, start: int) -> Iterator[TokenBlock]:
         with self.path.open("rb") as file:
-            for key, members in read_samples(file, _content, mode="r:"):
-                sample = dict(members)
-                if "npy" not in sample:
-                    raise ValueError(f"{key}.npy is missing")
-                ids = as_ids(np.load(io.BytesIO(sample["npy"]), allow_pickle=False))
-                ids = ids.reshape(-1, ids.shape[-1])
-                label = _number_or_text(sample["cls"].decode()) if "cls" in sample else None
-                yield TokenBlock([_unescaped(key)] * len(ids), range(len(ids)), [label] * len(ids), ids).since(start)
-                start -= len(ids)
+            images = self._images(file)
+            while some := list(islice(images, _IMAGES_PER_BLOCK)):
+                keys = [key for key, _, ids in some for _ in ids]
+                views = [view for _, _, ids in some for view in range(len(ids))]
+                labels = [label for _, label, ids in some for _ in ids]
+                yield TokenBlock(keys, views, labels, np.concatenate([ids for _, _, ids in some])).since(start)
+                start -= len(keys)
+
+    def _images(self, file: BinaryIO) -> Iterator[tuple[str, Label, NDArray[np.uint16]]]:
+        """Key, label and ids uint16 [views, K] of each image."""
+        for key, members in read_samples(file, _content, mode="r:"):
+            sample = dict(members)
+            if "npy" not in sample:
+                raise ValueError(f"{key}.npy is missing")
+            ids = as_ids(np.load(io.BytesIO(sample["npy"]), allow_pickle=False))
+            label = _number_or_text(sample["cls"].decode()) if "cls" in sample else None
+            yield _unescaped(key), label, ids.reshape(-1, ids.shape[-1])
 
 
 class ParquetShard(TokenShard):
