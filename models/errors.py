@@ -52,7 +52,6 @@ _EXTRAS = {
     "ray": "ray",
     "tensorboard": "train",
     "thash": "evaluate",
-    "torch_fidelity": "published",
     "yaml": "train",
 }
 """Packages of the extras, by the name that is imported."""
@@ -64,8 +63,4 @@ def missing_package(error: ModuleNotFoundError) -> str | None:
     """
     if (extra := _EXTRAS.get((error.name or "").partition(".")[0])) is None:
         return None
-    # Torchvision must match the build of torch, so the extra "published" is in no lock file.
-    command = "pip install -e '.[published]'" if extra == "published" else "make install"
-    return (
-        f"the package {error.name} is not installed (extra {extra!r}); in a checkout of the repository, run: {command}"
-    )
+    return f"the package {error.name} is not installed (extra {extra!r}); in a checkout of the repository, run: make install"

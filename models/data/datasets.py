@@ -110,6 +110,13 @@ def open_dataset(
     return InMemoryDataset(*arrays, source.names)
 
 
+def has_training_images(folder: Path) -> bool:
+    """Whether a folder has a training split: False if it has a validation split alone."""
+    if find_shards(folder, "train") or (folder / "train").is_dir():
+        return True
+    return not (find_shards(folder, "val") or (folder / "val").is_dir())
+
+
 def load_dataset(folder: Path, split: Split, *, size: int, cache: Path) -> InMemoryDataset:
     """As :func:`open_dataset` without a memory limit: the array is mapped from ``cache``."""
     dataset = open_dataset(folder, split, size=size, cache=cache, memory_limit_bytes=sys.maxsize)

@@ -8,7 +8,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -57,21 +57,26 @@ def extract_features(network: Lite0, images: Tensor) -> Features:
 def cached_embeddings(
     network: Lite0, images: Pixels, *, cache: Path, description: str, track: Track = no_progress
 ) -> Tensor:
-    """Pooled features float32 [N, 1280] of uint8 [N, S, S, 3], cached on disk.
+    """Pooled features float16 [N, 1280] of uint8 [N, S, S, 3], mapped from a file.
 
-    The file holds float16, which changes a cosine by about 1e-4. Its name is a digest of the network's weights and of 256
-    of the images.
+    Float16 changes a cosine by about 1e-4. The file's name is a digest of the network's weights and of 256 of the images.
     """
+    if not len(images):
+        return torch.empty(0, network.head.out_channels, dtype=torch.float16)
     file = cache / f"lite0-{_fingerprint(network, images)}.npy"
     if not file.exists():
-        found = [_embed(network, images[part]) for part in track(batches(len(images)), description)]
-        rows = np.concatenate(found) if found else np.empty((0, network.head.out_channels), np.float16)
-        write_atomically(file, lambda sink: np.save(sink, rows))
-    return torch.from_numpy(np.load(file).astype(np.float32))
+
+        def write(sink: BinaryIO) -> None:
+            shape = (len(images), network.head.out_channels)
+            np.lib.format.write_array_header_1_0(sink, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            sink.writelines(_embed(network, images[part]).data for part in track(batches(len(images)), description))
+
+        write_atomically(file, write)
+    return torch.from_numpy(np.load(file, mmap_mode="c"))
 
 
 def _embed(network: Lite0, images: Pixels) -> NDArray[np.float16]:
-    return extract_features(network, as_tensor(images)).pooled.numpy().astype(np.float16)
+    return extract_features(network, as_tensor(images)).pooled.numpy().astype("<f2")
 
 
 def _resized(images: Tensor) -> Tensor:

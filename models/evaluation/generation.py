@@ -7,8 +7,10 @@ closer to them than unseen validation images are.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,16 +18,18 @@ import torch
 from torch import Tensor
 
 from models.arrays import Ids, Pixels
-from models.evaluation.distributions import frechet_distance, kernel_distance
+from models.evaluation.distributions import Gaussian, frechet_distance, kernel_distance
 from models.evaluation.features import BATCH_SIZE, as_tensor, batches, extract_features
 from models.evaluation.lite0 import Lite0, perceptual_distance
 from models.evaluation.neighbours import ReferenceSet
 from models.evaluation.progress import Track, no_progress
+from models.evaluation.spool import Spool
 from models.generation import Generator
 from models.tokenizer import Tokenizer
 
 # Training images of each class that distributions are compared with: as many of each, as for generated images.
 _REFERENCES_PER_CLASS = 400
+_IMAGENET, _WORDNET_ID = 1000, re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,20 @@ class Samples:
     images: Pixels
     tokens: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The ``rows`` int64 [M] of ``images`` uint8 [N, S, S, 3], which are not copied."""
+
+    images: Pixels
+    rows: Ids
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice | Ids) -> Pixels:
+        return self.images[self.rows[index]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +112,6 @@ class Generation:
     diversity: Comparison
     identical_pairs: int
     nearest: NearestPhotographs
-    samples: Samples = field(repr=False)
 
 
 def match_classes(
@@ -103,8 +120,11 @@ def match_classes(
     """Indices into the data's classes ``photographed`` of the generator's ``generated``, e.g. ``pets/cat`` for ``cat``.
 
     ``sources`` maps the generator's names to the data's; without it, the parts after the last slash must be equal,
-    ignoring case. Raises ``ValueError``.
+    ignoring case, and the generator's classes have these names: their numbers, if the data's are all numbers; the sorted
+    names of the data, if both have 1,000 and these are WordNet ids, such as n01440764 (ImageNet). Raises ``ValueError``.
     """
+    if sources is None:
+        generated = _expected_names(generated, [_last(name) for name in photographed])
     found = []
     for name in generated:
         fitting = [
@@ -122,6 +142,14 @@ def match_classes(
     return found
 
 
+def _expected_names(generated: Sequence[str], photographed: Sequence[str]) -> Sequence[str]:
+    if all(map(str.isdecimal, photographed)):
+        return list(map(str, range(len(generated))))
+    if len(generated) == len(photographed) == _IMAGENET and all(map(_WORDNET_ID.fullmatch, photographed)):
+        return sorted(photographed)
+    return generated
+
+
 def generate_samples(
     generator: Generator,
     tokenizer: Tokenizer,
@@ -129,19 +157,20 @@ def generate_samples(
     *,
     per_class: int,
     preset: str,
+    folder: Path,
     track: Track = no_progress,
 ) -> Samples:
     """``per_class`` images of each of the generator's classes, with seeds 0, 1, 2 ...
 
-    ``classes`` are their indices into the data's class names.
+    ``classes`` are their indices into the data's class names. The images are mapped from a temporary file in ``folder``.
     """
     requested = [label for label in range(generator.num_classes) for _ in range(per_class)]
-    tokens, images = [], []
+    tokens, images = [], Spool(folder)
     for part in track(batches(len(requested)), "generating"):
         tokens.append(generator.generate(requested[part], seeds=range(part.start, part.stop), preset=preset))
         images.append(tokenizer.decode(tokens[-1]).numpy())
     return Samples(
-        images=np.concatenate(images), tokens=torch.cat(tokens), labels=torch.tensor(classes)[torch.tensor(requested)]
+        images=images.array(), tokens=torch.cat(tokens), labels=torch.tensor(classes)[torch.tensor(requested)]
     )
 
 
@@ -165,15 +194,16 @@ def evaluate_generation(
     classes = torch.unique(samples.labels)
     chosen = _first_of_each(torch.from_numpy(labels), classes, len(samples.labels) // len(classes))
     among = references.of_classes(classes)
-    balanced = among.features[_first_of_each(among.labels, classes, _REFERENCES_PER_CLASS)]
+    balanced = among.features(_first_of_each(among.labels, classes, _REFERENCES_PER_CLASS))
+    distribution = Gaussian.fit(balanced)
 
-    def measured(kind: str, images: Pixels, labels: Tensor, tokens: Tensor | None) -> _ImageSet:
+    def measured(kind: str, images: Pixels | Subset, labels: Tensor, tokens: Tensor | None) -> _ImageSet:
         pooled, diversity = _features(network, images, labels, f"features of {kind} images", track)
         nearest = _nearest(images, pooled, tokens, references, reference_images, tokenizer, track)
         return _ImageSet(pooled, labels, diversity, *nearest)
 
     generated = measured("generated", samples.images, samples.labels, samples.tokens)
-    real = measured("validation", np.array(photographs[chosen.numpy()]), torch.from_numpy(labels)[chosen], None)
+    real = measured("validation", Subset(photographs, chosen.numpy()), torch.from_numpy(labels)[chosen], None)
 
     def compared(metric: Callable[[_ImageSet], float | Tensor]) -> Comparison:
         return Comparison.of(float(metric(generated)), float(metric(real)))
@@ -183,13 +213,12 @@ def evaluate_generation(
         classes=len(classes),
         real_images=len(chosen),
         preset=preset,
-        frechet_distance=compared(lambda each: frechet_distance(each.pooled, balanced)),
+        frechet_distance=compared(lambda each: frechet_distance(Gaussian.fit(each.pooled), distribution)),
         kernel_distance=compared(lambda each: kernel_distance(each.pooled, balanced)),
         class_agreement=compared(lambda each: _agreement(among, each)),
         diversity=compared(lambda each: each.diversity),
         identical_pairs=sum(_identical_pairs(samples.tokens[samples.labels == label]) for label in classes),
         nearest=_nearest_photographs(compared, generated, is_discrete=tokenizer.is_discrete),
-        samples=samples,
     )
 
 
@@ -221,7 +250,9 @@ def _nearest_photographs(
     )
 
 
-def _features(network: Lite0, images: Pixels, labels: Tensor, description: str, track: Track) -> tuple[Tensor, float]:
+def _features(
+    network: Lite0, images: Pixels | Subset, labels: Tensor, description: str, track: Track
+) -> tuple[Tensor, float]:
     """Pooled features [N, 1280], and the diversity."""
     pooled = torch.empty(len(images), network.head.out_channels)
     distances = []
@@ -237,7 +268,7 @@ def _features(network: Lite0, images: Pixels, labels: Tensor, description: str, 
 
 
 def _nearest(
-    images: Pixels,
+    images: Pixels | Subset,
     pooled: Tensor,
     tokens: Tensor | None,
     references: ReferenceSet,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.arrays import Ids, Pixels
-from models.evaluation.distributions import frechet_distance, kernel_distance
+from models.evaluation.distributions import Gaussian, frechet_distance, kernel_distance
 from models.evaluation.features import Features, as_tensor, batches, extract_features
 from models.evaluation.lite0 import Lite0, perceptual_distance
 from models.evaluation.measures import entropy_bits, patch_steps
@@ -22,6 +23,7 @@ from models.evaluation.neighbours import ReferenceSet
 from models.evaluation.placeholders import Codec, Decoded
 from models.evaluation.progress import Track, no_progress
 from models.evaluation.similarity import psnr, ssim
+from models.evaluation.spool import Spool
 from models.tokenizer import Tokenizer
 
 
@@ -119,18 +121,17 @@ def evaluate_reconstruction(
     references: ReferenceSet,
     patch_size: int,
     examples: Sequence[int] = (),
-    keep: bool = False,
+    keep: Spool | None = None,
     track: Track = no_progress,
 ) -> Reconstruction:
     """Encodes and decodes images uint8 [N, S, S, 3] of classes ``labels`` int64 [N] with every codec.
 
     The first codec is the tokenizer's. Class agreement is over the images of classes that ``references`` has.
-    ``examples`` are rows whose images are kept for a contact sheet; ``keep`` keeps all reconstructions of the first codec.
+    ``examples`` are rows whose images are kept for a contact sheet; ``keep`` gets all reconstructions of the first codec.
     """
     originals = _CodecMetrics("original", patch_size)
     metrics = [_CodecMetrics(codec.name, patch_size) for codec in codecs]
     wanted = np.array(examples, dtype=np.int64)
-    kept: list[Pixels] = []
     for part in track(batches(len(images)), "reconstructing"):
         original = Decoded(np.array(images[part]), np.zeros(part.stop - part.start, np.int64))
         rows = wanted[(wanted >= part.start) & (wanted < part.stop)] - part.start
@@ -141,8 +142,8 @@ def evaluate_reconstruction(
             decoded = codec(original.images)
             outputs = as_tensor(decoded.images).to(network.device)
             of_codec.add(decoded, outputs, extract_features(network, outputs), reference, features, rows)
-            if keep and codec is codecs[0]:
-                kept.append(decoded.images)
+            if keep is not None and codec is codecs[0]:
+                keep.append(decoded.images)
     truth = torch.from_numpy(labels)
     known = torch.isin(truth, references.labels)
     agreement = originals.agreement(references, truth, known)
@@ -155,7 +156,7 @@ def evaluate_reconstruction(
         codecs=tuple(each.figures(originals, each.agreement(references, truth, known), agreement) for each in metrics),
         codes=tokenizer.usage if isinstance(tokenizer, TokenizerCodec) else None,
         examples={each.name: np.concatenate(each.examples) for each in (originals, *metrics)},
-        reconstructions=np.concatenate(kept) if keep else None,
+        reconstructions=None if keep is None else keep.array(),
     )
 
 
@@ -188,14 +189,22 @@ class _CodecMetrics:
         ]
         rows = torch.cat([torch.stack(similarity, dim=1), patch_steps(pixels, self.patch_size)], dim=1)
         self.rows.append(rows.cpu())
-        self.pooled.append(features.pooled)
+        self.pooled.append(features.pooled.half())
         self.num_bytes.append(decoded.num_bytes)
         self.examples.append(decoded.images[examples])
+
+    @cached_property
+    def features(self) -> Tensor:
+        return torch.cat(self.pooled)
+
+    @cached_property
+    def distribution(self) -> Gaussian:
+        return Gaussian.fit(self.features)
 
     def agreement(self, references: ReferenceSet, labels: Tensor, known: Tensor) -> float:
         if not known.any():
             return math.nan
-        found = references.classify(torch.cat(self.pooled)[known])
+        found = references.classify(self.features[known])
         return float((found == labels[known]).double().mean())
 
     def seams(self) -> float:
@@ -204,7 +213,6 @@ class _CodecMetrics:
 
     def figures(self, originals: _CodecMetrics, agreement: float, original_agreement: float) -> CodecFigures:
         decibels, similarity, perceptual = torch.cat(self.rows)[:, :3].double().mean(0).tolist()
-        pooled, original = torch.cat(self.pooled), torch.cat(originals.pooled)
         num_bytes = np.concatenate(self.num_bytes)
         return CodecFigures(
             name=self.name,
@@ -213,8 +221,8 @@ class _CodecMetrics:
             psnr=decibels,
             ssim=similarity,
             perceptual_distance=perceptual,
-            frechet_distance=frechet_distance(pooled, original),
-            kernel_distance=kernel_distance(pooled, original),
+            frechet_distance=frechet_distance(self.distribution, originals.distribution),
+            kernel_distance=kernel_distance(self.features, originals.features),
             class_agreement=agreement,
             class_agreement_ratio=agreement / original_agreement if original_agreement else math.nan,
             seams=self.seams() / originals.seams(),

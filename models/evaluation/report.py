@@ -16,11 +16,12 @@ from PIL import Image
 from models.arrays import Pixels
 from models.atomic_files import write_atomically
 from models.evaluation.contact_sheet import Row, contact_sheet
-from models.evaluation.generation import Comparison, Generation
-from models.evaluation.inception import InceptionFigures, write_npz
+from models.evaluation.generation import Comparison, Generation, NearestPhotographs, Samples
+from models.evaluation.npz_files import write_npz
+from models.evaluation.published import InceptionFigures
 from models.evaluation.reconstruction import CodecFigures, Reconstruction, best_placeholder
 
-_SAMPLES_PER_CLASS = 6
+_SAMPLES_PER_CLASS, _CLASSES = 6, 100
 _PAIRS = 24
 
 
@@ -28,60 +29,67 @@ _PAIRS = 24
 class Report:
     """All results. ``subject`` and ``data`` describe what was measured: names, revisions, numbers of images.
 
-    ``class_names`` are the data's; ``originals`` uint8 [N, S, S, 3] are the validation images, ``training_images`` uint8
-    [M, S, S, 3] those that generated images are compared with.
+    ``class_names`` are the data's, or without data the generator's; ``originals`` uint8 [N, S, S, 3] are the validation
+    images, ``training_images`` uint8 [M, S, S, 3] those that generated images, ``samples``, are compared with.
     """
 
     subject: Mapping[str, Any]
     data: Mapping[str, Any]
-    reconstruction: Reconstruction
+    reconstruction: Reconstruction | None
     generation: Generation | None
     published: Mapping[str, InceptionFigures]
     class_names: Sequence[str]
-    originals: Pixels = field(repr=False)
-    training_images: Pixels = field(repr=False)
+    originals: Pixels | None = field(repr=False)
+    training_images: Pixels | None = field(repr=False)
+    samples: Samples | None = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without images and rows; NaN and infinity become None."""
         document = {
             "subject": dict(self.subject),
             "data": dict(self.data),
-            "reconstruction": _plain(self.reconstruction),
-            "generation": _plain(self.generation),
-            "published": {name: _plain(figures) for name, figures in self.published.items()},
+            "reconstruction": plain(self.reconstruction),
+            "generation": plain(self.generation),
+            "published": {name: plain(figures) for name, figures in self.published.items()},
         }
-        document["reconstruction"]["best_placeholder"] = _against_placeholder(self.reconstruction)
+        if self.reconstruction is not None:
+            document["reconstruction"]["best_placeholder"] = _against_placeholder(self.reconstruction)
         return document
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""
-        parts = [f"# {self.subject.get('tokenizer', 'Evaluation')}", _reconstruction_table(self.reconstruction)]
+        parts = [f"# {self.subject.get('tokenizer', 'Evaluation')}"]
+        if self.reconstruction is not None:
+            parts.append(_reconstruction_table(self.reconstruction))
         if self.generation is not None:
             parts.append(_generation_table(self.generation))
         if self.published:
-            parts.append(_published_table(self.published))
+            parts.append(published_table(self.published))
         return "\n\n".join(parts) + "\n"
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Writes ``figures.json``, ``figures.md``, ``reconstruction.png``; for a generator ``generated.png``, ``nearest.png``.
-
-    Returns the files.
+    """Writes ``figures.json``, ``figures.md``, and of what was measured ``reconstruction.png``, ``generated.png`` and
+    ``nearest.png``. Returns the files.
     """
     text = json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
     contents = {"figures.json": text.encode(), "figures.md": report.to_markdown().encode()}
-    contents["reconstruction.png"] = _png(reconstruction_sheet(report.reconstruction))
-    if report.generation is not None:
-        contents["generated.png"] = _png(generated_sheet(report.generation, report.class_names))
-        sheet = neighbours_sheet(report.generation, report.class_names, report.training_images)
-        contents["nearest.png"] = _png(sheet)
+    if report.reconstruction is not None:
+        contents["reconstruction.png"] = _png(reconstruction_sheet(report.reconstruction))
+    if report.samples is not None:
+        contents["generated.png"] = _png(generated_sheet(report.samples, report.class_names))
+        if report.generation is not None and report.training_images is not None:
+            nearest = report.generation.nearest
+            sheet = neighbours_sheet(report.samples, nearest, report.class_names, report.training_images)
+            contents["nearest.png"] = _png(sheet)
     return [_write(folder / name, content) for name, content in contents.items()]
 
 
 def write_images(report: Report, folder: Path) -> list[Path]:
     """Writes ``originals.npz``, ``reconstructions.npz`` and ``generated.npz``, if available, for the ADM evaluator."""
-    sets = {"originals": report.originals, "reconstructions": report.reconstruction.reconstructions}
-    sets["generated"] = None if report.generation is None else report.generation.samples.images
+    sets = {"originals": report.originals}
+    sets["reconstructions"] = None if report.reconstruction is None else report.reconstruction.reconstructions
+    sets["generated"] = None if report.samples is None else report.samples.images
     written = []
     for name, images in sets.items():
         if images is not None:
@@ -97,26 +105,26 @@ def reconstruction_sheet(figures: Reconstruction) -> Image.Image:
     return contact_sheet([Row(images=row) for row in zip(*figures.examples.values(), strict=True)], headings)
 
 
-def generated_sheet(figures: Generation, class_names: Sequence[str]) -> Image.Image:
-    """A row for each class: its first images."""
-    labels = figures.samples.labels
+def generated_sheet(samples: Samples, class_names: Sequence[str]) -> Image.Image:
+    """A row for each of the first classes: its first images."""
     rows = [
         Row(
-            images=figures.samples.images[(labels == label).numpy()][:_SAMPLES_PER_CLASS],
+            images=samples.images[torch.nonzero(samples.labels == label)[:_SAMPLES_PER_CLASS, 0].numpy()],
             label=_last(class_names[label]),
         )
-        for label in torch.unique(labels).tolist()
+        for label in torch.unique(samples.labels).tolist()[:_CLASSES]
     ]
     return contact_sheet(rows, tile=96, blocks=2 if len(rows) > _PAIRS else 1)
 
 
-def neighbours_sheet(figures: Generation, class_names: Sequence[str], training_images: Pixels) -> Image.Image:
+def neighbours_sheet(
+    samples: Samples, nearest: NearestPhotographs, class_names: Sequence[str], training_images: Pixels
+) -> Image.Image:
     """The generated images that are closest to a training image, beside it, the closest first."""
-    nearest = figures.nearest
     rows = []
     for row in torch.argsort(nearest.distances)[:_PAIRS].tolist():
-        label = f"{_last(class_names[int(figures.samples.labels[row])])}\ndistance {float(nearest.distances[row]):.2f}"
-        pair = [figures.samples.images[row], np.array(training_images[int(nearest.rows[row])])]
+        label = f"{_last(class_names[int(samples.labels[row])])}\ndistance {float(nearest.distances[row]):.2f}"
+        pair = [samples.images[row], np.array(training_images[int(nearest.rows[row])])]
         rows.append(Row(images=pair, label=label))
     return contact_sheet(rows, ["generated", "nearest training image"], blocks=4 if len(rows) == _PAIRS else 1)
 
@@ -137,10 +145,13 @@ def _reconstruction_table(figures: Reconstruction) -> str:
     parts = [
         f"## Reconstruction of {figures.images} images",
         _table(header, rows),
-        f"Distances are on EfficientNet-Lite0 features. Class agreement: five nearest training images, "
-        f"{figures.classes} classes, {figures.classified} images; of the originals "
-        f"{_share(figures.original_class_agreement)}.",
+        "Distances are on EfficientNet-Lite0 features.",
     ]
+    if figures.classes:
+        parts[-1] += (
+            f" Class agreement: five nearest training images, {figures.classes} classes, {figures.classified} images; of "
+            f"the originals {_share(figures.original_class_agreement)}."
+        )
     if (best := _against_placeholder(figures)) is not None:
         parts.append(
             f"The perceptual distance is {_number(best['perceptual_distance_ratio'])} of that of the best placeholder "
@@ -177,15 +188,16 @@ def _generation_table(figures: Generation) -> str:
     )
 
 
-def _published_table(published: Mapping[str, InceptionFigures]) -> str:
+def published_table(published: Mapping[str, InceptionFigures]) -> str:
+    """A row for each set of images."""
     rows = [
         [
             name,
             each.images,
             f"{each.fid:.2f}",
-            f"{each.inception_score:.2f}",
-            f"{each.precision:.3f}",
-            f"{each.recall:.3f}",
+            _number(each.inception_score),
+            _number(each.precision, ".3f"),
+            _number(each.recall, ".3f"),
         ]
         for name, each in published.items()
     ]
@@ -206,12 +218,12 @@ def _against_placeholder(figures: Reconstruction) -> dict[str, Any] | None:
     return {"name": best.name, "max_bytes": best.max_bytes, "perceptual_distance_ratio": ratio}
 
 
-def _plain(value: Any) -> Any:
-    """Converts dataclasses to dictionaries, without fields that ``repr`` omits; NaN and infinity become None."""
+def plain(value: Any) -> Any:
+    """Values for JSON: dataclasses as dictionaries, without fields that ``repr`` omits; NaN and infinity become None."""
     if dataclasses.is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value) if item.repr}
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value) if item.repr}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -221,8 +233,8 @@ def _bytes(codec: CodecFigures, unit: str = " bytes") -> str:
     return f"{codec.max_bytes}{unit}" if exact else f"{codec.mean_bytes:.0f}{unit} (mean)"
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "-"
+def _number(value: float, form: str = ".2f") -> str:
+    return format(value, form) if math.isfinite(value) else "-"
 
 
 def _share(value: float) -> str:

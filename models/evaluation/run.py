@@ -4,30 +4,47 @@
 
     validation photographs ─> tokenizer, placeholders ─> reconstruction ─┐
     training photographs ───> Lite0 features (kept in the cache) ────────┼─> Report
-    classes, seeds ─────────> generator, tokenizer ────> generation ─────┘
+    classes, seeds ─────────> generator, tokenizer ────> generation ─────┤
+    reference .npz ─────────> Inception features ──────> published ──────┘
+
+Without training photographs there are no metrics that compare with them; without data there is the published protocol of
+the generator alone.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from models.arrays import Ids, Pixels
 from models.checkpoints.loading import HubFile
 from models.checkpoints.registry import GENERATORS
-from models.data.datasets import InMemoryDataset, load_dataset
-from models.data.sources import SPLITS
+from models.data.datasets import InMemoryDataset, has_training_images, load_dataset
+from models.data.sources import Split
 from models.errors import DataError
 from models.evaluation.features import cached_embeddings
-from models.evaluation.generation import Generation, evaluate_generation, generate_samples, match_classes
-from models.evaluation.inception import InceptionFigures, check_inception, inception_figures
-from models.evaluation.lite0 import Lite0, load_lite0
+from models.evaluation.generation import Generation, Samples, evaluate_generation, generate_samples, match_classes
+from models.evaluation.inception import FeatureNetwork, load_feature_network
+from models.evaluation.lite0 import load_lite0
 from models.evaluation.neighbours import ReferenceSet
+from models.evaluation.npz_files import has_images
 from models.evaluation.placeholders import Codec, fit_principal_components, placeholders
 from models.evaluation.progress import Track, no_progress
+from models.evaluation.published import (
+    InceptionFigures,
+    Reference,
+    array_batches,
+    extract,
+    published_figures,
+    read_reference,
+)
 from models.evaluation.reconstruction import Reconstruction, TokenizerCodec, evaluate_reconstruction
 from models.evaluation.report import Report
+from models.evaluation.spool import Spool
 from models.generation import Generator, load_generator
 from models.runtime.device_names import select_device
 from models.tokenizer import Tokenizer, load_tokenizer
@@ -44,10 +61,12 @@ class EvaluationSettings:
 
     ``data`` is a folder that ``load_dataset`` reads, ``cache`` one for decoded images and features. ``with_generator``
     has no effect if the tokenizer has no generator; ``sources`` maps the generator's class names to the data's.
-    ``images`` and ``references`` limit the validation and training images, None for all. The networks run on ``device``.
+    ``images`` and ``references`` limit the validation and training images, None for all. ``baselines``: with the codecs of
+    similar size. ``inception_weights`` adds the published protocol, with the ``reference`` (``.npz``) of generated images
+    instead of the training images. The networks run on ``device``.
     """
 
-    data: Path
+    data: Path | None
     cache: Path
     tokenizer: str
     weights: str | Path | HubFile | None = None
@@ -59,130 +78,177 @@ class EvaluationSettings:
     per_class: int = 20
     device: str = "cpu"
     preset: str = "published"
+    baselines: bool = True
     inception_weights: Path | None = None
+    reference: Path | None = None
     keep_images: bool = False
 
 
 def evaluate(settings: EvaluationSettings, *, track: Track = no_progress) -> Report:
-    """Evaluates reconstructions, and generated images if there is a generator.
+    """Evaluates reconstructions, and generated images if there is a generator and something to compare them with.
 
     Raises ``DataError``, ``ModuleNotFoundError``, ``CheckpointError``, those of ``load_tokenizer`` and ``load_generator``,
     and ``ValueError`` for a generator that does not fit, all before the computation starts.
     """
     device = select_device(settings.device)
-    network = load_lite0(device)
-    if settings.inception_weights is not None:
-        check_inception(settings.inception_weights)
+    inception = _load_inception(settings, device)
     tokenizer = load_tokenizer(settings.tokenizer, weights=settings.weights, device=str(device))
     generator = _load_generator(settings, tokenizer)
-    baselines = placeholders(TokenizerCodec(tokenizer).num_bytes)
-    train, validation = (
-        load_dataset(settings.data, split, size=tokenizer.image_size, cache=settings.cache)
-        for split in track(SPLITS, "reading images")
-    )
-    if train.names != validation.names:
-        raise DataError(f"the training and the validation images in {settings.data} have different classes")
-    classes = None if generator is None else _match_classes(generator, train, settings.sources)
-    evaluation = _Evaluation(settings, network, tokenizer, train, validation, track)
-    reconstruction = evaluation.reconstruction(baselines)
-    generation = None
+    if settings.data is None and generator is None:
+        raise ValueError(
+            "there is nothing to evaluate: give --data, or for a generator alone --reference and --inception-weights"
+        )
+    photographs = None if settings.data is None else _Photographs(settings, settings.data, tokenizer, track)
+    names, classes = _classes(generator, photographs, settings.sources)
+    reconstruction = None if photographs is None else photographs.reconstruct()
+    samples = generation = None
     subject = {"tokenizer": tokenizer.name, "tokenizer_revision": tokenizer.revision}
-    if generator is not None and classes is not None:
-        generation = evaluation.generation(generator, classes)
-        subject |= {"generator": generator.name, "generator_revision": generator.revision}
+    if generator is not None:
+        subject |= {"generator": generator.name, "generator_revision": generator.revision, "preset": settings.preset}
+        samples = generate_samples(
+            generator,
+            tokenizer,
+            classes,
+            per_class=settings.per_class,
+            preset=settings.preset,
+            folder=settings.cache,
+            track=track,
+        )
+        generation = None if photographs is None else photographs.compare(samples)
     return Report(
         subject=subject,
         data={
             "image_size": tokenizer.image_size,
-            "validation_photographs": len(evaluation.images),
-            "training_photographs": len(evaluation.references),
+            "validation_photographs": 0 if photographs is None else len(photographs.images),
+            "training_photographs": 0 if photographs is None else len(photographs.references),
         },
         reconstruction=reconstruction,
         generation=generation,
-        published=evaluation.published(reconstruction, generation),
-        class_names=train.names,
-        originals=evaluation.images,
-        training_images=train.images,
+        published={}
+        if inception is None
+        else _published(settings, inception, reconstruction, samples, photographs, track),
+        class_names=names,
+        originals=None if photographs is None else photographs.images,
+        training_images=None if photographs is None else photographs.training.images,
+        samples=samples,
     )
 
 
-class _Evaluation:
-    """The parts of an evaluation, over ``images`` of the validation set and ``references`` of the training set."""
+class _Photographs:
+    """``images`` of the validation set, and the set ``training``, which may be empty, with its ``references``."""
 
-    def __init__(
-        self,
-        settings: EvaluationSettings,
-        network: Lite0,
-        tokenizer: Tokenizer,
-        train: InMemoryDataset,
-        validation: InMemoryDataset,
-        track: Track,
-    ) -> None:
-        self.settings = settings
-        self.network = network
-        self.tokenizer = tokenizer
-        self.train = train
-        self.validation = validation
-        self.track = track
-        self.images = validation.images[: settings.images]
-        self.reference_images = train.images[: settings.references]
-        features = cached_embeddings(
-            network, self.reference_images, cache=settings.cache, description="features of training images", track=track
+    def __init__(self, settings: EvaluationSettings, folder: Path, tokenizer: Tokenizer, track: Track) -> None:
+        self._settings, self._tokenizer, self._track = settings, tokenizer, track
+        self._network = load_lite0(tokenizer.device)
+        self._baselines = placeholders(TokenizerCodec(tokenizer).num_bytes) if settings.baselines else []
+        splits: tuple[Split, ...] = ("train", "val") if has_training_images(folder) else ("val",)
+        *training, self._validation = (
+            load_dataset(folder, split, size=tokenizer.image_size, cache=settings.cache)
+            for split in track(splits, "reading images")
         )
-        self.references = ReferenceSet(features, torch.from_numpy(train.labels[: settings.references]))
+        self.images = self._validation.images[: settings.images]
+        self.training = (
+            training[0] if training else replace(self._validation, images=self.images[:0], labels=np.empty(0, np.int64))
+        )
+        self.names = self.training.names
+        if self.names != self._validation.names:
+            raise DataError(f"the training and the validation images in {folder} have different classes")
 
-    def reconstruction(self, baselines: Sequence[Codec]) -> Reconstruction:
-        """Metrics of the tokenizer, of PCA and of ``baselines``."""
-        codec = TokenizerCodec(self.tokenizer)
-        components = fit_principal_components(self.reference_images, codec.num_bytes, track=self.track)
+    @cached_property
+    def references(self) -> ReferenceSet:
+        """Features and classes of the training images."""
+        features = cached_embeddings(
+            self._network,
+            self.training.images[: self._settings.references],
+            cache=self._settings.cache,
+            description="features of training images",
+            track=self._track,
+        )
+        labels = torch.from_numpy(self.training.labels[: len(features)])
+        return ReferenceSet(features, labels, device=self._network.device)
+
+    def reconstruct(self) -> Reconstruction:
+        """Metrics of the tokenizer, of PCA and of the other baselines."""
+        codecs: list[Codec] = [codec := TokenizerCodec(self._tokenizer)]
+        if len(self.training) and self._settings.baselines:
+            fitted = self.training.images[: self._settings.references]
+            codecs.append(fit_principal_components(fitted, codec.num_bytes, track=self._track))
+        keeps = self._settings.keep_images or self._settings.inception_weights is not None
         return evaluate_reconstruction(
             self.images,
-            self.validation.labels[: self.settings.images],
-            codecs=[codec, components, *baselines],
-            network=self.network,
-            references=self.references.of_classes(_large_classes(self.train)),
-            patch_size=self.tokenizer.patch_size,
+            self._validation.labels[: len(self.images)],
+            codecs=[*codecs, *self._baselines],
+            network=self._network,
+            references=self.references.of_classes(_large_classes(self.training)),
+            patch_size=self._tokenizer.patch_size,
             examples=np.unique(np.linspace(0, len(self.images) - 1, _EXAMPLES).astype(np.int64)).tolist(),
-            keep=self.settings.keep_images or self.settings.inception_weights is not None,
-            track=self.track,
+            keep=Spool(self._settings.cache) if keeps else None,
+            track=self._track,
         )
 
-    def generation(self, generator: Generator, classes: Sequence[int]) -> Generation:
-        """Metrics of generated images of ``classes``."""
-        preset = self.settings.preset
-        samples = generate_samples(
-            generator, self.tokenizer, classes, per_class=self.settings.per_class, preset=preset, track=self.track
-        )
+    def compare(self, samples: Samples) -> Generation | None:
+        """Metrics of generated images against training images, None if there are none."""
+        if not len(self.training):
+            return None
         return evaluate_generation(
             samples,
-            preset=preset,
-            network=self.network,
-            tokenizer=self.tokenizer,
+            preset=self._settings.preset,
+            network=self._network,
+            tokenizer=self._tokenizer,
             references=self.references,
-            reference_images=self.train.images,
-            photographs=self.validation.images,
-            labels=self.validation.labels,
-            track=self.track,
+            reference_images=self.training.images,
+            photographs=self._validation.images,
+            labels=self._validation.labels,
+            track=self._track,
         )
 
-    def published(self, reconstruction: Reconstruction, generation: Generation | None) -> dict[str, InceptionFigures]:
-        """The metrics of the published protocol; empty without Inception weights."""
-        weights = self.settings.inception_weights
-        if weights is None or reconstruction.reconstructions is None:
-            return {}
-        pairs = {"reconstruction": (reconstruction.reconstructions, self.images)}
-        if generation is not None:
-            rows = torch.isin(self.references.labels, generation.samples.labels)
-            pairs["generation"] = (generation.samples.images, self.reference_images[rows.numpy()])
-        return {
-            name: inception_figures(*pairs[name], weights, device=self.tokenizer.device)
-            for name in self.track(tuple(pairs), "measuring with Inception")
-        }
+
+def _published(
+    settings: EvaluationSettings,
+    network: FeatureNetwork,
+    reconstruction: Reconstruction | None,
+    samples: Samples | None,
+    photographs: _Photographs | None,
+    track: Track,
+) -> dict[str, InceptionFigures]:
+    """The metrics of the published protocol."""
+
+    def features(images: Pixels, description: str, rows: Ids | None = None) -> Tensor:
+        batches = array_batches(images, rows, description=f"Inception features of {description}", track=track)
+        return extract(network, batches, folder=settings.cache)
+
+    found = {}
+    if photographs is not None and reconstruction is not None and reconstruction.reconstructions is not None:
+        reference = Reference.of(features(photographs.images, "photographs"))
+        reconstructed = features(reconstruction.reconstructions, "reconstructions")
+        # As the authors' evaluator: one split.
+        found["reconstruction"] = published_figures(reconstructed, reference, network, split_size=len(reconstructed))
+    if samples is not None:
+        if settings.reference is not None:
+            reference = read_reference(settings.reference, network, folder=settings.cache)
+        else:
+            assert photographs is not None  # noqa: S101 - no generator is loaded otherwise
+            rows = torch.nonzero(torch.isin(photographs.references.labels, samples.labels))[:, 0].numpy()
+            reference = Reference.of(features(photographs.training.images, "training images", rows))
+        found["generation"] = published_figures(features(samples.images, "samples"), reference, network)
+    return found
+
+
+def _load_inception(settings: EvaluationSettings, device: torch.device) -> FeatureNetwork | None:
+    if settings.inception_weights is None:
+        if settings.reference is not None:
+            raise ValueError("--reference is compared by Inception features: give --inception-weights, too")
+        return None
+    if settings.reference is not None:
+        has_images(settings.reference)  # raises for a file that is no reference
+    return load_feature_network(settings.inception_weights, device)
 
 
 def _load_generator(settings: EvaluationSettings, tokenizer: Tokenizer) -> Generator | None:
+    """The generator, if there is one and something to compare its images with."""
     exists = settings.generator_weights is not None or settings.tokenizer in GENERATORS
-    if not settings.with_generator or not exists:
+    comparable = settings.reference is not None or (settings.data is not None and has_training_images(settings.data))
+    if not (settings.with_generator and exists and comparable):
         return None
     generator = load_generator(settings.tokenizer, weights=settings.generator_weights, device=str(tokenizer.device))
     generator.settings(settings.preset)  # raises for an unknown preset
@@ -194,10 +260,17 @@ def _load_generator(settings: EvaluationSettings, tokenizer: Tokenizer) -> Gener
     return generator
 
 
-def _match_classes(generator: Generator, dataset: InMemoryDataset, sources: Mapping[str, str] | None) -> list[int]:
+def _classes(
+    generator: Generator | None, photographs: _Photographs | None, sources: Mapping[str, str] | None
+) -> tuple[Sequence[str], list[int]]:
+    """Names of classes, the data's if it has training images, and the index among them of each of the generator's."""
+    if generator is None:
+        return (), []
+    if photographs is None or not len(photographs.training):
+        return generator.class_names, list(range(generator.num_classes))
     if sources is None and generator.class_sources is not None:
         sources = dict(zip(generator.class_names, generator.class_sources, strict=True))
-    return match_classes(generator.class_names, dataset.names, sources)
+    return photographs.names, match_classes(generator.class_names, photographs.names, sources)
 
 
 def _large_classes(train: InMemoryDataset) -> torch.Tensor:

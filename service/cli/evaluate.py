@@ -12,8 +12,12 @@ from service.cli.options import CommandError, Device, Tokenizer, Weights, load_s
 from service.cli.terminal import console, say
 
 Data = Annotated[
-    Path,
-    typer.Option(help="Dataset: folder of `train-*.tar` and `val-*.tar` shards, or of class folders.", file_okay=False),
+    Path | None,
+    typer.Option(
+        help="Dataset: folder of `train-*.tar` and `val-*.tar` shards, or of class folders; `val` alone suffices to "
+        "evaluate reconstruction, and a generator with --reference needs none.",
+        file_okay=False,
+    ),
 ]
 Output = Annotated[Path, typer.Option(help="Folder for the report and the images.", file_okay=False)]
 GeneratorWeights = Annotated[
@@ -31,14 +35,18 @@ References = Annotated[int | None, typer.Option(min=2, help="Number of training 
 Cache = Annotated[Path, typer.Option(help="Folder for decoded images and their features.", file_okay=False)]
 Inception = Annotated[
     Path | None,
-    typer.Option(help="Inception weights of torch-fidelity: adds FID, IS, precision and recall.", dir_okay=False),
+    typer.Option(help="Inception weights or TorchScript: adds FID, IS, precision and recall.", dir_okay=False),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="ADM's reference .npz for generated images, instead of the training images.", dir_okay=False),
 ]
 Npz = Annotated[bool, typer.Option("--npz", help="Also write the images as .npz files for the ADM evaluator.")]
 
 
 def evaluate(
-    data: Data,
     output: Output,
+    data: Data = None,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
     generator: Annotated[bool, typer.Option(help="Evaluate the generator too.")] = True,
@@ -50,10 +58,12 @@ def evaluate(
     device: Device = "auto",
     preset: Annotated[str, typer.Option(help="Sampling preset: published, demo or fast.")] = "published",
     cache: Cache = Path("runs/cache"),
+    baselines: Annotated[bool, typer.Option(help="Compare with image codecs of equal size.")] = True,
     inception_weights: Inception = None,
+    reference: Reference = None,
     npz: Npz = False,
 ) -> None:
-    """Measure reconstruction and generation quality, beside image codecs of equal size.
+    """Measure reconstruction and generation quality.
 
     Example:
 
@@ -77,7 +87,9 @@ def evaluate(
         per_class=per_class,
         device=device,
         preset=preset,
+        baselines=baselines,
         inception_weights=inception_weights,
+        reference=reference,
         keep_images=npz,
     )
     _folder(output)

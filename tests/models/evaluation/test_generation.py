@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from models.checkpoints.registry import IMAGENET_CLASSES
 from models.evaluation.features import as_tensor
 from models.evaluation.generation import Generation, Samples, evaluate_generation, generate_samples, match_classes
 from models.evaluation.lite0 import Lite0
@@ -102,8 +104,10 @@ def test_a_vae_has_no_tokens_to_share(lite0: Lite0, vae: Tokenizer, crops: np.nd
     assert math.isfinite(found.nearest.smallest_rmse.generated)
 
 
-def test_samples_are_as_many_of_each_class_with_seeds_of_their_own(generator: Generator, tokenizer: Tokenizer) -> None:
-    samples = generate_samples(generator, tokenizer, [7, 5, 9], per_class=11, preset="fast")
+def test_samples_are_as_many_of_each_class_with_seeds_of_their_own(
+    generator: Generator, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    samples = generate_samples(generator, tokenizer, [7, 5, 9], per_class=11, preset="fast", folder=tmp_path)
     assert samples.labels.tolist() == [7] * 11 + [5] * 11 + [9] * 11
     for row, label in ((12, 1), (32, 2)):  # of the first and of the second batch
         alone = generator.generate([label], seeds=[row], preset="fast")
@@ -116,6 +120,14 @@ def test_classes_match_by_their_last_part_or_in_full() -> None:
     photographed = ["pets/Dog", "pets/cat", "sea/clams"]
     assert match_classes(["cat", "dog"], photographed) == [1, 0]
     assert match_classes(["clam", "cat"], photographed, {"clam": "sea/clams", "cat": "pets/cat"}) == [2, 1]
+
+
+def test_imagenet_classes_match_by_wordnet_id_and_by_number() -> None:
+    folders = [f"n{10_000_000 - 7 * number:08d}" for number in range(1000)]  # in an order of their own
+    assert match_classes(IMAGENET_CLASSES, folders) == list(range(999, -1, -1))
+    assert match_classes(["cat", "dog"], ["0", "1", "2"]) == [0, 1]
+    with pytest.raises(ValueError, match="is none of the data's classes"):
+        match_classes(IMAGENET_CLASSES, folders[1:])
 
 
 @pytest.mark.parametrize(

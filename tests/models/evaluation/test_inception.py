@@ -1,72 +1,66 @@
-"""The published protocol asks torch-fidelity for what the papers report, and says what is missing."""
+"""The Inception network computes what torch-fidelity's does, and its file is checked."""
 
 from __future__ import annotations
 
 import pickle
-import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from models.errors import CheckpointError, missing_package
-from models.evaluation.inception import check_inception, inception_figures
+from models.errors import CheckpointError
+from models.evaluation.inception import load_feature_network
+from tests.feature_networks import inception_tensors, write_torchscript
 
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(32, 3, 3, 3)}, path := tmp_path / "inception.pth")
-    return path
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What torch-fidelity, which needs a torchvision that fits, would have been asked."""
-    asked: list[dict[str, Any]] = []
-
-    def calculate_metrics(**options: Any) -> dict[str, float]:
-        asked.append(options)
-        names = ("frechet_inception_distance", "inception_score_mean", "precision", "recall")
-        return {name: float(number) for number, name in enumerate(names)}
-
-    fake = ModuleType("torch_fidelity")
-    fake.calculate_metrics = calculate_metrics  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch_fidelity", fake)
-    return asked
+GOLDEN = Path(__file__).parents[2] / "golden" / "cases" / "fid_inception.npz"
+CPU = torch.device("cpu")
 
 
-def test_it_asks_for_the_published_figures_on_the_given_weights(
-    calls: list[dict[str, Any]], weights: Path, crops: np.ndarray
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, Tensor]:
+    return inception_tensors()
+
+
+def test_its_features_are_those_of_torch_fidelity(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(tensors, path := tmp_path / "inception.safetensors")
+    network = load_feature_network(path, CPU)
+    with np.load(GOLDEN) as case:
+        found = network(torch.from_numpy(case["images"])).numpy()
+        assert np.abs(found - case["features"]).max() < 1e-5 * np.abs(case["features"]).max()
+    assert network.class_weights is not None
+    assert torch.equal(network.class_weights, tensors["fc.weight"])
+
+
+def test_parts_of_other_files_are_left_out_and_missing_ones_are_named(
+    tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    figures = inception_figures(crops[:3], crops, weights, device=torch.device("cpu"))
-    assert (figures.images, figures.fid, figures.inception_score) == (3, 0.0, 1.0)
-    assert (figures.precision, figures.recall) == (2.0, 3.0)
-    asked = calls[0]
-    assert asked["feature_extractor"] == "inception-v3-compat"
-    assert asked["feature_extractor_weights_path"] == str(weights)
-    assert (asked["fid"], asked["isc"], asked["prc"], asked["isc_splits"]) == (True, True, True, 1)
-    images, references = asked["input1"], asked["input2"]
-    assert (len(images), len(references)) == (3, 16)
-    assert torch.equal(images[2].permute(1, 2, 0), torch.from_numpy(crops[2].copy()))
+    unused = {"AuxLogits.fc.weight": torch.zeros(2), "Mixed_5b.branch1x1.bn.num_batches_tracked": torch.tensor(3)}
+    torch.save(tensors | unused, path := tmp_path / "inception.pth")
+    assert load_feature_network(path, CPU)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 2048)
+    del tensors["Mixed_6d.branch1x1.bn.bias"]
+    torch.save(tensors, path)
+    with pytest.raises(CheckpointError, match=r"missing Mixed_6d\.branch1x1\.bn\.bias \[192\]"):
+        load_feature_network(path, CPU)
 
 
-def test_a_missing_package_is_named_with_its_extra(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ModuleNotFoundError) as raised:
-        check_inception(weights)
-    assert re.match(
-        r"the package torch_fidelity .*pip install -e '\.\[published\]'", missing_package(raised.value) or ""
-    )
+def test_torchscript_gives_features_and_the_class_weights_of_its_last_layer(tmp_path: Path) -> None:
+    images = torch.arange(2 * 3 * 16).reshape(2, 3, 4, 4).to(torch.uint8)
+    network = load_feature_network(write_torchscript(tmp_path / "detector.pt"), CPU)
+    assert network.class_weights is not None
+    assert network.class_weights.shape == (5, 12)
+    torch.testing.assert_close(network(images)[1, 0], images[1, 0, :2, :2].float().mean())
+    plain = load_feature_network(write_torchscript(tmp_path / "plain.pt", plain=True), CPU)
+    assert plain.class_weights is None
+    torch.testing.assert_close(plain(images), images.float().mean((2, 3)))
 
 
-@pytest.mark.usefixtures("calls")
 def test_weights_that_are_not_there_are_not_downloaded(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere\.pth: No such file.*weights-inception-2015-12-05"):
-        check_inception(tmp_path / "nowhere.pth")
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth, and nothing is downloaded.*weights-inception-2015-12-05"):
+        load_feature_network(Path("some/nowhere.pth"), CPU)
 
 
 class Harmful:
@@ -74,9 +68,8 @@ class Harmful:
         return pytest.fail, ("code of the file was run",)
 
 
-@pytest.mark.usefixtures("calls")
 def test_a_file_that_holds_code_is_refused_and_not_run(tmp_path: Path) -> None:
     path = tmp_path / "harmful.pth"
     path.write_bytes(pickle.dumps({"weight": Harmful()}, protocol=2))
-    with pytest.raises(CheckpointError, match=r"harmful\.pth: not a file of tensors"):
-        check_inception(path)
+    with pytest.raises(CheckpointError, match=r"harmful\.pth cannot be read as weights"):
+        load_feature_network(path, CPU)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from models.evaluation.reconstruction import (
     evaluate_reconstruction,
 )
 from models.evaluation.similarity import psnr, ssim
+from models.evaluation.spool import Spool
 from models.tokenizer import Tokenizer
 
 
@@ -77,8 +79,10 @@ def test_means_are_over_all_photographs(lite0: Lite0, images: np.ndarray, labels
     assert (found.mean_bytes, found.max_bytes) == (48.0, 48)
 
 
-def test_codes_are_counted(lite0: Lite0, images: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer) -> None:
-    figures = measure(lite0, images, labels, TokenizerCodec(tokenizer), keep=True)
+def test_codes_are_counted(
+    lite0: Lite0, images: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    figures = measure(lite0, images, labels, TokenizerCodec(tokenizer), keep=Spool(tmp_path))
     ids = tokenizer.encode(images)
     assert figures.codes is not None
     assert figures.codes.used == len(torch.unique(ids))

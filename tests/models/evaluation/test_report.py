@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.evaluation.contact_sheet import Row, contact_sheet
 from models.evaluation.generation import Comparison, Generation, NearestPhotographs, Samples
-from models.evaluation.inception import InceptionFigures
+from models.evaluation.published import InceptionFigures
 from models.evaluation.reconstruction import CodecFigures, CodeUsage, Reconstruction
 from models.evaluation.report import Report, write_images, write_report
 
@@ -70,10 +70,12 @@ def report(crops: np.ndarray) -> Report:
                 rows=torch.arange(16),
                 distances=torch.linspace(1, 0, 16),
             ),
-            samples=Samples(images=crops, tokens=torch.zeros(16, 1), labels=torch.arange(16) // 4),
         ),
+        samples=Samples(images=crops, tokens=torch.zeros(16, 1), labels=torch.arange(16) // 4),
         published={
-            "reconstruction": InceptionFigures(images=16, fid=2.5, inception_score=9.0, precision=0.5, recall=0.6)
+            "reconstruction": InceptionFigures(
+                images=16, references=16, fid=2.5, inception_score=9.0, precision=float("nan"), recall=0.6
+            )
         },
         class_names=("pets/cat", "pets/dog", "sea/fish", "sea/eel"),
         originals=crops,
@@ -99,16 +101,24 @@ def test_the_table_has_a_row_a_codec_and_says_what_the_best_placeholder_is(repor
     assert "| webp | 400 (mean) | 20.00 | 0.500 | 2.000 | 100.0 | 10.00 | - | - | 1.01 |" in lines
     assert "0.50 of that of the best placeholder of at most as many bytes, grid" in text
     assert "60 of 64 codes were used, with 5.50 bits each" in text
-    assert "| reconstruction | 16 | 2.50 | 9.00 | 0.500 | 0.600 |" in lines
+    assert "| reconstruction | 16 | 2.50 | 9.00 | - | 0.600 |" in lines
     assert "shared" not in text
 
 
 def test_a_report_without_a_generator_has_no_pictures_of_one(report: Report, tmp_path: Path) -> None:
-    alone = dataclasses.replace(report, generation=None, published={})
+    alone = dataclasses.replace(report, generation=None, samples=None, published={})
     names = [path.name for path in write_report(alone, tmp_path)]
     assert names == ["figures.json", "figures.md", "reconstruction.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     assert "Generation" not in alone.to_markdown()
+
+
+def test_a_report_of_a_generator_alone_has_its_images_and_published_figures(report: Report, tmp_path: Path) -> None:
+    alone = dataclasses.replace(report, reconstruction=None, generation=None, originals=None, training_images=None)
+    names = [path.name for path in write_report(alone, tmp_path)]
+    assert names == ["figures.json", "figures.md", "generated.png"]
+    assert [path.name for path in write_images(alone, tmp_path)] == ["generated.npz"]
+    assert "Published protocol" in alone.to_markdown()
 
 
 def test_the_closest_pairs_come_first_beside_their_photographs(report: Report, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from models.errors import CheckpointError, missing_package
 from models.networks.generator import build_generator
 from service.cli.main import app
 from service.cli.options import CommandError
+from tests.feature_networks import write_torchscript
 from tests.in_process import run_in_process
 
 CLASSES = ("pets/cat", "sea/clams", "sea/fish")
@@ -102,6 +103,63 @@ def test_it_writes_a_report_and_images_of_tokenizer_and_generator(
     assert (found["generation"]["images"], found["generation"]["real_images"]) == (6, 6)
 
 
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_torchscript(tmp_path_factory.mktemp("inception") / "detector.pt")
+
+
+def test_the_published_protocol_compares_with_training_images_or_a_reference(
+    folders: list[str | Path], generators: Path, inception: Path, tmp_path: Path
+) -> None:
+    options = ["--generator-weights", generators / "sources", "--per-class", "2", "--preset", "fast"]
+    options += ["--inception-weights", inception]
+    run(*folders, *options, "--no-baselines")
+    against_training = figures(tmp_path)["published"]
+    assert [codec["name"] for codec in figures(tmp_path)["reconstruction"]["codecs"]] == ["titok-mini-32"]
+    assert against_training["reconstruction"]["images"] == against_training["reconstruction"]["references"] == 4
+    assert (against_training["generation"]["images"], against_training["generation"]["references"]) == (4, 8)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 128, 128, 3), dtype=np.uint8)
+    np.savez(tmp_path / "reference.npz", pixels)
+    run(*folders, *options, "--no-baselines", "--reference", tmp_path / "reference.npz")
+    assert figures(tmp_path)["published"]["reconstruction"] == against_training["reconstruction"]
+    assert figures(tmp_path)["published"]["generation"]["references"] == 5
+
+
+def test_a_generator_is_evaluated_against_a_reference_without_data(
+    generators: Path, inception: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "reference.npz", np.zeros((5, 128, 128, 3), np.uint8))
+    run(
+        *("--output", tmp_path / "output", "--cache", tmp_path / "cache", "--per-class", "2", "--preset", "fast"),
+        *("--generator-weights", generators / "sources", "--inception-weights", inception),
+        *("--reference", tmp_path / "reference.npz", "--npz"),
+    )
+    found = figures(tmp_path)
+    assert (found["reconstruction"], found["generation"]) == (None, None)
+    assert (found["published"]["generation"]["images"], found["published"]["generation"]["references"]) == (4, 5)
+    with np.load(tmp_path / "output" / "generated.npz") as archive:
+        assert archive["arr_0"].shape == (4, 128, 128, 3)
+    assert {path.name for path in (tmp_path / "output").iterdir()} == {
+        *("figures.json", "figures.md", "generated.png", "generated.npz")
+    }
+
+
+def test_neither_data_nor_a_reference_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to evaluate: give --data, or for a generator alone --reference"):
+        run("--output", tmp_path)
+
+
+def test_validation_images_alone_suffice_for_reconstruction(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "val-0000.tar.gz").symlink_to(data / "val-0000.tar.gz")
+    run("--data", tmp_path / "val", "--output", tmp_path / "output", "--cache", tmp_path / "cache", "--images", "4")
+    found = figures(tmp_path)
+    assert found["data"] == {"image_size": 128, "validation_photographs": 4, "training_photographs": 0}
+    assert (found["generation"], found["reconstruction"]["classes"]) == (None, 0)
+    assert found["reconstruction"]["codecs"][0]["class_agreement"] is None
+    assert not any(codec["name"].startswith("PCA") for codec in found["reconstruction"]["codecs"])
+
+
 def test_a_tokenizer_is_evaluated_without_its_generator(folders: list[str | Path], tmp_path: Path) -> None:
     run(*folders, "--references", "4", "--no-generator")
     assert figures(tmp_path)["generation"] is None
@@ -144,7 +202,8 @@ def test_unmatched_classes_are_named(
         (["--preset", "best"], "published, demo, fast"),
         (["--tokenizer", "titok-x"], "no tokenizer is called 'titok-x'"),
         (["--output", f"{__file__}/output"], "cannot make the folder .*output: Not a directory"),
-        (["--inception-weights", "nowhere.pth"], r"nowhere\.pth|torch_fidelity|torchvision"),
+        (["--inception-weights", "nowhere.pth"], r"no Inception weights at nowhere\.pth"),
+        (["--reference", "nowhere.npz"], "--reference is compared by Inception features"),
     ],
 )
 def test_wrong_options_raise_before_the_evaluation_starts(
