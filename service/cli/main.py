@@ -10,6 +10,7 @@ from service.cli.cache import cache
 from service.cli.doctor import doctor
 from service.cli.evaluate import evaluate
 from service.cli.export import export
+from service.cli.fid import fid
 from service.cli.health import health
 from service.cli.images import decode, encode, generate, reconstruct, with_codes_as_arguments
 from service.cli.keys import keys
@@ -41,6 +42,7 @@ for command in (
     doctor,
     verify,
     evaluate,
+    fid,
     models,
     info,
     export,
