@@ -8,6 +8,7 @@
     Exception ─┬── CheckpointError           weights are missing, unreadable, or do not fit the network
                │   └── UnreadableCheckpoint  a file exists, but has no complete weights
                └── DataError                 a dataset cannot be used
+                   └── NoImagesError         it has no images
 """
 
 from pathlib import Path
@@ -27,6 +28,13 @@ class ExportError(ValueError):
 
 class DataError(Exception):
     """A dataset cannot be used: empty, mismatched classes, too many unreadable images, or no space for its cache."""
+
+
+class NoImagesError(DataError):
+    """A folder, file or URL has no images; ``where``: the place, and the files that were looked for."""
+
+    def __init__(self, where: object) -> None:
+        super().__init__(f"no images in {where}")
 
 
 class CheckpointError(Exception):
@@ -53,6 +61,7 @@ _EXTRAS = {
     "tensorboard": "train",
     "thash": "evaluate",
     "yaml": "train",
+    "zstandard": "bulk",
 }
 """Packages of the extras, by the name that is imported."""
 

@@ -1,14 +1,54 @@
 """Samples of WebDataset tars: files with the same key, such as ``000017.jpg`` and ``000017.cls``."""
 
+import gzip
+import io
+import posixpath
 import tarfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Literal, Self, TypeVar
+from dataclasses import dataclass, field
+from typing import BinaryIO, Generic, Literal, Self, TypeVar, cast
 
 T = TypeVar("T")
 
-DAMAGE = (tarfile.TarError, EOFError, zlib.error)
+DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
 """What reading a damaged or truncated archive raises."""
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
+
+WAITING_SAMPLES, WAITING_BYTES = 1 << 16, 32 << 20
+"""How far apart the files of a sample may be."""
+
+_LINK_TARGETS = 1 << 16  # files before a link that it may lead to
+
+
+def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
+    """The uncompressed bytes of an archive, compressed as its suffix says. Reading raises ``DAMAGE`` and ``OSError``."""
+    if name.lower().endswith("gz"):
+        return cast(BinaryIO, gzip.open(stream))
+    if name.lower().endswith("zst"):
+        return cast(BinaryIO, io.BufferedReader(_Zstandard(stream), 1 << 20))
+    return stream
+
+
+class _Zstandard(io.RawIOBase):
+    """A stream decompressed with Zstandard, with windows of at most 128 MiB."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        import zstandard
+
+        self._error = zstandard.ZstdError
+        self._reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True, closefd=False)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        try:
+            return self._reader.readinto(buffer)
+        except self._error as error:
+            raise tarfile.ReadError(f"damaged: {error}") from error
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -25,32 +65,104 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"damaged or truncated: {error}") from error
 
 
+Extent = tuple[int, int]
+"""Offset and size of a file's content in the uncompressed archive, in bytes."""
+
+
 def read_samples(
-    stream: BinaryIO, read: Callable[[tarfile.TarFile, tarfile.TarInfo], T], *, mode: Literal["r:", "r|*"]
+    stream: BinaryIO,
+    read: Callable[[tarfile.TarFile, tarfile.TarInfo], T],
+    *,
+    mode: Literal["r:", "r|*"],
+    follow: Callable[[Extent | None], T] | None = None,
+    waiting_bytes: int = WAITING_BYTES,
 ) -> Iterator[tuple[str, list[tuple[str, T]]]]:
-    """The samples of an archive, in its order: key, and (suffix, what ``read`` returns) of each file.
+    """The samples of an archive, in the order of their first files: key, and (suffix, what ``read`` returns) of each file.
 
     The key is the path up to the first dot of the file's name, the suffix what follows it, in lower case. Hidden files are
-    skipped. ``mode``: ``r:`` for a seekable, uncompressed stream, of which only headers are read; or ``r|*``. Raises one of
+    skipped. A link has what ``follow`` returns for the file before it that it leads to, or None for any other target;
+    without ``follow`` links are skipped. Files of a sample need not be adjacent: it is returned when ``WAITING_SAMPLES``
+    or ``waiting_bytes`` follow its first file. A second file of the same suffix begins a new sample.
+
+    ``mode``: ``r:`` for a seekable, uncompressed stream, of which only headers are read; ``r|*`` for others. Raises one of
     ``DAMAGE`` after the samples before it.
     """
-    key, sample, damage = "", list[tuple[str, T]](), None
+    waiting, targets, damage = _Waiting[T](waiting_bytes), OrderedDict[str, Extent](), None
     try:
         with tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictTarInfo) as archive:
-            for member in archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # which otherwise grows with the archive
+                extent = _extent(member, targets)
                 folder, slash, file = member.name.removeprefix("./").rpartition("/")
-                if not member.isreg() or file.startswith(".") or "/__MACOSX/" in f"/{folder}/":
+                if file.startswith(".") or "/__MACOSX/" in f"/{folder}/":
                     continue
                 stem, _, suffix = file.partition(".")
-                member_key = f"{folder}{slash}{stem}"
-                if member_key != key and sample:
-                    yield key, sample
-                    sample = []
-                key = member_key
-                sample.append((suffix.lower(), read(archive, member)))
+                key = f"{folder}{slash}{stem}"
+                if member.isreg():
+                    yield from waiting.add(key, suffix.lower(), read(archive, member), member.size)
+                elif (member.issym() or member.islnk()) and follow is not None:
+                    yield from waiting.add(key, suffix.lower(), follow(extent), 0)
     except DAMAGE as error:
         damage = error
-    if sample:
-        yield key, sample
+    yield from waiting.rest()
     if damage is not None:
         raise damage
+
+
+def _extent(member: tarfile.TarInfo, targets: OrderedDict[str, Extent]) -> Extent | None:
+    """Where the content of a file or link is, which is remembered for links to it."""
+    name, extent = posixpath.normpath(member.name), None
+    if member.isreg():
+        extent = member.offset_data, member.size
+    elif member.islnk():
+        extent = targets.get(posixpath.normpath(member.linkname))
+    elif member.issym():
+        extent = targets.get(posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname)))
+    if extent is not None:
+        targets[name] = extent
+        if len(targets) > _LINK_TARGETS:
+            targets.popitem(last=False)
+    return extent
+
+
+@dataclass
+class _Sample(Generic[T]):
+    key: str
+    files: list[tuple[str, T]] = field(default_factory=list)
+    size: int = 0
+
+
+class _Waiting(Generic[T]):
+    """Samples whose files may not all have been read."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._samples = OrderedDict[int, _Sample[T]]()  # by number
+        self._numbers = dict[str, int]()  # of samples to which files can still be added
+        self._next = 0
+        self._size = 0
+
+    def add(self, key: str, suffix: str, content: T, size: int) -> Iterator[tuple[str, list[tuple[str, T]]]]:
+        """Adds a file to its sample; yields the samples that waited long enough."""
+        sample = self._samples.get(self._numbers.get(key, -1))
+        if sample is None or any(suffix == other for other, _ in sample.files):
+            sample = self._samples[self._next] = _Sample(key)
+            self._numbers[key] = self._next
+            self._next += 1
+        sample.files.append((suffix, content))
+        sample.size += size
+        self._size += size
+        while len(self._samples) > 1 and (len(self._samples) > WAITING_SAMPLES or self._size > self._limit):
+            yield self._first()
+
+    def rest(self) -> Iterator[tuple[str, list[tuple[str, T]]]]:
+        """The other samples."""
+        while self._samples:
+            yield self._first()
+
+    def _first(self) -> tuple[str, list[tuple[str, T]]]:
+        number, sample = self._samples.popitem(last=False)
+        self._size -= sample.size
+        if self._numbers.get(sample.key) == number:
+            del self._numbers[sample.key]
+        return sample.key, sample.files
