@@ -6,9 +6,13 @@ from typing import Generic, Literal, NamedTuple, Protocol
 
 from typing_extensions import TypeVar
 
+from service.bulk.errors import BrokenImage
+
 Label = int | str | None
 LabelType = Literal["integer", "text"] | None
 """The type of a source's labels; None: it has no labels."""
+
+_LARGEST_INTEGER = (1 << 63) - 1
 
 Content = TypeVar("Content", default=bytes, covariant=True)
 """What an entry contains: the bytes of an image file, unless another type is given."""
@@ -68,3 +72,11 @@ class Source(Generic[Content]):
             first = start.offset if number == start.part else 0
             for offset, entry in enumerate(self.parts[number].entries(first), first + 1):
                 yield Position(number, offset), entry
+
+
+def integer_label(value: int | str) -> int:
+    """An integer label. Raises ``ValueError`` for a text of another form, ``BrokenImage`` for more than 64 bits."""
+    label = int(value)
+    if not -_LARGEST_INTEGER <= label <= _LARGEST_INTEGER:
+        raise BrokenImage(f"its class has more than 64 bits: {label}")
+    return label

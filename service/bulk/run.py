@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from models.errors import NoImagesError
 from service.bulk.destination import Destination
 from service.bulk.errors import BulkError
 from service.bulk.job import Job, Result, RunSettings, Task
@@ -68,6 +69,6 @@ def complete(
         if not destination.done:
             make(destination)
             if not destination.result.shards:
-                raise BulkError(f"there are no images in {job.source.name}")
+                raise NoImagesError(job.source.name)
             destination.finish(job.views)
         return destination.result

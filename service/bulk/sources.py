@@ -3,122 +3,168 @@
 ::
 
     photos/                      a folder of images; subfolders are classes
-    data/train-{0000..0099}.tar  archives; also with * and ?; also .tar.gz and .tgz
+    data/train-{0000..0099}.tar  archives; also with * and ?; also .tar.gz, .tgz, .tar.zst, .tzst
     s3://bucket/set/             a folder of archives, of Parquet files or of images
-    dataset/data/train-*.parquet a Hugging Face dataset; or its folder, if it has one split
+    dataset/                     a Hugging Face dataset, of which a split is chosen
 """
 
 import hashlib
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import fsspec
 from fsspec import AbstractFileSystem
 
+from models.data.splits import ALL, choose_split, split_of_file, splits_of_images
+from models.data.tar_samples import TAR_SUFFIXES
+from models.errors import DataError, NoImagesError
 from service.bulk.entries import LabelType, Source
 from service.bulk.errors import BulkError
 from service.bulk.image_folders import ImageFolder
+from service.bulk.keys import FileKeys, keys_of_files
+from service.bulk.listing import Listing, SourceFile, list_files
 from service.bulk.tar_archives import TarArchive
 from service.imaging.formats import ACCEPTED_SUFFIXES
 
-_ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _PARQUET = (".parquet",)
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_SPLIT = re.compile(r"(.+?)-\d+-of-\d+")  # Hugging Face's file names of a split
 
 
-def open_source(
-    name: str, *, image_column: str | None = None, label_column: str | None = None, key_column: str | None = None
-) -> Source:
-    """Opens the source ``name``; the columns are those of Parquet files (see ``columns_of``).
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What is read of a source.
 
-    Raises:
-        BulkError: nothing is found, or files of several kinds.
+    Attributes:
+        split: the split to read, see ``choose_split``.
+        image_column, label_column, key_column: columns of Parquet files other than the default ones.
+        image_extensions: of the images in archives and folders, such as ``jpg`` or ``seg.png``; empty: the usual ones.
+        with_labels: whether labels are read.
+    """
+
+    split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    key_column: str | None = None
+    image_extensions: tuple[str, ...] = ()
+    with_labels: bool = True
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """A source that is being opened; ``name`` as the user gave it."""
+
+    name: str
+    system: AbstractFileSystem
+    listing: Listing
+    options: SourceOptions
+
+    def ending(self, suffixes: tuple[str, ...]) -> list[SourceFile]:
+        return [file for file in self.listing.files if file.name.lower().endswith(suffixes)]
+
+    def chosen(self, files: Sequence[SourceFile]) -> list[SourceFile]:
+        """The archives or tables of one split. Raises ``DataError``."""
+        splits = {file.name: split_of_file(file.name) for file in files}
+        names = choose_split({name: one.split for name, one in splits.items()}, self.options.split, self.name)
+        configurations = sorted({splits[name].configuration for name in names if splits[name].split is not None})
+        if len(configurations) > 1 and not self.listing.is_pattern and self.options.split != ALL:
+            shown = ", ".join(name or "its own folder" for name in configurations)
+            raise DataError(
+                f"{self.name} has several configurations: {shown}; name the folder of one, or a pattern for more than one"
+            )
+        return [file for file in files if file.name in set(names)]
+
+
+def open_source(name: str, options: SourceOptions = SourceOptions()) -> Source:
+    """Opens the source ``name``.
+
+    Raises ``DataError`` if there are no images or several splits, ``BulkError`` if it cannot be opened, has files of several
+    kinds, or not the columns that are named.
     """
     try:
-        files, path = fsspec.core.url_to_fs(name)
+        system, path = fsspec.core.url_to_fs(name)
     except (ImportError, ValueError) as error:
         raise BulkError(f"{name} cannot be opened: {error}") from None
     try:
-        found = _find(files, path)
+        listing = list_files(system, path, (*TAR_SUFFIXES, *_PARQUET))
     except OSError as error:
         raise BulkError(f"cannot read {name}: {error.strerror or error}") from None
-    described = list(found)
-    if not described:
+    if not listing.files and (listing.is_pattern or not system.exists(path)):
         raise BulkError(f"there is nothing at {name}")
-    archives, tables = _ending(described, _ARCHIVES), _ending(described, _PARQUET)
+    opening = _Opening(name, system, listing, options)
+    absolute = system.unstrip_protocol(path).removeprefix("file://")
+    archives, tables = opening.ending(TAR_SUFFIXES), opening.ending(_PARQUET)
     if archives and tables:
         raise BulkError(f"{name} contains archives and Parquet files: name one kind, such as {name.rstrip('/')}/*.tar")
-    absolute = files.unstrip_protocol(path).removeprefix("file://")
-    columns = {"image": image_column, "label": label_column, "key": key_column}
     if tables:
-        return _parquet(files, absolute, tables, _digest(found, tables), columns)
-    if any(columns.values()):
+        if options.image_extensions:
+            raise BulkError(f"{name} is Parquet: name a column with --image-column, not extensions")
+        return _parquet(opening, absolute, opening.chosen(tables))
+    if options.image_column or options.label_column or options.key_column:
         raise BulkError(f"{name} is not Parquet: it has no columns")
     if archives:
-        parts = tuple(TarArchive(files, path) for path in archives)
-        return Source(absolute, "webdataset", parts, _digest(found, archives), labels="integer")
-    images = _ending(described, tuple(ACCEPTED_SUFFIXES))
-    if not images:
-        raise BulkError(f"there are no images, no .tar and no .parquet files at {name}")
-    root = path.rstrip("/") + "/"
-    if any(not image.startswith(root) for image in images):
-        raise BulkError(f"{name} is not a folder: use titok encode for single images")
-    folder = ImageFolder(files, root.rstrip("/"), [image.removeprefix(root) for image in images])
-    labels: LabelType = "integer" if folder.classes else None
-    digest = _digest(found, images)
-    return Source(absolute, "folder", (folder,), digest, labels, folder.classes or None, folder.count())
+        return _webdataset(opening, absolute, opening.chosen(archives))
+    return _folder(opening, absolute)
 
 
-def _find(files: AbstractFileSystem, path: str) -> dict[str, str]:
-    """The files at and below a path, pattern or range. Values change whenever the file changes."""
-    paths = _expanded(path)
-    if any(character in path for character in "*?["):
-        paths = [match for one in paths for match in files.glob(one)]
-    found: dict[str, str] = {}
-    for one in paths:
-        # HTTP servers cannot list a folder, so a file that is named itself is not searched for.
-        single = one.lower().endswith((*_ARCHIVES, *_PARQUET))
-        details = {one: files.info(one)} if single else files.find(one, detail=True)
-        for file, detail in details.items():
-            if not any(part.startswith(".") for part in file.removeprefix(one).split("/")):
-                changed = detail.get("mtime") or detail.get("LastModified") or detail.get("ETag")
-                found[file] = f"{file}\0{detail.get('size')}\0{changed}"
-    return dict(sorted(found.items()))
+def _digest(files: Sequence[SourceFile], options: SourceOptions, keys: Sequence[FileKeys] = ()) -> str:
+    """A text that changes whenever files, or the options that labels, images and keys depend on, do."""
+    lines = [file.state for file in files]
+    others = replace(options, split=None)
+    if others != SourceOptions():
+        lines.append(repr(others))
+    lines += [repr(one) for one in keys if one.is_prefixed]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _expanded(path: str) -> list[str]:
-    """Expands ranges: ``a-{08..10}.tar`` -> a-08.tar, a-09.tar, a-10.tar."""
-    if not (match := _RANGE.search(path)):
-        return [path]
-    first, last = match.groups()
-    numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
-    return [rest for number in numbers for rest in _expanded(path[: match.start()] + number + path[match.end() :])]
-
-
-def _ending(paths: Sequence[str], suffixes: tuple[str, ...]) -> list[str]:
-    return [path for path in paths if path.lower().endswith(suffixes)]
-
-
-def _digest(found: dict[str, str], used: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(found[path] for path in used).encode(errors="surrogateescape")).hexdigest()
-
-
-def _parquet(
-    files: AbstractFileSystem, name: str, tables: list[str], digest: str, named: dict[str, str | None]
-) -> Source:
+def _parquet(opening: _Opening, absolute: str, tables: Sequence[SourceFile]) -> Source:
     import pyarrow as pa
 
-    from service.bulk.parquet_files import ParquetFile, columns_of
+    from service.bulk.parquet_files import ColumnNames, ParquetFile, columns_of, labels_of
 
-    splits = {match[1] for table in tables if (match := _SPLIT.fullmatch(table.removesuffix(".parquet")))}
-    if len(splits) > 1:
-        shown = ", ".join(f"'{split}-*.parquet'" for split in sorted(splits))
-        raise BulkError(f"{name} has more than one split: name one of {shown}")
+    system, options = opening.system, opening.options
+    named = ColumnNames(options.image_column, options.label_column, options.key_column, options.with_labels)
     try:
-        columns = columns_of(files, tables[0], **named)
-        parts = tuple(ParquetFile(files, table, columns) for table in tables)
-        total = sum(part.count() for part in parts)
+        columns = [columns_of(system, table.path, named) for table in tables]
     except (OSError, pa.ArrowException) as error:
-        raise BulkError(f"cannot read {name}: {error}") from None
-    return Source(name, "parquet", parts, digest, columns.labels, columns.classes, total)
+        raise BulkError(f"cannot read {opening.name}: {error}") from None
+    labels, classes = labels_of(columns, [table.path for table in tables])
+    keys = keys_of_files([table.name for table in tables], _PARQUET)
+    parts = tuple(
+        ParquetFile(system, table.path, columns[number], keys[number], labels) for number, table in enumerate(tables)
+    )
+    total = sum(one.rows for one in columns)
+    return Source(absolute, "parquet", parts, _digest(tables, options, keys), labels, classes, total)
+
+
+def _webdataset(opening: _Opening, absolute: str, archives: Sequence[SourceFile]) -> Source:
+    system, options = opening.system, opening.options
+    keys = keys_of_files([archive.name for archive in archives], TAR_SUFFIXES)
+
+    def part(number: int, labels: LabelType) -> TarArchive:
+        path = archives[number].path
+        return TarArchive(system, path, keys[number], labels=labels, extensions=options.image_extensions)
+
+    labels: LabelType = None
+    if options.with_labels:
+        try:
+            labels = part(0, None).label_type()
+        except OSError as error:
+            raise BulkError(f"cannot read {archives[0].path}: {error.strerror or error}") from None
+    parts = tuple(part(number, labels) for number in range(len(archives)))
+    return Source(absolute, "webdataset", parts, _digest(archives, options, keys), labels=labels)
+
+
+def _folder(opening: _Opening, absolute: str) -> Source:
+    root, options = opening.listing.root, opening.options
+    extensions = tuple(f".{extension}" for extension in options.image_extensions) or tuple(ACCEPTED_SUFFIXES)
+    images = opening.ending(extensions)
+    if not images:
+        raise NoImagesError(opening.name)
+    if opening.listing.is_pattern or any(image.path == root for image in images):
+        raise BulkError(f"{opening.name} is not a folder: use titok encode for single images")
+    splits = splits_of_images(image.name for image in images)
+    names = choose_split({name: one.split for name, one in splits.items()}, options.split, opening.name)
+    paths: Mapping[str, str | None] = {name: splits[name].path if options.with_labels else None for name in names}
+    folder = ImageFolder(opening.system, root.rstrip("/"), paths)
+    digest = _digest([image for image in images if image.name in paths], options)
+    labels: LabelType = "integer" if folder.classes else None
+    return Source(absolute, "folder", (folder,), digest, labels, folder.classes or None, folder.count())

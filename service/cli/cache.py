@@ -13,7 +13,19 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from service.cli.options import ApiKey, CommandError, Json, Tokenizer, Url, Weights
+from models.errors import NoImagesError
+from service.cli.options import (
+    ApiKey,
+    CommandError,
+    ImageColumn,
+    ImageExtension,
+    Json,
+    Split,
+    Tokenizer,
+    Url,
+    Weights,
+    extensions_of,
+)
 from service.cli.terminal import SOME_BROKEN, console, image_progress, output_console, say
 from service.redis_url import RedisUrl
 from service.settings import Settings, invalid_settings
@@ -73,6 +85,9 @@ def warm(
     source: Annotated[
         str, typer.Argument(help="Folder of images, WebDataset tars or Parquet files, as for titok tokenize.")
     ],
+    split: Split = None,
+    image_extension: ImageExtension = None,
+    image_column: ImageColumn = None,
     url: Url = None,
     api_key: ApiKey = None,
     redis_url: Annotated[
@@ -95,11 +110,15 @@ def warm(
 
         titok cache warm photos/ --url http://127.0.0.1:8000
     """
-    from service.bulk.sources import open_source  # torch is slow to import
+    from service.bulk.sources import SourceOptions, open_source  # torch is slow to import
     from service.cli.cache_warming import local_encoder, remote_encoder, warm_cache
     from service.client.errors import TiTokError
 
-    opened = open_source(source)
+    extensions = extensions_of(image_extension)
+    opened = open_source(
+        source,
+        SourceOptions(split=split, image_column=image_column, image_extensions=extensions, with_labels=False),
+    )
     if url is not None:
         encoder, concurrency = remote_encoder(url, api_key=api_key, concurrency=_REMOTE_REQUESTS), _REMOTE_REQUESTS
     else:
@@ -118,6 +137,8 @@ def warm(
             result = asyncio.run(fill())
         except (TiTokError, OSError) as error:
             raise CommandError(str(error)) from None
+    if not (result.encoded or result.cached or result.broken):
+        raise NoImagesError(source)
     _print_broken(result.broken)
     say(f"{result.encoded} images encoded, {result.cached} already cached, {len(result.broken)} broken")
     raise typer.Exit(SOME_BROKEN if result.broken else 0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
+from models.errors import NoImagesError
 from service.cli.options import ApiKey, CommandError, Json, Length, Tokenizer, Url, Weights, load_settings
 from service.cli.terminal import SOME_BROKEN, console, say
 from service.errors import ServiceError
@@ -261,12 +262,16 @@ def _print_result(output: Path, document: dict[str, Any], text: str, *, as_json:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The path, or the images in and below a folder, sorted by name."""
+    """The path, or the images in and below a folder, sorted by name, without hidden ones. Raises ``NoImagesError``."""
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ACCEPTED_SUFFIXES and file.is_file())
+    found = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in ACCEPTED_SUFFIXES and file.is_file() and "/." not in f"/{file.relative_to(path)}"
+    )
     if not found:
-        raise CommandError(f"no images in {path}")
+        raise NoImagesError(path)
     return found
 
 

@@ -43,3 +43,21 @@ Length = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option("--device", "--devices", help="auto, cpu, cuda or cuda:N.")]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="Split to read, such as train, val or test; `all`: all together; `none`: files that name no split."
+    ),
+]
+ImageExtension = Annotated[
+    str | None,
+    typer.Option(
+        help="Extension of the images in archives and folders, such as `jpg`; several with commas: `jpg,seg.png`."
+    ),
+]
+ImageColumn = Annotated[str | None, typer.Option(help="Parquet column of the images (default: `image`).")]
+
+
+def extensions_of(given: str | None) -> tuple[str, ...]:
+    """The extensions in ``--image-extension``, in lower case without their first dots."""
+    return tuple(text.strip().lstrip(".").lower() for text in (given or "").split(",") if text.strip())

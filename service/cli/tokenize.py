@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from models.preprocessing_options import PUBLISHED
-from service.cli.options import Device, Length, Tokenizer, Weights, load_settings
+from service.cli.options import (
+    Device,
+    ImageColumn,
+    ImageExtension,
+    Length,
+    Split,
+    Tokenizer,
+    Weights,
+    extensions_of,
+    load_settings,
+)
 from service.cli.terminal import SOME_BROKEN, image_progress, say
 
 if TYPE_CHECKING:
@@ -44,9 +54,9 @@ BatchSize = Annotated[int, typer.Option(min=0, help="Crops per batch; 0: 16 on a
 DecodeThreads = Annotated[
     int, typer.Option(min=0, help="Threads that decode images (on a CPU also encode); 0: one per core.")
 ]
-ImageColumn = Annotated[str | None, typer.Option(help="Parquet column of the images (default: `image`).")]
 LabelColumn = Annotated[str | None, typer.Option(help="Parquet column of the labels (default: `label`).")]
 KeyColumn = Annotated[str | None, typer.Option(help="Parquet column of the keys (default: `key` or `__key__`).")]
+NoLabel = Annotated[bool, typer.Option("--no-label", help="Do not read labels.")]
 Ray = Annotated[
     str | None,
     typer.Option(
@@ -73,6 +83,9 @@ def tokenize(
     dtype: Dtype = "float32",
     batch_size: BatchSize = 0,
     decode_threads: DecodeThreads = 0,
+    split: Split = None,
+    image_extension: ImageExtension = None,
+    no_label: NoLabel = False,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     key_column: KeyColumn = None,
@@ -91,12 +104,20 @@ def tokenize(
         titok tokenize 's3://bucket/train-*.tar' tokens/ --format webdataset --tokenizer titok-l-32
     """
     from service.bulk.crops import Crops
-    from service.bulk.sources import open_source
+    from service.bulk.sources import SourceOptions, open_source
     from service.bulk.tokenization import TokenizeJob
 
     settings = load_settings()
+    options = SourceOptions(
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        key_column=key_column,
+        image_extensions=extensions_of(image_extension),
+        with_labels=not no_label,
+    )
     job = TokenizeJob(
-        source=open_source(source, image_column=image_column, label_column=label_column, key_column=key_column),
+        source=open_source(source, options),
         destination=dest,
         tokenizer=tokenizer or settings.tokenizer,
         weights=weights,

@@ -56,7 +56,7 @@ def test_killing_a_node_changes_no_byte_and_repeats_no_complete_shard(cluster: A
     """One image is a pipe: the actor that opens it blocks within its shard, and its node is killed."""
     folder = folder_of(tmp_path / "source", broken_images())
     paths = [[f"{name}/{path.name}" for path in (folder / name).iterdir()] for name in CLASSES]
-    parts = tuple(ImageFolder(WaitingFiles(), str(folder), some) for some in paths)
+    parts = tuple(ImageFolder(WaitingFiles(), str(folder), dict(zip(some, some, strict=True))) for some in paths)
     source = dataclasses.replace(open_source(str(folder)), parts=parts)
     here = run_job(asked_for(source, tmp_path / "here", "parquet"))
     leave_only({0, 3}, asked_for(source, tmp_path / "ray", "parquet"), run_job)
