@@ -4,6 +4,7 @@
 
     ServiceError
     ├── imaging.errors.ImageError           an image cannot be decoded within the limits
+    ├── inference.model_info.NoTokenIds     token ids of a VAE, which has none
     └── operations.errors.OperationError    a request that the models served cannot answer
 
 The engine imports nothing of the service, so ``engine.errors`` has a tree of its own. ``api/error_table.py`` maps all of

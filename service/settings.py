@@ -144,17 +144,25 @@ class Settings(BaseSettings):
     )
     lookup: bool = Field(True, description="Enable /v1/codes: look up cached codes by the SHA-256 of an image file.")
     cache_entries: int = Field(
-        100_000, ge=1, description="Maximum codes in the in-memory cache, about 500 bytes each. An image takes two."
+        100_000,
+        ge=1,
+        description="Maximum codes in the in-memory cache, about 500 bytes each. An image takes two. Latents count as one "
+        "code for each 512 bytes.",
     )
     cache_ttl: int = Field(30 * 24 * 3600, ge=0, description="Seconds until a code in Redis expires. 0: never.")
     cache_namespace: str = Field(
         "titok", pattern=r"^[\w.-]{1,64}$", description="Key prefix in Redis, so that services can share it."
     )
     cache_value_bytes: int = Field(
-        4096, ge=64, description="Maximum size of a value in Redis. Larger values are neither written nor read."
+        65_600,
+        ge=64,
+        description="Maximum size of a value in Redis. Larger values are neither written nor read. The latents of "
+        "the published TiTok variants have up to 65,536 bytes.",
     )
     cache_front_entries: int = Field(
-        10_000, ge=0, description="Maximum codes that each process caches in memory in front of Redis. 0: none."
+        10_000,
+        ge=0,
+        description="Maximum codes that each process caches in memory in front of Redis, counted as above. 0: none.",
     )
     cache_lease: float = Field(
         2.0, ge=0, le=60, description="Seconds to wait for an image that another front end is encoding. 0: do not wait."

@@ -15,6 +15,7 @@ from service.http.deadlines import deadline_exceeded
 from service.http.problem_handlers import add_problem_handlers, handle_problem
 from service.http.problems import Problem, ProblemType
 from service.imaging.errors import ImageTooLarge, UndecodableImage, UnsupportedImageFormat
+from service.inference.model_info import NoTokenIds
 from service.operations import errors
 
 _RETRY_SECONDS = 2.0  # while no model or no device is ready
@@ -23,6 +24,7 @@ _SERVICE_ERRORS: Mapping[type[ServiceError], ProblemType] = {
     UndecodableImage: problems.UndecodableImage,
     UnsupportedImageFormat: problems.UnsupportedMediaType,
     ImageTooLarge: problems.ContentTooLarge,
+    NoTokenIds: problems.InvalidRequest,
     errors.NotServed: problems.NotFound,
     errors.UnknownModel: problems.UnknownModel,
     errors.UnknownClass: problems.UnknownClass,

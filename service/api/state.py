@@ -50,7 +50,7 @@ class ApiState:
     @property
     def max_json_values(self) -> int:
         """Maximum values in a JSON body: twice as many as the largest request has, and some more."""
-        return 10_000 + 2 * self.settings.max_images * (self.info.code_format.num_tokens + 1)
+        return 10_000 + 2 * self.settings.max_images * (self.info.latent_format.num_tokens + 1)
 
     @property
     def readiness(self) -> EngineState:
@@ -70,10 +70,12 @@ class ApiState:
         deadline: float = request.state.deadline
         return deadline
 
-    def key_space(self, request: Request) -> KeySpace:
-        """The cache keys that a request reads and writes: shared by all callers, or those of its API key."""
+    def key_space(self, request: Request, *, latents: bool = False) -> KeySpace:
+        """The cache keys that a request for codes or latents reads and writes: shared by all callers, or those of its API
+        key.
+        """
         caller = request.state.caller if self.settings.cache_scope == "key" else None
-        return KeySpace(self.settings.cache_namespace, self.info.name, self.info.revision, caller)
+        return KeySpace(self.settings.cache_namespace, self.info.name, self.info.revision, caller, latents)
 
 
 def check_image_count(count: int, limit: int, pointer: str) -> None:

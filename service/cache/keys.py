@@ -1,4 +1,4 @@
-"""Cache keys of codes: everything that decides the token ids is part of the key.
+"""Cache keys of codes and latents: everything that decides them is part of the key.
 
 ::
 
@@ -7,7 +7,8 @@
 
 The first is known before an image is decoded. The second finds the same pixels in another file format or with other
 metadata. ``titok`` is the namespace, ``v1`` the layout of keys and values. If callers must not share entries, each has a
-``scope`` in front of the digest: ``...:of-{scope}:{sha256}``.
+``scope`` in front of the digest: ``...:of-{scope}:{sha256}``. Latents have ``latents:`` there, behind the scope: an entry
+holds the encoder's output in float32, of a VAE mean and log-variance, from which every sample and number format is made.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LAYOUT = "v1"
 LEASE = b":lease"
 """Suffix of the key that claims the computation of a code."""
 
-_CODE = re.compile(rb"([^:]*):([^:]*):([^:]*):(of-[^:]*:)?(pixels:)?[0-9a-f]{64}(%s)?" % LEASE)
+_CODE = re.compile(rb"([^:]*):([^:]*):([^:]*):(of-[^:]*:)?(?:latents:)?(pixels:)?[0-9a-f]{64}(%s)?" % LEASE)
 
 
 def namespace_prefix(namespace: str) -> bytes:
@@ -30,18 +31,22 @@ def namespace_prefix(namespace: str) -> bytes:
 
 @dataclass(frozen=True)
 class KeySpace:
-    """The keys of one revision of one tokenizer (``weights-preprocessing``, as the tokenizer names it)."""
+    """The keys of one revision of one tokenizer (``weights-preprocessing``, as the tokenizer names it), of its codes or its
+    ``latents``.
+    """
 
     namespace: str
     tokenizer: str
     revision: str
     scope: str | None = None
+    latents: bool = False
     prefix: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         weights, _, preprocessing = self.revision.partition("-")
         scope = () if self.scope is None else (f"of-{self.scope}",)
-        parts = (self.namespace, LAYOUT, self.tokenizer, weights, preprocessing, *scope)
+        kind = ("latents",) if self.latents else ()
+        parts = (self.namespace, LAYOUT, self.tokenizer, weights, preprocessing, *scope, *kind)
         object.__setattr__(self, "prefix", (":".join(parts) + ":").encode())
 
     def upload(self, digest: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""A cache of codes in the memory of this process."""
+"""A cache of codes and latents in the memory of this process."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from cachetools import LRUCache
 
 from service.cache.protocol import CachedCode, CodeCache, StoreStatus
 
+_CODE_BYTES = 512  # the longest packed code of a published tokenizer has 416
+
 
 class MemoryCache(CodeCache):
-    """The ``capacity`` codes used most recently."""
+    """The ``capacity`` codes used most recently; an entry counts once for each 512 bytes of it, so latents count more."""
 
     def __init__(self, capacity: int) -> None:
-        self._entries: LRUCache[bytes, CachedCode] = LRUCache(capacity)
+        self._entries: LRUCache[bytes, CachedCode] = LRUCache(capacity, _size)
 
     @property
     def status(self) -> StoreStatus:
@@ -26,4 +28,8 @@ class MemoryCache(CodeCache):
 
     async def put_many(self, entries: Sequence[tuple[bytes, CachedCode]]) -> None:
         """See ``CodeCache``."""
-        self._entries.update(entries)
+        self._entries.update(entry for entry in entries if _size(entry[1]) <= self._entries.maxsize)
+
+
+def _size(entry: CachedCode) -> int:
+    return -(-len(entry.code) // _CODE_BYTES)

@@ -25,7 +25,7 @@ class StoreStatus:
 
 @dataclass(frozen=True, slots=True)
 class CachedCode:
-    """A packed code and the (width, height) of the image it was made from."""
+    """A packed code, or the bytes of latents, and the (width, height) of the image it was made from."""
 
     code: bytes
     original_size: tuple[int, int]

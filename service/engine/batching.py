@@ -36,6 +36,7 @@ from service.engine.protocol import (
     Ids,
     LaneName,
     LaneSnapshot,
+    Latents,
     Pixels,
     StepCallback,
 )
@@ -68,7 +69,7 @@ class EncodeTicket:
         self._queues.write(self._request.tasks[index], pixels)
 
     async def result(self) -> EngineTokens:
-        """Waits for the ids of all images. Raises as the calls of ``Engine`` do."""
+        """Waits for the ids or latents of all images. Raises as the calls of ``Engine`` do."""
         return EngineTokens(tokens=await self._engine.wait(self._request), timing=self._request.timing)
 
     def __enter__(self) -> EncodeTicket:
@@ -182,17 +183,19 @@ class Engine:
     async def _wait_for_room(self, lane: LaneName, images: int, deadline: float) -> None:
         await self._admission[lane].wait(images, deadline - self._queues.clock())
 
-    async def open_encode(self, count: int, *, image_size: int, deadline: float) -> EncodeTicket:
-        """Reserves room for ``count`` images of S x S pixels before they are decoded."""
+    async def open_encode(self, count: int, *, image_size: int, deadline: float, latents: bool = False) -> EncodeTicket:
+        """Reserves room for ``count`` images of S x S pixels before they are decoded. ``latents``: instead of ids."""
         await self._wait_for_room("encode", count, deadline)
         row_shape = (image_size, image_size, 3)
-        request = self._admit("encode", [None] * count, image_size**2 * 3, deadline)
+        request = self._admit("encode", [latents] * count, image_size**2 * 3, deadline)
         return EncodeTicket(self, self._queues, request, row_shape)
 
-    async def decode(self, tokens: Ids, *, deadline: float) -> EngineImages:
-        """Ids int64 [n, K], n >= 1."""
-        if tokens.dtype != np.int64 or tokens.ndim != 2:
-            raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}; int64 of 2 dimensions expected")
+    async def decode(self, tokens: Ids | Latents, *, deadline: float) -> EngineImages:
+        """Ids int64 [n, K], or latents float32 [n, K, C], n >= 1."""
+        if (str(tokens.dtype), tokens.ndim) not in (("int64", 2), ("float32", 3)):
+            raise ValueError(
+                f"tokens are {tokens.dtype} {list(tokens.shape)}; int64 [n, K] or float32 [n, K, C] expected"
+            )
         await self._wait_for_room("decode", len(tokens), deadline)
         request = self._admit("decode", list(tokens), tokens[:1].nbytes, deadline)
         return EngineImages(images=await self.wait(request), timing=request.timing)

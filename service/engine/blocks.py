@@ -26,6 +26,7 @@ COUNTER_BYTES = np.dtype(np.int64).itemsize
 class Block:
     """``rows`` uint8 [capacity, S, S, 3], each with an owner or None. The engine's lock guards all attributes; the pixels
     of a row belong to the thread that claimed it until it calls ``written``. ``unanswered`` rows have no result yet.
+    ``latents``: whether the result of its rows are latents instead of ids.
     """
 
     def __init__(self, number: int, capacity: int, row_shape: tuple[int, ...], *, shared: bool) -> None:
@@ -41,6 +42,7 @@ class Block:
         self.owners: list[Any | None] = []
         self.writing = 0
         self.unanswered = 0
+        self.latents = False
         self._released: list[int] = []
 
     @property

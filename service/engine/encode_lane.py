@@ -39,14 +39,18 @@ class EncodeLane(Lane):
         if task.request.ended:
             return None
         self._undecoded -= 1
-        # A new block only when no block has a free row: so blocks are bounded as images are.
-        block = next((block for block, _ in reversed(self._blocks) if block.has_free_row), None)
+        # A new block only when no block has a free row: so blocks are bounded as images are. A batch gives ids or latents.
+        wanted: bool = task.payload
+        block = next(
+            (block for block, _ in reversed(self._blocks) if block.has_free_row and block.latents == wanted), None
+        )
         if block is None:
             try:
                 block = self.pool.acquire(self.batch_size, row_shape)
             except (MemoryError, OSError) as error:  # the latter also without a free file descriptor
                 message = f"No memory is left for more images ({error})"
                 raise QueueFull(message, lane=self.name, limit=self.pool.size, retry_after=_MEMORY_SECONDS) from error
+            block.latents = wanted
             self._blocks.append((block, now))
         task.block, task.row = block, block.claim(task)
         task.is_being_written = True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.engine.blocks import Block, Rows
-from service.engine.protocol import Device, DeviceLost, Ids, LaneName, RowState, Stepped
+from service.engine.protocol import Device, DeviceLost, Ids, LaneName, Latents, RowState, Stepped
 
 _FAILURES_IN_A_ROW = 5
 # What PyTorch's errors say after the driver's or a library's: kernels that were still running have failed.
@@ -20,8 +20,9 @@ _CONTEXT_ENDS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One batch, or one sampling step. Encode reads rows ``first`` to ``first + count`` of ``block``, decode reads
-    ``tokens`` int64 [n, K], generate reads ``rows``. After ``deadline`` no request waits for any of it.
+    """One batch, or one sampling step. Encode reads rows ``first`` to ``first + count`` of ``block`` and gives ids, or
+    with ``latents`` their vectors; decode reads ``tokens`` int64 [n, K] or float32 [n, K, C]; generate reads ``rows``.
+    After ``deadline`` no request waits for any of it.
     """
 
     lane: LaneName
@@ -29,7 +30,8 @@ class Job:
     deadline: float
     block: Block | None = None
     first: int = 0
-    tokens: Ids | None = None
+    latents: bool = False
+    tokens: Ids | Latents | None = None
     rows: Sequence[RowState] = ()
 
 
@@ -123,7 +125,8 @@ class JobRunner:
     def _call(self, job: Job, images: Rows | None) -> Any:
         result: Any
         if images is not None:
-            result = self._device.encode(images[job.first : job.first + job.count])
+            encode = self._device.latents if job.latents else self._device.encode
+            result = encode(images[job.first : job.first + job.count])
         elif job.tokens is not None:
             result = self._device.decode(job.tokens)
         else:

@@ -77,6 +77,7 @@ class Batch:
             deadline=max(task.request.deadline for task in self.tasks),
             block=self.block,
             first=self.first,
+            latents=name == "encode" and self.tasks[0].payload,
             tokens=np.stack([task.payload for task in self.tasks]) if name == "decode" else None,
             rows=[_row_state(task) for task in self.tasks] if name == "generate" else (),
         )

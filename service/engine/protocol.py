@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
+Latents = npt.NDArray[np.float32]
 LaneName = Literal["encode", "decode", "generate"]
 RejectReason = Literal["images", "bytes", "too_large", "deadline", "stopped"]
 AbandonStage = Literal["expired", "cancelled"]
@@ -30,9 +31,11 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineTokens:
-    """The result of encode and of generate: ``tokens`` int64 [n, K]."""
+    """The result of encode and of generate: ``tokens`` int64 [n, K], or of an encode request for latents float32 [n, K, C],
+    of a VAE mean and log-variance [n, K, 2C].
+    """
 
-    tokens: Ids
+    tokens: npt.NDArray[Any]
     timing: Timing
 
 
@@ -121,8 +124,11 @@ class Device(Protocol):
     def encode(self, images: Pixels) -> Ids:
         """Uint8 [b, S, S, 3] -> int64 [b, K]."""
 
-    def decode(self, tokens: Ids) -> Pixels:
-        """Int64 [b, K] -> uint8 [b, S, S, 3]."""
+    def latents(self, images: Pixels) -> Latents:
+        """Uint8 [b, S, S, 3] -> float32 [b, K, C], of a VAE mean and log-variance [b, K, 2C]."""
+
+    def decode(self, tokens: Ids | Latents) -> Pixels:
+        """Int64 [b, K], of a VAE float32 [b, K, C], -> uint8 [b, S, S, 3]."""
 
     def step(self, rows: Sequence[RowState]) -> Stepped:
         """Runs one more sampling step of every row; rows may be at different steps."""

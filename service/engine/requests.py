@@ -96,9 +96,10 @@ class EngineRequest:
 class ImageTask:
     """One image of a request.
 
-    ``payload`` is a row of ids for decode and a ``GenerateItem`` for generate; for encode the pixels are in ``row`` of
-    ``block``. ``state`` belongs to the lane: ``queued``, ``prefetched`` (sent to a worker that is still busy), ``active``
-    (on a device, or between attempts or sampling steps) or ``done``. ``was_started``: a worker has started it at least
+    ``payload`` is a row of ids or latents for decode and a ``GenerateItem`` for generate; for encode it is whether latents
+    are wanted instead of ids, and the pixels are in ``row`` of ``block``. ``state`` belongs to the lane: ``queued``,
+    ``prefetched`` (sent to a worker that is still busy), ``active`` (on a device, or between attempts or sampling steps)
+    or ``done``. ``was_started``: a worker has started it at least
     once. ``crashes`` counts the workers that died running it; ``failed_on`` is the last worker that died or failed with
     it. ``step`` and ``tokens`` describe an image being sampled.
     """

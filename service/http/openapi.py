@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from types import MappingProxyType
+from types import MappingProxyType, UnionType
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -74,13 +74,13 @@ def request_body(
 
 def answers(
     *problems: int,
-    schema: type[BaseModel] | None = None,
+    schema: type[BaseModel] | UnionType | None = None,
     binary: Sequence[str] = (),
     events: Mapping[str, type[BaseModel]] = MappingProxyType({}),
     description: str | None = None,
 ) -> dict[int | str, dict[str, Any]]:
-    """A route's ``responses``: its JSON, with an example made of ``schema``; its binary media types, the events of
-    its stream by name, its problems.
+    """A route's ``responses``: its JSON, with an example made of ``schema``, of several the first; its binary media
+    types, the events of its stream by name, its problems.
     """
     content: dict[str, Any] = {} if schema is None else {"application/json": {"example": example_of(schema)}}
     content |= {name: {"schema": _BINARY} for name in binary}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import Generator, Tokenizer, load_generator, load_tokenizer
-from models.arrays import Ids, Pixels
+from models.arrays import Ids, Latents, Pixels
 from models.checkpoints.registry import GENERATORS
 from models.errors import CheckpointError
 from models.preprocessing_options import PUBLISHED, PreprocessingOptions
@@ -129,8 +129,14 @@ class ModelDevice:
         """Encodes images uint8 [b, S, S, 3] to ids int64 [b, K]."""
         return _joined(self._in_parts("encode", len(images), lambda part: self._tokenizer.submit_encode(images[part])))
 
-    def decode(self, tokens: Ids, *, out: Pixels | None = None) -> Pixels:
-        """Decodes ids int64 [b, K] to images uint8 [b, S, S, 3], into ``out`` if given."""
+    def latents(self, images: Pixels) -> Latents:
+        """Encodes images uint8 [b, S, S, 3] to latents float32 [b, K, C], of a VAE to mean and log-variance [b, K, 2C]."""
+        return _joined(self._in_parts("encode", len(images), lambda part: self._tokenizer.submit_latents(images[part])))
+
+    def decode(self, tokens: Ids | Latents, *, out: Pixels | None = None) -> Pixels:
+        """Decodes ids int64 [b, K], or a VAE's latents float32 [b, K, C], to images uint8 [b, S, S, 3], into ``out`` if
+        given.
+        """
 
         def submit(part: slice) -> Callable[[], Tensor]:
             into = None if out is None else torch.from_numpy(out[part])
@@ -262,10 +268,14 @@ class ModelDevice:
         size, num_tokens, codes = tokenizer.image_size, tokenizer.num_tokens, tokenizer.codebook_size
         if lane == "encode":
             images = lru_cache(1)(lambda count: noise.integers(0, 256, (count, size, size, 3), np.uint8))
-            return lambda count: tokenizer.encode(images(count))
+            encode = tokenizer.encode if tokenizer.is_discrete else tokenizer.latents
+            return lambda count: encode(images(count))
         if lane == "decode":
-            tokens = lru_cache(1)(lambda count: noise.integers(0, codes, (count, num_tokens), np.int64))
-            return lambda count: tokenizer.decode(tokens(count))
+            latents = lru_cache(1)(
+                lambda count: noise.standard_normal((count, *tokenizer.latent_format.shape), np.float32)
+            )
+            ids = lru_cache(1)(lambda count: noise.integers(0, codes, (count, num_tokens), np.int64))
+            return lambda count: tokenizer.decode(ids(count) if tokenizer.is_discrete else latents(count))
         generator = self._need_generator()
         settings = generator.settings(guidance_scale=2.0, guidance_decay="constant")
         rows = lru_cache(1)(lambda count: [generator.row(0, seed, settings) for seed in range(count)])
@@ -278,7 +288,8 @@ def _model_info(tokenizer: Tokenizer, generator: Generator | None, preprocessing
         name=tokenizer.name,
         revision=preprocessing.revision_of(tokenizer.revision),
         image_size=tokenizer.image_size,
-        code_format=tokenizer.code_format,
+        codes=tokenizer.code_format if tokenizer.is_discrete else None,
+        latent_format=tokenizer.latent_format,
         device=str(tokenizer.device),
         precision={part: getattr(precision, part).name for part in ("encoder", "decoder", "generator")},
         source=tokenizer.source,
@@ -288,7 +299,7 @@ def _model_info(tokenizer: Tokenizer, generator: Generator | None, preprocessing
             revision=generator.revision, class_names=generator.class_names, presets=dict(generator.presets)
         ),
         batch_limits={},
-        codebook=tokenizer.codebook.numpy(),
+        codebook=tokenizer.codebook.numpy() if tokenizer.is_discrete else np.empty((0, 0), np.float32),
     )
 
 
@@ -305,8 +316,6 @@ def load_models(settings: Settings, device: str) -> tuple[Tokenizer, Generator |
     tokenizer = load_tokenizer(
         settings.tokenizer, weights=settings.tokenizer_weights, device=device, dtype=settings.dtype
     )
-    if not tokenizer.is_discrete:
-        raise ValueError(f"{tokenizer.name} is a VAE, which has no token ids to serve; choose another tokenizer")
     return tokenizer, _load_generator(settings, tokenizer, device)
 
 

@@ -9,8 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from models.codes.code_format import CodeFormat
+from models.codes.latents import LatentFormat
 from models.sampling.settings import SamplingSettings
 from service.engine.protocol import LaneName
+from service.errors import ServiceError
+
+
+class NoTokenIds(ServiceError):
+    """An operation on token ids, which the tokenizer served does not have: it is a VAE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +30,16 @@ class GeneratorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """Information on the tokenizer, its device and its generator. ``batch_limits`` are the largest useful batches of the
-    device by lane. ``codebook``: code vectors by id, float32 [V, C]; empty where codes cannot be mixed.
+    """Information on the tokenizer, its device and its generator. ``codes`` is the format of token ids, None for a VAE.
+    ``batch_limits`` are the largest useful batches of the device by lane. ``codebook``: code vectors by id, float32 [V, C];
+    empty where codes cannot be mixed.
     """
 
     name: str
     revision: str
     image_size: int
-    code_format: CodeFormat
+    codes: CodeFormat | None
+    latent_format: LatentFormat
     device: str
     precision: Mapping[str, str]
     source: str
@@ -40,3 +48,12 @@ class ModelInfo:
     codebook: npt.NDArray[np.float32] = field(
         default_factory=lambda: np.empty((0, 0), np.float32), repr=False, compare=False
     )
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """The format of token ids. Raises ``NoTokenIds`` for a VAE."""
+        if self.codes is None:
+            raise NoTokenIds(
+                f"{self.name} is a VAE: its tokens are vectors, not ids with codes. /v1/encode and /v1/decode have them."
+            )
+        return self.codes

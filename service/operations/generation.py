@@ -12,7 +12,7 @@ from service.errors import ErrorDetail
 from service.operations.errors import InvalidArgument
 from service.telemetry.timings import RequestTimings
 
-_MAX_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ def random_seeds(count: int) -> tuple[int, ...]:
     return tuple(secrets.randbelow(2**32) for _ in range(count))
 
 
-def consecutive_seeds(first: int, count: int) -> tuple[int, ...]:
-    """``first``, ``first + 1``, ... Raises ``InvalidArgument`` where one is above 2**63 - 1."""
-    if first + count - 1 > _MAX_SEED:
+def consecutive_seeds(first: int, count: int, *, pointer: str = "/seed") -> tuple[int, ...]:
+    """``first``, ``first + 1``, ... up to ``MAX_SEED``. Raises ``InvalidArgument`` where one is above 2**63 - 1."""
+    if first + count - 1 > MAX_SEED:
         raise InvalidArgument(
-            f"Image {count} would have the seed {first + count - 1}; the largest is {_MAX_SEED}.",
+            f"Image {count} would have the seed {first + count - 1}; the largest is {MAX_SEED}.",
             errors=[
-                ErrorDetail(pointer="/seed", detail="too large for n images", value=first, expected=f"0..{_MAX_SEED}")
+                ErrorDetail(pointer=pointer, detail="too large for n images", value=first, expected=f"0..{MAX_SEED}")
             ],
         )
     return tuple(range(first, first + count))

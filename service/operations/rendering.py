@@ -1,13 +1,14 @@
-"""Token ids to image files."""
+"""Token ids or latents to image files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
-from models.arrays import Ids, Pixels
+from models.arrays import Ids, Latents, Pixels
 from models.codes.code_format import lengths_of
 from service.engine import Engine
 from service.imaging.encoding import OUTPUT_EXTENSIONS, encode_image
@@ -39,7 +40,7 @@ class Renderer:
 
     async def render(
         self,
-        tokens: Ids,
+        tokens: Ids | Latents,
         media_type: str,
         quality: int | None,
         *,
@@ -47,11 +48,12 @@ class Renderer:
         timings: RequestTimings,
         side: int | None = None,
     ) -> RenderedImages:
-        """Ids int64 [B, K] with ``PAD`` to images; the files are scaled to ``side`` pixels if it is given. Raises
-        ``EngineError``.
+        """Ids int64 [B, K] with ``PAD``, or a VAE's latents float32 [B, K, C], to images; the files are scaled to ``side``
+        pixels if it is given. Raises ``EngineError``.
         """
         timings.record_image_count(len(tokens))
-        self._metrics.count_tokens("decode", lengths_of(tokens))
+        if tokens.dtype == np.int64:
+            self._metrics.count_tokens("decode", lengths_of(cast("Ids", tokens)))
         decoded = await self._engine.decode(tokens, deadline=deadline)
         timings.add_engine(decoded.timing)
 

@@ -1,4 +1,4 @@
-"""Uploads to tokens, through the cache.
+"""Uploads to tokens, through the cache. Tokens are ids, or in a key space of latents the output of the encoder.
 
 ::
 
@@ -33,7 +33,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05  # seconds between two looks at anoth
 
 @dataclass(frozen=True)
 class TokenizedImage:
-    """An upload's K ids, the same packed as ``CodeFormat`` does, and whether they came from the cache."""
+    """An upload's K ids, the same packed as ``CodeFormat`` does, and whether they came from the cache.
+
+    With latents there are no ids, and ``packed`` is the output of the encoder, float32 (``LatentFormat.encoded``).
+    """
 
     tokens: Sequence[int]
     packed: bytes
@@ -117,7 +120,7 @@ class ImageTokenizer:
 
     async def lookup_digests(self, digests: Sequence[bytes], space: KeySpace) -> list[TokenizedImage | None]:
         """Cached images by the SHA-256 of their files."""
-        return await self._get_many([space.upload(digest) for digest in digests], "lookup")
+        return await self._get_many([space.upload(digest) for digest in digests], space, "lookup")
 
     async def lookup_uploads(
         self, uploads: Sequence[Upload], *, space: KeySpace, timings: RequestTimings
@@ -129,7 +132,7 @@ class ImageTokenizer:
         with timings.measure("cache"):
             keys = [space.upload(hashlib.sha256(upload.data).digest()) for upload in uploads]
             distinct = list(dict.fromkeys(keys))
-            cached = await self._get_many(distinct, "hit")
+            cached = await self._get_many(distinct, space, "hit")
         found = {key: image for key, image in zip(distinct, cached, strict=True) if image}
         if found:
             timings.record_image_count(len(uploads), cache_hits=sum(key in found for key in keys))
@@ -140,7 +143,7 @@ class ImageTokenizer:
     ) -> list[TokenizedImage]:
         """Tokens of uploads that were looked up and were not all found. Raises as ``tokenize`` does."""
         if not self._is_cached:
-            return await self._compute_uncached(lookup.uploads, deadline=deadline, timings=timings)
+            return await self._compute_uncached(_Request(lookup.space, deadline, timings), lookup.uploads)
         request = _Request(lookup.space, deadline, timings)
         found = dict(lookup.found)
         # Of equal uploads the first, because error details point to it.
@@ -175,17 +178,16 @@ class ImageTokenizer:
         # It failed for the other request, perhaps for a reason that does not apply to this one.
         return await self._compute(request, {key: upload})
 
-    async def _compute_uncached(
-        self, uploads: Sequence[Upload], *, deadline: float, timings: RequestTimings
-    ) -> list[TokenizedImage]:
+    async def _compute_uncached(self, request: _Request, uploads: Sequence[Upload]) -> list[TokenizedImage]:
         """Tokens without the cache: decoding threads write pixels straight into the batch."""
-        with await self._open_ticket(len(uploads), deadline) as ticket:
+        deadline, timings = request.deadline, request.timings
+        with await self._open_ticket(len(uploads), request) as ticket:
             sizes = await self._preprocessor.preprocess(uploads, timings, deadline=deadline, use=ticket.put)
             encoded = await ticket.result()
         timings.add_engine(encoded.timing)
         return [
             TokenizedImage(tokens, code, size, cached=False)
-            for (tokens, code), size in zip(self._codes(encoded), sizes, strict=True)
+            for (tokens, code), size in zip(self._codes(encoded, request.space), sizes, strict=True)
         ]
 
     async def _compute_shared(self, request: _Request, wanted: Mapping[bytes, Upload]) -> dict[bytes, TokenizedImage]:
@@ -216,7 +218,10 @@ class ImageTokenizer:
             with request.timings.measure("cache"):
                 claims = dict(zip(missing, await self._cache.claim_many(missing), strict=True))
             for key, claim in claims.items():
-                if claim.known is not None and (image := self._validated(claim.known, "hit")) is not None:
+                if (
+                    claim.known is not None
+                    and (image := self._validated(claim.known, request.space, "hit")) is not None
+                ):
                     found[key] = image
             is_over = time.monotonic() >= until
             own = [key for key, claim in claims.items() if key not in found and (claim.is_own or is_over)]
@@ -249,21 +254,21 @@ class ImageTokenizer:
 
         encoded: EngineTokens | None = None
         # Admission first: a full queue refuses before any work is done.
-        with await self._open_ticket(len(wanted), request.deadline) as ticket:
+        with await self._open_ticket(len(wanted), request) as ticket:
             sizes = await self._preprocessor.preprocess(
                 list(wanted.values()), timings, deadline=request.deadline, use=keep
             )
             with timings.measure("cache"):
-                results = await self._get_many([keys[index] for index in range(len(wanted))], "pixels")
+                results = await self._get_many([keys[index] for index in range(len(wanted))], space, "pixels")
             new = [index for index, result in enumerate(results) if result is None]
             if len(new) == len(wanted):
                 encoded = await encode(ticket)
         if 0 < len(new) < len(wanted):
-            with await self._open_ticket(len(new), request.deadline) as ticket:  # fewer images than were just released
+            with await self._open_ticket(len(new), request) as ticket:  # fewer images than were just released
                 encoded = await encode(ticket)
         if encoded is not None:
             timings.add_engine(encoded.timing)
-            for index, (tokens, code) in zip(new, self._codes(encoded), strict=True):
+            for index, (tokens, code) in zip(new, self._codes(encoded, space), strict=True):
                 results[index] = TokenizedImage(tokens, code, sizes[index], cached=False)
         # The same pixels may come from files of different sizes.
         images = [replace(result, original_size=size) for result, size in zip(results, sizes, strict=True) if result]
@@ -273,24 +278,39 @@ class ImageTokenizer:
         )
         return dict(zip(wanted, images, strict=True))
 
-    def _codes(self, encoded: EngineTokens) -> list[tuple[list[int], bytes]]:
+    def _codes(self, encoded: EngineTokens, space: KeySpace) -> list[tuple[Sequence[int], bytes]]:
         """The ids of each image, and the same packed."""
+        if space.latents:
+            return [((), row.astype("<f4", copy=False).tobytes()) for row in encoded.tokens]
         packed = self._models.info.code_format.pack(encoded.tokens)
         return [(tokens, code.tobytes()) for tokens, code in zip(encoded.tokens.tolist(), packed, strict=True)]
 
-    async def _open_ticket(self, count: int, deadline: float) -> EncodeTicket:
-        return await self._engine.open_encode(count, image_size=self._models.info.image_size, deadline=deadline)
+    async def _open_ticket(self, count: int, request: _Request) -> EncodeTicket:
+        return await self._engine.open_encode(
+            count,
+            image_size=self._models.info.image_size,
+            deadline=request.deadline,
+            latents=request.space.latents,
+        )
 
     async def _get_many(
-        self, keys: Sequence[bytes], result: Literal["hit", "pixels", "lookup"]
+        self, keys: Sequence[bytes], space: KeySpace, result: Literal["hit", "pixels", "lookup"]
     ) -> list[TokenizedImage | None]:
-        return [self._validated(entry, result) for entry in await self._cache.get_many(keys)]
+        return [self._validated(entry, space, result) for entry in await self._cache.get_many(keys)]
 
-    def _validated(self, entry: CachedCode | None, result: Literal["hit", "pixels", "lookup"]) -> TokenizedImage | None:
-        """A cached entry if it is a code of this tokenizer; counts hits, and misses of the last look-up."""
-        if entry is not None and (tokens := self._models.info.code_format.ids_of(entry.code)) is not None:
+    def _validated(
+        self, entry: CachedCode | None, space: KeySpace, result: Literal["hit", "pixels", "lookup"]
+    ) -> TokenizedImage | None:
+        """A cached entry if it is a code of this tokenizer, or latents; counts hits, and misses of the last look-up."""
+        if entry is not None and (tokens := self._ids_of(entry.code, space)) is not None:
             self._metrics.cache_requests.labels(result).inc()
             return TokenizedImage(tokens, entry.code, entry.original_size, cached=True)
         if result == "pixels":
             self._metrics.cache_requests.labels("miss").inc()
         return None
+
+    def _ids_of(self, packed: bytes, space: KeySpace) -> Sequence[int] | None:
+        """The ids of a code, none of latents; None for bytes that are neither."""
+        if space.latents:
+            return () if self._models.info.latent_format.has_length(packed) else None
+        return self._models.info.code_format.ids_of(packed)

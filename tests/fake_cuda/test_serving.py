@@ -64,3 +64,21 @@ def test_sampling_steps_have_the_tokens_of_a_cpu(device: ModelDevice) -> None:
         for seed in range(7)
     ]
     assert (device.step(rows).tokens == host.step(rows).tokens).all()
+
+
+def test_a_vae_has_the_latents_and_pixels_of_a_cpu(images: np.ndarray) -> None:
+    with FakeCuda(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            inference, "load_models", lambda _, name: (tiny_tokenizer(quantize_mode="vae", device=name), None)
+        )
+        device = open_device(Settings(devices="auto"), known_limits={"encode": 4, "decode": 4})
+        assert device.status()["graphs"] == {"encode": [1, 2, 4], "decode": [1, 2, 4]}
+        host = ModelDevice(tiny_tokenizer(quantize_mode="vae"), None)
+        moments = device.latents(images)
+        assert np.allclose(moments, host.latents(images), atol=1e-5)
+        latents = device.info.latent_format.latents_of(moments)
+        assert np.abs(device.decode(latents).astype(int) - host.decode(latents)).max() <= 1
+
+
+def test_latents_of_codes_run_without_a_graph(device: ModelDevice, images: np.ndarray) -> None:
+    assert np.allclose(device.latents(images), ModelDevice(tiny_tokenizer(), None).latents(images), atol=1e-5)

@@ -1,4 +1,4 @@
-"""``POST /v1/decode``: token ids to images."""
+"""``POST /v1/decode``: token ids or latents to images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from models.arrays import Ids
+from models.arrays import Ids, Latents
 from models.codes.packed import MEDIA_TYPE as PACKED_CODES
 from models.codes.packed import SIGNATURE
 from service.api.access.authorization import KeyedRoute, consume_quota
@@ -22,20 +22,22 @@ from service.api.image_responses import (
     model_headers,
     multipart_response,
 )
+from service.api.latents import NPY, latents_from_body, latents_from_json
 from service.api.lengths import length_parameter, requested_format
 from service.api.schemas.base import EXAMPLE_CODE
-from service.api.schemas.images import DecodedItem, DecodeRequest, DecodeResponse
+from service.api.schemas.images import DecodeAnyRequest, DecodedItem, DecodeResponse
 from service.api.schemas.parsing import parse_body
 from service.api.state import ApiState, check_image_count
 from service.api.tokens import check_format, packed_codes_from, tokens_from_bytes, tokens_from_json
 from service.http.disconnects import run_while_connected
 from service.http.negotiation import media_type_of, unsupported_content_type
 from service.http.openapi import answers, request_body
+from service.http.problems import invalid_value
 from service.imaging.encoding import OUTPUT_MEDIA_TYPES
 
 router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
-_BODY = request_body(DecodeRequest, {"code": EXAMPLE_CODE}, binary=[PACKED_CODES, OCTETS]) | length_parameter(
+_BODY = request_body(DecodeAnyRequest, {"code": EXAMPLE_CODE}, binary=[PACKED_CODES, OCTETS, NPY]) | length_parameter(
     "Tokens of each of the packed codes in a body without a header. Default: all of the tokenizer's."
 )
 
@@ -55,7 +57,9 @@ async def decode(request: Request) -> Response:
 
     The request is JSON with `tokens`, `code` or `codes`; a file of packed codes with a header
     (`application/vnd.titok.codes`); or packed codes without one (`application/octet-stream`). With a prefix-decodable
-    tokenizer the images may have different numbers of tokens; in packed codes all have the same.
+    tokenizer the images may have different numbers of tokens; in packed codes all have the same. A VAE decodes latents
+    instead: JSON with `latents` and `dtype`; `.npy` (`application/x-npy`) of float16 or float32 [K, C] or [B, K, C]; or raw
+    little-endian numbers (`application/octet-stream`) with `X-Dtype`, and `X-Shape`, which is checked if it is sent.
 
     One image is returned as the body, in the type that `Accept` prefers: JPEG (default), PNG, WebP, raw pixels or `.npy`.
     Several images are returned as JSON with base64, or as `multipart/mixed`.
@@ -83,25 +87,38 @@ async def decode(request: Request) -> Response:
     return Response(document.model_dump_json(), media_type="application/json", headers=headers)
 
 
-def _parse(request: Request, state: ApiState, data: bytes) -> tuple[DecodeRequest, Ids]:
-    """The options and the ids int64 [B, K] with ``PAD`` of a body; model, revision and number of images are checked."""
-    models, code_format, max_images = state.operations.models, state.info.code_format, state.settings.max_images
+def _parse(request: Request, state: ApiState, data: bytes) -> tuple[DecodeAnyRequest, Ids | Latents]:
+    """The options, and the ids int64 [B, K] with ``PAD`` or a VAE's latents float32 [B, K, C], of a body; model, revision
+    and number of images are checked.
+    """
+    models, info, max_images = state.operations.models, state.info, state.settings.max_images
     content_type = media_type_of(request.headers.get("content-type"))
+    if content_type == "application/json":
+        body = parse_body(DecodeAnyRequest, data, max_values=state.max_json_values)
+        models.check(body.model, body.revision)
+        if body.latents is None:
+            return body, tokens_from_json(body, info.code_format, max_images=max_images)
+        if info.codes is not None:
+            raise invalid_value("/latents", f"{info.name} decodes token ids, not latents", None, "codes or tokens")
+        check_image_count(len(body.latents), max_images, "/latents")
+        return body, latents_from_json(body, info.latent_format)
+    if info.codes is None and content_type in (NPY, OCTETS):
+        models.check(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
+        latents = latents_from_body(request, data, info.latent_format, is_npy=content_type == NPY)
+        check_image_count(len(latents), max_images, "body")
+        return DecodeAnyRequest(), latents
+    code_format = info.code_format
     if content_type == PACKED_CODES or (content_type == OCTETS and data.startswith(SIGNATURE)):
         packed = packed_codes_from(data)
         check_image_count(len(packed.tokens), max_images, "body")
         models.check(packed.tokenizer, packed.revision)
         check_format(packed, code_format)
-        return DecodeRequest(), code_format.pad([*packed.tokens])
+        return DecodeAnyRequest(), code_format.pad([*packed.tokens])
     if content_type == OCTETS:
         models.check(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
         of_length = requested_format(request, code_format)
         check_image_count(len(data) // of_length.num_bytes, max_images, "body")
-        return DecodeRequest(), code_format.pad([*tokens_from_bytes(data, of_length)])
-    if content_type == "application/json":
-        body = parse_body(DecodeRequest, data, max_values=state.max_json_values)
-        models.check(body.model, body.revision)
-        return body, tokens_from_json(body, code_format, max_images=max_images)
+        return DecodeAnyRequest(), code_format.pad([*tokens_from_bytes(data, of_length)])
     raise unsupported_content_type(
         content_type,
         detail="not a media type for tokens",

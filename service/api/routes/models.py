@@ -7,11 +7,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
+from models.codes.latents import DTYPES
 from service.api.access.authorization import KeyedRoute
 from service.api.schemas.models import (
     ClassEntry,
     ClassList,
     GeneratorEntry,
+    LatentsEntry,
     Limits,
     ModelEntry,
     ModelList,
@@ -27,19 +29,22 @@ _STARTED = int(time.time())
 
 def _entry(state: ApiState) -> ModelEntry:
     info = state.info
+    codes = info.codes
     generator = info.generator
     return ModelEntry(
         id=info.name,
         created=_STARTED,
         revision=info.revision,
         image_size=info.image_size,
-        num_tokens=info.code_format.num_tokens,
-        min_tokens=info.code_format.min_tokens,
-        prefix_decodable=info.code_format.is_prefix_decodable,
-        codebook_size=info.code_format.codebook_size,
-        bits_per_token=info.code_format.bits,
-        code_bytes=info.code_format.num_bytes,
-        code_characters=info.code_format.num_characters,
+        kind="vae" if codes is None else "vq",
+        num_tokens=info.latent_format.num_tokens,
+        min_tokens=codes.min_tokens if codes else info.latent_format.num_tokens,
+        prefix_decodable=codes is not None and codes.is_prefix_decodable,
+        codebook_size=codes.codebook_size if codes else 0,
+        bits_per_token=codes.bits if codes else 0,
+        code_bytes=codes.num_bytes if codes else 0,
+        code_characters=codes.num_characters if codes else 0,
+        latents=LatentsEntry(shape=info.latent_format.shape, dtypes=DTYPES),
         precision=dict(info.precision),
         generator=None
         if generator is None

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 ImageFormat = Literal["jpeg", "png", "webp"]
+LatentDtype = Literal["float32", "float16"]
 
 # The shipped tokenizer's.
 EXAMPLE_REVISION = "669c30a356f0-p2cs"
@@ -32,6 +33,10 @@ ModelName = Annotated[str, Field(examples=["titok-mini-32"])]
 TokenIds = Annotated[list[int], Field(description="Token ids.", examples=[EXAMPLE_TOKENS])]
 Code = Annotated[str, Field(description="Packed token ids in URL-safe base64.", examples=[EXAMPLE_CODE])]
 Base64File = Annotated[str, Field(description="Image file in base64.", examples=["/9j/4AAQSkZJRgABAQAAAQABAAD..."])]
+Base64Latents = Annotated[str, Field(description="Latents in base64: little-endian numbers, row by row.")]
+LatentShape = Annotated[
+    tuple[int, int], Field(description="Number of vectors, and numbers in each.", examples=[(128, 16)])
+]
 MediaType = Annotated[str, Field(examples=["image/jpeg"])]
 Index = Annotated[int, Field(description="Position of the image, from 0.", examples=[0])]
 

@@ -12,9 +12,12 @@ from service.api.schemas.base import (
     EXAMPLE_TOKENS,
     MAX_ITEMS,
     Base64File,
+    Base64Latents,
     Code,
     ImageFormat,
     Index,
+    LatentDtype,
+    LatentShape,
     MediaType,
     Name,
     OfRevision,
@@ -51,6 +54,25 @@ class DecodeRequest(StrictRequest):
     quality: Annotated[int, Field(ge=1, le=100)] | None = Field(
         None, description="Quality of JPEG and WebP. Default: 90."
     )
+
+
+class DecodeAnyRequest(DecodeRequest):
+    """Tokens, codes or latents of one or several images: exactly one of `tokens`, `code`, `codes` and `latents`."""
+
+    model_config = ConfigDict(
+        json_schema_extra=exactly_one(tokens="array", code="string", codes="array", latents="array")
+    )
+
+    latents: Annotated[
+        list[str] | None,
+        or_null({**_LIST, "items": {"type": "string", "contentEncoding": "base64"}}),
+    ] = Field(
+        None,
+        max_length=MAX_ITEMS,
+        description="Latents of several images, each in base64: little-endian numbers [K, C], row by row. For a VAE.",
+    )
+    dtype: LatentDtype | None = Field(None, description="Number format of the latents.")
+    shape: list[int] | None = Field(None, max_length=2, description="K and C, checked if given.")
 
 
 class MixRequest(DecodeRequest):
@@ -99,6 +121,18 @@ class Quality(BaseModel):
         description="Peak signal-to-noise ratio in dB; null if the images are equal.", examples=[19.5]
     )
     ssim: float = Field(description="Structural similarity, at most 1.", examples=[0.45])
+
+
+class ReconstructLatentsResponse(OfRevision):
+    """Latents, reconstruction and quality of an image, from a VAE."""
+
+    latents: Base64Latents = Field(examples=["AACAPwAAAEAAAEBA..."])
+    shape: LatentShape
+    dtype: LatentDtype = Field(examples=["float32"])
+    original_size: Size
+    quality: Quality
+    image: Base64File = Field(description="Image file of the reconstruction in base64.")
+    content_type: MediaType
 
 
 class ReconstructResponse(OfRevision):

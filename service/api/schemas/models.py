@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.schemas.base import EXAMPLE_REVISION, ModelName
+from models.codes.latents import DTYPES
+from service.api.schemas.base import EXAMPLE_REVISION, LatentDtype, LatentShape, ModelName
 
 
 class SamplingValues(BaseModel):
@@ -42,14 +43,22 @@ class Limits(BaseModel):
     max_generate: int = Field(examples=[16])
 
 
+class LatentsEntry(BaseModel):
+    """The vectors of an image before quantization, of a VAE its tokens."""
+
+    shape: LatentShape = Field(examples=[(32, 12)])
+    dtypes: tuple[LatentDtype, ...] = Field(description="Number formats, the default first.", examples=[DTYPES])
+
+
 class ModelEntry(BaseModel):
-    """A tokenizer and its generator."""
+    """A tokenizer and its generator. A VAE has vectors instead of token ids: numbers about codes are 0."""
 
     id: ModelName
     object: Literal["model"] = Field("model", description="As in OpenAI's API.")
     created: int = Field(description="Unix time at which this process was started.", examples=[1767225600])
     owned_by: str = Field("titok", description="As in OpenAI's API.")
     revision: str = Field(examples=[EXAMPLE_REVISION])
+    kind: Literal["vq", "vae"] = Field(examples=["vq"])
     image_size: int = Field(examples=[128])
     num_tokens: int = Field(examples=[32])
     min_tokens: int = Field(description="The fewest tokens that decode to an image.", examples=[32])
@@ -58,6 +67,7 @@ class ModelEntry(BaseModel):
     bits_per_token: int = Field(examples=[12])
     code_bytes: int = Field(examples=[48])
     code_characters: int = Field(examples=[64])
+    latents: LatentsEntry
     precision: dict[str, str] = Field(examples=[{"encoder": "float32", "decoder": "bfloat16", "generator": "float32"}])
     generator: GeneratorEntry | None
     limits: Limits

@@ -11,8 +11,11 @@ from service.api.schemas.base import (
     MAX_DIGESTS,
     MAX_ITEMS,
     SHA256_PATTERN,
+    Base64Latents,
     Code,
     Index,
+    LatentDtype,
+    LatentShape,
     OfRevision,
     Size,
     StrictRequest,
@@ -50,6 +53,23 @@ class EncodeResponse(OfRevision):
     num_tokens: int = Field(examples=[32])
     codebook_size: int = Field(examples=[4096])
     data: list[EncodedItem]
+
+
+class EncodedLatents(BaseModel):
+    """Latents of an image."""
+
+    index: Index
+    latents: Base64Latents = Field(examples=["AACAPwAAAEAAAEBA..."])
+    original_size: Size
+    cached: bool = Field(description="Whether the latents were in the cache.", examples=[False])
+
+
+class LatentsResponse(OfRevision):
+    """Latents of images, and the tokenizer that made them."""
+
+    shape: LatentShape
+    dtype: LatentDtype = Field(examples=["float32"])
+    data: list[EncodedLatents]
 
 
 class LookupRequest(StrictRequest):

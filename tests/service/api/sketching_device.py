@@ -15,6 +15,7 @@ from httpx_sse import EventSource
 from PIL import Image
 
 from models.codes.code_format import CodeFormat
+from models.codes.latents import LatentFormat
 from models.sampling.settings import SamplingSettings
 from service.engine.protocol import RowState, Stepped
 from service.inference.model_info import GeneratorInfo, ModelInfo
@@ -43,7 +44,8 @@ class SketchingDevice:
             name="sketch",
             revision="1",
             image_size=8,
-            code_format=CodeFormat(NUM_TOKENS, MASK),
+            codes=CodeFormat(NUM_TOKENS, MASK),
+            latent_format=LatentFormat(NUM_TOKENS, 2, is_posterior=False),
             device="cpu",
             precision={"encoder": "float32", "decoder": "float32", "generator": "float32"},
             source="test",

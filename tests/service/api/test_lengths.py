@@ -202,7 +202,7 @@ async def test_a_tokenizer_that_is_not_prefix_decodable_refuses_shorter_codes() 
 async def test_a_code_cut_inside_a_token_is_refused() -> None:
     device = HeldDevice()
     device.release.set()
-    device.info = replace(device.info, code_format=CodeFormat(4, 4096, 1))
+    device.info = replace(device.info, codes=CodeFormat(4, 4096, 1))
     async with service(device) as client:
         assert (await client.post("/v1/decode", json={"code": "AAAB"}, headers=PIXELS)).status_code == 200
         refused = await client.post("/v1/decode", json={"code": "AAA"})

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from models.codes.code_format import CodeFormat
+from models.codes.latents import LatentFormat
 from service.engine import Engine
 from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.operations.errors import InvalidArgument
@@ -39,7 +40,8 @@ class HeldDevice:
             name="held",
             revision="1",
             image_size=8,
-            code_format=CodeFormat(4, 256),
+            codes=CodeFormat(4, 256),
+            latent_format=LatentFormat(4, 2, is_posterior=False),
             device="cpu",
             precision={"encoder": "float32", "decoder": "float32", "generator": "float32"},
             source="test",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
 from service.cache import CachedCode, CodeCache, KeySpace
+from service.cache.memory import MemoryCache
 from tests.service.cache.conftest import until_known
 
 pytestmark = pytest.mark.anyio
@@ -67,3 +69,19 @@ async def test_no_request_gets_another_keys_code_while_half_are_cancelled(cache:
         assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         misses = sum(outcome for outcome in outcomes[1::2] if isinstance(outcome, int))
     assert misses < 10  # nearly all are cached in the last round
+
+
+async def test_long_entries_take_the_room_of_several_codes_in_memory() -> None:
+    cache = MemoryCache(10)
+    keys = [KEYS.upload(bytes([index])) for index in range(12)]
+    await cache.put_many([(key, CachedCode(bytes(48), (1, 1))) for key in keys[:8]])
+    await cache.put_many([(keys[8], CachedCode(bytes(4 * 512 + 1), (1, 1)))])  # as five codes
+    assert [entry is not None for entry in await cache.get_many(keys[:9])] == [False] * 3 + [True] * 6
+    await cache.put_many([(keys[9], CachedCode(bytes(11 * 512), (1, 1)))])  # more than all of the cache
+    assert [entry is not None for entry in await cache.get_many(keys[3:10])] == [True] * 6 + [False]
+
+
+def test_latents_never_share_a_key_with_codes() -> None:
+    latents = replace(KEYS, latents=True)
+    keys = {space.upload(b"1") for space in (KEYS, latents)} | {space.pixels(b"1") for space in (KEYS, latents)}
+    assert len(keys) == 4

@@ -66,13 +66,15 @@ async def test_statistics_count_codes_by_revision_and_sample_memory_and_ttl(redi
         client.set(key_of(0) + LEASE, b"", ex=60)
         scoped = key_of(0, KeySpace("titok", "mini", "abc-p1", "ann"))
         client.set(scoped, pack_value(scoped, CODE))
+        latents = KeySpace("titok", "mini2", "abc-p1", "ann", latents=True)
+        fill(client, latents, 1)
         client.set("titok:v1:something", "else")
     statistics = await statistics_of(redis_server)
     assert [(entry.tokenizer, entry.revision, entry.uploads, entry.pixels) for entry in statistics.revisions] == [
         ("mini", "abc-p1", 2001, 2),
         ("mini", "abc-p2", 5, 2),
+        ("mini2", "abc-p1", 4, 3),
         ("mini", "abcd-p1", 4, 2),
-        ("mini2", "abc-p1", 3, 2),
     ]
     first, second = statistics.revisions[:2]
     assert (first.leases, first.scoped, first.sampled, second.sampled) == (1, 1, 100, 7)

@@ -20,6 +20,7 @@ from service.engine.remote import RemoteLink
 from service.engine.worker import DeviceServer
 
 Ids = npt.NDArray[np.int64]
+Latents = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
 # The fixtures of conftest.py that are functions.
@@ -48,9 +49,10 @@ def remote_engine(addresses: Mapping[str, str], *, depth: int = 2, **options: An
     return Engine([RemoteLink(name, address, depth) for name, address in addresses.items()], **options)
 
 
-async def encode(engine: Engine, batch: Pixels, *, deadline: float) -> EngineTokens:
-    """The ids of images that arrive at the same time."""
-    with await engine.open_encode(len(batch), image_size=batch.shape[1], deadline=deadline) as ticket:
+async def encode(engine: Engine, batch: Pixels, *, deadline: float, latents: bool = False) -> EngineTokens:
+    """The ids of images that arrive at the same time, or their latents."""
+    size = batch.shape[1]
+    with await engine.open_encode(len(batch), image_size=size, deadline=deadline, latents=latents) as ticket:
         with engine._queues.wake:  # no worker takes a part of them
             for index, pixels in enumerate(batch):
                 ticket.put(index, pixels)
@@ -70,12 +72,17 @@ def tokens(*values: int) -> Ids:
     return np.array(values, np.int64)[:, None] * 10 + np.arange(NUM_TOKENS)
 
 
+def latents(*values: int) -> Latents:
+    """The latents that the device returns for those images."""
+    return tokens(*values).astype(np.float32)[:, :, None]
+
+
 def values_of_images(batch: Pixels) -> tuple[int, ...]:
     return tuple((batch[:, 0, 0, 0].astype(int) * 256 + batch[:, 0, 0, 1]).tolist())
 
 
-def values_of_tokens(batch: Ids) -> tuple[int, ...]:
-    return tuple((batch[:, 0] // 10).tolist())
+def values_of_tokens(batch: Ids | Latents) -> tuple[int, ...]:
+    return tuple((batch.reshape(len(batch), -1)[:, 0] // 10).astype(int).tolist())
 
 
 def items(*seeds: int, steps: int = 3, label: int | None = None) -> list[GenerateItem]:
@@ -170,7 +177,12 @@ class FakeDevice:
         self._enter("encode", values, values)
         return tokens(*values)
 
-    def decode(self, tokens: Ids) -> Pixels:
+    def latents(self, images: Pixels) -> Latents:
+        values = values_of_images(images)
+        self._enter("latents", values, values)
+        return latents(*values)
+
+    def decode(self, tokens: Ids | Latents) -> Pixels:
         values = values_of_tokens(tokens)
         self._enter("decode", values, values)
         return images(*values)

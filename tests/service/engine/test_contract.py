@@ -27,6 +27,7 @@ from tests.service.engine.fakes import (
     images,
     inline_engine,
     items,
+    latents,
     tokens,
 )
 
@@ -92,11 +93,41 @@ async def test_a_request_after_its_deadline_is_counted_as_rejected(
     assert observer.rejections == {("encode", "deadline"): 1}
 
 
-@pytest.mark.parametrize("batch", [np.zeros(8, np.int64), np.zeros((1, 8), np.int32)])
+@pytest.mark.parametrize("batch", [np.zeros(8, np.int64), np.zeros((1, 8), np.int32), np.zeros((1, 8), np.float32)])
 async def test_tokens_of_a_wrong_shape_or_type_raise_value_error(start: Start, soon: float, batch: Any) -> None:
     engine = await start()
-    with pytest.raises(ValueError, match=r"tokens are .* int64 of 2 dimensions expected"):
+    with pytest.raises(ValueError, match=r"tokens are .* int64 \[n, K\] or float32 \[n, K, C\] expected"):
         await engine.decode(batch, deadline=soon)
+
+
+async def test_latents_are_computed_in_batches_of_their_own(
+    start: Start, busy: Busy, submit: Submit, device: FakeDevice, soon: float
+) -> None:
+    engine = await start(max_batch_size=4)
+    await busy(engine)
+    waiting = await submit(
+        *(encode(engine, images(value), deadline=soon, latents=value % 2 == 0) for value in range(1, 7)),
+        engine.decode(latents(7, 8), deadline=soon),
+    )
+    device.release()
+    *encoded, decoded = [await task for task in waiting]
+    for value, result in enumerate(encoded, 1):
+        expected = latents(value) if value % 2 == 0 else tokens(value)
+        assert result.tokens.dtype == expected.dtype
+        assert (result.tokens == expected).all()
+    assert (decoded.images == images(7, 8)).all()
+    assert device.rows_of("latents") == [(2, 4, 6)]
+    assert device.rows_of("encode")[1:] == [(1, 3, 5)]
+
+
+async def test_latents_of_a_failed_batch_are_computed_again_one_by_one(
+    start: Start, device: FakeDevice, soon: float
+) -> None:
+    engine = await start()
+    device.errors.append(ValueError("once"))
+    result = await encode(engine, images(1, 2), deadline=soon, latents=True)
+    assert (result.tokens == latents(1, 2)).all()
+    assert device.rows_of("latents") == [(1, 2), (1,), (2,)]
 
 
 async def test_steps_and_results_of_a_batch_reach_the_event_loop_in_one_call(

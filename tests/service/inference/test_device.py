@@ -251,6 +251,21 @@ def test_known_limits_are_not_measured_again() -> None:
     assert set(tokenizer.batches) == set(generator.batches) == {1}
 
 
+def test_a_vae_is_warmed_up_and_its_graphs_are_recorded() -> None:
+    recorder = CallingRecorder()
+    vae = tiny_tokenizer(quantize_mode="vae")
+    device = ModelDevice(vae, None, max_batch_size=3, recorder=recorder)
+    device.warm_up()
+    assert (device.info.codes, device.info.latent_format.encoded_shape) == (None, (16, 10))
+    moments = device.latents(images(7))
+    assert recorder.replays >= 3
+    assert np.allclose(moments, vae.submit_latents(images(7))(), atol=1e-5)
+    latents = device.info.latent_format.latents_of(moments)
+    assert np.abs(device.decode(latents).astype(int) - vae.decode(latents).numpy()).max() <= 1
+    with pytest.raises(TypeError, match="is a VAE"):
+        device.encode(images(1))
+
+
 def test_graphs_are_recorded_up_to_each_limit_and_give_equal_results() -> None:
     recorder = CallingRecorder()
     device = ModelDevice(tiny_tokenizer(), tiny_generator(), max_batch_size=3, recorder=recorder)

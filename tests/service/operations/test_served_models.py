@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 
 from models.codes.code_format import CodeFormat
+from models.codes.latents import LatentFormat
 from service.engine import Engine
 from service.inference.model_info import ModelInfo
 from service.operations.errors import RevisionMismatch
@@ -17,7 +18,8 @@ def served(revision: str) -> ServedModels:
     models = ServedModels(cast("Engine", None))
     models.set_model_info(
         ModelInfo(
-            name="mini", revision=revision, image_size=8, code_format=CodeFormat(4, 16), device="cpu", precision={},
+            name="mini", revision=revision, image_size=8, codes=CodeFormat(4, 16),
+            latent_format=LatentFormat(4, 2, is_posterior=False), device="cpu", precision={},
             source="a test", generator=None, batch_limits={},
         )
     )  # fmt: skip
