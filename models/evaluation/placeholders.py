@@ -42,9 +42,12 @@ class Decoded(NamedTuple):
 
 
 class Codec:
-    """Encodes images to bytes and decodes them, by default one by one. ``name`` is shown in tables."""
+    """Encodes images to bytes and decodes them, by default one by one. ``name`` is shown in tables; ``tokens`` is the number
+    of tokens of an image, None for a codec without tokens.
+    """
 
     name: str
+    tokens: int | None = None
 
     def round_trip(self, image: Pixels) -> tuple[Pixels, int]:
         """Encodes and decodes one image uint8 [S, S, 3]; returns it with its number of bytes."""

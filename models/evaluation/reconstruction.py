@@ -43,10 +43,11 @@ class CodecFigures:
     ``psnr`` is in dB; ``perceptual_distance``, ``frechet_distance`` and ``kernel_distance`` are on Lite0 features;
     ``class_agreement`` is the share of images whose nearest training images are of their class, with its ratio to that of
     the originals; ``seams`` is the mean difference of pixels across patch borders over that inside patches, relative to
-    the originals.
+    the originals. ``tokens`` is the tokenizer's number of tokens, None for another codec.
     """
 
     name: str
+    tokens: int | None
     mean_bytes: float
     max_bytes: int
     psnr: float
@@ -83,12 +84,13 @@ class TokenizerCodec(Codec):
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.name = tokenizer.name
         self.counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
-        self._tokenizer = tokenizer
+        self.tokenizer, self.tokens = tokenizer, tokenizer.num_tokens
+        self._last: tuple[Pixels, Tensor] | None = None
 
     @property
     def num_bytes(self) -> int:
         """The encoded size of one image."""
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         if tokenizer.is_discrete:
             return tokenizer.code_format.num_bytes
         return 4 * tokenizer.num_tokens * tokenizer.token_size
@@ -96,7 +98,7 @@ class TokenizerCodec(Codec):
     @property
     def usage(self) -> CodeUsage | None:
         """Code usage so far; None for a VAE."""
-        if not self._tokenizer.is_discrete:
+        if not self.tokenizer.is_discrete:
             return None
         return CodeUsage(
             used=int((self.counts > 0).sum()), codebook_size=len(self.counts), entropy_bits=entropy_bits(self.counts)
@@ -104,12 +106,19 @@ class TokenizerCodec(Codec):
 
     def __call__(self, images: Pixels) -> Decoded:
         """See ``Codec``."""
-        if self._tokenizer.is_discrete:
-            tokens = self._tokenizer.encode(images)
+        if self.tokenizer.is_discrete:
+            tokens = self.tokenizer.encode(images)
             self.counts += torch.bincount(tokens.flatten(), minlength=len(self.counts))
+            self._last = images, tokens
         else:
-            tokens = self._tokenizer.latents(images)
-        return Decoded(self._tokenizer.decode(tokens).numpy(), np.full(len(images), self.num_bytes))
+            tokens = self.tokenizer.latents(images)
+        return Decoded(self.tokenizer.decode(tokens).numpy(), np.full(len(images), self.num_bytes))
+
+    def ids_of(self, images: Pixels) -> Tensor:
+        """Ids int64 [B, K] of images; those of the last call are not encoded again."""
+        if self._last is None or self._last[0] is not images:
+            return self.tokenizer.encode(images)
+        return self._last[1]
 
 
 def evaluate_reconstruction(
@@ -126,11 +135,13 @@ def evaluate_reconstruction(
 ) -> Reconstruction:
     """Encodes and decodes images uint8 [N, S, S, 3] of classes ``labels`` int64 [N] with every codec.
 
-    The first codec is the tokenizer's. Class agreement is over the images of classes that ``references`` has.
+    The first codec is the tokenizer's; one whose name occurred before is left out. Class agreement is over the images of
+    classes that ``references`` has.
     ``examples`` are rows whose images are kept for a contact sheet; ``keep`` gets all reconstructions of the first codec.
     """
+    codecs = list({codec.name: codec for codec in codecs}.values())
     originals = _CodecMetrics("original", patch_size)
-    metrics = [_CodecMetrics(codec.name, patch_size) for codec in codecs]
+    metrics = [_CodecMetrics(codec.name, patch_size, codec.tokens) for codec in codecs]
     wanted = np.array(examples, dtype=np.int64)
     for part in track(batches(len(images)), "reconstructing"):
         original = Decoded(np.array(images[part]), np.zeros(part.stop - part.start, np.int64))
@@ -160,18 +171,18 @@ def evaluate_reconstruction(
     )
 
 
-def best_placeholder(figures: Reconstruction) -> CodecFigures | None:
-    """The perceptually closest of the other codecs that never need more bytes than the tokenizer."""
-    tokenizer, *others = figures.codecs
-    fitting = [codec for codec in others if codec.max_bytes <= tokenizer.max_bytes]
+def best_placeholder(figures: Reconstruction, tokenizer: CodecFigures | None = None) -> CodecFigures | None:
+    """The perceptually closest of the other codecs that never need more bytes than the tokenizer, or than it at a length."""
+    limit = (tokenizer or figures.codecs[0]).max_bytes
+    fitting = [codec for codec in figures.codecs if codec.tokens is None and codec.max_bytes <= limit]
     return min(fitting, key=lambda codec: codec.perceptual_distance, default=None)
 
 
 class _CodecMetrics:
     """Metrics of one codec's images, collected batch by batch."""
 
-    def __init__(self, name: str, patch_size: int) -> None:
-        self.name = name
+    def __init__(self, name: str, patch_size: int, tokens: int | None = None) -> None:
+        self.name, self.tokens = name, tokens
         self.patch_size = patch_size
         self.rows: list[Tensor] = []  # [B, 5] each: PSNR, SSIM, perceptual distance, differences across, inside patches
         self.pooled: list[Tensor] = []
@@ -216,6 +227,7 @@ class _CodecMetrics:
         num_bytes = np.concatenate(self.num_bytes)
         return CodecFigures(
             name=self.name,
+            tokens=self.tokens,
             mean_bytes=float(num_bytes.mean()),
             max_bytes=int(num_bytes.max()),
             psnr=decibels,

@@ -17,6 +17,7 @@ from models.arrays import Pixels
 from models.atomic_files import write_atomically
 from models.evaluation.contact_sheet import Row, contact_sheet
 from models.evaluation.generation import Comparison, Generation, NearestPhotographs, Samples
+from models.evaluation.lengths import by_length, length_rows, length_table, plot_by_bytes
 from models.evaluation.npz_files import write_npz
 from models.evaluation.published import InceptionFigures
 from models.evaluation.reconstruction import CodecFigures, Reconstruction, best_placeholder
@@ -61,6 +62,8 @@ class Report:
         parts = [f"# {self.subject.get('tokenizer', 'Evaluation')}"]
         if self.reconstruction is not None:
             parts.append(_reconstruction_table(self.reconstruction))
+            if len(by_length(self.reconstruction)) > 1:
+                parts.append(f"## By length\n\n{_table(*length_table(self.reconstruction))}")
         if self.generation is not None:
             parts.append(_generation_table(self.generation))
         if self.published:
@@ -69,13 +72,15 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Writes ``figures.json``, ``figures.md``, and of what was measured ``reconstruction.png``, ``generated.png`` and
-    ``nearest.png``. Returns the files.
+    """Writes ``figures.json``, ``figures.md``, and of what was measured ``reconstruction.png``, ``lengths.svg``,
+    ``generated.png`` and ``nearest.png``. Returns the files.
     """
     text = json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
     contents = {"figures.json": text.encode(), "figures.md": report.to_markdown().encode()}
     if report.reconstruction is not None:
         contents["reconstruction.png"] = _png(reconstruction_sheet(report.reconstruction))
+        if len(by_length(report.reconstruction)) > 1:
+            contents["lengths.svg"] = plot_by_bytes(report.reconstruction).encode()
     if report.samples is not None:
         contents["generated.png"] = _png(generated_sheet(report.samples, report.class_names))
         if report.generation is not None and report.training_images is not None:
@@ -99,7 +104,9 @@ def write_images(report: Report, folder: Path) -> list[Path]:
 
 
 def reconstruction_sheet(figures: Reconstruction) -> Image.Image:
-    """A row for each example: the original and the reconstruction of every codec."""
+    """A row for each example: the original and the reconstruction of every codec; by length, if lengths were measured."""
+    if len(by_length(figures)) > 1:
+        return contact_sheet(*length_rows(figures))
     headings = ["original"]
     headings += [f"{codec.name}\n{_bytes(codec)}\n{codec.psnr:.1f} dB" for codec in figures.codecs]
     return contact_sheet([Row(images=row) for row in zip(*figures.examples.values(), strict=True)], headings)

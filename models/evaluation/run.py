@@ -29,6 +29,7 @@ from models.errors import DataError
 from models.evaluation.features import cached_embeddings
 from models.evaluation.generation import Generation, Samples, evaluate_generation, generate_samples, match_classes
 from models.evaluation.inception import FeatureNetwork, load_feature_network
+from models.evaluation.lengths import codecs_by_length
 from models.evaluation.lite0 import load_lite0
 from models.evaluation.neighbours import ReferenceSet
 from models.evaluation.npz_files import has_images
@@ -61,6 +62,7 @@ class EvaluationSettings:
 
     ``data`` is a folder that ``load_dataset`` reads, ``cache`` one for decoded images and features. ``with_generator``
     has no effect if the tokenizer has no generator; ``sources`` maps the generator's class names to the data's.
+    ``lengths``: numbers of tokens at which a prefix-decodable tokenizer is measured, too.
     ``images`` and ``references`` limit the validation and training images, None for all. ``baselines``: with the codecs of
     similar size. ``inception_weights`` adds the published protocol, with the ``reference`` (``.npz``) of generated images
     instead of the training images. The networks run on ``device``.
@@ -73,6 +75,7 @@ class EvaluationSettings:
     with_generator: bool = True
     generator_weights: str | Path | HubFile | None = None
     sources: Mapping[str, str] | None = None
+    lengths: Sequence[int] = ()
     images: int | None = None
     references: int | None = None
     per_class: int = 20
@@ -88,11 +91,13 @@ def evaluate(settings: EvaluationSettings, *, track: Track = no_progress) -> Rep
     """Evaluates reconstructions, and generated images if there is a generator and something to compare them with.
 
     Raises ``DataError``, ``ModuleNotFoundError``, ``CheckpointError``, those of ``load_tokenizer`` and ``load_generator``,
-    and ``ValueError`` for a generator that does not fit, all before the computation starts.
+    and ``ValueError`` for a generator or a length that does not fit, all before the computation starts.
     """
     device = select_device(settings.device)
     inception = _load_inception(settings, device)
     tokenizer = load_tokenizer(settings.tokenizer, weights=settings.weights, device=str(device))
+    for length in settings.lengths:
+        tokenizer.code_format.of_length(length)  # raises for one that it does not decode
     generator = _load_generator(settings, tokenizer)
     if settings.data is None and generator is None:
         raise ValueError(
@@ -173,6 +178,12 @@ class _Photographs:
         if len(self.training) and self._settings.baselines:
             fitted = self.training.images[: self._settings.references]
             codecs.append(fit_principal_components(fitted, codec.num_bytes, track=self._track))
+        codecs += codecs_by_length(
+            codec,
+            self._settings.lengths,
+            self.training.images[: self._settings.references] if self._settings.baselines else None,
+            track=self._track,
+        )
         keeps = self._settings.keep_images or self._settings.inception_weights is not None
         return evaluate_reconstruction(
             self.images,

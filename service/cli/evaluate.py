@@ -30,6 +30,12 @@ Classes = Annotated[
     Path | None,
     typer.Option(help="Training config whose [training.classes] maps the dataset's classes.", dir_okay=False),
 ]
+Lengths = Annotated[
+    str,
+    typer.Option(
+        metavar="N,N,...", help="Also measure a prefix-decodable tokenizer with its first N tokens, such as 1,4,8,16."
+    ),
+]
 Images = Annotated[int | None, typer.Option(min=2, help="Number of validation images; all by default.")]
 References = Annotated[int | None, typer.Option(min=2, help="Number of training images; all by default.")]
 Cache = Annotated[Path, typer.Option(help="Folder for decoded images and their features.", file_okay=False)]
@@ -52,6 +58,7 @@ def evaluate(
     generator: Annotated[bool, typer.Option(help="Evaluate the generator too.")] = True,
     generator_weights: GeneratorWeights = None,
     classes: Classes = None,
+    lengths: Lengths = "",
     images: Images = None,
     references: References = None,
     per_class: Annotated[int, typer.Option(min=2, help="Generated images per class.")] = 20,
@@ -82,6 +89,7 @@ def evaluate(
         with_generator=generator,
         generator_weights=generator_weights,
         sources=None if classes is None else _sources(classes),
+        lengths=_lengths(lengths),
         images=images,
         references=references,
         per_class=per_class,
@@ -99,6 +107,13 @@ def evaluate(
     written = write_report(report, output) + (write_images(report, output) if npz else [])
     typer.echo(report.to_markdown())
     say("written: " + ", ".join(map(str, written)))
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if text]
+    except ValueError:
+        raise CommandError(f"--lengths are whole numbers separated by commas, not {text}") from None
 
 
 def _folder(path: Path) -> Path:

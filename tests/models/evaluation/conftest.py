@@ -34,13 +34,14 @@ def crops(photographs: list[Image.Image]) -> np.ndarray:
     return np.stack(pieces)
 
 
-def tiny_tokenizer(mode: str) -> Tokenizer:
+def tiny_tokenizer(mode: str, min_tokens: int | None = None) -> Tokenizer:
     torch.manual_seed(0)
     config = TiTokConfig(
         image_size=64,
         encoder=SIZE,
         decoder=SIZE,
         num_latent_tokens=16,
+        min_latent_tokens=min_tokens,
         quantize_mode=mode,
         codebook_size=64,
         is_legacy=False,
@@ -55,6 +56,12 @@ def tiny_tokenizer(mode: str) -> Tokenizer:
 def tokenizer() -> Tokenizer:
     """64x64 images, 16 tokens of 64 codes, 12 bytes; random weights."""
     return tiny_tokenizer("vq")
+
+
+@pytest.fixture(scope="session")
+def prefix_tokenizer() -> Tokenizer:
+    """The same, and its decoder accepts fewer tokens, too."""
+    return tiny_tokenizer("vq", 1)
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,10 @@ from models.evaluation.reconstruction import CodecFigures, CodeUsage, Reconstruc
 from models.evaluation.report import Report, write_images, write_report
 
 
-def codec(name: str, max_bytes: int, distance: float) -> CodecFigures:
+def codec(name: str, max_bytes: int, distance: float, *, tokens: int | None = None) -> CodecFigures:
     return CodecFigures(
         name=name,
+        tokens=tokens,
         mean_bytes=max_bytes - 0.5,
         max_bytes=max_bytes,
         psnr=20.0,
@@ -37,7 +38,7 @@ def codec(name: str, max_bytes: int, distance: float) -> CodecFigures:
 @pytest.fixture(scope="module")
 def report(crops: np.ndarray) -> Report:
     pair = Comparison.of(1.0, 0.0)
-    figures = (codec("titok", 48, 4.0), codec("grid", 48, 8.0), codec("webp", 400, 2.0))
+    figures = (codec("titok", 48, 4.0, tokens=32), codec("grid", 48, 8.0), codec("webp", 400, 2.0))
     return Report(
         subject={"tokenizer": "titok"},
         data={"image_size": 64},
