@@ -4,7 +4,7 @@
 
     DIR/train/cat/1.jpg           DIR/cat/1.jpg                   DIR/pets/cat/1.jpg      class "pets/cat"
     DIR/val/cat/2.jpg             DIR/cat/2.jpg  1 in 20 is held  DIR/pets/cat/old/2.jpg  also class "pets/cat"
-                                                 out for val
+                                                 out for val      DIR/1.jpg, without folders: class "all"
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from models.data.sources import BadSamples, Split
 from models.errors import DataError
 
 VALIDATION_FRACTION = 0.05
+FLAT_CLASS = "all"
 
 
 class _File(NamedTuple):
@@ -32,9 +33,10 @@ class _File(NamedTuple):
 
 
 class ImageFolder:
-    """One split of class folders. See ``Source``. Files outside of class folders are added to ``bad_samples``.
+    """One split of class folders. See ``Source``. Files outside of class folders are added to ``bad_samples``; without
+    class folders all files have the class ``all``.
 
-    Raises ``DataError`` if these are more than 1 %, if there are no classes, if val has classes that train lacks, or if a
+    Raises ``DataError`` if these are more than 1 %, if there are no images, if val has classes that train lacks, or if a
     split held out by path digests is empty.
     """
 
@@ -43,22 +45,24 @@ class ImageFolder:
         root = next((root for root in (train, val) if root.is_dir()), folder)
         files = _list_images(root)
         classes = class_folders(file.path for file in files)
+        is_flat = bool(files) and not classes
         if not val.is_dir():
             files = _hold_out(root, files, split)
         elif root != folder / split:
             root = folder / split
             files = _list_images(root)
             _check_classes(root, files, classes)
-        if not classes:
-            raise DataError(f"no {split}-*.tar or {split}-*.tar.gz in {folder}, and no class folders with images")
-        self.names: tuple[str, ...] = tuple(sorted(classes))
+        if not classes and not is_flat:
+            raise DataError(f"no {split}-*.tar or {split}-*.tar.gz in {folder}, and no folders with images")
+        self.names: tuple[str, ...] = (FLAT_CLASS,) if is_flat else tuple(sorted(classes))
         numbers = {name: number for number, name in enumerate(self.names)}
-        labelled = [(file, numbers[name]) for file in files if (name := class_of(file.path, classes)) is not None]
+        found = ((file, FLAT_CLASS if is_flat else class_of(file.path, classes)) for file in files)
+        labelled = [(file, numbers[name]) for file, name in found if name is not None]
         self.labels: Ids = np.array([label for _, label in labelled], dtype=np.int64)
         self._root = root
         self._files = [file for file, _ in labelled]
         for file in files:
-            if "/" not in file.path:
+            if not is_flat and "/" not in file.path:
                 bad_samples.add(file.path, f"is in {root} itself, not in a class folder")
         bad_samples.check(len(self._files) + len(bad_samples))
 

@@ -119,7 +119,22 @@ def test_a_broken_link_is_logged(sort: Sort, caplog: pytest.LogCaptureFixture) -
     assert "skipped cat/x.png: " in caplog.text
 
 
+def test_a_flat_folder_has_one_class(sort: Sort) -> None:
+    sort("train", 3)
+    home = sort("val", 2)
+    train, val = load(home, "train"), load(home, "val")
+    assert train.names == val.names == ("all",)
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 0, 0], [0, 0])
+
+
+def test_of_a_flat_folder_a_twentieth_is_held_out(sort: Sort) -> None:
+    home = sort(".", 100)
+    train, val = load(home, "train"), load(home, "val")
+    assert len(train) + len(val) == 100
+    assert len(val) > 0
+
+
 def test_an_empty_folder_is_an_error_that_names_the_patterns(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text(json.dumps({"0": "cat"}))
-    with pytest.raises(DataError, match=r"no train-\*\.tar or .* and no class folders"):
+    with pytest.raises(DataError, match=r"no train-\*\.tar or .* and no folders with images"):
         load_dataset(tmp_path, "train", size=16, cache=tmp_path)
