@@ -131,7 +131,7 @@ def _operations(made: Tokenizer) -> dict[str, int]:
     pixels = torch.zeros(1, made.image_size, made.image_size, 3, dtype=torch.uint8, device=made.device)
     ids = torch.zeros(1, made.num_tokens, dtype=torch.int64, device=made.device)
     counts = {}
-    for name, run in (("encode", lambda: made._encode(pixels, 1)), ("decode", lambda: made._decode(ids))):
+    for name, run in (("encode", lambda: made.encoder(pixels, 1)), ("decode", lambda: made.decoder(ids, 0))):
         with FlopCounterMode(display=False) as counter:
             run()
         counts[name] = counter.get_total_flops()
