@@ -4,6 +4,7 @@
 
     any PIL image ── to_rgb ──> RGB ──┬── eval_crop ──> [S, S, 3]         encode, evaluation
                                       ├── crop_at ────> [S, S, 3]         training
+                                      ├── uncropped ──> [H, W, 3]         training: what crop_at is cut from
                                       ├── adm_crop ───> [S, S, 3]         the ADM crop
                                       └── ten_crop ───> [10, S, S, 3]     pre-tokenization of a training set
 
@@ -176,6 +177,17 @@ def crop_at(image: Image.Image, size: int, position: tuple[float, float]) -> Pix
         raise ValueError(f"position is {position}; two numbers from 0 to below 1 are expected")
     offset = (int(position[0] * (resized[0] - size + 1)), int(position[1] * (resized[1] - size + 1)))
     return _resize_crop(image, resized, offset, size)
+
+
+def uncropped(image: Image.Image, size: int) -> Pixels:
+    """The image resized as in :func:`eval_crop`: uint8 [H, W, 3], min(H, W) = S = ``size``.
+
+    Of very elongated images, beyond 1 : 32 at S = 256, only the crop of :func:`eval_crop` is kept.
+    """
+    resized = _shorter_side_to(image, size)
+    if resized[0] * resized[1] > _MAX_RESIZED_PIXELS:
+        return eval_crop(image, size)
+    return np.array(_resize(image, resized, Image.Resampling.BICUBIC), dtype=np.uint8)
 
 
 def adm_crop(image: Image.Image, size: int) -> Pixels:

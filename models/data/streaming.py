@@ -16,6 +16,7 @@ from models.arrays import Ids, Pixels
 from models.data.decoding import decode_image
 from models.data.sources import BadSamples, Source
 from models.errors import DataError
+from models.runtime.transfers import to_device
 
 # A bad image among the first few proves nothing: the fraction counts from this many images on.
 MIN_ROWS_TO_JUDGE = 1000
@@ -27,7 +28,8 @@ class _Decoded(NamedTuple):
 
 
 class StreamingDataset:
-    """``labels`` int64 [N], indices into ``names``. Not thread-safe; it decodes in its own threads.
+    """``labels`` int64 [N], indices into ``names``; ``fingerprint`` changes whenever pixels or labels do. Not thread-safe;
+    it decodes in its own threads.
 
     An unreadable image is logged once and replaced by the next readable one of its class. :meth:`batch` raises
     ``DataError`` when more than 1 % of the images read are unreadable.
@@ -38,11 +40,12 @@ class StreamingDataset:
         source: Source,
         size: int,
         *,
+        fingerprint: str = "",
         device: torch.device | str = "cpu",
         threads: int = min(16, os.cpu_count() or 1),
     ) -> None:
         self.labels, self.names = source.labels, source.names
-        self.device = torch.device(device)
+        self.fingerprint, self.device = fingerprint, torch.device(device)
         self._source = source
         self._size = size
         self._pool = ThreadPoolExecutor(threads, "decode")
@@ -73,10 +76,7 @@ class StreamingDataset:
         if len(pixels) < len(rows):
             label = int(self.labels[rows[[one.pixels is None for one in decoded]][0]])
             raise DataError(f"no image of class {self.names[label]} can be read")
-        images = torch.from_numpy(np.stack(pixels))
-        if self.device.type == "cuda":
-            images = images.pin_memory().to(self.device, non_blocking=True)
-        return images.to(self.device).permute(0, 3, 1, 2).float().div_(255.0)
+        return to_device(torch.from_numpy(np.stack(pixels)), self.device).permute(0, 3, 1, 2).float().div_(255.0)
 
     def prefetch(self, rows: Ids, positions: NDArray[np.float32] | None = None) -> None:
         """Starts to decode the next :meth:`batch`, which has the same arguments, and returns at once."""
@@ -84,7 +84,7 @@ class StreamingDataset:
 
     def to(self, device: torch.device | str) -> StreamingDataset:
         """The same dataset with batches on ``device``."""
-        return StreamingDataset(self._source, self._size, device=device)
+        return StreamingDataset(self._source, self._size, fingerprint=self.fingerprint, device=device)
 
     def kept_on_device(self) -> StreamingDataset:
         """The same dataset: it does not fit into memory."""

@@ -71,6 +71,16 @@ class CudaTransfers:
         return _PendingCopy(done, (host, inputs, *results), tuple(copies))
 
 
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on ``device``.
+
+    To a CUDA device it is copied from pinned memory: a copy from other memory waits until all work launched before is done.
+    """
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
+
+
 def transfers_for(device: torch.device) -> CudaTransfers | HostTransfers:
     """The implementation for ``device``."""
     return CudaTransfers(device) if device.type == "cuda" else HostTransfers()

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from models.networks.titok import TiTok
+from models.runtime.transfers import to_device
 from models.training.config import CodebookConfig
 from models.training.distributed import all_rows, mean_of
 from models.training.task import Step
@@ -55,9 +56,9 @@ class Codebook:
             return
         latents = self.quantizer.normalised(all_rows(self._latents).flatten(0, 1))
         chosen = torch.randperm(max(len(codes), len(latents)), generator=step.generator)[: len(codes)] % len(latents)
-        noise = torch.randn(len(codes), latents.shape[1], generator=step.generator).to(latents.device)
+        noise = to_device(torch.randn(len(codes), latents.shape[1], generator=step.generator), latents.device)
         weight = self.quantizer.embedding.weight
-        fresh = latents[chosen.to(latents.device)] + 0.01 * latents.std() * noise
+        fresh = latents[to_device(chosen, latents.device)] + 0.01 * latents.std() * noise
         weight.copy_(torch.where(codes[:, None], fresh, weight))
         self.idle.masked_fill_(codes, 0)
         for optimizer in optimizers:

@@ -21,13 +21,14 @@ from models.data.datasets import ImageDataset
 from models.errors import ConfigError
 from models.networks.generator import MaskGITViT, UViT, build_generator
 from models.networks.titok import TiTok
+from models.runtime.transfers import to_device
 from models.training.checkpoints import save_checkpoint
 from models.training.config import GeneratorRun
 from models.training.distributed import all_parts, largest_of, own_rows, raise_together, rank, world_size
 from models.training.initialisation import initialise, initialise_as_published
 from models.training.losses import masked_token_loss, random_masks
 from models.training.pretrained import FrozenTokenizer
-from models.training.seeding import batch_rows, seeded_generator
+from models.training.seeding import batch_rows, check_count, seeded_generator
 from models.training.task import Step, Task
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def tokenize(
     numbers = {images.names.index(name): label for label, name in enumerate(classes)}
     rows = np.flatnonzero(np.isin(images.labels, list(numbers)))
     labels = torch.tensor([numbers[number] for number in images.labels[rows].tolist()], dtype=torch.int64)
-    file = cache / f"tokens-{_cache_key(images, rows, classes, tokenizer)}.npy"
+    file = cache / f"tokens-{_cache_key(images, classes, tokenizer)}.npy"
     (is_missing,) = largest_of(not file.exists())
     if is_missing:
         log.info("tokenizing %d images and their mirror images", len(rows))
@@ -103,12 +104,9 @@ def _encode_together(images: ImageDataset, rows: Ids, tokenizer: FrozenTokenizer
     return np.concatenate([ids.numpy() for ids in all_parts(own)])
 
 
-def _cache_key(images: ImageDataset, rows: Ids, classes: dict[str, str], tokenizer: FrozenTokenizer) -> str:
-    """A digest of the tokenizer's weights, the labels, and 16 of the images."""
-    digest = hashlib.sha256(images.labels.tobytes())
-    if len(rows):
-        digest.update(images.batch(rows[:: -(-len(rows) // 16)]).cpu().numpy().tobytes())
-    described = json.dumps([tokenizer.digest, len(images), list(classes), digest.hexdigest()])
+def _cache_key(images: ImageDataset, classes: dict[str, str], tokenizer: FrozenTokenizer) -> str:
+    """A digest of all that the ids depend on; the number of images tells whether unreadable ones were left out."""
+    described = json.dumps([tokenizer.digest, images.fingerprint, len(images), list(classes)])
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
@@ -138,6 +136,7 @@ class GeneratorTask(Task[MaskGITViT | UViT]):
         device: torch.device | str = "cpu",
     ) -> None:
         _check(run, classes, tokenizer)
+        check_count(len(train.labels), run.schedule)
         torch.manual_seed(run.schedule.seed)
         network = build_generator(run.network)
         if run.training.initial is not None:
@@ -161,7 +160,9 @@ class GeneratorTask(Task[MaskGITViT | UViT]):
         views = torch.randint(self.train.ids.shape[1], rows.shape, generator=step.generator)
         dropped = torch.rand(rows.shape, generator=step.generator) < self.run.training.class_dropout
         masked = random_masks(len(rows), self.run.network.image_seq_len, step.generator)
-        rows, views, dropped, masked = (t[own_rows(len(t))].to(self.device) for t in (rows, views, dropped, masked))
+        rows, views, dropped, masked = (
+            to_device(t[own_rows(len(t))], self.device) for t in (rows, views, dropped, masked)
+        )
         labels = torch.where(dropped, -1, self.train.labels[rows])
         return {"loss": self._loss(self.network, self.train.ids[rows, views].long(), labels, masked)}
 

@@ -72,7 +72,7 @@ def train_tokenizer(config: Path, options: RunOptions, callbacks: TrainingCallba
     """
     run = read_config(config, TokenizerRun)
     with process_group(options.device):
-        train_images, validation_images = _open_splits(options, run.network.image_size, callbacks)
+        train_images, validation_images = _open_splits(options, run.network.image_size, callbacks, random_crops=True)
         task: PixelTask | ProxyCodeTask
         if run.recipe == "stage-1":
             vqgan = load_vqgan(run.initial.vqgan or PROXY_TOKENIZER, options.device)
@@ -100,13 +100,16 @@ def train_generator(config: Path, options: RunOptions, callbacks: TrainingCallba
         return _train(task, options, callbacks)
 
 
-def _open_splits(options: RunOptions, size: int, callbacks: TrainingCallbacks) -> list[ImageDataset]:
+def _open_splits(
+    options: RunOptions, size: int, callbacks: TrainingCallbacks, *, random_crops: bool = False
+) -> list[ImageDataset]:
     """The training and the validation images."""
     return [
         open_dataset(
             options.data,
             split,
             size=size,
+            uncropped=random_crops and split == "train",
             cache=options.cache,
             progress=partial(callbacks.on_prepare, f"decoding {split}"),
         ).to(options.device)

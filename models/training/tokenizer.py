@@ -18,11 +18,12 @@ from models.errors import ConfigError
 from models.evaluation.measures import entropy_bits, seam_ratio
 from models.evaluation.similarity import psnr
 from models.networks.titok import TiTok
+from models.runtime.transfers import to_device
 from models.training.checkpoints import save_checkpoint
 from models.training.codebook import Codebook
 from models.training.config import TokenizerRun
 from models.training.distributed import own_rows, world_size
-from models.training.seeding import batch_rows, seeded_generator
+from models.training.seeding import batch_rows, check_count, seeded_generator
 from models.training.tail_drop import TailDrop
 from models.training.task import Step, Task
 
@@ -55,6 +56,7 @@ class TokenizerTask(Task[TiTok]):
         device: torch.device | str,
     ) -> None:
         super().__init__(run, network, device)
+        check_count(len(train), run.schedule)
         self.train = train
         self.validation = validation
         self.codebook = Codebook(network, run.codebook) if run.network.quantize_mode == "vq" else None
@@ -91,7 +93,6 @@ class TokenizerTask(Task[TiTok]):
         images = self.train.batch(*crops(step.number, step.part, step.generator))
         following = divmod(step.number * schedule.micro_batches + step.part + 1, schedule.micro_batches)
         self.train.prefetch(*crops(*following, seeded_generator(schedule.seed, *following)))
-        images = images.to(self.device, non_blocking=True)
         return augment(images, step.generator, max_shift=self.run.data.max_shift, batch_size=count, rows=rows)
 
     def keep_data_on_device(self) -> None:
@@ -108,7 +109,7 @@ class TokenizerTask(Task[TiTok]):
                     own_rows(count * world_size())
                 ]
                 # Summed over positions and channels and divided by the batch size, as published.
-                return posterior.mean + posterior.std * noise.to(self.device), {
+                return posterior.mean + posterior.std * to_device(noise, self.device), {
                     "divergence": posterior.kl().sum() / len(images)
                 }
             latents = self.network.latents(images)
@@ -173,8 +174,8 @@ def augment(
     If the images are the ``rows`` of a larger batch of ``batch_size``, they are augmented as in the whole batch.
     """
     count, device, size = batch_size or len(images), images.device, images.shape[-1]
-    flipped = (torch.rand(count, generator=generator) < 0.5)[rows].to(device)
-    shifts = torch.randint(-max_shift, max_shift + 1, (2, count, 1), generator=generator)[:, rows].to(device)
+    flipped = to_device((torch.rand(count, generator=generator) < 0.5)[rows], device)
+    shifts = to_device(torch.randint(-max_shift, max_shift + 1, (2, count, 1), generator=generator)[:, rows], device)
     y, x = (torch.arange(size, device=device) + shifts).clamp_(0, size - 1)  # [B, S] each
     x = torch.where(flipped[:, None], x.flip(1), x)
     image = torch.arange(len(images), device=device)[:, None, None, None]

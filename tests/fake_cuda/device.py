@@ -16,10 +16,12 @@ from typing import Any, Self
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad
+from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 from torch.utils._pytree import tree_leaves
 
 from tests.fake_cuda.graphs import Graph, run_graph_context
-from tests.fake_cuda.modes import DispatchMode, FunctionMode
+from tests.fake_cuda.modes import CUDA, DispatchMode, FunctionMode
 from tests.fake_cuda.order import Event, Host, Memory, Pending, Race, Stream, check
 
 _NONSENSE = 0xA5
@@ -61,6 +63,7 @@ class FakeCuda:
         for name, value in self._functions().items():
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch._C, "_cuda_setDevice", self._set_device, raising=False)
+        patch.setattr(clip_grad, "_group_tensors_by_device_and_dtype", self._grouped)
         self._stack.enter_context(DispatchMode(self))
         self._stack.enter_context(FunctionMode(self))
         return self
@@ -112,6 +115,7 @@ class FakeCuda:
             "set_per_process_memory_fraction": self._set_memory_fraction,
             "empty_cache": lambda: None,
             "manual_seed_all": lambda _: None,
+            "set_sync_debug_mode": lambda _: None,
             "_exchange_device": lambda _: 0,
             "_maybe_exchange_device": lambda _: 0,
             "Stream": Streams,
@@ -150,6 +154,12 @@ class FakeCuda:
     def _set_memory_fraction(self, fraction: float, device: Any = None) -> None:
         index_of(device)
         self.limit = int(fraction * self.total)
+
+    def _grouped(self, lists: Any, *more: Any) -> dict[Any, Any]:
+        """As PyTorch's function, which groups in C++, where all tensors are on the CPU."""
+        groups = _group_tensors_by_device_and_dtype(lists, *more)
+        on_device = self.on_device(lists[0][0])
+        return {(CUDA if on_device else device, dtype): group for (device, dtype), group in groups.items()}
 
     def _wait_for_all(self) -> None:
         self.host.wait(dict.fromkeys(range(self._streams + 1), 1 << 60))

@@ -153,7 +153,8 @@ def test_the_losses_of_every_recipe_have_gradients_on_the_device(name: str, fake
 
 def tokenizer_task(name: str) -> Task[TiTok]:
     training = read_config(CONFIGS / f"{name}.toml", TokenizerRun)
-    training = replace(training, network=shallow(training.network))
+    schedule = replace(training.schedule, batch_size=COUNT)
+    training = replace(training, network=shallow(training.network), schedule=schedule)
     size = training.network.image_size
     photographs = InMemoryDataset(np.zeros((COUNT, size, size, 3), np.uint8), np.zeros(COUNT, np.int64))
     trained: TokenizerTask

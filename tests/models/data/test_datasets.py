@@ -1,6 +1,7 @@
 import io
 import tarfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from models.data.datasets import InMemoryDataset, StreamingDataset, load_dataset
+from models.data.datasets import InMemoryDataset, StreamingDataset, load_dataset, open_dataset
 from models.errors import DataError
+from tests.fake_cuda import FakeCuda
 
 
 def load(folder: Path) -> InMemoryDataset:
@@ -102,15 +104,68 @@ def test_a_folder_without_shards_is_an_error_that_names_the_pattern(tmp_path: Pa
         load_dataset(tmp_path, "train", size=16, cache=tmp_path)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.fixture
+def oblong(sort: Callable[[str, int], Path]) -> Path:
+    """A folder of wide, high and square images."""
+    sort("val/cat", 1)
+    home = sort("train/cat", 0)
+    noise = np.random.default_rng(0)
+    for number, sides in enumerate([(16, 40, 3), (37, 20, 3), (16, 16, 3), (60, 33, 3)]):
+        Image.fromarray(noise.integers(0, 256, sides, np.uint8)).save(home / "train/cat" / f"{number}.png")
+    return home
+
+
+def opened(folder: Path, **options: object) -> InMemoryDataset | StreamingDataset:
+    return open_dataset(folder, "train", size=16, cache=folder.parent / "cache", **options)  # type: ignore[arg-type]
+
+
+def test_crops_of_images_in_memory_are_those_of_streamed_ones(oblong: Path) -> None:
+    held, streamed = opened(oblong, uncropped=True), opened(oblong, memory_limit_bytes=0)
+    assert isinstance(held, InMemoryDataset)
+    rows = np.array([3, 0, 1, 2, 1, 0, 3])
+    for seed in range(5):
+        positions = np.random.default_rng(seed).random((len(rows), 2), np.float32)
+        assert torch.equal(held.batch(rows, positions), streamed.batch(rows, positions))
+    assert torch.equal(held.batch(rows), streamed.batch(rows))
+    assert not torch.equal(held.batch(rows), held.batch(rows, positions))
+    assert torch.equal(held.batch(rows), load(oblong).batch(rows))
+
+
+def test_uncropped_images_need_half_as_much_memory_again(oblong: Path) -> None:
+    needed = 4 * 16 * 16 * 3 * 3 // 2
+    assert isinstance(opened(oblong, uncropped=True, memory_limit_bytes=needed), InMemoryDataset)
+    assert isinstance(opened(oblong, uncropped=True, memory_limit_bytes=needed - 1), StreamingDataset)
+
+
+def test_the_fingerprint_changes_with_any_image(oblong: Path) -> None:
+    first = opened(oblong).fingerprint
+    assert opened(oblong, memory_limit_bytes=0).fingerprint == first != ""
+    (oblong / "train/cat/1.png").write_bytes((oblong / "train/cat/0.png").read_bytes())
+    assert opened(oblong).fingerprint != first
+
+
+def test_crops_of_images_on_a_device_are_those_of_the_cpu(oblong: Path) -> None:
+    held = opened(oblong, uncropped=True)
+    rows, positions = np.array([3, 0, 1]), np.random.default_rng(0).random((3, 2), np.float32)
+    with nullcontext() if torch.cuda.is_available() else FakeCuda():
+        placed = held.to("cuda").kept_on_device()
+        assert isinstance(placed, InMemoryDataset)
+        assert placed.resident is not None
+        assert torch.equal(placed.batch(rows, positions).cpu(), held.batch(rows, positions))
+
+
 @pytest.mark.parametrize("free", [None, 1000], ids=["it fits", "it does not fit"])
 def test_batches_on_a_device_are_those_of_the_cpu(
     shards: Path, monkeypatch: pytest.MonkeyPatch, free: int | None
 ) -> None:
-    if free is not None:
-        monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, free))
     held = load(shards)
+    with nullcontext() if torch.cuda.is_available() else FakeCuda():
+        if free is not None:
+            monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, free))
+        compare_on_device(held, free)
+
+
+def compare_on_device(held: InMemoryDataset, free: int | None) -> None:
     placed = held.to("cuda").kept_on_device()
     assert (placed.resident is not None) is (free is None)
     streamed = StreamingDataset(ArraySource(held), 16, device="cuda")

@@ -14,6 +14,7 @@ import pytest
 
 from models.data import decode_cache
 from models.data.datasets import InMemoryDataset, StreamingDataset, load_dataset, open_dataset
+from models.data.decoding import decode_image
 from models.errors import DataError
 
 
@@ -146,7 +147,7 @@ def test_only_a_few_images_are_read_ahead(encoded_image: Callable[..., bytes]) -
             read.append(row)
             return encoded_image(0)
 
-    results = decode_cache._decode_in_order(Many(), 16)
+    results = decode_cache._decode_in_order(Many(), lambda content: decode_image(content, 16))
     next(results)
     assert len(read) <= 4 * decode_cache.THREADS + 1
     results.close()

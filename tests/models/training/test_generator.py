@@ -8,6 +8,7 @@ import torch
 
 from models import load_generator
 from models.data.datasets import InMemoryDataset
+from models.errors import DataError
 from models.networks.generator import GeneratorConfig
 from models.training.config import (
     ConfigError,
@@ -80,7 +81,7 @@ def test_tokens_are_made_once_for_a_tokenizer_and_its_photographs(
     assert torch.equal(tokenize(named, CLASSES, tokenizer, cache=tmp_path).ids, first.ids)
     assert files() == written
     tokenize(named, CLASSES, FrozenTokenizer(tokenizer.network, "another"), cache=tmp_path)
-    tokenize(dataclasses.replace(named, images=named.images[::-1].copy()), CLASSES, tokenizer, cache=tmp_path)
+    tokenize(dataclasses.replace(named, fingerprint="changed"), CLASSES, tokenizer, cache=tmp_path)
     assert len(files()) == 3
 
 
@@ -143,13 +144,21 @@ def test_dropout_is_the_same_after_a_kill(run: GeneratorRun, tokenizer: FrozenTo
 
 
 def test_a_generator_can_go_on_from_another(run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path) -> None:
-    tokens = TokenSet(torch.zeros(1, 2, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    tokens = TokenSet(torch.zeros(16, 2, 4, dtype=torch.int64), torch.zeros(16, dtype=torch.int64))
     first = GeneratorTask(run, CLASSES, tokens, tokens, tokenizer)
     torch.nn.init.constant_(first.network.lm_head.bias, 0.5)  # type: ignore[arg-type, union-attr]
     first.export(first.network, tmp_path / "first")
     training = dataclasses.replace(run.training, initial=str(tmp_path / "first"))
     second = GeneratorTask(dataclasses.replace(run, training=training), CLASSES, tokens, tokens, tokenizer)
     assert second.network.lm_head.bias.unique().tolist() == [0.5]  # type: ignore[operator, union-attr]
+
+
+def test_fewer_tokens_than_a_batch_are_refused(run: GeneratorRun, tokenizer: FrozenTokenizer) -> None:
+    tokens = TokenSet(torch.zeros(15, 2, 4, dtype=torch.int64), torch.zeros(15, dtype=torch.int64))
+    with pytest.raises(
+        DataError, match=r"there are 15 training images, fewer than the 16 of a batch: add images, or set"
+    ):
+        GeneratorTask(run, CLASSES, tokens, tokens, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +171,7 @@ def test_a_generator_can_go_on_from_another(run: GeneratorRun, tokenizer: Frozen
 def test_a_generator_that_does_not_fit_is_refused(
     run: GeneratorRun, tokenizer: FrozenTokenizer, change: dict[str, object], message: str
 ) -> None:
-    tokens = TokenSet(torch.zeros(1, 2, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    tokens = TokenSet(torch.zeros(16, 2, 4, dtype=torch.int64), torch.zeros(16, dtype=torch.int64))
     wrong = dataclasses.replace(run, network=dataclasses.replace(run.network, **change))
     with pytest.raises(ConfigError, match=message):
         GeneratorTask(wrong, CLASSES, tokens, tokens, tokenizer)
@@ -172,7 +181,7 @@ def test_codes_that_are_alike_begin_with_embeddings_that_are(run: GeneratorRun, 
     weight = tokenizer.network.quantize.embedding.weight
     torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
     weight[1] = weight[0] + 0.01
-    tokens = TokenSet(torch.zeros(1, 2, 4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    tokens = TokenSet(torch.zeros(16, 2, 4, dtype=torch.int64), torch.zeros(16, dtype=torch.int64))
     network = GeneratorTask(run, CLASSES, tokens, tokens, tokenizer).network
     for rows in (network.embeddings.weight[:64], network.lm_head.weight):
         assert (rows[0] - rows[1]).norm() < 0.1 * (rows[0] - rows[2]).norm()
