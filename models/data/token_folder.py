@@ -13,6 +13,7 @@ from models.errors import DataError
 
 _MANIFEST, _JOURNAL, _ERRORS = "manifest.json", "journal.jsonl", "errors.jsonl"
 _VERSION = 1
+_PREFIX = "tokens-"  # of files in a manifest: it may name images as well
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _with_manifest(path: Path) -> TokenFolder:
         reader(file, shape, crops)
         for crops, one in shards
         for file in one
-        if file.name.endswith(suffix) and not _is_beside(file)
+        if file.name.startswith(_PREFIX) and file.name.endswith(suffix) and not _is_beside(file)
     )
     return TokenFolder(path, document["output"]["format"], readers, shape, identity, classes and tuple(classes), files)
 

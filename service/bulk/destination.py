@@ -8,22 +8,25 @@
     DEST/manifest.json           settings, counts, digests of all files       }
 
 A shard is complete when its line is in the journal, which is written after the shard's files. A truncated line is removed,
-and its shard is made again: the same bytes, under the same names. Shards may be added in any order.
+and its shard is made again: the same bytes, under the same names. Shards may be added in any order. Files of shards that are
+merged into one are removed after the manifest is written.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from models.atomic_files import PARTIAL_SUFFIX, write_atomically
 from service.bulk.entries import Position
 from service.bulk.errors import BulkError
-from service.bulk.job import Result, RunSettings
-from service.bulk.manifest import manifest_of
+from service.bulk.manifest import RunSettings, manifest_of
 from service.bulk.shards import Shard
 
 _JOURNAL, _ERRORS, _MANIFEST = "journal.jsonl", "errors.jsonl", "manifest.json"
@@ -37,6 +40,23 @@ class MissingShards(NamedTuple):
     shards: int | None
 
 
+@dataclass(frozen=True)
+class Result:
+    """Numbers of images in the output, of images left out, and of shards in the destination, whichever run wrote them."""
+
+    images: int
+    broken: int
+    shards: int
+
+
+class Merge(NamedTuple):
+    """Shards' files with names like ``pattern`` become one file ``name`` at the end, which ``write`` writes from them."""
+
+    name: str
+    pattern: str
+    write: Callable[[BinaryIO, Sequence[Path]], object]
+
+
 class Destination:
     """An output folder, locked for this process; a context manager. ``done``: whether the output is complete.
 
@@ -48,6 +68,7 @@ class Destination:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
         self._records: dict[int, dict[str, Any]] = {}
+        self._names = set[str]()
         self.done = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,11 +109,18 @@ class Destination:
         return [*found, MissingShards(first, start, None)]
 
     def add(self, shard: Shard, files: Mapping[str, bytes]) -> None:
-        """Writes the files of a shard, given by name. When this returns, they survive a power failure."""
+        """Writes the files of a shard, given by name. When this returns, they survive a power failure.
+
+        Raises ``BulkError`` if another shard has a file of the same name.
+        """
         if shard.number in self._records:
             raise ValueError(f"shard {shard.number} is complete already")
+        if repeated := self._names.intersection(files):
+            raise BulkError(f"two images would be written as {self.folder / min(repeated)}: write another format")
         for name, content in files.items():
             self._write(name, content)
+        for folder in sorted({(self.folder / name).parent for name in files} - {self.folder}):
+            _sync(folder)
         os.fsync(self._lock)
         record = {
             "number": shard.number,
@@ -106,30 +134,58 @@ class Destination:
             journal.flush()
             os.fsync(journal.fileno())
         self._records[shard.number] = record
+        self._names.update(files)
 
-    def finish(self, views: int) -> None:
-        """Writes the errors and the manifest; an image has ``views`` rows."""
+    def finish(self, views: int, merges: Sequence[Merge] = ()) -> None:
+        """Writes what is merged, the errors and the manifest; an image has ``views`` rows."""
         records = [record for _, record in sorted(self._records.items())]
+        merged = [self._merge(merge, records) for merge in merges]
         broken = [(key, reason) for record in records for key, reason in record["broken"]]
         errors = b"".join(_line({"key": key, "reason": reason}) for key, reason in broken)
         self._write(_ERRORS, errors)
-        document = manifest_of(self._settings, views, records, _described(_ERRORS, errors))
+        kept = [
+            record | {"files": [file for file in record["files"] if not any(map(partial(_is_part, file), merges))]}
+            for record in records
+        ]
+        document = manifest_of(self._settings, views, kept, _described(_ERRORS, errors), merged)
         self._write(_MANIFEST, (json.dumps(document, indent=2) + "\n").encode())
+        os.fsync(self._lock)
+        self._clean_up(document)
+
+    def _merge(self, merge: Merge, records: list[dict[str, Any]]) -> dict[str, Any]:
+        parts = [self.folder / file["name"] for record in records for file in record["files"] if _is_part(file, merge)]
+        path = self.folder / merge.name
+        write_atomically(path, lambda file: merge.write(file, parts))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"name": merge.name, "bytes": path.stat().st_size, "sha256": digest}
+
+    def _clean_up(self, manifest: dict[str, Any]) -> None:
+        """Removes the journal, and before it the files that have been merged."""
+        kept = {file["name"] for shard in manifest["shards"] for file in shard["files"]}
+        _, *records = self._journal_lines()
+        for name in {file["name"] for record in records for file in record["files"]} - kept:
+            (self.folder / name).unlink(missing_ok=True)
         os.fsync(self._lock)
         (self.folder / _JOURNAL).unlink()
         os.fsync(self._lock)
         self.done = True
 
+    def _journal_lines(self) -> list[dict[str, Any]]:
+        """The settings and the records of the shards; a truncated last line is left out."""
+        return [json.loads(line) for line in (self.folder / _JOURNAL).read_bytes().split(b"\n")[:-1]]
+
     def _open(self) -> None:
         manifest, journal = self.folder / _MANIFEST, self.folder / _JOURNAL
-        for partial in self.folder.glob(f"*{PARTIAL_SUFFIX}"):
-            partial.unlink()
+        for unfinished in self.folder.rglob(f"*{PARTIAL_SUFFIX}"):
+            unfinished.unlink()
         if manifest.exists():
             document = json.loads(manifest.read_text(encoding="utf-8"))
             self._compare({name: document.get(name) for name in self._settings})
             shards = enumerate(document["shards"])
             self._records = {number: shard | {"broken": [None] * shard["broken"]} for number, shard in shards}
-            journal.unlink(missing_ok=True)  # the last step, if a run was killed before it
+            if journal.exists():  # a run was killed before its last step
+                self._clean_up(document)
             self.done = True
         elif journal.exists():
             self._resume(journal)
@@ -140,19 +196,17 @@ class Destination:
             os.fsync(self._lock)
 
     def _resume(self, journal: Path) -> None:
-        written = journal.read_bytes()
-        whole = written[: written.rfind(b"\n") + 1]
-        settings, *records = map(json.loads, whole.splitlines())
+        settings, *records = self._journal_lines()
         self._compare(settings)
         self._records = {record["number"]: record for record in records}
-        if whole != written:
-            with journal.open("r+b") as file:
-                file.truncate(len(whole))
-                os.fsync(file.fileno())
+        with journal.open("r+b") as written:
+            written.truncate(journal.read_bytes().rfind(b"\n") + 1)
+            os.fsync(written.fileno())
         for file in (file for record in records for file in record["files"]):
             path = self.folder / file["name"]
             if not path.is_file() or path.stat().st_size != file["bytes"]:
                 raise BulkError(f"{path} is not as it was written: remove {self.folder} and start again")
+            self._names.add(file["name"])
 
     def _compare(self, started: RunSettings) -> None:
         for name, before, now in _differences(started, self._settings):
@@ -170,6 +224,18 @@ def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, str, 
         names = list(dict.fromkeys([*before, *now]))
         return [one for key in names for one in _differences(before.get(key), now.get(key), f"{name} {key}".strip())]
     return [] if before == now else [(name, json.dumps(before), json.dumps(now))]
+
+
+def _is_part(file: Mapping[str, Any], merge: Merge) -> bool:
+    return fnmatchcase(file["name"], merge.pattern)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _described(name: str, content: bytes) -> dict[str, Any]:

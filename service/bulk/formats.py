@@ -58,18 +58,23 @@ def _webdataset(shard: Shard, layout: TokenLayout) -> dict[str, bytes]:
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for row in shard.rows:
-            key = _archive_key(row.key)
+            key = archive_key(row.key)
             members = {"npy": _npy(row.tokens[0] if layout.views == 1 else row.tokens)}
             if row.label is not None:
                 members["cls"] = str(row.label).encode()
             for suffix, content in members.items():
-                member = tarfile.TarInfo(f"{key}.{suffix}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+                add_member(archive, f"{key}.{suffix}", content)
     return {".tar": written.getvalue()}
 
 
-def _archive_key(key: str) -> str:
+def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Adds a file to an archive, without a date or an owner."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def archive_key(key: str) -> str:
     """A key with the dots of its last part URL-escaped: WebDataset readers end a key at the first dot of a file name."""
     folder, slash, name = key.lstrip("/").rpartition("/")
     return f"{folder}{slash}" + name.replace("%", "%25").replace(".", "%2E")

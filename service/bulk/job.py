@@ -1,21 +1,20 @@
-"""A job of a bulk command: its options, its computation on a device, and its result."""
+"""A job of a bulk command: its options, and its computation on a device."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 import torch
 
+from service.bulk.destination import Merge
 from service.bulk.entries import Content, Entry, Source
+from service.bulk.manifest import RunSettings
 from service.bulk.shards import Row, Shard
 from service.cpu_quota import usable_cores
 
 _CPU_BATCH, _GPU_BATCH = 16, 128
-
-RunSettings = Mapping[str, Any]
-"""Everything that determines the bytes of the output, as JSON."""
 
 Prepared = TypeVar("Prepared")
 Output = TypeVar("Output")
@@ -44,11 +43,15 @@ class Job(ABC, Generic[Content]):
     def views(self) -> int:
         """Images per entry that the model computes."""
 
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        """What is merged when all shards are complete."""
+        return ()
+
     @abstractmethod
     def load(self) -> "Task[Any, Any, Content]":
         """Loads the models on a device of this machine. Raises ``BulkError``, and what loading a model raises."""
 
-    @abstractmethod
     def check(self) -> None:
         """Raises ``ModuleNotFoundError`` if the output needs a package that is not installed."""
 
@@ -88,12 +91,3 @@ class Task(ABC, Generic[Prepared, Output, Content]):
     @abstractmethod
     def files(self, shard: Shard) -> dict[str, bytes]:
         """The contents of a shard's files, by name."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """Numbers of images in the output, of images left out, and of shards in the destination, whichever run wrote them."""
-
-    images: int
-    broken: int
-    shards: int

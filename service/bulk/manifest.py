@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from models.codes.code_format import CodeError
@@ -10,7 +11,9 @@ from service.bulk.errors import BulkError
 if TYPE_CHECKING:
     from models.tokenizer import Tokenizer
     from service.bulk.entries import Source
-    from service.bulk.job import RunSettings
+
+RunSettings = Mapping[str, Any]
+"""Everything that determines the bytes of the output, as JSON."""
 
 VERSION = 1
 LARGEST_CODEBOOK = 1 << 16
@@ -51,9 +54,15 @@ def tokenizer_settings(tokenizer: Tokenizer, revision: str, length: int | None) 
 
 
 def manifest_of(
-    settings: RunSettings, views: int, records: list[dict[str, Any]], errors: dict[str, Any]
+    settings: RunSettings,
+    views: int,
+    records: list[dict[str, Any]],
+    errors: dict[str, Any],
+    merged: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The settings, counts, and the digests of all files; ``views`` rows per image."""
+    """The settings, counts, and the digests of all files: those of shards, of errors and merged ones. An image has ``views``
+    rows.
+    """
     images = sum(record["images"] for record in records)
     broken = sum(len(record["broken"]) for record in records)
     return {
@@ -69,5 +78,6 @@ def manifest_of(
             {"images": record["images"], "broken": len(record["broken"]), "files": record["files"]}
             for record in records
         ],
+        **({"merged": merged} if merged else {}),
         "errors": errors,
     }

@@ -28,10 +28,11 @@ import ray
 import ray.data
 import torch
 
-from service.bulk.destination import Destination, MissingShards
+from service.bulk.destination import Destination, MissingShards, Result
 from service.bulk.entries import Part, Position
 from service.bulk.errors import BulkError
-from service.bulk.job import Job, Result, RunSettings
+from service.bulk.job import Job
+from service.bulk.manifest import RunSettings
 from service.bulk.pipeline import Progress, make_shards
 from service.bulk.run import complete, with_resume_hint
 from service.bulk.shards import Shard, shard_starts

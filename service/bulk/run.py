@@ -7,9 +7,10 @@ from itertools import islice
 from typing import Any
 
 from models.errors import NoImagesError
-from service.bulk.destination import Destination
+from service.bulk.destination import Destination, Result
 from service.bulk.errors import BulkError
-from service.bulk.job import Job, Result, RunSettings, Task
+from service.bulk.job import Job, Task
+from service.bulk.manifest import RunSettings
 from service.bulk.pipeline import Progress, make_shards
 from service.bulk.shards import Shard
 
@@ -70,5 +71,5 @@ def complete(
             make(destination)
             if not destination.result.shards:
                 raise NoImagesError(job.source.name)
-            destination.finish(job.views)
+            destination.finish(job.views, job.merges)
         return destination.result

@@ -11,11 +11,12 @@ from service.bulk.entries import Label, Position
 
 @dataclass(frozen=True)
 class Row:
-    """One image: ``tokens`` uint16 [crops, K]."""
+    """One image: ``tokens`` uint16 [crops, K], and ``image``, its file or its pixels, if the output contains it."""
 
     key: str
     label: Label
     tokens: npt.NDArray[np.uint16]
+    image: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from service.bulk.crops import Crops
 from service.bulk.entries import Entry
 from service.bulk.errors import BrokenImage
 from service.bulk.formats import TokenLayout, check_format, token_files
-from service.bulk.job import Job, RunSettings, Task
-from service.bulk.manifest import VERSION, source_settings, tokenizer_settings
+from service.bulk.job import Job, Task
+from service.bulk.manifest import VERSION, RunSettings, source_settings, tokenizer_settings
 from service.bulk.shards import Row, Shard
 from service.imaging.decoding import decode_image
 from service.imaging.errors import ImageError

@@ -7,6 +7,7 @@ import typer
 
 from models.errors import CheckpointError, DataError, UnknownVariantError, missing_package
 from service.cli.cache import cache
+from service.cli.detokenize import detokenize
 from service.cli.doctor import doctor
 from service.cli.evaluate import evaluate
 from service.cli.export import export
@@ -17,6 +18,7 @@ from service.cli.keys import keys
 from service.cli.models import info, models
 from service.cli.options import CommandError, load_settings
 from service.cli.pull import pull
+from service.cli.sample import sample
 from service.cli.terminal import say
 from service.cli.tokenize import tokenize
 from service.cli.train import train
@@ -32,20 +34,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    encode,
-    decode,
-    generate,
-    reconstruct,
-    tokenize,
-    pull,
-    health,
-    doctor,
-    verify,
-    evaluate,
-    fid,
-    models,
-    info,
-    export,
+    *(encode, decode, generate, reconstruct, tokenize, detokenize, sample),
+    *(pull, health, doctor, verify, evaluate, fid, models, info, export),
 ):
     app.command()(command)
 app.add_typer(train, name="train")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from models.preprocessing_options import PUBLISHED
+from service.cli.bulk import BatchSize, Destination, Dtype, Ray, RayActors, Threads, run_bulk
 from service.cli.options import (
     Device,
     ImageColumn,
@@ -19,11 +19,7 @@ from service.cli.options import (
     extensions_of,
     load_settings,
 )
-from service.cli.terminal import SOME_BROKEN, image_progress, say
-
-if TYPE_CHECKING:
-    from service.bulk.job import Job, Result
-
+from service.cli.terminal import SOME_BROKEN, say
 
 SourceArgument = Annotated[
     str,
@@ -32,7 +28,6 @@ SourceArgument = Annotated[
         "with `*` or `{000..099}`; a path or a URL such as s3://bucket/set."
     ),
 ]
-Destination = Annotated[Path, typer.Argument(help="Output folder; an interrupted run in it is resumed.")]
 Format = Annotated[
     Literal["jsonl", "webdataset", "parquet", "npy", "bin"], typer.Option("--format", help="Output format.")
 ]
@@ -49,24 +44,9 @@ Preprocessing = Annotated[
     ),
 ]
 ShardImages = Annotated[int, typer.Option(min=1, help="Source images per output file.")]
-Dtype = Annotated[str, typer.Option(help="float32, tf32, tf32x3, float16 or bfloat16.")]
-BatchSize = Annotated[int, typer.Option(min=0, help="Crops per batch; 0: 16 on a CPU, 128 on a GPU.")]
-DecodeThreads = Annotated[
-    int, typer.Option(min=0, help="Threads that decode images (on a CPU also encode); 0: one per core.")
-]
 LabelColumn = Annotated[str | None, typer.Option(help="Parquet column of the labels (default: `label`).")]
 KeyColumn = Annotated[str | None, typer.Option(help="Parquet column of the keys (default: `key` or `__key__`).")]
 NoLabel = Annotated[bool, typer.Option("--no-label", help="Do not read labels.")]
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ADDRESS",
-        help="Run on a Ray cluster: its address, 'auto' for the cluster of this machine, or 'local' to start one.",
-    ),
-]
-RayActors = Annotated[
-    int, typer.Option(min=0, help="Tokenizers on the cluster; 0: one per GPU, or one per node without GPUs.")
-]
 
 
 def tokenize(
@@ -82,7 +62,7 @@ def tokenize(
     device: Device = "auto",
     dtype: Dtype = "float32",
     batch_size: BatchSize = 0,
-    decode_threads: DecodeThreads = 0,
+    decode_threads: Threads = 0,
     split: Split = None,
     image_extension: ImageExtension = None,
     no_label: NoLabel = False,
@@ -132,18 +112,7 @@ def tokenize(
         preprocessing=settings.preprocessing if preprocessing == "service" else PUBLISHED,
         length=length,
     )
-    result = _run(job, ray, ray_actors)
+    result = run_bulk("tokenize", job, ray, ray_actors)
     listed = f" (see {dest / 'errors.jsonl'})" if result.broken else ""
     say(f"{result.images} images tokenized, {result.broken} skipped{listed}, {result.shards} shards in {dest}")
     raise typer.Exit(SOME_BROKEN if result.broken else 0)
-
-
-def _run(job: Job[bytes], ray: str | None, ray_actors: int) -> Result:
-    with image_progress("tokenize", job.source.total) as progress:
-        if ray is None:
-            from service.bulk.run import run_job
-
-            return run_job(job, progress=progress)
-        from service.bulk.on_ray import run_on_ray
-
-        return run_on_ray(job, ray, actors=ray_actors, progress=progress)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from PIL import Image
@@ -48,6 +49,52 @@ def test_equal_seeds_generate_equal_images(run: Run, tmp_path: Path) -> None:
     piped = run("generate", "-", "-", "--seed", "3", "--preset", "fast")
     assert Image.open(io.BytesIO(piped.stdout)).format == "PNG"
     assert b"seed 3" in piped.stderr
+
+
+def test_samples_are_those_of_generate_and_their_tokens_are_detokenized(run: Run, tmp_path: Path) -> None:
+    made = run(
+        *(
+            "sample",
+            tmp_path / "samples",
+            "--per-class",
+            "2",
+            "--classes",
+            "cat;dog",
+            "--seed",
+            "3",
+            "--preset",
+            "fast",
+        ),
+        *("--images", "folder", "--tokens", "npy"),
+    )
+    assert (made.returncode, made.stderr.decode().split(" in ")[0]) == (0, "4 images generated, 1 shards")
+    assert run("generate", "cat", tmp_path / "cat.png", "--seed", "4", "--preset", "fast").returncode == 0
+    (tokens,) = np.load(tmp_path / "samples" / "tokens-000000.npy")[1:2].tolist()
+    assert run("decode", ",".join(map(str, tokens)), tmp_path / "decoded.png").returncode == 0
+    assert (tmp_path / "decoded.png").read_bytes() == (tmp_path / "cat.png").read_bytes()
+    back = run("detokenize", tmp_path / "samples", tmp_path / "images", "--format", "folder")
+    assert (back.returncode, back.stderr.decode().split(" in ")[0]) == (0, "4 images decoded, 1 shards")
+    for path in (tmp_path / "samples").rglob("*.png"):
+        again = tmp_path / "images" / path.relative_to(tmp_path / "samples")
+        assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["sample", "samples", "--per-class", "1", "--classes", "cats"],
+            "No class is called 'cats'. Did you mean cat?",
+        ),
+        (["sample", "samples", "--per-class", "1", "--classes", "43"], "There is no class 43; ids are 0..42."),
+        (["sample", "samples", "--per-class", "1", "--preset", "best"], "preset 'best' is unknown"),
+        (["detokenize", "nothing", "images"], "at nothing: expected tokens in one format"),
+    ],
+)
+def test_wrong_samples_and_tokens_are_named(arguments: list[str], message: str, run: Run) -> None:
+    ended = run(*arguments)
+    assert (ended.returncode, ended.stdout) == (1, b"")
+    assert message in ended.stderr.decode()
 
 
 def test_several_images_are_generated_as_json_lines(run: Run, tmp_path: Path) -> None:

@@ -9,28 +9,34 @@ import json
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from models.tokenizer import Tokenizer
 from service.bulk.crops import Crops
-from service.bulk.destination import Destination
+from service.bulk.destination import Destination, Result
+from service.bulk.detokenization import Detokenization, DetokenizeJob
 from service.bulk.entries import Source
-from service.bulk.job import Result
+from service.bulk.image_formats import ImageOptions
+from service.bulk.job import Job, Task
 from service.bulk.pipeline import Progress
 from service.bulk.run import run_task
+from service.bulk.sampling import SampleJob, Samples, Sampling, source_of
 from service.bulk.shards import Shard
 from service.bulk.sources import open_source
+from service.bulk.token_folders import open_token_source
 from service.bulk.tokenization import Tokenization, TokenizeJob
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import tiny_generator, tiny_tokenizer
 
 __all__ = [
     "CLASSES",
     "COUNT",
     "Killed",
     "broken_images",
+    "detokenize_job",
     "digests",
     "folder_of",
     "images",
@@ -39,10 +45,24 @@ __all__ = [
     "parquet_of",
     "rows_of",
     "run",
+    "sample_job",
     "tars_of",
+    "task_of",
+    "tokens_of",
 ]
 
 COUNT, CLASSES = 23, ("ant", "bee", "cat")
+PLAIN: dict[str, Any] = {
+    "tokenizer": "tiny",
+    "weights": None,
+    "device": "cpu",
+    "dtype": "float32",
+    "batch_size": 2,
+    "threads": 2,
+}
+"""Options of every job."""
+
+JobT = TypeVar("JobT", bound=Job[Any])
 
 
 def images(count: int = COUNT) -> list[bytes]:
@@ -124,29 +144,69 @@ def job(source: Source | Path | str, destination: Path, **changes: Any) -> Token
     plain = TokenizeJob(
         source=source if isinstance(source, Source) else open_source(str(source)),
         destination=destination,
-        tokenizer="tiny",
-        weights=None,
-        device="cpu",
-        dtype="float32",
         format="jsonl",
         crops=Crops(),
         shard_images=5,
-        batch_size=2,
-        threads=2,
         max_pixels=1_000_000,
+        **PLAIN,
     )
     return dataclasses.replace(plain, **changes)
 
 
-def run(asked: TokenizeJob, *, progress: Progress | None = None, **tokenizer: Any) -> Result:
-    return run_task(Tokenization(asked, tiny_tokenizer(**tokenizer)), progress=progress)
+def tokens_of(folder: Path, files: list[bytes], **changes: Any) -> Path:
+    """The tokens of image files in class folders, with the tiny tokenizer."""
+    run(job(folder_of(folder / "source", files), folder / "tokens", **changes))
+    return folder / "tokens"
+
+
+def detokenize_job(source: Path, destination: Path, view: int | None = None, **changes: Any) -> DetokenizeJob:
+    """Shards of five images in batches of two, as PNG files in folders, with ``changes``."""
+    opened, folder = open_token_source(str(source), view=view)
+    images = ImageOptions(changes.pop("format", "folder"), classes=folder.classes, **changes.pop("images", {}))
+    plain = DetokenizeJob(
+        source=opened, destination=destination, folder=folder, view=view, images=images, shard_images=5, **PLAIN
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def sample_job(destination: Path, **changes: Any) -> SampleJob:
+    """Four images of three classes, in shards of five images; tokens as JSON lines, and PNG files in folders."""
+    samples = changes.pop("samples", Samples((3, 0, 4), 4, seed=1_000))
+    plain = SampleJob(
+        source=source_of(samples, "tiny"),
+        destination=destination,
+        samples=samples,
+        generator_weights=None,
+        preset="fast",
+        format="jsonl",
+        images=ImageOptions("folder"),
+        shard_images=5,
+        **PLAIN,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def run(asked: Job[Any], *, progress: Progress | None = None, **tokenizer: Any) -> Result:
+    """Runs a job with tiny models."""
+    return run_task(task_of(asked, tiny_tokenizer(**tokenizer)), progress=progress)
+
+
+def task_of(asked: Job[Any], tokenizer: Tokenizer) -> Task[Any, Any, Any]:
+    match asked:
+        case TokenizeJob():
+            return Tokenization(asked, tokenizer)
+        case DetokenizeJob():
+            return Detokenization(asked, tokenizer)
+        case SampleJob():
+            return Sampling(asked, tokenizer, tiny_generator())
+    raise TypeError(asked)
 
 
 class Killed(BaseException):
     """Simulates SIGKILL."""
 
 
-def leave_only(shards: set[int], asked: TokenizeJob, do: Callable[[TokenizeJob], object]) -> None:
+def leave_only(shards: set[int], asked: JobT, do: Callable[[JobT], object]) -> None:
     """A run that is killed when exactly these shards are complete, as can happen on a cluster."""
     whole = Destination.add
 
@@ -154,7 +214,7 @@ def leave_only(shards: set[int], asked: TokenizeJob, do: Callable[[TokenizeJob],
         if shard.number in shards:
             whole(self, shard, files)
 
-    def die(self: Destination, manifest: object) -> None:
+    def die(self: Destination, *_: object) -> None:
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
@@ -172,5 +232,6 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file in a folder, hidden ones too, with the digest of its bytes."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    """Every file in and below a folder, hidden ones too, with the digest of its bytes."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from tests.service.bulk.data_sets import job, run
+from service.bulk.image_formats import ImageOptions
+from tests.service.bulk.data_sets import detokenize_job, job, run, sample_job
 
 __all__ = ["start"]
 
@@ -16,13 +17,19 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
 
 
-def start(source: Path, destination: Path, format_name: str) -> ForkServerProcess:
-    """Starts a process that tokenizes in shards of two images."""
-    process = _CONTEXT.Process(target=_tokenize, args=(source, destination, format_name), daemon=True)
+def start(command: str, source: Path, destination: Path, format_name: str) -> ForkServerProcess:
+    """Starts a process that works in shards of two images. ``command``: tokenize, detokenize or sample."""
+    process = _CONTEXT.Process(target=_run, args=(command, source, destination, format_name), daemon=True)
     process.start()
     return process
 
 
-def _tokenize(source: Path, destination: Path, format_name: str) -> None:
+def _run(command: str, source: Path, destination: Path, format_name: str) -> None:
     torch.set_num_threads(1)
-    run(job(source, destination, format=format_name, shard_images=2))
+    match command:
+        case "tokenize":
+            run(job(source, destination, format=format_name, shard_images=2))
+        case "detokenize":
+            run(detokenize_job(source, destination, format=format_name, shard_images=2))
+        case "sample":
+            run(sample_job(destination, format="npy", images=ImageOptions(format_name), shard_images=2))

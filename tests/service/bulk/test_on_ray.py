@@ -22,11 +22,23 @@ from models.errors import CheckpointError
 from service.bulk.errors import BulkError
 from service.bulk.formats import FORMATS
 from service.bulk.image_folders import ImageFolder
+from service.bulk.image_formats import ImageOptions
+from service.bulk.job import Job
 from service.bulk.run import run_job
 from service.bulk.sources import open_source
 from service.bulk.tokenization import TokenizeJob
 from tests.ray_cluster import two_nodes
-from tests.service.bulk.data_sets import CLASSES, broken_images, digests, folder_of, job, leave_only, tars_of
+from tests.service.bulk.data_sets import (
+    CLASSES,
+    broken_images,
+    detokenize_job,
+    digests,
+    folder_of,
+    job,
+    leave_only,
+    sample_job,
+    tars_of,
+)
 from tests.service.bulk.waiting_files import WaitingFiles
 
 pytest.importorskip("ray")
@@ -42,7 +54,7 @@ def cluster() -> Iterator[Any]:
         yield nodes
 
 
-def on_ray(asked: TokenizeJob, **options: Any) -> Any:
+def on_ray(asked: Job[Any], **options: Any) -> Any:
     from service.bulk.on_ray import run_on_ray
 
     return run_on_ray(asked, "auto", **options)
@@ -50,6 +62,29 @@ def on_ray(asked: TokenizeJob, **options: Any) -> Any:
 
 def asked_for(source: Any, destination: Path, format_name: str) -> TokenizeJob:
     return job(source, destination, tokenizer="titok-mini-32", format=format_name, threads=0, max_pixels=40_000_000)
+
+
+@pytest.mark.parametrize("command", ["sample", "detokenize"])
+def test_images_on_two_nodes_are_those_of_one_machine(command: str, cluster: Any, tmp_path: Path) -> None:
+    """Also where a run on one machine was killed."""
+    model = {"tokenizer": "titok-mini-32", "threads": 0}
+    folder = sampled(tmp_path) if command == "detokenize" else tmp_path
+
+    def asked(destination: str) -> Job[Any]:
+        if command == "sample":
+            return sample_job(tmp_path / destination, images=ImageOptions("npz"), **model)
+        return detokenize_job(folder, tmp_path / destination, **model)
+
+    here = run_job(asked("here"))
+    leave_only({1}, asked("ray"), run_job)
+    assert on_ray(asked("ray")) == here
+    assert digests(tmp_path / "ray") == digests(tmp_path / "here")
+
+
+def sampled(folder: Path) -> Path:
+    """Tokens of the shipped generator."""
+    run_job(sample_job(folder / "tokens", tokenizer="titok-mini-32", images=None))
+    return folder / "tokens"
 
 
 def test_killing_a_node_changes_no_byte_and_repeats_no_complete_shard(cluster: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,13 @@ import service.bulk.destination
 from service.bulk.crops import Crops
 from service.bulk.destination import Destination
 from service.bulk.errors import BulkError
+from service.bulk.job import Job
 from tests.service.bulk import killable
 from tests.service.bulk.data_sets import (
     COUNT,
     Killed,
     broken_images,
+    detokenize_job,
     digests,
     folder_of,
     images,
@@ -28,6 +31,7 @@ from tests.service.bulk.data_sets import (
     parquet_of,
     run,
     tars_of,
+    tokens_of,
 )
 
 KILLS = int(os.environ.get("TITOK_TEST_KILLS", "6"))  # 50 for a release
@@ -35,17 +39,36 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "folder": lambda folder: folder_of(folder, broken_images()),
     "tars": lambda folder: tars_of(folder, broken_images()),
     "parquet": lambda folder: parquet_of(folder, list(broken_images())),
+    "tokens": lambda folder: tokens_of(folder, images()),
+    "classes": lambda folder: folder,
+}
+JOBS: dict[str, Callable[[Path, Path], Job[Any]]] = {
+    **dict.fromkeys(("folder", "tars", "parquet"), job),
+    "tokens": lambda source, destination: detokenize_job(source, destination, format="npz"),
 }
 
 
-@pytest.mark.parametrize(("kind", "written"), [("folder", "webdataset"), ("tars", "npy"), ("parquet", "parquet")])
-def test_runs_killed_at_random_moments_resume_to_identical_bytes(kind: str, written: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "kind", "written"),
+    [
+        ("tokenize", "folder", "webdataset"),
+        ("tokenize", "tars", "npy"),
+        ("tokenize", "parquet", "parquet"),
+        ("detokenize", "tokens", "folder"),
+        ("sample", "classes", "npz"),
+    ],
+)
+def test_runs_killed_at_random_moments_resume_to_identical_bytes(
+    command: str, kind: str, written: str, tmp_path: Path
+) -> None:
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     source = SOURCES[kind](tmp_path / "source")
-    killable.start(source, tmp_path / "first", written).join()  # the forking process itself takes seconds to begin
+    killable.start(
+        command, source, tmp_path / "first", written
+    ).join()  # the forking process itself takes seconds to begin
     begun = time.monotonic()
-    undisturbed = killable.start(source, tmp_path / "whole", written)
+    undisturbed = killable.start(command, source, tmp_path / "whole", written)
     undisturbed.join()
     lasted = time.monotonic() - begun
     assert undisturbed.exitcode == 0
@@ -54,18 +77,18 @@ def test_runs_killed_at_random_moments_resume_to_identical_bytes(kind: str, writ
         destination = tmp_path / "killed"
         shutil.rmtree(destination, ignore_errors=True)
         for _ in range(3):  # killed again while it resumes
-            process = killable.start(source, destination, written)
+            process = killable.start(command, source, destination, written)
             process.join(chance.uniform(0.0, 1.1 * lasted))
             process.kill()
             process.join()
             died += process.exitcode != 0
-        last = killable.start(source, destination, written)
+        last = killable.start(command, source, destination, written)
         last.join()
         assert last.exitcode == 0
         assert digests(destination) == digests(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", JOBS)
 def test_runs_killed_at_any_fsync_resume_to_identical_bytes(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +96,7 @@ def test_runs_killed_at_any_fsync_resume_to_identical_bytes(
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     source = SOURCES[kind](tmp_path / "source")
-    run(job(source, tmp_path / "whole"))
+    run(JOBS[kind](source, tmp_path / "whole"))
     fsync, moment = os.fsync, 0
     while True:
         moment, calls = moment + 1, 0
@@ -88,10 +111,10 @@ def test_runs_killed_at_any_fsync_resume_to_identical_bytes(
         destination = tmp_path / f"killed-{moment}"
         monkeypatch.setattr(service.bulk.destination.os, "fsync", die_in_time)
         try:
-            run(job(source, destination))
+            run(JOBS[kind](source, destination))
         except Killed:
             monkeypatch.setattr(service.bulk.destination.os, "fsync", fsync)
-            run(job(source, destination))
+            run(JOBS[kind](source, destination))
             assert digests(destination) == digests(tmp_path / "whole")
         else:
             break

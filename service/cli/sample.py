@@ -1,0 +1,116 @@
+"""``titok sample``: generates many images."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from service.cli.bulk import (
+    BatchSize,
+    Destination,
+    Dtype,
+    ImageFormat,
+    ImageShard,
+    Quality,
+    Ray,
+    RayActors,
+    Threads,
+    run_bulk,
+)
+from service.cli.options import Device, Tokenizer, Weights, load_settings
+from service.cli.terminal import say
+
+PerClass = Annotated[int, typer.Option(min=1, help="Images of each class.")]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="Names or ids of classes, separated by semicolons; all classes of the generator by default.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; image i has the seed SEED + i.")]
+Preset = Annotated[str, typer.Option(help="Sampling preset: published, demo or fast.")]
+Tokens = Annotated[
+    Literal["parquet", "webdataset", "npy", "bin", "jsonl", "none"], typer.Option(help="Format of the tokens.")
+]
+Images = Annotated[
+    Literal["webdataset", "folder", "npz", "none"],
+    typer.Option(help="Format of the images, as in `titok detokenize`; none: only tokens."),
+]
+GeneratorWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of the generator: file, folder or Hugging Face repository.", envvar="TITOK_GENERATOR_WEIGHTS"
+    ),
+]
+
+
+def sample(
+    dest: Destination,
+    per_class: PerClass,
+    classes: Classes = None,
+    seed: Seed = 0,
+    preset: Preset = "published",
+    tokens: Tokens = "parquet",
+    images: Images = "webdataset",
+    image_format: ImageFormat = "png",
+    quality: Quality = None,
+    shard_images: ImageShard = 1_000,
+    tokenizer: Tokenizer = None,
+    weights: Weights = None,
+    generator_weights: GeneratorWeights = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    batch_size: BatchSize = 0,
+    threads: Threads = 0,
+    ray: Ray = None,
+    ray_actors: RayActors = 0,
+) -> None:
+    """Generate many images, as tokens and as image files. Rerun the command to resume; the output is byte-identical.
+
+    Images are ordered by class; image i, from 0, has the seed SEED + i.
+
+    Examples:
+
+        titok sample samples/ --per-class 50 --images npz --tokens none
+
+        titok sample samples/ --per-class 10 --classes 'tabby;207' --images folder
+    """
+    from models import load_generator
+    from service.bulk.image_formats import ImageOptions
+    from service.bulk.sampling import SampleJob, Samples, source_of
+    from service.operations.classes import ClassIndex
+
+    name = tokenizer or load_settings().tokenizer
+    generator = load_generator(name, weights=generator_weights)
+    generator.settings(preset)
+    index = ClassIndex(generator.class_names, model=name)
+    named = range(len(index)) if classes is None else map(_class, classes.split(";"))
+    labels = [label for one in named if (label := index.resolve(one)) is not None]
+    samples = Samples(tuple(labels), per_class, seed)
+    job = SampleJob(
+        source=source_of(samples, name),
+        destination=dest,
+        tokenizer=name,
+        weights=weights,
+        device=device,
+        dtype=dtype,
+        shard_images=shard_images,
+        batch_size=batch_size,
+        threads=threads,
+        samples=samples,
+        generator_weights=generator_weights,
+        preset=preset,
+        format=None if tokens == "none" else tokens,
+        images=None
+        if images == "none"
+        else ImageOptions(images, f"image/{image_format}", quality, generator.class_names),
+    )
+    del generator
+    result = run_bulk("sample", job, ray, ray_actors)
+    say(f"{result.images} images generated, {result.shards} shards in {dest}")
+
+
+def _class(text: str) -> int | str:
+    return int(text) if text.strip().isdecimal() else text.strip()
