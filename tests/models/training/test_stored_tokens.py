@@ -69,13 +69,14 @@ def written(folder: Path, images: int = IMAGES, label: Any = int) -> Path:
 
 def manifest(folder: Path, **tokenizer: Any) -> Path:
     described = {"name": "titok-l-32", "weights": "b" * 64, "revision": "", "num_tokens": K, "codebook_size": 64}
+    file = {"name": "tokens.npy", "bytes": (folder / "tokens.npy").stat().st_size, "sha256": "c" * 64}
     document = {
         "version": 1,
         "tokenizer": described | tokenizer,
         "output": {"format": "npy"},
         "source": {"classes": ["ant", "bee", "cat"]},
         "preprocessing": {"views": VIEWS},
-        "shards": [],
+        "shards": [{"images": IMAGES, "files": [file]}],
     }
     (folder / "manifest.json").write_text(json.dumps(document))
     return folder
@@ -122,6 +123,11 @@ def test_tokens_of_another_tokenizer_are_refused_with_both_names(
 ) -> None:
     with pytest.raises(DataError, match=r"made with titok-l-32 \(b{12}\), not with runs/tokenizer \(a{12}\)"):
         open_token_sets(manifest(written(tmp_path)), run, tokenizer)
+
+
+def test_a_changed_file_is_refused(run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"tokens.npy has changed: its SHA-256 is not that of manifest.json"):
+        open_token_sets(manifest(written(tmp_path), weights=tokenizer.digest), run, tokenizer)
 
 
 @pytest.mark.parametrize(
