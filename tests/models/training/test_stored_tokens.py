@@ -130,9 +130,14 @@ def test_a_changed_file_is_refused(run: GeneratorRun, tokenizer: FrozenTokenizer
         open_token_sets(manifest(written(tmp_path), weights=tokenizer.digest), run, tokenizer)
 
 
+def test_images_without_labels_have_one_class(run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path) -> None:
+    classes, (train_set, _) = open_token_sets(written(tmp_path, label={}.get), run, tokenizer)
+    assert (classes, train_set.labels.unique().tolist()) == ({"all": "all"}, [0])
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
-    [(lambda _: None, "0 in .* has no label"), (lambda label: -1 if label else 0, "1 in .* has no label")],
+    [(lambda label: label or None, "0 in .* has no label"), (lambda label: -1 if label else 0, "1 in .* has no label")],
 )
 def test_a_missing_label_is_named(
     label: Any, message: str, run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path
