@@ -28,11 +28,12 @@ export function choice(box, tokens, { group, onSelect }) {
     return { input, shown };
   });
   return {
-    /** Shows new ids and marks those that differ from the initial ids. */
-    paint(ids) {
+    /** Shows new ids, and marks those that differ from the initial ids and those beyond the length. */
+    paint(ids, length = ids.length) {
       ids.forEach((id, place) => {
         paint(fields[place].shown, id);
         fields[place].shown.classList.toggle("changed", id !== tokens[place]);
+        fields[place].shown.classList.toggle("dropped", place >= length);
       });
     },
   };

@@ -1,11 +1,13 @@
 // Section "Generate images": generation with live previews, and a gallery of images with their settings.
 
 import { cell } from "./cells.js";
+import { showPicks } from "./class_picks.js";
 import { announce, blobOf, byId, element, show, showProblems } from "./page.js";
 import { call, parseEvents, Problem } from "./service.js";
 
 const SLIDERS = { steps: "gen-steps", guidance_scale: "gen-guidance", temperature: "gen-temperature" };
 const DEFAULT_PRESET = "demo";
+const COUNTS = [4, 1]; // images at once; the first is the default
 
 /** Initializes the section. `editImage` and `useAsB` are called with the tokens of a gallery image. */
 export async function createGenerator(model, { editImage, useAsB }) {
@@ -14,8 +16,9 @@ export async function createGenerator(model, { editImage, useAsB }) {
     byId("generator").hidden = true;
     return;
   }
-  const [name, seed, preset] = [byId("gen-class"), byId("gen-seed"), byId("gen-preset")];
+  const [name, seed, preset, count] = [byId("gen-class"), byId("gen-seed"), byId("gen-preset"), byId("gen-count")];
   let running = null; // AbortController of the generation in progress
+  let another = false; // a generation with a new seed follows the one in progress
 
   function applySettings(settings) {
     for (const [setting, id] of Object.entries(SLIDERS)) {
@@ -30,6 +33,7 @@ export async function createGenerator(model, { editImage, useAsB }) {
     return {
       class: text === "" ? null : /^\d+$/.test(text) ? Number(text) : text,
       seed: seed.valueAsNumber,
+      n: Number(count.value),
       preset: preset.value,
       steps: byId(SLIDERS.steps).valueAsNumber,
       guidance_scale: byId(SLIDERS.guidance_scale).valueAsNumber,
@@ -42,32 +46,41 @@ export async function createGenerator(model, { editImage, useAsB }) {
     const controller = (running = new AbortController());
     const settings = readSettings();
     byId("gen-stop").disabled = false;
+    prepareGrid(settings.n);
     progress(0, settings.steps, "Waiting …");
     const succeeded = await showProblems(byId("generate-problem"), () => stream(settings, controller.signal));
     if (running !== controller) return;
     running = null;
     byId("gen-stop").disabled = true;
     if (!succeeded) progress(0, settings.steps, controller.signal.aborted ? "Stopped" : "");
+    if (succeeded && another) generateAnother();
+    another = false;
+  }
+
+  function generateAnother() {
+    randomizeSeed();
+    generate();
   }
 
   async function stream(settings, signal) {
     const json = { ...settings, preview: true };
     const response = await call("v1/generate", { json, accept: "text/event-stream", signal });
-    let item = null;
+    const items = [];
     for await (const [event, data] of parseEvents(response)) {
       if (event === "error") throw new Problem(data);
-      if (event === "step") {
+      if (event === "step" && data.index === 0) {
         showTokens(data.tokens);
         const known = `${data.known} of ${model.num_tokens} tokens`;
         progress(data.step, data.steps, `Step ${data.step} of ${data.steps}, ${known}`);
       }
-      if (event === "image") item = data;
-      if (data.image) showImage(blobOf(data));
+      if (event === "image") items.push(data);
+      if (data.image) showImage(data.index, blobOf(data));
       if (event === "done") {
         const title = data.class_name ?? "no class";
-        progress(1, 1, `${title}, seed ${item.seed}`);
-        announce(`Generated: ${title}, seed ${item.seed}`);
-        addToGallery(item, title, settings);
+        const seeds = settings.n > 1 ? `seeds ${items[0].seed} to ${items.at(-1).seed}` : `seed ${items[0].seed}`;
+        progress(1, 1, `${title}, ${seeds}`);
+        announce(`Generated: ${title}, ${seeds}`);
+        for (const item of items.reverse()) addToGallery(item, title, settings);
         return;
       }
     }
@@ -84,7 +97,7 @@ export async function createGenerator(model, { editImage, useAsB }) {
       return made;
     };
     const restore = button("Settings", () => {
-      [name.value, seed.value, preset.value] = [settings.class ?? "", item.seed, settings.preset];
+      [name.value, seed.value, preset.value, count.value] = [settings.class ?? "", item.seed, settings.preset, 1];
       applySettings(settings);
       name.focus();
     });
@@ -109,13 +122,16 @@ export async function createGenerator(model, { editImage, useAsB }) {
 
   preset.append(...Object.keys(model.generator.presets).map((value) => element("option", { value, textContent: value })));
   preset.value = DEFAULT_PRESET;
+  for (const value of COUNTS.filter((number) => number <= model.limits.max_generate)) {
+    count.append(element("option", { value, textContent: value === 1 ? "1 image" : `${value} images` }));
+  }
   applySettings(model.generator.presets[preset.value]);
   preset.addEventListener("change", () => applySettings(model.generator.presets[preset.value]));
   for (const id of Object.values(SLIDERS)) byId(id).addEventListener("input", ({ target }) => showValue(target));
   byId("gen-seed-random").addEventListener("click", randomizeSeed);
   byId("gen-another").addEventListener("click", () => {
-    randomizeSeed();
-    generate();
+    if (running) another = true;
+    else generateAnother();
   });
   byId("gen-stop").addEventListener("click", () => running?.abort());
   byId("generate-form").addEventListener("submit", (event) => {
@@ -126,7 +142,10 @@ export async function createGenerator(model, { editImage, useAsB }) {
   await showProblems(byId("generate-problem"), async () => {
     const { data } = await (await call(`v1/models/${model.id}/classes`)).json();
     byId("gen-classes").append(...data.map(option));
-    name.value = byId("gen-classes").firstElementChild.value;
+    name.value = showPicks(data, (value) => {
+      name.value = value;
+      generate();
+    });
   });
 }
 
@@ -140,9 +159,22 @@ function showValue(slider) {
   slider.parentElement.querySelector("output").value = slider.value;
 }
 
-function showImage(blob) {
+/** Makes room for `count` images; earlier ones stay, dimmed, until the new ones come. */
+function prepareGrid(count) {
+  const frames = byId("gen-grid").children;
+  while (frames.length > count) byId("gen-grid").lastChild.remove();
+  while (frames.length < count) {
+    const image = element("img", { alt: `Image ${frames.length + 1} being generated`, hidden: true });
+    byId("gen-grid").append(element("div", { className: "frame" }, image));
+  }
+  for (const { firstChild: image } of frames) image.classList.add("old");
+}
+
+function showImage(index, blob) {
   byId("gen-empty").hidden = true;
-  show(byId("gen-picture"), blob);
+  const image = byId("gen-grid").children[index].firstChild;
+  image.classList.remove("old");
+  show(image, blob);
 }
 
 function showTokens(ids) {

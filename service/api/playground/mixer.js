@@ -3,6 +3,7 @@
 import { cell, paint } from "./cells.js";
 import { tokensOf } from "./code.js";
 import { latest } from "./latest.js";
+import { createMorph } from "./morph.js";
 import { blobOf, byId, element, show, showProblems } from "./page.js";
 import { call } from "./service.js";
 import { acceptImages } from "./uploads.js";
@@ -23,10 +24,18 @@ export function createMixer(model, { editImage }) {
     return [pick(images.first, images.second), pick(images.second, images.first)];
   }
 
-  const mix = latest(async (tokens, share) => {
+  const request = (tokens, share) => {
     const json = { tokens, weights: [1 - share, share], model: id, revision };
+    return call("v1/mix", { json, accept: "image/jpeg" });
+  };
+  const morph = createMorph({
+    mixed: async (share) => (await request(pair(), share)).blob(),
+    report: (work) => showProblems(problem, work),
+  });
+
+  const mix = latest(async (tokens, share) => {
     await showProblems(problem, async () => {
-      const response = await call("v1/mix", { json, accept: "image/jpeg" });
+      const response = await request(tokens, share);
       interpolated = tokensOf(response.headers.get("X-Titok-Code"), bits, count);
       show(byId("mix-between"), await response.blob());
     });
@@ -50,6 +59,7 @@ export function createMixer(model, { editImage }) {
 
   function redraw() {
     if (!images.first || !images.second) return;
+    morph.reset();
     const [first, second] = pair();
     [...byId("swaps").children].forEach((button, place) => {
       button.setAttribute("aria-pressed", swapped.has(place));

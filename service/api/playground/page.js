@@ -34,7 +34,10 @@ export async function showProblems(box, work) {
     if (error.name === "AbortError") return false;
     if (!(error instanceof Problem)) throw error;
     box.replaceChildren(element("strong", { textContent: error.title }), element("p", { textContent: error.detail }));
-    if (error.instance) box.append(element("small", { textContent: `Request ${error.instance}` }));
+    if (error.instance) {
+      const request = element("code", { textContent: error.instance });
+      box.append(element("details", {}, element("summary", { textContent: "Details" }), "Request ", request));
+    }
     box.hidden = false;
     if (error.status === 401) byId("key-form").hidden = false;
     return false;

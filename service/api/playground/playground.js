@@ -5,6 +5,7 @@ import { createGenerator } from "./generator.js";
 import { createMixer } from "./mixer.js";
 import { byId, number, showProblems } from "./page.js";
 import { call, storeKey } from "./service.js";
+import { codeOfAddress } from "./take_away.js";
 import { acceptImagesAnywhere, sampleImage } from "./uploads.js";
 
 const reload = () => location.reload();
@@ -16,8 +17,10 @@ async function start() {
   const editor = createEditor(model, { onSettled: mixer.setFirst });
   acceptImagesAnywhere(editor.openImage);
   byId("sections").hidden = false;
+  const openAddress = () => codeOfAddress() && editor.openCode(codeOfAddress());
+  window.addEventListener("hashchange", openAddress);
   await Promise.all([
-    editor.openImage(sampleImage("coffee")),
+    openAddress() ?? editor.openImage(sampleImage("coffee")),
     mixer.openImage(sampleImage("cat")),
     createGenerator(model, { editImage: editor.openTokens, useAsB: mixer.openTokens }),
   ]);

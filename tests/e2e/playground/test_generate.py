@@ -6,7 +6,7 @@ import base64
 import re
 
 import httpx
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.e2e.playground.browser import (
     decode,
@@ -29,6 +29,7 @@ def test_a_generation_shows_its_steps_and_is_kept_with_its_seed(page: Page, clie
     )
     page.fill("#gen-class", "Glacier")
     page.fill("#gen-seed", "3")
+    page.select_option("#gen-count", "1")
     page.select_option("#gen-preset", "fast")
     expect(page.locator("#gen-steps")).to_have_value("4")
     set_slider(page, "#gen-steps", 6)
@@ -52,6 +53,7 @@ def test_a_generation_shows_its_steps_and_is_kept_with_its_seed(page: Page, clie
 def test_the_gallery_restores_settings_and_images(page: Page, client: httpx.Client) -> None:
     page.fill("#gen-class", "")
     page.fill("#gen-seed", "8")
+    page.select_option("#gen-count", "1")
     set_slider(page, "#gen-steps", 2)
     page.click("#gen-start")
     expect(page.locator("#gallery li p")).to_have_text(["no classseed 8"])
@@ -83,4 +85,41 @@ def test_a_generation_is_stopped(page: Page) -> None:
     expect(page.locator("#generate-problem")).to_be_hidden()
     page.unroute("**/v1/generate")
     page.click("#gen-start")
-    expect(page.locator("#gallery li")).to_have_count(1)
+    expect(page.locator("#gallery li")).to_have_count(4)
+
+
+def test_four_seeds_are_generated_at_once(page: Page, client: httpx.Client) -> None:
+    page.fill("#gen-seed", "3")
+    set_slider(page, "#gen-steps", 2)
+    page.click("#gen-start")
+    expect(page.locator("#gen-state")).to_have_text("mountain, seeds 3 to 6")
+    data = client.post("/v1/generate", json={"class": "mountain", "seed": 3, "n": 4, "steps": 2}).json()["data"]
+    for place, item in enumerate(data, start=1):
+        expect_picture(page, f"#gen-grid .frame:nth-child({place}) img", base64.b64decode(item["image"]))
+    expect(page.locator("#gallery li p")).to_have_text([f"mountainseed {seed}" for seed in (3, 4, 5, 6)])
+
+
+def test_another_seed_waits_for_the_generation_in_progress(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/v1/generate", lambda route: route.continue_() if held else held.append(route))
+    page.fill("#gen-seed", "3")
+    set_slider(page, "#gen-steps", 2)
+    page.click("#gen-start")
+    page.click("#gen-another")
+    expect(page.locator("#gen-seed")).to_have_value("3")
+    held[0].continue_()
+    expect(page.locator("#gallery li")).to_have_count(8)
+    expect(page.locator("#gen-seed")).not_to_have_value("3")
+
+
+def test_classes_are_offered_with_an_image_of_each(page: Page, client: httpx.Client) -> None:
+    page.locator("#gen-picks").scroll_into_view_if_needed()
+    offered = page.locator("#gen-picks button")
+    expect(offered).to_have_count(8)
+    expect(page.locator("#gen-picks img[src^='blob:']")).to_have_count(8)
+    expect(page.locator("#gen-class")).to_have_value("mountain")
+    wish = {"class": "sea", "seed": 0, "preset": "fast", "format": "webp"}
+    item = client.post("/v1/generate", json=wish).json()["data"][0]
+    expect_picture(page, "#gen-picks [title=sea] img", base64.b64decode(item["image"]))
+    page.click("#gen-picks [title=sea]")
+    expect(page.locator("#gen-state")).to_have_text("sea, seeds 0 to 3")

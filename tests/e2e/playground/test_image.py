@@ -17,6 +17,7 @@ from tests.e2e.playground.browser import (
     decode,
     encode,
     expect_picture,
+    set_slider,
     shown_tokens,
 )
 
@@ -32,7 +33,7 @@ def test_an_image_is_shown_beside_its_reconstruction(page: Page, client: httpx.C
     size = (SAMPLES / "hills.jpg").stat().st_size
     expect(page.locator("#size-file")).to_have_text(f"{size:,} bytes")
     expect(page.locator("#size-code")).to_have_text("48 bytes")
-    expect(page.locator("#size-ratio")).to_have_text(f"{round(size / 48)} times smaller")
+    expect(page.locator("#size-ratio")).to_contain_text(f"{round(size / 48)} times as many bytes")
     expect(page.locator("#image-quality")).to_have_text(re.compile(r"PSNR [\d.]+ dB · SSIM [\d.]+"))
 
 
@@ -48,15 +49,105 @@ def test_the_code_and_the_address_are_copied(page: Page, client: httpx.Client) -
     page.click("#code-copy")
     expect(page.locator("#code-copy")).to_have_text("Copied")
     assert page.evaluate("navigator.clipboard.readText()") == page.inner_text("#code")
-    page.click("#address-copy")
-    expect(page.locator("#address-copy")).to_have_text("Copied")
-    address = page.evaluate("navigator.clipboard.readText()")
+    address = copied(page, "address")
     assert address == page.get_attribute("#address", "href")
     assert page.inner_text("#code") in address
     assert client.get(address).raise_for_status().headers["content-type"] == "image/png"
     with page.expect_popup() as popup:
         page.click("#address")
     assert popup.value.url == address
+    assert copied(page, "img") == f'<img src="{address}" alt="">'
+    assert copied(page, "curl") == f"curl -o image.png {address}"
+    assert f'titok.decode("{page.inner_text("#code")}")' in copied(page, "python")
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.path().read_bytes() == client.get(address).content
+
+
+def copied(page: Page, name: str) -> str:
+    """The text that a button copies."""
+    page.click(f"#{name}-copy")
+    expect(page.locator(f"#{name}-copy")).to_have_text("Copied")
+    text: str = page.evaluate("navigator.clipboard.readText()")
+    return text
+
+
+def test_a_link_opens_the_image_again(page: Page, client: httpx.Client) -> None:
+    tokens = encode(client, "rocket")
+    page.fill("#code-field", CODES.to_text([tokens])[0])
+    page.press("#code-field", "Enter")
+    expect_picture(page, "#image-result", decode(client, tokens))
+    page.fill("#token-number", "77")
+    page.press("#token-number", "Tab")  # the end of the change
+    changed = [77, *tokens[1:]]
+    link = copied(page, "link")
+    assert link == page.url
+    page.goto("about:blank")
+    page.goto(link)
+    expect_picture(page, "#image-result", decode(client, changed))
+    assert shown_tokens(page) == changed
+    expect(page.locator("#image-original")).to_be_hidden()
+    expect(page.locator("#same-bytes")).to_be_hidden()
+
+
+def test_the_border_between_original_and_reconstruction_moves(page: Page) -> None:
+    clip = "element => getComputedStyle(element).clipPath"
+    for share in (20, 90):
+        set_slider(page, "#wipe", share)
+        assert page.locator("#image-result").evaluate(clip) == f"inset(0px 0px 0px {share}%)"
+
+
+def test_other_short_forms_of_the_original_are_shown(page: Page) -> None:
+    expect(page.locator("#same-bytes figcaption")).to_contain_text(
+        ["ThumbHash", "BlurHash", "4 \u00d7 4 colors", "WebP"]
+    )
+    expect(page.locator("#same-bytes figcaption .quiet").nth(2)).to_have_text("48 bytes")
+    before = page.locator("#same-bytes canvas").evaluate_all("all => all.map((canvas) => canvas.toDataURL())")
+    bring(page, "sample", "hills", "image")
+    expect(page.locator("#size-file")).to_have_text(f"{(SAMPLES / 'hills.jpg').stat().st_size:,} bytes")
+    changed = (
+        "before => [...document.querySelectorAll('#same-bytes canvas')].every((c, i) => c.toDataURL() !== before[i])"
+    )
+    page.wait_for_function(changed, arg=before)
+
+
+def test_changes_are_undone(page: Page, client: httpx.Client) -> None:
+    first = encode(client, "coffee")
+    expect(page.locator("#image-quality")).to_contain_text("PSNR")
+    for value in ("5", "6"):
+        page.fill("#token-number", value)
+        page.press("#token-number", "Tab")
+    expect(page.locator("#image-quality")).to_have_text("")  # the figures are those of the original's own tokens
+    page.click("#tokens-undo")
+    assert shown_tokens(page) == [5, *first[1:]]
+    page.keyboard.press("Control+z")
+    assert shown_tokens(page) == first
+    expect_picture(page, "#image-result", decode(client, first))
+    expect(page.locator("#image-quality")).to_contain_text("PSNR")
+    expect(page.locator("#tokens-undo")).to_be_disabled()
+
+
+@pytest.mark.parametrize("way", ["pointer", "button"])
+def test_a_map_shows_what_a_token_changes(page: Page, way: str) -> None:
+    page.locator("#tokens label").nth(6).click()
+    if way == "pointer":
+        page.locator("#tokens label").nth(5).hover()
+    else:
+        page.click("#token-effect")
+    expect(page.locator("#token-map")).to_be_visible()
+    strengths = page.evaluate(
+        """() => {
+            const canvas = document.getElementById("token-map");
+            const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            return [...data].filter((_, at) => at % 4 === 3);
+        }"""
+    )
+    assert max(strengths) > 100
+    if way == "pointer":
+        page.mouse.move(1, 1)
+    else:
+        page.click("#token-effect")
+    expect(page.locator("#token-map")).to_be_hidden()
 
 
 def test_a_code_is_shown_as_its_image(page: Page, client: httpx.Client) -> None:

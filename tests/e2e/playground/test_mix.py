@@ -31,6 +31,19 @@ def test_a_slider_shows_interpolations_of_two_images(page: Page, client: httpx.C
     expect(page.locator("#code")).to_have_text(CODES.to_text([second])[0])
 
 
+def test_a_morph_is_played_and_saved_as_a_video(page: Page) -> None:
+    page.click("#morph-play")
+    expect(page.locator("#morph")).to_be_visible()
+    expect(page.locator("#morph-play")).to_have_text("Stop")
+    page.click("#morph-play")
+    expect(page.locator("#morph")).to_be_hidden()
+    with page.expect_download() as download:
+        page.click("#morph-save")
+    assert download.value.suggested_filename == "morph.webm"
+    assert download.value.path().read_bytes().startswith(b"\x1a\x45\xdf\xa3")  # EBML, the container of WebM
+    expect(page.locator("#morph-play")).to_have_text("Play morph")
+
+
 def test_tokens_are_swapped_between_two_images(page: Page, client: httpx.Client) -> None:
     first, second = encode(client, "coffee"), encode(client, "cat")
 

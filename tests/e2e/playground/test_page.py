@@ -50,7 +50,7 @@ def test_the_page_packs_codes_as_the_service_does(page: Page, count: int, size: 
 def test_every_control_is_reachable_by_keyboard(page: Page) -> None:
     set_slider(page, "#gen-steps", 2)
     page.click("#gen-start")
-    expect(page.locator("#gallery li")).to_have_count(1)
+    expect(page.locator("#gallery li")).to_have_count(4)
     page.fill("#token-number", "7")
     wanted = page.evaluate(
         """() => {
@@ -90,7 +90,7 @@ def test_axe_finds_no_violation_in_light_dark_and_phone_layouts(
         page.screenshot(path=PROJECT / "docs" / "images" / f"playground-{name}.png")
     page.fill("#gen-class", "sea")
     page.click("#gen-start")
-    expect(page.locator("#gallery li")).to_have_count(1)
+    expect(page.locator("#gallery li")).to_have_count(4)
     page.fill("#code-field", "short")
     page.press("#code-field", "Enter")
     expect(page.locator("#image-problem")).to_be_visible()
@@ -112,6 +112,7 @@ def test_the_page_works_with_another_tokenizer_a_key_and_no_generator(
     size = TransformerSize(width=32, layers=1, heads=2)
     config = TiTokConfig(
         num_latent_tokens=128,
+        min_latent_tokens=4,
         codebook_size=5000,
         token_size=5,
         encoder=size,
@@ -139,12 +140,18 @@ def test_the_page_works_with_another_tokenizer_a_key_and_no_generator(
     expect(page.locator("h1")).to_have_text("An image in 128 tokens")
     expect(page.locator("#token-slider")).to_have_attribute("max", "4999")
     expect(page.locator("#no-generator")).to_be_visible()
+    expect(page.locator("#length-field")).to_be_visible()
     expect(page.locator("#generator")).to_be_hidden()
     with httpx.Client(base_url=server.url, headers={"X-API-Key": "sesame"}, timeout=60) as client:
         tokens = encode(client, "coffee")
         assert page.inner_text("#code") == CodeFormat(128, 5000).to_text([tokens])[0]
         page.fill("#token-number", "4999")
         expect_picture(page, "#image-result", decode(client, [4999, *tokens[1:]]))
+        expect(page.locator("#length")).to_have_attribute("min", "4")
+        set_slider(page, "#length", 8)
+        expect_picture(page, "#image-result", decode(client, [4999, *tokens[1:8]]))
+        expect(page.locator("#length-value")).to_have_text("8 of 128 tokens, 13 bytes")
+        assert page.inner_text("#code") == CodeFormat(8, 5000).to_text([[4999, *tokens[1:8]]])[0]
     page.context.close()
     assert opened.complaints == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import httpx
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.e2e.playground.browser import (
     Visit,
@@ -46,7 +46,14 @@ def test_a_problem_event_and_a_broken_stream_are_shown(page: Page) -> None:
     broken_off = ": keep-alive\n\n"
     failed = f"event: error\ndata: {json.dumps(problem)}\n\n"
     bodies = iter((failed, broken_off))
-    page.route("**/v1/generate", lambda route: route.fulfill(body=next(bodies), content_type="text/event-stream"))
+
+    def answer(route: Route) -> None:
+        if route.request.headers["accept"] == "text/event-stream":
+            route.fulfill(body=next(bodies), content_type="text/event-stream")
+        else:  # an image of a class to try
+            route.continue_()
+
+    page.route("**/v1/generate", answer)
     for title in (problem["title"], "Connection lost"):
         page.click("#gen-start")
         expect(page.locator("#generate-problem strong")).to_have_text(title)
