@@ -81,13 +81,20 @@ def extract(network: FeatureNetwork, images: Iterable[Pixels], *, folder: Path) 
     return torch.from_numpy(spool.array())
 
 
-def read_reference(path: Path, network: FeatureNetwork, *, folder: Path) -> Reference:
-    """The reference in an ``.npz`` file: its statistics if it has any, and its images. Raises ``DataError``."""
+def inspect_reference(path: Path, network: FeatureNetwork) -> tuple[Gaussian | None, bool]:
+    """The distribution in an ``.npz`` file, None without statistics, and whether it has images. Raises ``DataError``."""
     contains_images = has_images(path)
     columns = network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape[1]
-    distribution = read_statistics(path, columns)
-    features = extract(network, read_images(path), folder=folder) if contains_images else torch.empty(0, columns)
-    return Reference.of(features) if distribution is None else Reference(distribution, features)
+    return read_statistics(path, columns), contains_images
+
+
+def read_reference(path: Path, network: FeatureNetwork, *, folder: Path) -> Reference:
+    """The reference in an ``.npz`` file: its statistics if it has any, and its images. Raises ``DataError``."""
+    distribution, contains_images = inspect_reference(path, network)
+    if distribution is None:
+        return Reference.of(extract(network, read_images(path), folder=folder))
+    features = torch.empty(0, len(distribution.mean))
+    return Reference(distribution, extract(network, read_images(path), folder=folder) if contains_images else features)
 
 
 def published_figures(

@@ -28,11 +28,10 @@ from models.data.sources import Split
 from models.errors import DataError
 from models.evaluation.features import cached_embeddings
 from models.evaluation.generation import Generation, Samples, evaluate_generation, generate_samples, match_classes
-from models.evaluation.inception import FeatureNetwork, load_feature_network
+from models.evaluation.inception import load_feature_network
 from models.evaluation.lengths import codecs_by_length
 from models.evaluation.lite0 import load_lite0
 from models.evaluation.neighbours import ReferenceSet
-from models.evaluation.npz_files import has_images
 from models.evaluation.placeholders import Codec, fit_principal_components, placeholders
 from models.evaluation.progress import Track, no_progress
 from models.evaluation.published import (
@@ -40,6 +39,7 @@ from models.evaluation.published import (
     Reference,
     array_batches,
     extract,
+    inspect_reference,
     published_figures,
     read_reference,
 )
@@ -93,8 +93,10 @@ def evaluate(settings: EvaluationSettings, *, track: Track = no_progress) -> Rep
     Raises ``DataError``, ``ModuleNotFoundError``, ``CheckpointError``, those of ``load_tokenizer`` and ``load_generator``,
     and ``ValueError`` for a generator or a length that does not fit, all before the computation starts.
     """
+    if settings.reference is not None and settings.inception_weights is None:
+        raise ValueError("--reference is compared by Inception features: give --inception-weights, too")
     device = select_device(settings.device)
-    inception = _load_inception(settings, device)
+    protocol = None if settings.inception_weights is None else _PublishedProtocol(settings, device, track)
     tokenizer = load_tokenizer(settings.tokenizer, weights=settings.weights, device=str(device))
     for length in settings.lengths:
         tokenizer.code_format.of_length(length)  # raises for one that it does not decode
@@ -105,21 +107,11 @@ def evaluate(settings: EvaluationSettings, *, track: Track = no_progress) -> Rep
         )
     photographs = None if settings.data is None else _Photographs(settings, settings.data, tokenizer, track)
     names, classes = _classes(generator, photographs, settings.sources)
-    reconstruction = None if photographs is None else photographs.reconstruct()
-    samples = generation = None
     subject = {"tokenizer": tokenizer.name, "tokenizer_revision": tokenizer.revision}
     if generator is not None:
         subject |= {"generator": generator.name, "generator_revision": generator.revision, "preset": settings.preset}
-        samples = generate_samples(
-            generator,
-            tokenizer,
-            classes,
-            per_class=settings.per_class,
-            preset=settings.preset,
-            folder=settings.cache,
-            track=track,
-        )
-        generation = None if photographs is None else photographs.compare(samples)
+    reconstruction = None if photographs is None else photographs.reconstruct()
+    samples = None if generator is None else _generate(settings, generator, tokenizer, classes, track)
     return Report(
         subject=subject,
         data={
@@ -128,10 +120,8 @@ def evaluate(settings: EvaluationSettings, *, track: Track = no_progress) -> Rep
             "training_photographs": 0 if photographs is None else len(photographs.references),
         },
         reconstruction=reconstruction,
-        generation=generation,
-        published={}
-        if inception is None
-        else _published(settings, inception, reconstruction, samples, photographs, track),
+        generation=None if photographs is None or samples is None else photographs.compare(samples),
+        published={} if protocol is None else protocol.measure(photographs, reconstruction, samples),
         class_names=names,
         originals=None if photographs is None else photographs.images,
         training_images=None if photographs is None else photographs.training.images,
@@ -214,45 +204,51 @@ class _Photographs:
         )
 
 
-def _published(
-    settings: EvaluationSettings,
-    network: FeatureNetwork,
-    reconstruction: Reconstruction | None,
-    samples: Samples | None,
-    photographs: _Photographs | None,
-    track: Track,
-) -> dict[str, InceptionFigures]:
-    """The metrics of the published protocol."""
+class _PublishedProtocol:
+    """Metrics of the published protocol, by features of the network in ``inception_weights``."""
 
-    def features(images: Pixels, description: str, rows: Ids | None = None) -> Tensor:
-        batches = array_batches(images, rows, description=f"Inception features of {description}", track=track)
-        return extract(network, batches, folder=settings.cache)
-
-    found = {}
-    if photographs is not None and reconstruction is not None and reconstruction.reconstructions is not None:
-        reference = Reference.of(features(photographs.images, "photographs"))
-        reconstructed = features(reconstruction.reconstructions, "reconstructions")
-        # As the authors' evaluator: one split.
-        found["reconstruction"] = published_figures(reconstructed, reference, network, split_size=len(reconstructed))
-    if samples is not None:
+    def __init__(self, settings: EvaluationSettings, device: torch.device, track: Track) -> None:
+        assert settings.inception_weights is not None  # noqa: S101 - there is no protocol otherwise
+        self._settings, self._track = settings, track
+        self._network = load_feature_network(settings.inception_weights, device)
         if settings.reference is not None:
-            reference = read_reference(settings.reference, network, folder=settings.cache)
-        else:
-            assert photographs is not None  # noqa: S101 - no generator is loaded otherwise
-            rows = torch.nonzero(torch.isin(photographs.references.labels, samples.labels))[:, 0].numpy()
-            reference = Reference.of(features(photographs.training.images, "training images", rows))
-        found["generation"] = published_figures(features(samples.images, "samples"), reference, network)
-    return found
+            inspect_reference(settings.reference, self._network)  # raises for a file that is no reference
+
+    def measure(
+        self, photographs: _Photographs | None, reconstruction: Reconstruction | None, samples: Samples | None
+    ) -> dict[str, InceptionFigures]:
+        """The figures of what there is."""
+        found = {}
+        if photographs is not None and reconstruction is not None and reconstruction.reconstructions is not None:
+            reference = Reference.of(self._features(photographs.images, "photographs"))
+            features = self._features(reconstruction.reconstructions, "reconstructions")
+            # As the authors' evaluator: one split.
+            found["reconstruction"] = published_figures(features, reference, self._network, split_size=len(features))
+        if samples is not None:
+            reference = self._reference(photographs, samples)
+            features = self._features(samples.images, "generated images")
+            found["generation"] = published_figures(features, reference, self._network)
+        return found
+
+    def _reference(self, photographs: _Photographs | None, samples: Samples) -> Reference:
+        if self._settings.reference is not None:
+            return read_reference(self._settings.reference, self._network, folder=self._settings.cache)
+        assert photographs is not None  # noqa: S101 - no generator is loaded otherwise
+        rows = torch.nonzero(torch.isin(photographs.references.labels, samples.labels))[:, 0].numpy()
+        return Reference.of(self._features(photographs.training.images, "training images", rows))
+
+    def _features(self, images: Pixels, kind: str, rows: Ids | None = None) -> Tensor:
+        batches = array_batches(images, rows, description=f"Inception features of {kind}", track=self._track)
+        return extract(self._network, batches, folder=self._settings.cache)
 
 
-def _load_inception(settings: EvaluationSettings, device: torch.device) -> FeatureNetwork | None:
-    if settings.inception_weights is None:
-        if settings.reference is not None:
-            raise ValueError("--reference is compared by Inception features: give --inception-weights, too")
-        return None
-    if settings.reference is not None:
-        has_images(settings.reference)  # raises for a file that is no reference
-    return load_feature_network(settings.inception_weights, device)
+def _generate(
+    settings: EvaluationSettings, generator: Generator, tokenizer: Tokenizer, classes: Sequence[int], track: Track
+) -> Samples:
+    per_class, preset, folder = settings.per_class, settings.preset, settings.cache
+    return generate_samples(
+        generator, tokenizer, classes, per_class=per_class, preset=preset, folder=folder, track=track
+    )
 
 
 def _load_generator(settings: EvaluationSettings, tokenizer: Tokenizer) -> Generator | None:

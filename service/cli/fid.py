@@ -40,16 +40,16 @@ def fid(
     """
     from models.evaluation.inception import load_feature_network  # torch is slow to import
     from models.evaluation.npz_files import has_images, read_images
-    from models.evaluation.published import Reference, extract, published_figures, read_reference
+    from models.evaluation.published import Reference, extract, inspect_reference, published_figures, read_reference
     from models.evaluation.report import plain, published_table
     from models.runtime.device_names import select_device
 
     opened = {name: None if name.endswith(".npz") else open_source(name) for name in (images, reference)}
     if opened[images] is None and not has_images(Path(images)):
         raise CommandError(f"{images} has statistics and no images: it can only be the reference")
-    if opened[reference] is None:
-        has_images(Path(reference))  # raises for a file that is no reference
     network = load_feature_network(inception_weights, select_device(device))
+    if opened[reference] is None:
+        inspect_reference(Path(reference), network)  # raises for a file that is no reference
 
     def batches(name: str) -> "Iterator[Pixels]":
         source = opened[name]
@@ -64,7 +64,10 @@ def fid(
     figures = published_figures(features, compared, network)
     typer.echo(published_table({images: figures}))
     if output is not None:
-        output.write_text(json.dumps(plain(figures), indent=2) + "\n")
+        try:
+            output.write_text(json.dumps(plain(figures), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CommandError(f"cannot write {output}: {error.strerror}") from None
 
 
 def _decoded(source: Source, size: int) -> "Iterator[Pixels]":

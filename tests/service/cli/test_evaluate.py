@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from models.checkpoints.configuration import generator_config
-from models.errors import CheckpointError, missing_package
+from models.errors import CheckpointError, DataError, missing_package
 from models.networks.generator import build_generator
 from service.cli.main import app
 from service.cli.options import CommandError
@@ -142,6 +142,15 @@ def test_a_generator_is_evaluated_against_a_reference_without_data(
     assert {path.name for path in (tmp_path / "output").iterdir()} == {
         *("figures.json", "figures.md", "generated.png", "generated.npz")
     }
+
+
+def test_another_reference_is_refused_before_anything_is_computed(
+    folders: list[str | Path], inception: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(DataError, match="expected float"):
+        run(*folders, "--inception-weights", inception, "--reference", tmp_path / "reference.npz")
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_neither_data_nor_a_reference_is_an_error(tmp_path: Path) -> None:

@@ -66,6 +66,9 @@ def test_the_same_images_in_any_form_have_the_same_figures(sets: Path, tmp_path:
 def test_statistics_are_a_reference_without_precision(sets: Path, tmp_path: Path) -> None:
     found = run(sets, "images.npz", "statistics.npz", tmp_path)
     assert (found["references"], found["precision"], found["recall"]) == (0, None, None)
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(DataError, match=r"mu is float64 \[2048\], expected float \[12\] for this feature network"):
+        run(sets, "images.npz", str(tmp_path / "wide.npz"), tmp_path)
     with pytest.raises(CommandError, match="statistics and no images: it can only be the reference"):
         run(sets, "statistics.npz", "images.npz", tmp_path)
 
