@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import track
 
+from models.data.splits import ALL
 from service.bulk.entries import Entry, Position, Source
 from service.bulk.errors import BrokenImage
-from service.bulk.sources import open_source
-from service.cli.options import CommandError, Device
+from service.bulk.sources import SourceOptions, open_source
+from service.cli.options import CommandError, Device, Split
 from service.cli.terminal import console
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def fid(
     images: Annotated[str, typer.Argument(help=f"{_HELP} (arr_0).")],
     reference: Annotated[str, typer.Argument(help=f"{_HELP} (arr_0, or the mu and sigma of ADM's).")],
     inception_weights: Annotated[Path, typer.Option(help="Inception weights or TorchScript.", dir_okay=False)],
+    split: Split = None,
     size: Annotated[int, typer.Option(help="Crop other images to this size.", min=16)] = 256,
     device: Device = "auto",
     cache: Annotated[Path, typer.Option(help="Folder for features.", file_okay=False)] = Path("runs/cache"),
@@ -44,7 +46,11 @@ def fid(
     from models.evaluation.report import plain, published_table
     from models.runtime.device_names import select_device
 
-    opened = {name: None if name.endswith(".npz") else open_source(name) for name in (images, reference)}
+    splits = {images: ALL, reference: split}
+    opened = {
+        name: None if name.endswith(".npz") else open_source(name, SourceOptions(split=chosen))
+        for name, chosen in splits.items()
+    }
     if opened[images] is None and not has_images(Path(images)):
         raise CommandError(f"{images} has statistics and no images: it can only be the reference")
     network = load_feature_network(inception_weights, select_device(device))

@@ -41,10 +41,10 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(sets: Path, images: str, reference: str, tmp_path: Path) -> dict[str, Any]:
+def run(sets: Path, images: str, reference: str, tmp_path: Path, *more: str) -> dict[str, Any]:
     """Runs the command and returns its figures; errors are raised."""
     arguments = ["fid", sets / images, sets / reference, "--inception-weights", sets / "detector.pt", "--size", "32"]
-    options = ["--cache", tmp_path / "cache", "--output", tmp_path / "figures.json"]
+    options = ["--cache", tmp_path / "cache", "--output", tmp_path / "figures.json", *more]
     result = CliRunner().invoke(app, list(map(str, [*arguments, *options])), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads((tmp_path / "figures.json").read_text(), parse_constant=pytest.fail)
@@ -61,6 +61,18 @@ def test_the_same_images_in_any_form_have_the_same_figures(sets: Path, tmp_path:
     same = run(sets, "folder", "images.tar", tmp_path)
     assert same["fid"] == pytest.approx(0, abs=1e-6)
     assert (same["precision"], same["recall"]) == (1.0, 1.0)
+
+
+def test_a_split_of_the_reference_is_chosen_by_name(sets: Path, tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 3)):
+        (tmp_path / "both" / split / "cat").mkdir(parents=True)
+        for number in range(count):
+            name = f"{number:03d}.png"
+            (tmp_path / "both" / split / "cat" / name).symlink_to(sets / "folder" / "class" / name)
+    with pytest.raises(DataError, match=r"several splits: train \(4\), val \(3\); choose one with --split"):
+        run(sets, "images.npz", str(tmp_path / "both"), tmp_path)
+    assert run(sets, "images.npz", str(tmp_path / "both"), tmp_path, "--split", "val")["references"] == 3
+    assert run(sets, str(tmp_path / "both"), "images.npz", tmp_path)["images"] == 7
 
 
 def test_statistics_are_a_reference_without_precision(sets: Path, tmp_path: Path) -> None:
