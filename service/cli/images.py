@@ -14,6 +14,14 @@ import typer
 from rich.progress import Progress
 
 from models.errors import NoImagesError
+from service.cli.latents import (
+    LatentsDtype,
+    LatentsFile,
+    LatentsSeed,
+    encode_latents,
+    encode_one,
+    read_latents,
+)
 from service.cli.options import ApiKey, CommandError, Json, Length, Tokenizer, Url, Weights, load_settings
 from service.cli.terminal import SOME_BROKEN, console, say
 from service.errors import ServiceError
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
     from service.cli.local_models import LocalModels
     from service.client import TiTokClient
     from service.client.calls import Format, GenerateOptions
-    from service.client.results import Encoded, Generated, Reconstruction, Tokenized
+    from service.client.results import Encoded, Generated, Latents, Reconstruction, Tokenized
 
 _FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _REMOTE_BATCH = 256  # files read and sent before their results are printed
@@ -37,6 +45,9 @@ Preset = Annotated[str, typer.Option(help="Sampling preset: published, demo or f
 def encode(
     images: Annotated[list[Path], typer.Argument(help="Image files or folders of images; - for standard input.")],
     length: Length = None,
+    latents: LatentsFile = None,
+    dtype: LatentsDtype = "float32",
+    seed: LatentsSeed = None,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
     url: Url = None,
@@ -51,8 +62,18 @@ def encode(
         titok encode cat.jpg | jq -r .code
 
         titok encode photos/ > codes.jsonl
+
+        titok encode photos/ --tokenizer titok-bl-128-vae --latents latents.npy
     """
     paths = [path for given in images for path in image_files(given)]
+    if latents is None and seed is not None:
+        raise CommandError("--seed applies to --latents")
+    if latents is not None and length is not None:
+        raise CommandError("--length applies to codes, not to --latents")
+    if latents is not None:
+        with _command_errors(paths), _models(tokenizer, weights, url, api_key) as models:
+            _write(latents, encode_latents(models, [read_file(path) for path in paths], dtype, seed))
+        return
     batch, broken = 1 if url is None else _REMOTE_BATCH, 0
     with (
         _models(tokenizer, weights, url, api_key) as models,
@@ -76,7 +97,9 @@ def encode(
 
 
 def decode(
-    code: Annotated[str, typer.Argument(help="A code, or token ids separated by commas.")],
+    code: Annotated[
+        str, typer.Argument(help="A code, token ids separated by commas, or a .npy file of an image's latents.")
+    ],
     output: Output,
     tokenizer: Tokenizer = None,
     weights: Weights = None,
@@ -92,7 +115,9 @@ def decode(
         titok decode 1,5,4095,... - > cat.png
     """
     format_ = _format(output)
-    tokens = _token_ids(code) if "," in code else code.strip()
+    tokens: str | list[int] | Latents = _token_ids(code) if "," in code else code.strip()
+    if code.endswith(".npy"):  # no code has a dot
+        tokens = read_latents(Path(code))
     with _command_errors(), _models(tokenizer, weights, url, api_key) as models:
         picture = models.decode(tokens, format=format_)
     _write(output, picture.data)
@@ -157,11 +182,13 @@ def reconstruct(
         result = models.reconstruct(read_file(image), length=length)
         picture = result.picture
         if picture.content_type != f"image/{format_}":
-            picture = models.decode(result.code, format=format_)
+            tokens = result.code or encode_one(models, read_file(image))  # a VAE has no code
+            picture = models.decode(tokens, format=format_)
     _write(output, picture.data)
     psnr = "identical" if result.psnr is None else f"PSNR {result.psnr} dB"
     document = {"psnr": result.psnr, "ssim": result.ssim, **_document(image, result)}
-    _print_result(output, document, f"{psnr}, SSIM {result.ssim}, code {result.code}", as_json=as_json)
+    code = f", code {result.code}" if result.code else ""
+    _print_result(output, document, f"{psnr}, SSIM {result.ssim}{code}", as_json=as_json)
 
 
 def with_codes_as_arguments(arguments: Sequence[str]) -> list[str]:

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models import load_generator, load_tokenizer
-from service.client.calls import Class, Format, GenerateOptions
-from service.client.results import Encoded, Generated, Picture, Reconstruction
+from models.codes.code_format import CodeFormat
+from models.codes.latents import to_dtype
+from service.client.calls import Class, Dtype, Format, GenerateOptions
+from service.client.results import Encoded, Generated, Latents, Picture, Reconstruction
 from service.imaging.decoding import DecodedImage, decode_image
 from service.imaging.encoding import encode_image
 from service.imaging.limits import MediaLimits
@@ -51,9 +53,20 @@ class LocalModels:
         tokens = self._tokens(decoded, length)
         return Encoded(**self._tokenized(tokens), original_size=decoded.original_size, cached=False)
 
-    def decode(self, tokens: str | Sequence[int], *, format: Format) -> Picture:  # noqa: A002
-        """The image of a code, or of token ids."""
-        code_format = self._tokenizer.code_format
+    def latents(self, image: bytes, *, dtype: Dtype = "float32", seed: int | None = None) -> Latents:
+        """Vectors of an image file: a VAE's tokens, the posterior's mean or a sample by seed; else before quantization."""
+        crop = self._decoded(image).crop(self._tokenizer.image_size)
+        latents = self._tokenizer.latents(crop[None], seeds=None if seed is None else [seed])[0].numpy()
+        data = to_dtype(latents, dtype).tobytes()
+        return Latents(data=data, shape=latents.shape, dtype=dtype, model=self._tokenizer.name)
+
+    def decode(self, tokens: str | Sequence[int] | Latents, *, format: Format) -> Picture:  # noqa: A002
+        """The image of a code, of token ids, or of a VAE's latents."""
+        if isinstance(tokens, Latents):
+            if self._tokenizer.is_discrete:
+                raise ValueError(f"{self._tokenizer.name} decodes token ids, not latents")
+            return _picture(self._pixels(self._tokenizer.latent_format.check(tokens.array())), format)
+        code_format = self._code_format
         ids = code_format.from_text([tokens]) if isinstance(tokens, str) else np.array([tokens], np.int64)
         return _picture(self._pixels(ids), format)
 
@@ -83,9 +96,11 @@ class LocalModels:
     def reconstruct(self, image: bytes, *, length: int | None = None) -> Reconstruction:
         """An image after encoding and decoding, with its quality."""
         decoded = self._decoded(image)
-        tokens = self._tokens(decoded, length)
+        crop = decoded.crop(self._tokenizer.image_size)
+        is_discrete = self._tokenizer.is_discrete
+        tokens = self._tokens(decoded, length) if is_discrete else self._tokenizer.latents(crop[None]).numpy()
         pixels = self._pixels(tokens)
-        psnr, ssim = measure_quality(pixels, decoded.crop(self._tokenizer.image_size))
+        psnr, ssim = measure_quality(pixels, crop)
         return Reconstruction(
             **self._tokenized(tokens),
             original_size=decoded.original_size,
@@ -97,24 +112,31 @@ class LocalModels:
     def _decoded(self, image: bytes) -> DecodedImage:
         return decode_image(image, limits=self._limits, options=self._options, size=self._tokenizer.image_size)
 
+    @property
+    def _code_format(self) -> CodeFormat:
+        if not self._tokenizer.is_discrete:
+            raise ValueError(f"{self._tokenizer.name} is a VAE: its tokens are vectors; use --latents FILE.npy")
+        return self._tokenizer.code_format
+
     def _tokens(self, image: DecodedImage, length: int | None) -> npt.NDArray[np.int64]:
-        code_format = self._tokenizer.code_format
+        code_format = self._code_format
         if length is not None:
             code_format = code_format.of_length(length)
         crop = image.crop(self._tokenizer.image_size)
         tokens: npt.NDArray[np.int64] = self._tokenizer.encode(crop[None]).numpy()
         return tokens[:, : code_format.num_tokens]
 
-    def _tokenized(self, tokens: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """The fields of ``Tokenized``, of tokens int64 [1, K]."""
+    def _tokenized(self, tokens: npt.NDArray[Any]) -> dict[str, Any]:
+        """The fields of ``Tokenized``, of tokens int64 [1, K]; of a VAE without tokens."""
+        is_discrete = self._tokenizer.is_discrete
         return {
-            "tokens": tuple(tokens[0].tolist()),
-            "code": self._tokenizer.code_format.to_text(tokens)[0],
+            "tokens": tuple(tokens[0].tolist()) if is_discrete else (),
+            "code": self._tokenizer.code_format.to_text(tokens)[0] if is_discrete else "",
             "model": self._tokenizer.name,
             "revision": self._options.revision_of(self._tokenizer.revision),
         }
 
-    def _pixels(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    def _pixels(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         pixels: npt.NDArray[np.uint8] = self._tokenizer.decode(tokens).numpy()[0]
         return pixels
 

@@ -5,6 +5,7 @@
     arguments ──> Call(method, path, headers, body) ──> HTTP ──> Response ──> Call.result ──> typed values
 """
 
+import base64
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeGuard, TypeV
 
 from .errors import ServiceProblem, TiTokError
 from .responses import Response
-from .results import Tokenized
+from .results import Latents, Tokenized
 
 T = TypeVar("T")
 
@@ -21,8 +22,10 @@ Format: TypeAlias = Literal["jpeg", "png", "webp"]
 Class: TypeAlias = int | str | None
 """A class by id or by name; None for unconditional generation."""
 
-TokenSource: TypeAlias = str | Tokenized | Sequence[int]
-"""A code, a result that has one, or token ids: K, of a prefix-decodable tokenizer also fewer."""
+Dtype: TypeAlias = Literal["float32", "float16"]
+
+TokenSource: TypeAlias = str | Tokenized | Latents | Sequence[int]
+"""A code, a result that has one, latents, or token ids: K, of a prefix-decodable tokenizer also fewer."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,10 @@ class Call(Generic[T]):
 
 def is_tokens(source: Any) -> TypeGuard[TokenSource]:
     """Whether the source is one image's tokens, and not a list of several images' tokens."""
-    if isinstance(source, str | Tokenized):
+    if isinstance(source, str | Tokenized | Latents):
         return True
+    if _is_float_array(source):
+        return bool(source.ndim == 2)
     if hasattr(source, "ndim"):
         return bool(source.ndim == 1)
     return isinstance(source, Sequence) and len(source) > 0 and hasattr(source[0], "__index__")
@@ -132,16 +137,40 @@ def decode_document(sources: Sequence[TokenSource], options: DecodeOptions) -> d
 
     Raises ``ValueError`` for tokens of different tokenizers, and ``TypeError`` for ids that are not integers.
     """
-    tokenizers = {(source.model, source.revision) for source in sources if isinstance(source, Tokenized)}
+    made = [source for source in sources if isinstance(source, Tokenized | Latents) and source.model is not None]
+    tokenizers = {(source.model, source.revision) for source in made}
     if len(tokenizers) > 1:
         raise ValueError(f"the tokens come from different tokenizers: {sorted(tokenizers)}")
     texts = [source.code if isinstance(source, Tokenized) else source for source in sources]
     if all(isinstance(text, str) for text in texts):
         document: dict[str, Any] = {"codes": texts}
-    elif any(isinstance(text, str) for text in texts):
-        raise TypeError("a list holds either codes or lists of token ids, not both")
+    elif all(isinstance(source, Latents) or _is_float_array(source) for source in sources):
+        document = _latents_document(sources)
+    elif any(isinstance(text, str | Latents) for text in texts):
+        raise TypeError("a list holds either codes, lists of token ids, or latents")
     else:
-        document = {"tokens": [[index(cast("int", token)) for token in row] for row in texts]}
+        rows = cast("list[Sequence[int]]", texts)
+        document = {"tokens": [[index(token) for token in row] for row in rows]}
     for model, revision in tokenizers:
         document |= {"model": model, "revision": revision}
     return {"format": "png", **document, **options}
+
+
+def _latents_document(sources: Sequence[Any]) -> dict[str, Any]:
+    """The JSON members of latents: results, or arrays [K, C]. Raises ``ValueError`` for several shapes or number formats."""
+    latents = [source if isinstance(source, Latents) else _latents_of(source) for source in sources]
+    if len(formats := {(each.shape, each.dtype) for each in latents}) > 1:
+        raise ValueError(f"the latents have different shapes or number formats: {sorted(formats)}")
+    [(shape, dtype)] = formats
+    texts = [base64.b64encode(each.data).decode() for each in latents]
+    return {"latents": texts, "dtype": dtype, "shape": list(shape)}
+
+
+def _latents_of(array: Any) -> Latents:
+    dtype: Dtype = "float16" if array.dtype.itemsize == 2 else "float32"
+    data = array.astype("<f2" if dtype == "float16" else "<f4").tobytes()
+    return Latents(data=data, shape=array.shape, dtype=dtype)
+
+
+def _is_float_array(source: Any) -> bool:
+    return getattr(getattr(source, "dtype", None), "kind", None) == "f"

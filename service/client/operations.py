@@ -1,8 +1,8 @@
 """The operations of both clients: one image or a list, split into requests, with or without a look-up first."""
 
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TypeVar, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from . import responses
 from .calls import (
@@ -10,6 +10,7 @@ from .calls import (
     Call,
     Class,
     DecodeOptions,
+    Dtype,
     GenerateOptions,
     TokenSource,
     batches,
@@ -21,7 +22,7 @@ from .connection import Connection, Progress
 from .errors import NotFound
 from .images import ImageSource, image_bytes, image_digest, is_image
 from .responses import Response
-from .results import Encoded, Generated, ImageClass, Limits, Mixed, Model, Picture, Reconstruction
+from .results import Encoded, EncodedLatents, Generated, ImageClass, Limits, Mixed, Model, Picture, Reconstruction
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -60,24 +61,84 @@ class Operations:
         progress: Progress | None = None,
     ) -> list[Encoded]: ...
 
+    @overload
+    async def encode(  # type: ignore[overload-overlap]
+        self,
+        images: ImageSource,
+        *,
+        latents: Literal[True],
+        dtype: Dtype = "float32",
+        seed: int | None = None,
+        progress: Progress | None = None,
+    ) -> EncodedLatents: ...
+
+    @overload
+    async def encode(
+        self,
+        images: Iterable[ImageSource] | AsyncIterable[ImageSource],
+        *,
+        latents: Literal[True],
+        dtype: Dtype = "float32",
+        seed: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[EncodedLatents]: ...
+
     async def encode(
         self,
         images: ImageSource | Iterable[ImageSource] | AsyncIterable[ImageSource],
         *,
+        latents: bool = False,
+        dtype: Dtype = "float32",
+        seed: int | None = None,
         length: int | None = None,
         lookup_first: bool = False,
         progress: Progress | None = None,
-    ) -> Encoded | list[Encoded]:
+    ) -> Encoded | EncodedLatents | list[Encoded] | list[EncodedLatents]:
         """The tokens of one image, or of several in their order; an iterable is read as needed,
         an asynchronous one by ``AsyncTiTokClient``. Raises ``TypeError`` for anything else.
 
         ``length`` asks for the first tokens of each image only, which a prefix-decodable tokenizer decodes.
         ``lookup_first`` looks images up by their digests and uploads only those that are not cached; all of them if the
         service does not offer look-ups. A broken image fails the call: ``ServiceProblem.index`` is its position.
+
+        ``latents`` asks for vectors instead: the tokens of a VAE, or those before quantization of another tokenizer. With
+        ``seed`` a VAE's posterior is sampled, for image i with ``seed`` + i; by default they are its mean.
         """
+        if latents:
+            return await self._encode_latents(images, dtype, seed, progress)
         if is_image(images):
             return await self._encode_one(images, lookup_first, length)
         function = partial(self._encode_unknown if lookup_first else self._encode_all, length=length)
+        return await self._run_batches(function, images, progress)
+
+    async def _encode_latents(
+        self,
+        images: ImageSource | Iterable[ImageSource] | AsyncIterable[ImageSource],
+        dtype: Dtype,
+        seed: int | None,
+        progress: Progress | None,
+    ) -> EncodedLatents | list[EncodedLatents]:
+        def query(first: int) -> dict[str, Any]:
+            return {"latents": "true", "dtype": dtype, **({} if seed is None else {"seed": seed + first})}
+
+        async def encode_batch(batch: Batch[bytes]) -> list[EncodedLatents]:
+            read = partial(responses.read_latents, count=len(batch.items))
+            return await self._connection.run(_form(batch.items, batch.positions, read, query(batch.first)))
+
+        if not is_image(images):
+            return await self._run_batches(encode_batch, images, progress)
+        image = await self._connection.transport.compute(image_bytes, images)
+        read = partial(responses.read_latents, count=1)
+        (encoded,) = await self._connection.run(_upload("/v1/encode", image, read, query(0)))
+        return encoded
+
+    async def _run_batches(
+        self,
+        function: Callable[[Batch[bytes]], Coroutine[Any, Any, list[T]]],
+        images: object,
+        progress: Progress | None,
+    ) -> list[T]:
+        """The results of a function of the images of an iterable, in batches within the service's limits."""
         with self._connection.iterated(images, _IMAGES) as sources:
             limits = await self._service_limits()
             parts = batches(
@@ -124,14 +185,16 @@ class Operations:
         progress: Progress | None = None,
         **options: Unpack[DecodeOptions],
     ) -> Picture | list[Picture]:
-        """The image of a code, of a result that has one, or of token ids; or the images of several, in their order."""
+        """The image of a code, of a result that has one, or of token ids; of a VAE's latents, as results or as arrays of
+        floats [K, C]; or the images of several, in their order.
+        """
         if is_tokens(tokens):
             document = decode_document([tokens], options)
             headers = {"Accept": f"image/{document.pop('format')}"}
             return await self._connection.run(
                 Call(path="/v1/decode", headers=headers, body={"json": document}, read=responses.read_picture)
             )
-        with self._connection.iterated(tokens, "codes, results or lists of token ids") as sources:
+        with self._connection.iterated(tokens, "codes, results, lists of token ids or latents") as sources:
             calls = (
                 Call(
                     path="/v1/decode",
@@ -146,7 +209,8 @@ class Operations:
     async def reconstruct(self, image: ImageSource, *, length: int | None = None) -> Reconstruction:
         """An image after encoding and decoding, with PSNR and SSIM; of its first ``length`` tokens, if that is given."""
         data = await self._connection.transport.compute(image_bytes, image)
-        return await self._connection.run(_upload("/v1/reconstruct", data, responses.read_reconstruction, length))
+        call = _upload("/v1/reconstruct", data, responses.read_reconstruction, _query(length))
+        return await self._connection.run(call)
 
     async def mix(
         self,
@@ -205,7 +269,7 @@ class Operations:
             for encoded in (await self._cached([digest], length)).values():
                 return encoded
         read = partial(responses.read_encoded, count=1)
-        (encoded,) = await self._connection.run(_upload("/v1/encode", image, read, length))
+        (encoded,) = await self._connection.run(_upload("/v1/encode", image, read, _query(length)))
         return encoded
 
     async def _encode_all(self, batch: Batch[bytes], *, length: int | None) -> list[Encoded]:
@@ -214,17 +278,8 @@ class Operations:
     async def _encode_form(
         self, images: Sequence[bytes], positions: Sequence[int], length: int | None
     ) -> list[Encoded]:
-        """Encodes several images, sent as the files of a form."""
-        call = Call(
-            path="/v1/encode",
-            body={
-                "files": [("image", (str(index), image, _OCTETS)) for index, image in enumerate(images)],
-                "params": _query(length),
-            },
-            read=partial(responses.read_encoded, count=len(images)),
-            positions=positions,
-        )
-        return await self._connection.run(call)
+        read = partial(responses.read_encoded, count=len(images))
+        return await self._connection.run(_form(images, positions, read, _query(length)))
 
     async def _encode_unknown(self, batch: Batch[bytes], *, length: int | None) -> list[Encoded]:
         """Looks up a batch, then uploads the images that are not cached, each of them once."""
@@ -254,9 +309,17 @@ class Operations:
         return {digest: encoded for digest, encoded in found if encoded is not None}
 
 
-def _upload(path: str, image: bytes, read: Callable[[Response], T], length: int | None) -> Call[T]:
+def _form(
+    images: Sequence[bytes], positions: Sequence[int], read: Callable[[Response], T], query: Mapping[str, Any]
+) -> Call[T]:
+    """A call that encodes several images, sent as the files of a form."""
+    files = [("image", (str(index), image, _OCTETS)) for index, image in enumerate(images)]
+    return Call(path="/v1/encode", body={"files": files, "params": query}, read=read, positions=positions)
+
+
+def _upload(path: str, image: bytes, read: Callable[[Response], T], query: Mapping[str, Any]) -> Call[T]:
     """A call whose body is one image file."""
-    body = {"content": image, "params": _query(length)}
+    body = {"content": image, "params": query}
     return Call(path=path, headers={"Content-Type": _OCTETS}, body=body, read=read)
 
 

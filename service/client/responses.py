@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from .errors import TiTokError, UnexpectedAnswer, problem_error
-from .results import Encoded, Generated, GeneratorInfo, ImageClass, Limits, Mixed, Model, Picture, Reconstruction, Step
+from .results import (
+    Encoded,
+    EncodedLatents,
+    Generated,
+    GeneratorInfo,
+    ImageClass,
+    Limits,
+    Mixed,
+    Model,
+    Picture,
+    Reconstruction,
+    Step,
+)
 from .retries import retry_after_seconds
 
 if TYPE_CHECKING:
@@ -52,7 +64,15 @@ class Response:
 def read_encoded(response: Response, count: int) -> list[Encoded]:
     """Tokens of ``count`` images."""
     document = response.json()
+    if "shape" in document:
+        raise response.unexpected("latents of a VAE, which has no codes: encode with latents=True")
     return [_build(Encoded, item, document) for item in _items(document, count)]
+
+
+def read_latents(response: Response, count: int) -> list[EncodedLatents]:
+    """Latents of ``count`` images."""
+    document = response.json()
+    return [_build(EncodedLatents, item, document, data=_bytes(item["latents"])) for item in _items(document, count)]
 
 
 def read_lookup(response: Response, digests: Sequence[str]) -> list[tuple[str, Encoded | None]]:
@@ -67,7 +87,8 @@ def read_lookup(response: Response, digests: Sequence[str]) -> list[tuple[str, E
 def read_reconstruction(response: Response) -> Reconstruction:
     """A reconstructed image with its quality."""
     document = response.json()
-    return _build(Reconstruction, document, document["quality"], picture=_picture(document))
+    without_tokens = {"tokens": (), "code": ""} if "latents" in document else {}
+    return _build(Reconstruction, document, document["quality"], picture=_picture(document), **without_tokens)
 
 
 def read_picture(response: Response) -> Picture:
@@ -122,6 +143,7 @@ def read_classes(response: Response) -> list[ImageClass]:
 
 _CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
     "tokens": tuple,
+    "shape": tuple,
     "names": tuple,
     "original_size": lambda size: (size["width"], size["height"]),
 }
@@ -148,4 +170,8 @@ def _items(document: Any, count: int) -> list[dict[str, Any]]:
 
 
 def _picture(item: Mapping[str, Any], member: str = "image") -> Picture:
-    return Picture(data=base64.b64decode(item[member], validate=True), content_type=item["content_type"])
+    return Picture(data=_bytes(item[member]), content_type=item["content_type"])
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)

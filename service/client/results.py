@@ -67,9 +67,37 @@ class Encoded(Tokenized):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Latents:
+    """An image's vectors: ``data`` has the numbers [K, C] = ``shape``, little-endian, row by row; ``dtype`` is float32 or
+    float16. ``model`` and ``revision`` name the tokenizer that made them, if that is known.
+    """
+
+    data: bytes = field(repr=False)
+    shape: tuple[int, ...]
+    dtype: str
+    model: str | None = None
+    revision: str | None = None
+
+    def array(self) -> npt.NDArray[np.floating[Any]]:
+        """The numbers, [K, C]. Requires NumPy."""
+        import numpy as np
+
+        kind = np.dtype(self.dtype).newbyteorder("<")
+        return np.frombuffer(self.data, kind).reshape(self.shape).astype(self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedLatents(Latents):
+    """The latents of an image. ``original_size`` is (width, height); ``cached``: the service had them in its cache."""
+
+    original_size: tuple[int, int]
+    cached: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reconstruction(Tokenized):
-    """An image after encoding and decoding. ``psnr`` in dB (None: no difference) and ``ssim`` compare it with the
-    tokenizer's input.
+    """An image after encoding and decoding; a VAE has no tokens, and an empty code. ``psnr`` in dB (None: no difference)
+    and ``ssim`` compare it with the tokenizer's input.
     """
 
     original_size: tuple[int, int]
@@ -131,10 +159,13 @@ class GeneratorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A tokenizer of the service. ``min_tokens`` of an image's ``num_tokens`` suffice to decode it."""
+    """A tokenizer of the service. ``min_tokens`` of an image's ``num_tokens`` suffice to decode it. ``kind`` is ``vq``, or
+    ``vae``, which has no codes; ``latents`` has the ``shape`` [K, C].
+    """
 
     id: str
     revision: str
+    kind: str
     image_size: int
     num_tokens: int
     min_tokens: int
@@ -142,6 +173,7 @@ class Model:
     bits_per_token: int
     code_bytes: int
     code_characters: int
+    latents: Mapping[str, Any]
     precision: Mapping[str, str]
     generator: GeneratorInfo | None
     limits: Limits

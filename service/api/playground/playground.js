@@ -4,7 +4,7 @@ import { createEditor } from "./editor.js";
 import { createGenerator } from "./generator.js";
 import { createMixer } from "./mixer.js";
 import { byId, number, showProblems } from "./page.js";
-import { call, storeKey } from "./service.js";
+import { Problem, call, storeKey } from "./service.js";
 import { codeOfAddress } from "./take_away.js";
 import { acceptImagesAnywhere, sampleImage } from "./uploads.js";
 
@@ -13,6 +13,10 @@ const reload = () => location.reload();
 async function start() {
   const model = (await (await call("v1/models")).json()).data[0];
   describe(model);
+  if (model.kind === "vae") {
+    const detail = `${model.id} is a VAE: its tokens are vectors, which have no codes to edit or mix. Use the API.`;
+    throw new Problem({ title: "No token ids", detail });
+  }
   const mixer = createMixer(model, { editImage: (tokens) => editor.openTokens(tokens) });
   const editor = createEditor(model, { onSettled: mixer.setFirst });
   acceptImagesAnywhere(editor.openImage);
@@ -33,8 +37,9 @@ function describe(model) {
     classes: number(model.generator?.num_classes ?? 0),
   };
   for (const place of document.querySelectorAll("[data-fact]")) place.textContent = facts[place.dataset.fact];
-  const [side, codes] = [model.image_size, number(model.codebook_size)];
-  byId("served").textContent = `${model.id} · ${side} × ${side} pixels · ${facts.tokens} tokens · codebook of ${codes}`;
+  const side = model.image_size;
+  const codes = model.kind === "vae" ? `${model.latents.shape[1]} numbers each` : `codebook of ${number(model.codebook_size)}`;
+  byId("served").textContent = `${model.id} · ${side} × ${side} pixels · ${facts.tokens} tokens · ${codes}`;
   byId("served").title = `Revision ${model.revision}`;
   byId("served").hidden = false;
 }

@@ -81,3 +81,13 @@ def test_a_service_that_is_not_ready_can_be_asked_again(visit: Visit) -> None:
     page.click("#retry")
     ready(page)
     expect(page.locator("#retry")).to_be_hidden()
+
+
+def test_a_vae_is_said_to_have_no_codes(visit: Visit, client: httpx.Client) -> None:
+    page, models = visit.page, client.get("/v1/models").json()
+    models["data"][0] |= {"kind": "vae", "codebook_size": 0, "generator": None}
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.reload()
+    expect(page.locator("#page-problem")).to_contain_text("titok-mini-32 is a VAE")
+    expect(page.locator("#served")).to_contain_text("12 numbers each")
+    expect(page.locator("#sections")).to_be_hidden()

@@ -49,6 +49,8 @@ MODEL = {
     "image_size": 8,
     "num_tokens": 2,
     "min_tokens": 2,
+    "kind": "vq",
+    "latents": {"shape": [2, 4], "dtypes": ["float32", "float16"]},
     "codebook_size": 16,
     "bits_per_token": 4,
     "code_bytes": 1,
