@@ -5,6 +5,7 @@ All metrics are means over the same images at the tokenizer's size S; reconstruc
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -79,9 +80,16 @@ class Reconstruction:
 
 
 class TokenizerCodec(Codec):
-    """A tokenizer as a codec: bytes of packed ids, or of float32 latents of a VAE. Counts the codes that occur."""
+    """A tokenizer as a codec: bytes of packed ids, or of float32 latents of a VAE. Counts the codes that occur.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    The latents are the posterior's mean, or with ``sample_posterior`` a sample with the seed 0, 1, 2 ... Raises
+    ``ValueError`` for that of a tokenizer that is no VAE.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, sample_posterior: bool = False) -> None:
+        if sample_posterior and tokenizer.is_discrete:
+            raise ValueError(f"{tokenizer.name} has no posterior to sample: only VAE variants have one")
+        self._seeds = itertools.count() if sample_posterior else None
         self.name = tokenizer.name
         self.counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
         self.tokenizer, self.tokens = tokenizer, tokenizer.num_tokens
@@ -111,7 +119,8 @@ class TokenizerCodec(Codec):
             self.counts += torch.bincount(tokens.flatten(), minlength=len(self.counts))
             self._last = images, tokens
         else:
-            tokens = self.tokenizer.latents(images)
+            seeds = None if self._seeds is None else list(itertools.islice(self._seeds, len(images)))
+            tokens = self.tokenizer.latents(images, seeds=seeds)
         return Decoded(self.tokenizer.decode(tokens).numpy(), np.full(len(images), self.num_bytes))
 
     def ids_of(self, images: Pixels) -> Tensor:

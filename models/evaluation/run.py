@@ -64,8 +64,9 @@ class EvaluationSettings:
     has no effect if the tokenizer has no generator; ``sources`` maps the generator's class names to the data's.
     ``lengths``: numbers of tokens at which a prefix-decodable tokenizer is measured, too.
     ``images`` and ``references`` limit the validation and training images, None for all. ``baselines``: with the codecs of
-    similar size. ``inception_weights`` adds the published protocol, with the ``reference`` (``.npz``) of generated images
-    instead of the training images. The networks run on ``device``.
+    similar size. ``sample_posterior``: reconstructions of a VAE are of a sample instead of the mean.
+    ``inception_weights`` adds the published protocol, with the ``reference`` (``.npz``) of generated images instead of the
+    training images. The networks run on ``device``.
     """
 
     data: Path | None
@@ -82,6 +83,7 @@ class EvaluationSettings:
     device: str = "cpu"
     preset: str = "published"
     baselines: bool = True
+    sample_posterior: bool = False
     inception_weights: Path | None = None
     reference: Path | None = None
     keep_images: bool = False
@@ -135,7 +137,8 @@ class _Photographs:
     def __init__(self, settings: EvaluationSettings, folder: Path, tokenizer: Tokenizer, track: Track) -> None:
         self._settings, self._tokenizer, self._track = settings, tokenizer, track
         self._network = load_lite0(tokenizer.device)
-        self._baselines = placeholders(TokenizerCodec(tokenizer).num_bytes) if settings.baselines else []
+        self._codec = TokenizerCodec(tokenizer, sample_posterior=settings.sample_posterior)
+        self._baselines = placeholders(self._codec.num_bytes) if settings.baselines else []
         splits: tuple[Split, ...] = ("train", "val") if has_training_images(folder) else ("val",)
         *training, self._validation = (
             load_dataset(folder, split, size=tokenizer.image_size, cache=settings.cache)
@@ -164,7 +167,7 @@ class _Photographs:
 
     def reconstruct(self) -> Reconstruction:
         """Metrics of the tokenizer, of PCA and of the other baselines."""
-        codecs: list[Codec] = [codec := TokenizerCodec(self._tokenizer)]
+        codecs: list[Codec] = [codec := self._codec]
         if len(self.training) and self._settings.baselines:
             fitted = self.training.images[: self._settings.references]
             codecs.append(fit_principal_components(fitted, codec.num_bytes, track=self._track))

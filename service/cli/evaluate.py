@@ -43,6 +43,9 @@ Inception = Annotated[
     Path | None,
     typer.Option(help="Inception weights or TorchScript: adds FID, IS, precision and recall.", dir_okay=False),
 ]
+Posterior = Annotated[
+    bool, typer.Option("--sample-posterior", help="Reconstruct from a sample of a VAE's posterior, as published.")
+]
 Reference = Annotated[
     Path | None,
     typer.Option(help="ADM's reference .npz for generated images, instead of the training images.", dir_okay=False),
@@ -66,6 +69,7 @@ def evaluate(
     preset: Annotated[str, typer.Option(help="Sampling preset: published, demo or fast.")] = "published",
     cache: Cache = Path("runs/cache"),
     baselines: Annotated[bool, typer.Option(help="Compare with image codecs of equal size.")] = True,
+    sample_posterior: Posterior = False,
     inception_weights: Inception = None,
     reference: Reference = None,
     npz: Npz = False,
@@ -96,6 +100,7 @@ def evaluate(
         device=device,
         preset=preset,
         baselines=baselines,
+        sample_posterior=sample_posterior,
         inception_weights=inception_weights,
         reference=reference,
         keep_images=npz,

@@ -99,6 +99,18 @@ def test_a_vae_has_bytes_and_no_codes(lite0: Lite0, images: np.ndarray, labels: 
     assert math.isfinite(figures.codecs[0].psnr)
 
 
+def test_a_posterior_is_sampled_by_the_number_of_the_image(
+    images: np.ndarray, tokenizer: Tokenizer, vae: Tokenizer
+) -> None:
+    codec = TokenizerCodec(vae, sample_posterior=True)
+    found = [codec(images[:2]).images, codec(images[2:5]).images]
+    latents = vae.latents(images[:5], seeds=range(5))
+    assert np.array_equal(np.concatenate(found), vae.decode(latents).numpy())
+    assert not np.array_equal(found[0], TokenizerCodec(vae)(images[:2]).images)
+    with pytest.raises(ValueError, match="tiny has no posterior to sample"):
+        TokenizerCodec(tokenizer, sample_posterior=True)
+
+
 def test_examples_are_the_asked_rows_of_every_codec(lite0: Lite0, images: np.ndarray, labels: np.ndarray) -> None:
     figures = measure(lite0, images, labels, Copy(), Grid(48), examples=[0, 31, 32, 35])
     assert list(figures.examples) == ["original", "copy", "4x4 RGB"]
