@@ -229,12 +229,14 @@ def _load_torchscript(path: Path, device: torch.device) -> FeatureNetwork:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # for torch.export, which the published file is not of
             network = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
+        # StyleGAN's returns class probabilities unless it is asked for features; its last layer is called output.
+        has_option = any(argument.name == "return_features" for argument in network.forward.schema.arguments)
+        run = partial(network, return_features=True) if has_option else network
+        found = FeatureNetwork(run, network.state_dict().get("output.weight"), device)
+        found(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as TorchScript: {error}") from None
-    # StyleGAN's returns class probabilities unless it is asked for features; its last layer is called output.
-    has_option = any(argument.name == "return_features" for argument in network.forward.schema.arguments)
-    weights = network.state_dict().get("output.weight")
-    return FeatureNetwork(partial(network, return_features=True) if has_option else network, weights, device)
+        raise CheckpointError(f"{path} is no TorchScript of features [B, C] of uint8 [B, 3, H, W]: {error}") from None
+    return found
 
 
 def _resized(images: Tensor) -> Tensor:

@@ -43,9 +43,14 @@ def test_torchscript_gives_features_and_the_class_weights_of_its_last_layer(tmp_
     assert network.class_weights is not None
     assert network.class_weights.shape == (5, 12)
     torch.testing.assert_close(network(images)[1, 0], images[1, 0, :2, :2].float().mean())
-    plain = load_feature_network(write_torchscript(tmp_path / "plain.pt", plain=True), CPU)
+    plain = load_feature_network(write_torchscript(tmp_path / "plain.pt", "plain"), CPU)
     assert plain.class_weights is None
     torch.testing.assert_close(plain(images), images.float().mean((2, 3)))
+
+
+def test_torchscript_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"other\.pt is no TorchScript of features \[B, C\] of uint8"):
+        load_feature_network(write_torchscript(tmp_path / "other.pt", "other"), CPU)
 
 
 def test_weights_that_are_not_there_are_not_downloaded(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_file_that_is_not_an_archive_or_is_damaged_is_refused(tmp_path: Path) 
 
 
 def test_a_network_without_classes_has_no_inception_score(tmp_path: Path) -> None:
-    plain = load_feature_network(write_torchscript(tmp_path / "plain.pt", plain=True), torch.device("cpu"))
+    plain = load_feature_network(write_torchscript(tmp_path / "plain.pt", "plain"), torch.device("cpu"))
     x = features(plain, images(20, 0))
     assert math.isnan(published_figures(x, Reference.of(x), plain).inception_score)
 
