@@ -93,7 +93,7 @@ class CodeFormat:
         """Length of the packed form in bytes."""
         return (self.num_tokens * self.bits + 7) // 8
 
-    @property
+    @cached_property
     def num_characters(self) -> int:
         """Length of the text form in characters."""
         return (self.num_tokens * self.bits + 5) // 6

@@ -62,6 +62,7 @@ def info(
         "parameters": model.num_parameters,
         "image_size": model.image_size,
         "num_tokens": model.num_tokens,
+        "min_tokens": model.min_tokens,
         "codebook_size": model.codebook_size,
     }
     typer.echo(json.dumps(description, indent=2))
@@ -75,13 +76,15 @@ def _row(variant: TokenizerVariant, *, has_generator: bool) -> dict[str, Any]:
     if config is None:
         config = tokenizer_config(json.loads(Path(str(variant.weights), "config.json").read_bytes()))
     if isinstance(config, MaskGITVQGANConfig):
-        num_tokens, is_discrete = config.grid_size**2, True
+        num_tokens, min_tokens, is_discrete = config.grid_size**2, None, True
     else:
-        num_tokens, is_discrete = config.num_latent_tokens, config.quantize_mode == "vq"
+        num_tokens, min_tokens = config.num_latent_tokens, config.min_latent_tokens
+        is_discrete = config.quantize_mode == "vq"
     return {
         "name": variant.name,
         "image_size": config.image_size,
         "num_tokens": num_tokens,
+        "min_tokens": min_tokens or num_tokens,
         "codebook_size": config.codebook_size if is_discrete else None,
         "rfid": variant.rfid,
         "generator": "yes" if has_generator else "no",
