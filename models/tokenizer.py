@@ -275,8 +275,8 @@ class Tokenizer:
         """Ids int [B, K] in 0..V-1, or a VAE variant's latents float32 [B, K, C] -> images uint8 [B, S, S, 3].
 
         A prefix-decodable tokenizer decodes the first ids of an image, too: [B, L] for L from ``min_tokens`` to K, and
-        codes of different lengths with ``PAD`` (-1) after the last id of each. An image does not depend on the lengths of
-        the others: codes of a length run together (on a CUDA device all that are shorter than K, with a mask).
+        codes of different lengths with ``PAD`` (-1) after the last id of each. Codes of a length run together (on a CUDA
+        device all that are shorter than K, with a mask), so that those of other lengths change nothing for an image.
         Pixels are clamped to [0, 1] and rounded to 256 levels. Raises ``CodeError`` (a ``ValueError``) for a wrong
         number of ids or ids out of range, before they reach the device.
         """
