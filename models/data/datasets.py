@@ -4,7 +4,7 @@
 
     DIR/train/CLASS/*.jpg, DIR/val/...  ─┐                 ┌─ fits ──> InMemoryDataset   one array, on the device
     DIR/CLASS/*.jpg                     ─┼─> open_dataset ─┤                             if it fits there
-    DIR/train-*.tar[.gz], DIR/val-*.tar ─┘                 └─ else ──> StreamingDataset  decoded when needed
+    DIR/train-*.tar, DIR/val-*.tar      ─┘                 └─ else ──> StreamingDataset  decoded when needed
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.arrays import Ids, Pixels
 from models.data.decode_cache import UNCROPPED_PIXELS, Progress, decode_to_cache, fingerprint_of
-from models.data.image_folder import ImageFolder
+from models.data.image_folder import ImageFolder, images_by_split
 from models.data.shards import WebDatasetShards, find_shards
 from models.data.sources import BadSamples, Source, Split
 from models.data.streaming import StreamingDataset
@@ -162,9 +162,9 @@ def open_dataset(
 
 def has_training_images(folder: Path) -> bool:
     """Whether a folder has a training split: False if it has a validation split alone."""
-    if find_shards(folder, "train") or (folder / "train").is_dir():
+    if find_shards(folder, "train"):
         return True
-    return not (find_shards(folder, "val") or (folder / "val").is_dir())
+    return not find_shards(folder, "val") and set(images_by_split(folder)) != {"val"}
 
 
 def load_dataset(folder: Path, split: Split, *, size: int, cache: Path) -> InMemoryDataset:

@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Set
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,57 +19,48 @@ import numpy as np
 
 from models.arrays import Ids
 from models.data.decoding import IMAGE_SUFFIXES
+from models.data.listing import list_files, state_of
 from models.data.sources import BadSamples, Split
-from models.errors import DataError
+from models.data.splits import describe_splits, splits_of_images
+from models.errors import DataError, NoImagesError
 
 VALIDATION_FRACTION = 0.05
 FLAT_CLASS = "all"
 
 
 class _File(NamedTuple):
-    path: str  # relative, with slashes
-    size: int
-    modified: int
+    path: str  # relative, with slashes, without the folder of the split
+    file: str  # relative
 
 
 class ImageFolder:
-    """One split of class folders. See ``Source``. Files outside of class folders are added to ``bad_samples``; without
-    class folders all files have the class ``all``.
+    """One split (see :mod:`models.data.splits`) of class folders. See ``Source``. Files outside of class folders are added
+    to ``bad_samples``; without class folders all files have the class ``all``.
 
-    Raises ``DataError`` if these are more than 1 %, if there are no images, if val has classes that train lacks, or if a
-    split held out by path digests is empty.
+    Raises ``DataError`` if these are more than 1 %, if there are no images, if val has classes that train lacks, if a split
+    held out by path digests is empty, or if there is neither a split train nor val.
     """
 
     def __init__(self, folder: Path, split: Split, bad_samples: BadSamples) -> None:
-        train, val = folder / "train", folder / "val"
-        root = next((root for root in (train, val) if root.is_dir()), folder)
-        files = _list_images(root)
-        classes = class_folders(file.path for file in files)
+        files, classes = _choose(folder, split)
         is_flat = bool(files) and not classes
-        if not val.is_dir():
-            files = _hold_out(root, files, split)
-        elif root != folder / split:
-            root = folder / split
-            files = _list_images(root)
-            _check_classes(root, files, classes)
-        if not classes and not is_flat:
-            raise DataError(f"no {split}-*.tar or {split}-*.tar.gz in {folder}, and no folders with images")
         self.names: tuple[str, ...] = (FLAT_CLASS,) if is_flat else tuple(sorted(classes))
         numbers = {name: number for number, name in enumerate(self.names)}
         found = ((file, FLAT_CLASS if is_flat else class_of(file.path, classes)) for file in files)
         labelled = [(file, numbers[name]) for file, name in found if name is not None]
         self.labels: Ids = np.array([label for _, label in labelled], dtype=np.int64)
-        self._root = root
+        self._root = folder
         self._files = [file for file, _ in labelled]
         for file in files:
             if not is_flat and "/" not in file.path:
-                bad_samples.add(file.path, f"is in {root} itself, not in a class folder")
+                bad_samples.add(file.path, f"is in no class folder of {folder}")
         bad_samples.check(len(self._files) + len(bad_samples))
 
     def fingerprint(self) -> str:
         """A digest of paths, sizes and modification times."""
         digest = hashlib.sha256()
-        for path, size, modified in self._files:
+        for path, file in self._files:
+            size, modified = state_of(self._root / file)
             digest.update(f"{path}\0{size}\0{modified}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
@@ -79,41 +70,48 @@ class ImageFolder:
 
     def read(self, row: int) -> bytes:
         """The bytes of an image file. Raises ``OSError``."""
-        return (self._root / self._files[row].path).read_bytes()
+        return (self._root / self._files[row].file).read_bytes()
 
 
-def _list_images(root: Path) -> list[_File]:
-    """All files with an image suffix, sorted by path."""
-    found = []
-    for parent, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            # Some systems write a hidden ._photo.jpg beside each photo.jpg.
-            if name.startswith(".") or name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
-                continue
-            path = Path(parent, name)
-            try:
-                status = path.stat()
-                size, modified = status.st_size, status.st_mtime_ns
-            except OSError:  # a broken link: reading it will report the error
-                size, modified = 0, 0
-            found.append(_File(path.relative_to(root).as_posix(), size, modified))
-    return sorted(found)
+def _choose(folder: Path, split: Split) -> tuple[list[_File], set[str]]:
+    """The files of a split, and the classes of training files, if there are any, else of these."""
+    splits = images_by_split(folder)
+    if not splits:
+        raise NoImagesError(folder)
+    if "val" in splits and (None not in splits or "train" in splits):
+        files = splits.get(split, [])
+        classes = class_folders(file.path for file in splits.get("train", files))
+        _check_classes(folder, files, classes)
+        return files, classes
+    if "train" in splits or list(splits) == [None]:
+        files = splits["train" if "train" in splits else None]
+        return _hold_out(folder, files, split), class_folders(file.path for file in files)
+    listed = describe_splits({split: len(files) for split, files in splits.items()})
+    raise DataError(f"{folder} has the splits {listed}: expected train and val, or train alone")
 
 
-def _check_classes(root: Path, files: list[_File], classes: set[str]) -> None:
+def images_by_split(folder: Path) -> Mapping[str | None, list[_File]]:
+    """The images of each split; None: those in no folder of a split."""
+    found = defaultdict[str | None, list[_File]](list)
+    paths = list_files(folder, tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES))
+    for file, (split, path) in splits_of_images(paths).items():
+        found[split].append(_File(path, file))
+    return {split: sorted(files) for split, files in found.items()}
+
+
+def _check_classes(folder: Path, files: list[_File], classes: set[str]) -> None:
     unknown = {file.path.rpartition("/")[0] for file in files if class_of(file.path, classes) is None} - {""}
     if unknown:
         shown = ", ".join(sorted(unknown)[:8]) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
-        raise DataError(f"{root} has classes that train lacks: {shown}")
+        raise DataError(f"the val split of {folder} has classes that train lacks: {shown}")
 
 
-def _hold_out(root: Path, files: list[_File], split: Split) -> list[_File]:
-    """The files of a split when there is no ``val`` folder: the digest of its path assigns each file."""
+def _hold_out(folder: Path, files: list[_File], split: Split) -> list[_File]:
+    """The files of a split when there is none for validation: the digest of its path assigns each file."""
     chosen = [file for file in files if _is_validation(file.path) == (split == "val")]
     if files and not chosen:
         raise DataError(
-            f"one image in twenty is held out for validation, and with the {len(files)} in {root} none is left for "
+            f"one image in twenty is held out for validation, and with the {len(files)} in {folder} none is left for "
             f"{split}: sort them into folders train and val"
         )
     return chosen

@@ -2,14 +2,13 @@
 
 ::
 
-    DIR/train-0000.tar, train-0001.tar.gz, ...     DIR/val-0000.tar, ...
+    DIR/train-0000.tar, train-0001.tar.gz, ...     DIR/val-0000.tar, ...     DIR/train/0000.tar.zst, ...
     DIR/classes.json   {"0": "group/name", ...}    without it class 7 is called "7"
 """
 
-import gzip
 import hashlib
 import json
-import zlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,17 +20,21 @@ from filelock import FileLock
 from models.arrays import Ids
 from models.atomic_files import write_atomically
 from models.data.decoding import IMAGE_SUFFIXES
+from models.data.listing import list_files, state_of
 from models.data.sources import BadSamples, Split
-from models.data.tar_samples import DAMAGE, read_samples
+from models.data.splits import split_of_file, split_of_name
+from models.data.tar_samples import DAMAGE, TAR_SUFFIXES, decompressed, read_samples
 from models.errors import DataError
 
 # Without classes.json nothing limits the class numbers, and one wrong number would create billions of names.
 MAX_UNNAMED_CLASSES = 100_000
+_INDEX_VERSION = 2  # raised if other members of an archive become samples
 
 
 def find_shards(folder: Path, split: Split) -> list[Path]:
-    """The shards of a split, sorted by name."""
-    return sorted([*folder.glob(f"{split}-*.tar"), *folder.glob(f"{split}-*.tar.gz")])
+    """The shards of a split (see :mod:`models.data.splits`) in and below a folder, sorted by name."""
+    found = ((name, split_of_file(name).split) for name in list_files(folder, TAR_SUFFIXES))
+    return [folder / name for name, of in found if of is not None and split_of_name(of) == split]
 
 
 def read_class_names(folder: Path) -> tuple[str, ...] | None:
@@ -67,11 +70,13 @@ class WebDatasetShards:
     def __init__(self, folder: Path, split: Split, cache: Path, bad_samples: BadSamples) -> None:
         self._shards = find_shards(folder, split)
         if not self._shards:
-            raise DataError(f"no {split}-*.tar or {split}-*.tar.gz in {folder}")
+            raise DataError(f"no archive in {folder} names the split {split}, as {split}-0000.tar does")
+        self._folder = folder
         self._class_names = read_class_names(folder)
-        digest = hashlib.sha256(json.dumps([self.fingerprint(), self._class_names]).encode()).hexdigest()[:12]
+        described = json.dumps([_INDEX_VERSION, self.fingerprint(), self._class_names])
+        digest = hashlib.sha256(described.encode()).hexdigest()[:12]
         self._plain = [
-            shard if shard.suffix == ".tar" else cache / f"{split}-{digest}-{number}.unpacked"
+            shard if shard.suffix.lower() == ".tar" else cache / f"{split}-{digest}-{number}.unpacked"
             for number, shard in enumerate(self._shards)
         ]
         file = cache / f"{split}-{digest}.index.npz"
@@ -87,7 +92,10 @@ class WebDatasetShards:
 
     def fingerprint(self) -> str:
         """Names, sizes and modification times of the shards."""
-        return json.dumps([(shard.name, shard.stat().st_size, shard.stat().st_mtime_ns) for shard in self._shards])
+        return json.dumps([(self._name(shard), *state_of(shard)) for shard in self._shards])
+
+    def _name(self, shard: Path) -> str:
+        return shard.relative_to(self._folder).as_posix()
 
     def name(self, row: int) -> str:
         """``shard/key`` of an image."""
@@ -118,12 +126,16 @@ class WebDatasetShards:
                 _unpack(shard, plain)
             with plain.open("rb") as file:
                 length = plain.stat().st_size
-                extents = read_samples(file, lambda _, member: (member.offset_data, member.size), mode="r:")
+                extents = read_samples(
+                    file,
+                    lambda _, member: (member.offset_data, member.size),
+                    mode="r:",
+                    follow=lambda target: target or (length, 1),  # one byte after the end
+                    waiting_bytes=sys.maxsize,  # none are read
+                )
                 for key, files in extents:
-                    name = f"{shard.name}/{key}"
-                    if len(dict(files)) < len(files):
-                        bad_samples.add(name, "two of its files have the same name")
-                    whole = {suffix: (at, size) for suffix, (at, size) in reversed(files) if at + size <= length}
+                    name = f"{self._name(shard)}/{key}"
+                    whole = {suffix: (at, size) for suffix, (at, size) in files if at + size <= length}
                     image = next((whole[suffix] for suffix in IMAGE_SUFFIXES if suffix in whole), None)
                     if image is None or "cls" not in whole:
                         bad_samples.add(name, "not an image with a class")
@@ -136,7 +148,7 @@ class WebDatasetShards:
                     else:
                         yield _Entry(name, label, number, *image)
         except (OSError, *DAMAGE) as error:
-            bad_samples.add(shard.name, error)
+            bad_samples.add(self._name(shard), error)
 
     def _label(self, content: bytes) -> int:
         label = int(content)
@@ -151,7 +163,7 @@ def _unpack(shard: Path, target: Path) -> None:
     """Decompresses a shard, or the part before the damage. Raises ``OSError`` if it cannot be opened."""
 
     def chunks() -> Iterator[bytes]:
-        with suppress(OSError, EOFError, zlib.error), gzip.open(packed) as stream:
+        with suppress(OSError, *DAMAGE), decompressed(packed, shard.name) as stream:
             while chunk := stream.read1(1 << 20):
                 yield chunk
 

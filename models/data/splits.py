@@ -117,6 +117,11 @@ def _image_split(path: str, split_folders: Mapping[str, str]) -> ImageSplit:
     return ImageSplit(None, path)
 
 
+def describe_splits(counts: Mapping[str | None, int]) -> str:
+    """Splits with the numbers of their files, for a message."""
+    return ", ".join(sorted(f"{split or NONE} ({count})" for split, count in counts.items()))
+
+
 def choose_split(splits: Mapping[str, str | None], wanted: str | None, source: str) -> list[str]:
     """The files of the split ``wanted`` (or ``ALL`` or ``NONE``), by the split of each; of the only one if it is None.
 
@@ -125,7 +130,7 @@ def choose_split(splits: Mapping[str, str | None], wanted: str | None, source: s
     counts = Counter(splits.values())
     if wanted == ALL or (wanted is None and len(counts) <= 1):
         return list(splits)
-    listed = ", ".join(sorted(f"{split or NONE} ({count})" for split, count in counts.items()))
+    listed = describe_splits(counts)
     if wanted is None:
         raise DataError(f"{source} has several splits: {listed}; choose one with --split, or --split {ALL}")
     name = None if wanted == NONE else split_of_name(wanted) if _is_plain(wanted) else wanted.lower()

@@ -23,13 +23,13 @@ WAITING_SAMPLES, WAITING_BYTES = 1 << 16, 32 << 20
 _LINK_TARGETS = 1 << 16  # files before a link that it may lead to
 
 
-def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
+def decompressed(stream: BinaryIO, name: str) -> io.BufferedIOBase:
     """The uncompressed bytes of an archive, compressed as its suffix says. Reading raises ``DAMAGE`` and ``OSError``."""
     if name.lower().endswith("gz"):
-        return cast(BinaryIO, gzip.open(stream))
+        return cast(io.BufferedIOBase, gzip.open(stream))
     if name.lower().endswith("zst"):
-        return cast(BinaryIO, io.BufferedReader(_Zstandard(stream), 1 << 20))
-    return stream
+        return io.BufferedReader(_Zstandard(stream), 1 << 20)
+    return cast(io.BufferedIOBase, stream)
 
 
 class _Zstandard(io.RawIOBase):
@@ -70,7 +70,7 @@ Extent = tuple[int, int]
 
 
 def read_samples(
-    stream: BinaryIO,
+    stream: BinaryIO | io.BufferedIOBase,
     read: Callable[[tarfile.TarFile, tarfile.TarInfo], T],
     *,
     mode: Literal["r:", "r|*"],

@@ -99,9 +99,9 @@ def test_more_than_one_percent_bad_samples_is_an_error(shards: Path, add_shard: 
         load(shards)
 
 
-def test_a_folder_without_shards_is_an_error_that_names_the_pattern(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no train-\*\.tar or train-\*\.tar\.gz in"):
-        load_dataset(tmp_path, "train", size=16, cache=tmp_path)
+def test_a_folder_without_shards_of_a_split_is_an_error_that_names_a_pattern(shards: Path) -> None:
+    with pytest.raises(DataError, match=r"no archive in .* names the split val, as val-0000.tar does"):
+        load_dataset(shards, "val", size=16, cache=shards)
 
 
 @pytest.fixture

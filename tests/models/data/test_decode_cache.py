@@ -107,6 +107,7 @@ def test_too_many_bad_samples_stop_decoding_early(tmp_path: Path) -> None:
     folder = tmp_path / "folders" / "train" / "cat"
     folder.mkdir(parents=True)
     (tmp_path / "folders" / "val").mkdir()
+    (tmp_path / "folders" / "val" / "0.jpg").write_bytes(b"")
     for number in range(1000):
         (folder / f"{number:04d}.jpg").write_bytes(b"no image")
     done: list[int] = []

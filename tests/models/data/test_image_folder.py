@@ -68,7 +68,7 @@ def test_classes_missing_from_train_are_an_error(sort: Sort) -> None:
     sort("train/cat", 1)
     sort("val/bird", 1)
     home = sort("val/cow", 1)
-    with pytest.raises(DataError, match=r"val has classes that train lacks: bird, cow$"):
+    with pytest.raises(DataError, match=r"the val split of .* has classes that train lacks: bird, cow$"):
         load(home, "val")
 
 
@@ -134,7 +134,7 @@ def test_of_a_flat_folder_a_twentieth_is_held_out(sort: Sort) -> None:
     assert len(val) > 0
 
 
-def test_an_empty_folder_is_an_error_that_names_the_patterns(tmp_path: Path) -> None:
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text(json.dumps({"0": "cat"}))
-    with pytest.raises(DataError, match=r"no train-\*\.tar or .* and no folders with images"):
+    with pytest.raises(DataError, match="no images in"):
         load_dataset(tmp_path, "train", size=16, cache=tmp_path)
