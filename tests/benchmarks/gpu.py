@@ -31,6 +31,7 @@ MODELS = (DEFAULT_VARIANT, "titok-s-128", "titok-b-64", "titok-l-32")
 BATCHES = (1, 8, 32, 128)
 TEST_SECONDS = 150.0
 PARTS = ("tests", "throughput", "ids", "service")
+RUNNER, TESTS, TRAINING_TESTS = "pytest", "tests/gpu", "tests/models/training"
 
 
 class Check:
@@ -69,10 +70,10 @@ class Check:
             self.say("Tests", "Not run: pytest is not installed.")
             return
         options = ["-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default", "-o", "timeout=0"]
-        paths = ["tests/gpu"]
+        paths = [TESTS]
         if importlib.util.find_spec("filelock") is not None:
-            paths.append("tests/models/training")
-        command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", *options, *paths]
+            paths.append(TRAINING_TESTS)
+        command = [sys.executable, "-m", RUNNER, "-q", "-rs", "-m", "gpu", *options, *paths]
         try:
             ended = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, timeout=min(TEST_SECONDS, self.left), check=False
@@ -186,6 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check.ids(images=asked.images, synthetic_images=min(128, asked.images))
     if "service" in asked.parts:
         check.service(seconds=10.0)
+    if left_out := [part for part in PARTS if part not in asked.parts]:
+        check.say("Left out", f"{', '.join(left_out)}: not in --parts.")
     check.targets()
     check.document["seconds"] = time.monotonic() - begun
     head = f"# {check.document['device']}\n\nPyTorch {torch.__version__}, CUDA {torch.version.cuda}."

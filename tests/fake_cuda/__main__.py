@@ -1,4 +1,4 @@
-"""Runs tests on the fake device: ``python -m tests.fake_cuda -m gpu tests/gpu``. TF32 is float32 on it."""
+"""Runs tests on the fake device: ``python -m tests.fake_cuda -m gpu tests/gpu``."""
 
 import sys
 

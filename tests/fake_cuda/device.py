@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from tests.fake_cuda.graphs import Graph, run_graph_context
 from tests.fake_cuda.modes import CUDA, DispatchMode, FunctionMode
 from tests.fake_cuda.order import Event, Host, Memory, Pending, Race, Stream, check
 
+FAKE_NAME = "fake device"
 _NONSENSE = 0xA5
 # Operators whose result has to be read by the host.
 _WAITING = (
@@ -37,6 +39,10 @@ _WAITING = (
     "is_nonzero",
     "bincount",
 )
+
+
+# Operators that use TF32 if they may, and where their two factors are among the arguments.
+_PRODUCTS = {"linear": 0, "matmul": 0, "mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1}
 
 
 class FakeCuda:
@@ -82,7 +88,7 @@ class FakeCuda:
 
     def _functions(self) -> dict[str, Any]:
         host = self.host
-        properties = SimpleNamespace(total_memory=self.total, name="fake device", uuid="0", multi_processor_count=1)
+        properties = SimpleNamespace(total_memory=self.total, name=FAKE_NAME, uuid="0", multi_processor_count=1)
 
         class Streams(Stream):
             def __init__(fake, device: Any = None, **_: Any) -> None:  # noqa: N805
@@ -107,7 +113,7 @@ class FakeCuda:
             "current_device": lambda: 0,
             "get_device_capability": lambda device=None: index_of(device, self.capability),
             "get_device_properties": lambda device=None: index_of(device, properties),
-            "get_device_name": lambda device=None: index_of(device, "fake device"),
+            "get_device_name": lambda device=None: index_of(device, FAKE_NAME),
             "mem_get_info": lambda device=None: index_of(device, (self.total - self.used, self.total)),
             "memory_allocated": lambda device=None: index_of(device, self.used),
             "memory_reserved": lambda device=None: index_of(device, self.used),
@@ -235,12 +241,14 @@ class FakeCuda:
         for tensor in inputs:
             if tensor.dim() and not self.on_device(tensor):
                 raise RuntimeError(f"Expected all tensors to be on the same device: {func} got one of the host")
-        if func.__name__.partition(".")[0] in _WAITING:
+        name = func.__name__.partition(".")[0]
+        function = partial(_with_tf32, func, _PRODUCTS[name]) if name in _PRODUCTS and _may_use_tf32() else func
+        if name in _WAITING:
             if self.graph is not None:
                 raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
             self.access([each for each in inputs if self.on_device(each)], [], func)
             self.host.current.synchronize()
-        result = func(*args, **kwargs)
+        result = function(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         new = [each for each in outputs if self.memory_of(each) is None]
         for tensor in new:
@@ -249,7 +257,7 @@ class FakeCuda:
         if self.graph is None:
             self.access([each for each in inputs if self.on_device(each)], [*new, *written], func)
         else:  # nothing runs
-            self.graph.record(func, args, kwargs, outputs, new)
+            self.graph.record(function, args, kwargs, outputs, new)
         return result
 
     def access(self, read: list[Tensor], written: list[Tensor], name: Any) -> int:
@@ -328,6 +336,19 @@ def index_of(device: Any, result: Any = None) -> Any:
     """``result``, after PyTorch's check of a device argument."""
     torch.cuda._utils._get_device_index(device, optional=True)
     return result
+
+
+def _may_use_tf32() -> bool:
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+def _with_tf32(func: Any, first: int, *args: Any, **kwargs: Any) -> Any:
+    """A product of two float32 factors, argument ``first`` and the next, of which TF32 keeps 10 bits of mantissa."""
+    factors = [
+        ((each.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32) if each.dtype is torch.float32 else each
+        for each in args[first : first + 2]
+    ]
+    return func(*args[:first], *factors, *args[first + 2 :], **kwargs)
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

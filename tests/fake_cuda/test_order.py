@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction
+from models.runtime.matmul_precision import MatmulMode, MatmulPrecision
 from models.runtime.transfers import CudaTransfers, pin
 from tests.fake_cuda import CUDA, FakeCuda, Race
 from tests.gpu import unrecordable
@@ -157,3 +159,17 @@ def test_a_function_that_cannot_be_recorded_is_called_instead(
 ) -> None:
     unrecordable.main()
     assert capsys.readouterr().out == "not recorded\n"
+
+
+def test_products_have_the_precision_of_tf32_where_they_may(cuda: FakeCuda) -> None:
+    x, weight = torch.randn(2, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = x @ weight.T
+
+    def error(mode: MatmulMode) -> float:
+        with MatmulPrecision(mode, CUDA):
+            found = F.linear(x.float().to(CUDA), weight.float().to(CUDA))
+        return float((found.cpu() - exact).norm() / exact.norm())
+
+    assert error("float32") < 1e-6
+    assert 1e-4 < error("tf32") < 1e-3
+    assert error("tf32x3") < 2e-6

@@ -140,7 +140,7 @@ def test_results_are_the_callers_own(graphed: ModelDevice, images: np.ndarray) -
 
 
 def test_a_function_that_cannot_be_recorded_is_called_instead() -> None:
-    command = [sys.executable, "-m", "tests.gpu.unrecordable"]
+    command = [sys.executable, "-m", "tests.gpu.unrecordable", torch.cuda.get_device_name()]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "not recorded\n"), ended.stderr
 

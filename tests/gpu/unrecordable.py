@@ -1,13 +1,18 @@
 """A function that no CUDA graph can be recorded of, since it waits for the device, is called instead.
 
-A program of its own (``python -m tests.gpu.unrecordable``): PyTorch before 2.12 does not recover its memory from this.
+A program of its own (``python -m tests.gpu.unrecordable``): PyTorch before 2.12 does not recover its memory from this. With
+the name of the fake device as its argument it runs there.
 """
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
+
 import torch
 
 from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction
+from tests.fake_cuda import FAKE_NAME, FakeCuda
 
 __all__ = ["main"]
 
@@ -31,4 +36,5 @@ def _waiting(inputs: torch.Tensor) -> tuple[torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    with FakeCuda() if sys.argv[1:] == [FAKE_NAME] else nullcontext():
+        main()
