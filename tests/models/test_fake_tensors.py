@@ -25,6 +25,7 @@ from models.checkpoints.configuration import generator_config, tokenizer_config
 from models.checkpoints.registry import GENERATORS, TOKENIZERS
 from models.data.datasets import InMemoryDataset
 from models.evaluation.features import extract_features
+from models.evaluation.inception import FEATURES, FeatureNetwork, Inception
 from models.evaluation.lite0 import Lite0
 from models.networks.generator import build_generator
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
@@ -189,3 +190,9 @@ def test_the_evaluation_network_runs_on_the_device(fake: None) -> None:
     features = extract_features(Lite0().to(DEVICE), torch.zeros(COUNT, 3, 128, 128))
     assert {block.device for block in features.blocks} == {DEVICE}
     assert features.pooled.device.type == "cpu"
+
+
+def test_the_inception_network_runs_on_the_device(fake: None) -> None:
+    network = FeatureNetwork(Inception().eval().to(DEVICE), None, DEVICE)
+    features = network(torch.zeros(COUNT, 3, 256, 256, dtype=torch.uint8))
+    assert (features.device.type, features.shape) == ("cpu", (COUNT, FEATURES))
