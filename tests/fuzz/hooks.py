@@ -47,7 +47,7 @@ INVALID: dict[str, str] = {
     "not URL-safe base64": "the same",
     "packed codes come in whole groups": "the length of a packed code depends on the tokenizer",
     "not a file of packed codes": "bytes have no schema",
-    "K and V in the header": "the same",
+    "V in the header": "the same",
     "one weight for each image": "a schema cannot relate the lengths of two lists",
     "all weights are zero": "a schema cannot express a sum",
     "one entry for each token": "the number of positions depends on the tokenizer",
