@@ -104,6 +104,8 @@ def _with_manifest(path: Path) -> TokenFolder:
         document = json.loads(manifest.read_text(encoding="utf-8"))
         if document["version"] != _VERSION:
             raise DataError(f"{manifest} has version {document['version']}; this program reads version {_VERSION}")
+        if (dtype := document["output"].get("dtype")) not in (None, "uint16"):
+            raise DataError(f"{path} holds latents in {dtype}, not token ids: read its files with pyarrow or NumPy")
         tokenizer, suffix_and_reader = document["tokenizer"], FORMATS[document["output"]["format"]]
         views = document.get("preprocessing", {}).get("views", 1)
         shape = TokenShape(tokenizer["num_tokens"], views, tokenizer["codebook_size"])

@@ -1,4 +1,4 @@
-"""Writes shards of tokens in file formats; the same tokens give the same bytes.
+"""Writes shards of tokens or latents in file formats; the same tokens give the same bytes.
 
 ==========  ============================  =============================================================================
 format      files of shard 0              content
@@ -9,38 +9,60 @@ parquet     tokens-000000.parquet         a row per crop: key, view, label, toke
 npy         tokens-000000.npy, .keys.jsonl  uint16 [images, K] or [images, crops, K]; a line per image: key, label
 bin         tokens-000000.bin, .keys.jsonl  the same numbers, little-endian, without a header
 ==========  ============================  =============================================================================
+
+Latents are float16 or float32 [K, C] instead of uint16 [K]: Parquet files ``latents-000000.parquet`` with a column
+``latents`` of lists of the fixed size K x C, or ``latents-000000.npy`` of [images, K, C] or [images, crops, K, C].
 """
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from models.codes.latents import to_npy
 from service.bulk.entries import LabelType
+from service.bulk.errors import BulkError
 from service.bulk.shards import Shard
+
+LATENT_FORMATS = ("parquet", "npy")
 
 
 class TokenLayout(NamedTuple):
-    """Crops per image (``views``), tokens per crop (``num_tokens``, K), and the type of labels."""
+    """Crops per image (``views``), tokens per crop (``num_tokens``, K), and the type of labels; of latents their ``dtype``
+    and the numbers in each vector (``token_size``, C).
+    """
 
     views: int
     num_tokens: int
     labels: LabelType
+    dtype: str = "uint16"
+    token_size: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a crop's tokens: [K], or of latents [K, C]."""
+        return (self.num_tokens,) if self.token_size is None else (self.num_tokens, self.token_size)
 
 
 def token_files(shard: Shard, format_name: str, layout: TokenLayout) -> dict[str, bytes]:
     """The contents of a shard's files, by name."""
     files = FORMATS[format_name](shard, layout)
-    return {f"tokens-{shard.number:06d}{suffix}": content for suffix, content in files.items()}
+    name = "tokens" if layout.token_size is None else "latents"
+    return {f"{name}-{shard.number:06d}{suffix}": content for suffix, content in files.items()}
 
 
-def check_format(format_name: str) -> None:
-    """Raises ``ModuleNotFoundError`` if the format needs a package that is not installed."""
+def check_format(format_name: str, *, latents: bool = False) -> None:
+    """Raises ``ModuleNotFoundError`` if the format needs a package that is not installed, and ``BulkError`` if it does not
+    hold latents.
+    """
+    if latents and format_name not in LATENT_FORMATS:
+        raise BulkError(f"latents are written as {' or '.join(LATENT_FORMATS)}, not {format_name}")
     if format_name == "parquet":
         import pyarrow.parquet  # noqa: F401
 
@@ -86,13 +108,16 @@ def _parquet(shard: Shard, layout: TokenLayout) -> dict[str, bytes]:
 
     kind = {"integer": pa.int64(), "text": pa.string(), None: pa.null()}[layout.labels]
     flat = pa.array(_stacked(shard, layout).reshape(-1))
-    offsets = pa.array(np.arange(0, len(flat) + 1, layout.num_tokens, dtype=np.int32))
     columns = {
         "key": pa.array([row.key for row in shard.rows for _ in range(layout.views)], pa.string()),
         "view": pa.array(np.tile(np.arange(layout.views, dtype=np.uint8), len(shard.rows))),
         "label": pa.array([row.label for row in shard.rows for _ in range(layout.views)], kind),
-        "tokens": pa.ListArray.from_arrays(offsets, flat),
     }
+    if layout.token_size is None:
+        offsets = pa.array(np.arange(0, len(flat) + 1, layout.num_tokens, dtype=np.int32))
+        columns["tokens"] = pa.ListArray.from_arrays(offsets, flat)
+    else:
+        columns["latents"] = pa.FixedSizeListArray.from_arrays(flat, math.prod(layout.shape))
     if layout.labels is None:
         del columns["label"]
     written = io.BytesIO()
@@ -109,9 +134,9 @@ def _bin_files(shard: Shard, layout: TokenLayout) -> dict[str, bytes]:
     return {".bin": _stacked(shard, layout).astype("<u2").tobytes(), ".keys.jsonl": _keys(shard)}
 
 
-def _stacked(shard: Shard, layout: TokenLayout) -> npt.NDArray[np.uint16]:
-    """Uint16 [images, crops, K]."""
-    empty = np.empty((0, layout.views, layout.num_tokens), np.uint16)
+def _stacked(shard: Shard, layout: TokenLayout) -> npt.NDArray[Any]:
+    """Uint16 [images, crops, K], or latents [images, crops, K, C]."""
+    empty = np.empty((0, layout.views, *layout.shape), layout.dtype)
     return np.concatenate([empty, *(row.tokens[None] for row in shard.rows)])
 
 
@@ -119,10 +144,8 @@ def _keys(shard: Shard) -> bytes:
     return _lines([{"key": row.key, "label": row.label} for row in shard.rows])
 
 
-def _npy(array: npt.NDArray[np.uint16]) -> bytes:
-    written = io.BytesIO()
-    np.save(written, np.ascontiguousarray(array, "<u2"))
-    return written.getvalue()
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    return to_npy(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
 
 
 def _lines(values: list[dict[str, object]]) -> bytes:

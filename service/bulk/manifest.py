@@ -36,7 +36,7 @@ def tokenizer_settings(tokenizer: Tokenizer, revision: str, length: int | None) 
     Raises ``BulkError`` if the token ids do not fit uint16 or the tokenizer does not decode this length.
     """
     if not tokenizer.is_discrete:
-        raise BulkError(f"{tokenizer.name} is a VAE: its tokens are vectors, not ids")
+        raise BulkError(f"{tokenizer.name} is a VAE: its tokens are vectors, not ids; titok tokenize has --latents")
     if tokenizer.codebook_size > LARGEST_CODEBOOK:
         raise BulkError(f"{tokenizer.name} has {tokenizer.codebook_size} codes; uint16 holds {LARGEST_CODEBOOK}")
     try:
@@ -44,12 +44,24 @@ def tokenizer_settings(tokenizer: Tokenizer, revision: str, length: int | None) 
     except CodeError as error:
         raise BulkError(f"{tokenizer.name}: {error}") from None
     return {
+        **_identity(tokenizer, revision),
+        "num_tokens": code_format.num_tokens,
+        "codebook_size": tokenizer.codebook_size,
+    }
+
+
+def latents_settings(tokenizer: Tokenizer, revision: str) -> dict[str, Any]:
+    """What the manifest says of a tokenizer whose latents are written."""
+    num_tokens, token_size = tokenizer.latent_format.shape
+    return {**_identity(tokenizer, revision), "num_tokens": num_tokens, "token_size": token_size}
+
+
+def _identity(tokenizer: Tokenizer, revision: str) -> dict[str, Any]:
+    return {
         "name": tokenizer.name,
         "weights": tokenizer.digest,
         "revision": revision,
         "image_size": tokenizer.image_size,
-        "num_tokens": code_format.num_tokens,
-        "codebook_size": tokenizer.codebook_size,
     }
 
 

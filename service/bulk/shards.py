@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from service.bulk.entries import Label, Position
@@ -11,11 +11,13 @@ from service.bulk.entries import Label, Position
 
 @dataclass(frozen=True)
 class Row:
-    """One image: ``tokens`` uint16 [crops, K], and ``image``, its file or its pixels, if the output contains it."""
+    """One image: ``tokens`` uint16 [crops, K], or latents [crops, K, C], and ``image``, its file or its pixels, if the
+    output contains it.
+    """
 
     key: str
     label: Label
-    tokens: npt.NDArray[np.uint16]
+    tokens: npt.NDArray[Any]
     image: bytes = b""
 
 

@@ -9,6 +9,7 @@ import typer
 from models.preprocessing_options import PUBLISHED
 from service.cli.bulk import BatchSize, Destination, Dtype, Ray, RayActors, Threads, run_bulk
 from service.cli.options import (
+    CommandError,
     Device,
     ImageColumn,
     ImageExtension,
@@ -46,6 +47,15 @@ Preprocessing = Annotated[
 ShardImages = Annotated[int, typer.Option(min=1, help="Source images per output file.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Parquet column of the labels (default: `label`).")]
 KeyColumn = Annotated[str | None, typer.Option(help="Parquet column of the keys (default: `key` or `__key__`).")]
+Latents = Annotated[
+    Literal["float32", "float16"] | None,
+    typer.Option(
+        help="Write vectors in this number format: the tokens of a VAE, else those before quantization; parquet or npy."
+    ),
+]
+LatentsSeed = Annotated[
+    int | None, typer.Option(min=0, help="With --latents: sample a VAE's posterior, by seed, key and crop.")
+]
 NoLabel = Annotated[bool, typer.Option("--no-label", help="Do not read labels.")]
 
 
@@ -70,6 +80,8 @@ def tokenize(
     label_column: LabelColumn = None,
     key_column: KeyColumn = None,
     length: Length = None,
+    latents: Latents = None,
+    seed: LatentsSeed = None,
     ray: Ray = None,
     ray_actors: RayActors = 0,
 ) -> None:
@@ -82,10 +94,15 @@ def tokenize(
         titok tokenize photos/ tokens/ --crops ten
 
         titok tokenize 's3://bucket/train-*.tar' tokens/ --format webdataset --tokenizer titok-l-32
+
+        titok tokenize photos/ latents/ --latents float16 --tokenizer titok-bl-128-vae
     """
     from service.bulk.crops import Crops
     from service.bulk.sources import SourceOptions, open_source
-    from service.bulk.tokenization import TokenizeJob
+    from service.bulk.tokenization import LatentOptions, TokenizeJob
+
+    if latents is None and seed is not None:
+        raise CommandError("--seed applies to --latents")
 
     settings = load_settings()
     options = SourceOptions(
@@ -111,6 +128,7 @@ def tokenize(
         max_pixels=settings.max_pixels,
         preprocessing=settings.preprocessing if preprocessing == "service" else PUBLISHED,
         length=length,
+        latents=None if latents is None else LatentOptions(dtype=latents, seed=seed),
     )
     result = run_bulk("tokenize", job, ray, ray_actors)
     listed = f" (see {dest / 'errors.jsonl'})" if result.broken else ""
