@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from models.codes.code_format import PAD
 from service.engine.protocol import RowState
 from service.inference import device as inference
 from service.inference.device import ModelDevice, open_device
@@ -78,6 +79,20 @@ def test_a_vae_has_the_latents_and_pixels_of_a_cpu(images: np.ndarray) -> None:
         assert np.allclose(moments, host.latents(images), atol=1e-5)
         latents = device.info.latent_format.latents_of(moments)
         assert np.abs(device.decode(latents).astype(int) - host.decode(latents)).max() <= 1
+
+
+def test_codes_of_mixed_lengths_share_a_pass_and_have_the_pixels_of_a_cpu() -> None:
+    ids = np.random.default_rng(0).integers(0, 64, (COUNT, 16))
+    codes = np.where(np.arange(16) < np.array([16, 3, 8, 16, 1, 2, 8, 16, 16, 5, 4])[:, None], ids, PAD)
+    host = ModelDevice(tiny_tokenizer(min_tokens=1), None)
+    with FakeCuda(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "load_models", lambda _, name: (tiny_tokenizer(min_tokens=1, device=name), None))
+        device = open_device(Settings(devices="auto"), known_limits={"encode": 4, "decode": 4})
+        taken = shared_memory()
+        device.pin(taken)
+        for rows in (slice(None), slice(0, 4), slice(4, 5)):
+            decoded = device.decode(codes[rows], out=taken[rows]).astype(int)
+            assert np.abs(decoded - host.decode(codes[rows])).max() <= 1
 
 
 def test_latents_of_codes_run_without_a_graph(device: ModelDevice, images: np.ndarray) -> None:
