@@ -129,8 +129,11 @@ def _read(entries: Iterator[Entry]) -> _Chunk | None:
 async def remote_encoder(url: str, *, api_key: str | None, concurrency: int) -> AsyncIterator[CachingEncoder]:
     """A service that fills its own cache."""
     async with AsyncTiTokClient(url, api_key=api_key, concurrency=concurrency) as client:
+        is_vae = (await client.models())[0].kind == "vae"
 
         async def are_cached(digests: Sequence[bytes]) -> list[bool]:
+            if is_vae:  # there are no look-ups of latents
+                return [False] * len(digests)
             try:
                 known = await client.lookup([digest.hex() for digest in digests])
             except NotFound:  # the service does not offer look-ups
@@ -139,7 +142,7 @@ async def remote_encoder(url: str, *, api_key: str | None, concurrency: int) -> 
 
         async def encode(image: bytes) -> None:
             try:
-                await client.encode(image)
+                await (client.encode(image, latents=True) if is_vae else client.encode(image))
             except ServiceProblem as error:
                 if error.status not in _IMAGE_ERRORS:
                     raise
@@ -179,7 +182,7 @@ async def local_encoder(settings: Settings) -> AsyncIterator[CachingEncoder]:
 
 def _encoder_of(operations: Operations, namespace: str) -> CachingEncoder:
     info, tokenizer = operations.models.info, operations.tokenizer
-    space = KeySpace(namespace, info.name, info.revision)
+    space = KeySpace(namespace, info.name, info.revision, latents=info.codes is None)
 
     async def are_cached(digests: Sequence[bytes]) -> list[bool]:
         return [image is not None for image in await tokenizer.lookup_digests(digests, space)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from models import Tokenizer, load_tokenizer
 from models.checkpoints.configuration import config_document
+from service.cli.cache_warming import local_encoder, remote_encoder
 from service.client import (
     AsyncTiTokClient,
     EncodedLatents,
@@ -23,9 +25,12 @@ from service.client import (
     TiTokClient,
     UnexpectedAnswer,
 )
+from service.settings import Settings
 from tests.e2e.conftest import Server, end, start_server
 from tests.in_process import run_in_process
 from tests.tiny_models import tiny_tokenizer
+
+pytestmark = pytest.mark.anyio
 
 NEAR = {"atol": 1e-5}
 
@@ -135,3 +140,30 @@ def test_a_vae_here_has_no_codes(weights: Path, png: Path) -> None:
     assert ended.returncode == 1
     assert b"use --latents FILE.npy" in ended.stderr
     assert run_in_process("encode", png, "--seed", "5").returncode == 1
+
+
+def test_a_data_set_is_tokenized_by_the_command(weights: Path, vae: Tokenizer, png: Path, tmp_path: Path) -> None:
+    options = ("--tokenizer", "tiny", "--weights", weights, "--device", "cpu", "--format", "npy")
+    refused = run_in_process("tokenize", png.parent, tmp_path / "out", *options)
+    assert (refused.returncode, b"titok tokenize has --latents" in refused.stderr) == (1, True)
+    ended = run_in_process("tokenize", png.parent, tmp_path / "out", "--latents", "float16", *options)
+    assert ended.returncode == 0, ended.stderr
+    latents = np.load(tmp_path / "out" / "latents-000000.npy")
+    assert np.allclose(latents, vae.latents(np.asarray(Image.open(png))[None]), atol=1e-2)
+
+
+@pytest.mark.parametrize("where", ["here", "at a service"])
+async def test_latents_are_cached_in_advance(vae_server: Server, weights: Path, png: Path, where: str) -> None:
+    image = png.read_bytes()  # noqa: ASYNC240  a small file
+    settings = Settings(
+        tokenizer="tiny", tokenizer_weights=str(weights), cache="memory", generator="off", devices="cpu"
+    )
+    here = local_encoder(settings)
+    there = remote_encoder(vae_server.url, api_key=None, concurrency=1)
+    async with here if where == "here" else there as encoder:
+        await encoder.encode(image)
+        # A service is asked again: it has no look-ups of latents.
+        assert await encoder.are_cached([hashlib.sha256(image).digest()]) == [where == "here"]
+    if where == "at a service":
+        async with AsyncTiTokClient(vae_server.url) as titok:
+            assert (await titok.encode(image, latents=True)).cached
