@@ -79,10 +79,10 @@ def read_samples(
 ) -> Iterator[tuple[str, list[tuple[str, T]]]]:
     """The samples of an archive, in the order of their first files: key, and (suffix, what ``read`` returns) of each file.
 
-    The key is the path up to the first dot of the file's name, the suffix what follows it, in lower case. Hidden files are
-    skipped. A link has what ``follow`` returns for the file before it that it leads to, or None for any other target;
-    without ``follow`` links are skipped. Files of a sample need not be adjacent: it is returned when ``WAITING_SAMPLES``
-    or ``waiting_bytes`` follow its first file. A second file of the same suffix begins a new sample.
+    The key is the path up to the first dot of the file's name, the suffix what follows it, in lower case. Hidden files and
+    those in hidden folders are skipped. A link has what ``follow`` returns for the file before it that it leads to, or None
+    for any other target; without ``follow`` links are skipped. Files of a sample need not be adjacent: it is returned when
+    ``WAITING_SAMPLES`` or ``waiting_bytes`` follow its first file. A second file of the same suffix begins a new sample.
 
     ``mode``: ``r:`` for a seekable, uncompressed stream, of which only headers are read; ``r|*`` for others. Raises one of
     ``DAMAGE`` after the samples before it.
@@ -94,7 +94,7 @@ def read_samples(
                 archive.members = []  # type: ignore[attr-defined]  # which otherwise grows with the archive
                 extent = _extent(member, targets)
                 folder, slash, file = member.name.removeprefix("./").rpartition("/")
-                if file.startswith(".") or "/__MACOSX/" in f"/{folder}/":
+                if _is_hidden(member.name):
                     continue
                 stem, _, suffix = file.partition(".")
                 key = f"{folder}{slash}{stem}"
@@ -107,6 +107,11 @@ def read_samples(
     yield from waiting.rest()
     if damage is not None:
         raise damage
+
+
+def _is_hidden(name: str) -> bool:
+    parts = name.split("/")
+    return "__MACOSX" in parts or any(part.startswith(".") and part not in (".", "..") for part in parts)
 
 
 def _extent(member: tarfile.TarInfo, targets: OrderedDict[str, Extent]) -> Extent | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import fsspec
 from fsspec import AbstractFileSystem
 
-from models.data.splits import ALL, choose_split, split_of_file, splits_of_images
+from models.data.splits import ALL, ImageSplit, choose_split, split_of_file, splits_of_images
 from models.data.tar_samples import TAR_SUFFIXES
 from models.errors import DataError, NoImagesError
 from service.bulk.entries import LabelType, Source
@@ -85,6 +85,8 @@ def open_source(name: str, options: SourceOptions = SourceOptions()) -> Source:
         raise BulkError(f"{name} cannot be opened: {error}") from None
     try:
         listing = list_files(system, path, (*TAR_SUFFIXES, *_PARQUET))
+    except FileNotFoundError as error:
+        raise BulkError(f"there is nothing at {error.filename or error}") from None
     except OSError as error:
         raise BulkError(f"cannot read {name}: {error.strerror or error}") from None
     if not listing.files and (listing.is_pattern or not system.exists(path)):
@@ -163,8 +165,15 @@ def _folder(opening: _Opening, absolute: str) -> Source:
         raise BulkError(f"{opening.name} is not a folder: use titok encode for single images")
     splits = splits_of_images(image.name for image in images)
     names = choose_split({name: one.split for name, one in splits.items()}, options.split, opening.name)
-    paths: Mapping[str, str | None] = {name: splits[name].path if options.with_labels else None for name in names}
+    paths: Mapping[str, str | None] = {name: _label_path(name, splits[name], options) for name in names}
     folder = ImageFolder(opening.system, root.rstrip("/"), paths)
     digest = _digest([image for image in images if image.name in paths], options)
     labels: LabelType = "integer" if folder.classes else None
     return Source(absolute, "folder", (folder,), digest, labels, folder.classes or None, folder.count())
+
+
+def _label_path(name: str, split: ImageSplit, options: SourceOptions) -> str | None:
+    """The path that tells an image's class. With all splits together, folders without class folders are classes."""
+    if not options.with_labels:
+        return None
+    return name if options.split == ALL and "/" not in split.path else split.path

@@ -78,6 +78,32 @@ def test_a_command_that_was_ended_midway_goes_on_to_the_same_bytes(
     assert contents(tmp_path / "ended") == contents(whole)
 
 
+def test_one_split_of_a_dataset_is_tokenized_or_none(source: Path, tmp_path: Path) -> None:
+    for name, folder in (("train", "even"), ("val", "odd")):
+        shutil.copytree(source / folder, tmp_path / "set" / name / "cat", ignore=shutil.ignore_patterns("broken*"))
+    shutil.copy(source / "even" / "00.jpg", tmp_path / "set" / "train" / "cat" / "00.seg.png")
+    command = ["tokenize", tmp_path / "set", tmp_path / "tokens", "--format", "jsonl"]
+    refused = run_in_process(*command)
+    assert refused.returncode == 1
+    assert (
+        "has several splits: train (11), val (10); choose one with --split, or --split all" in refused.stderr.decode()
+    )
+    assert not (tmp_path / "tokens").exists()
+    options = ["--split", "train", "--image-extension", ".JPG", "--no-label"]
+    assert run_in_process(*command, *options).returncode == 0
+    rows = [json.loads(line) for line in (tmp_path / "tokens" / "tokens-000000.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in rows] == [f"train/cat/{number:02d}" for number in range(0, 20, 2)]
+    assert {row["class_id"] for row in rows} == {None}
+
+
+@pytest.mark.parametrize("command", ["tokenize", "encode"])
+def test_a_folder_without_images_is_an_error_of_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("notes")
+    ended = run_in_process(command, tmp_path / "empty", *([tmp_path / "tokens"] if command == "tokenize" else []))
+    assert (ended.returncode, ended.stderr.decode()) == (1, f"titok: no images in {tmp_path / 'empty'}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -105,6 +105,12 @@ def test_files_too_far_apart_are_recorded(limit: str, tmp_path: Path, monkeypatc
     assert "0 images in one sample" in str(content_of(found[-1]))
 
 
+def test_hidden_files_and_folders_are_skipped(tmp_path: Path) -> None:
+    names = ("./a.jpg", "._a.jpg", "x/._b.jpg", ".cache/c.jpg", "x/.d/e.jpg", "__MACOSX/a.jpg", "x/f.jpg")
+    found = entries_of(archive_of(tmp_path / "x.tar", dict.fromkeys(names, b"")))
+    assert [entry.key for entry in found] == ["a", "x/f"]
+
+
 def test_an_image_beside_a_mask(tmp_path: Path) -> None:
     path = archive_of(tmp_path / "x.tar", {"0.jpg": b"image", "0.seg.png": b"mask", "1.a.png": b"a", "1.b.png": b"b"})
     assert [content_of(entry) for entry in entries_of(path)] == [

@@ -172,5 +172,7 @@ def test_labels_of_a_split_are_those_of_its_folders(tmp_path: Path) -> None:
         ("train/cat/1", 0),
         ("train/dog/2", 2),
     ]
+    everything = open_source(str(layout_of(source, "train/4.jpg")), SourceOptions(split="all"))
+    assert everything.classes == ("cat", "cow", "dog", "train")
     without = open_source(str(source), SourceOptions(split="train", with_labels=False))
     assert (without.labels, without.classes) == (None, None)
