@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -16,6 +18,8 @@ from models.evaluation.progress import Track
 from models.evaluation.reconstruction import CodecFigures, Reconstruction, TokenizerCodec, best_placeholder
 
 _WIDTH, _HEIGHT, _MARGIN = 300, 240, 44  # of a panel of the plot and around its axes, in pixels
+_COLORS = ("#06c", "#c60", "#393", "#939", "#888", "#c33")
+_SIZE = re.compile(r"(^\d+x\d+ )|(, \d+ (components|bytes)$)")  # in the names of placeholders
 _AXES: tuple[tuple[str, Callable[[CodecFigures], float]], ...] = (
     ("PSNR, dB", lambda codec: codec.psnr),
     ("perceptual distance", lambda codec: codec.perceptual_distance),
@@ -96,48 +100,61 @@ def length_rows(figures: Reconstruction) -> tuple[list[Row], list[str]]:
 
 
 def plot_by_bytes(figures: Reconstruction) -> str:
-    """PSNR, perceptual distance and class agreement over bytes (logarithmic) as SVG: a line for the tokenizer, a point for
-    each other codec.
+    """PSNR, perceptual distance and class agreement over bytes (logarithmic) as SVG: a line for the tokenizer and for each
+    kind of placeholder that needs no more bytes.
     """
-    panels = [_panel(figures, *axis, left=place * _WIDTH) for place, axis in enumerate(_AXES)]
-    width = _WIDTH * len(panels)
-    style = "text{font:10px sans-serif;fill:#333}path{fill:none;stroke:#06c;stroke-width:2}"
+    kinds: dict[str, list[CodecFigures]] = {}
+    for codec in sorted(figures.codecs, key=lambda codec: codec.mean_bytes):
+        if codec.tokens or codec.max_bytes <= figures.codecs[0].max_bytes:
+            name = figures.codecs[0].name if codec.tokens else _SIZE.sub("", codec.name)
+            kinds.setdefault(name, []).append(codec)
+    colors = dict(zip(sorted(kinds, key=lambda name: name != figures.codecs[0].name), cycle(_COLORS)))
+    panels = [_panel(kinds, colors, *axis, left=place * _WIDTH) for place, axis in enumerate(_AXES)]
+    legend = [
+        f'<text x="{_MARGIN + 110 * place}" y="{_HEIGHT - 4}" style="fill:{color}">{escape(name)}</text>'
+        for place, (name, color) in enumerate(colors.items())
+    ]
+    width, style = _WIDTH * len(panels), "text{font:11px sans-serif;fill:#333}path{fill:none;stroke-width:1.5}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_HEIGHT}" width="{width}" height="{_HEIGHT}">'
-        f'<style>{style}</style><rect width="100%" height="100%" fill="white"/>{"".join(panels)}</svg>\n'
+        f'<style>{style}</style><rect width="100%" height="100%" fill="white"/>{"".join([*panels, *legend])}</svg>\n'
     )
 
 
-def _panel(figures: Reconstruction, title: str, value: Callable[[CodecFigures], float], *, left: int) -> str:
-    shown = [codec for codec in figures.codecs if math.isfinite(value(codec))]
+def _panel(
+    kinds: Mapping[str, Sequence[CodecFigures]],
+    colors: Mapping[str, str],
+    title: str,
+    value: Callable[[CodecFigures], float],
+    *,
+    left: int,
+) -> str:
+    known = {name: [codec for codec in codecs if math.isfinite(value(codec))] for name, codecs in kinds.items()}
+    shown = [codec for codecs in known.values() for codec in codecs]
     if not shown:
         return ""
-    sizes, values = [math.log2(codec.mean_bytes) for codec in shown], [value(codec) for codec in shown]
+    sizes, values = [codec.mean_bytes for codec in shown], [value(codec) for codec in shown]
 
     def place(codec: CodecFigures) -> tuple[float, float]:
-        across = (math.log2(codec.mean_bytes) - min(sizes)) / (max(sizes) - min(sizes) or 1.0)
+        across = math.log(codec.mean_bytes / min(sizes)) / (math.log(max(sizes) / min(sizes)) or 1.0)
         up = (value(codec) - min(values)) / (max(values) - min(values) or 1.0)
-        return (
-            left + _MARGIN + across * (_WIDTH - 2 * _MARGIN),
-            _HEIGHT - _MARGIN - up * (_HEIGHT - 2 * _MARGIN),
-        )
+        return left + _MARGIN + across * (_WIDTH - 2 * _MARGIN), _HEIGHT - _MARGIN - up * (_HEIGHT - 2 * _MARGIN)
 
-    line = "L".join("{:.1f} {:.1f}".format(*place(codec)) for codec in by_length(figures) if codec in shown)
-    points = []
-    for codec in shown:
-        (x, y), name = place(codec), f"{codec.name}, {codec.mean_bytes:.0f} bytes: {value(codec):.3f}"
-        color = "#06c" if codec.tokens else "#c60"
-        points.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"><title>{escape(name)}</title></circle>'
-            + ("" if codec.tokens else f'<text x="{x + 5:.1f}" y="{y + 3:.1f}">{escape(codec.name)}</text>')
-        )
-    ends = [(min(values), _HEIGHT - _MARGIN), (max(values), _MARGIN)]
-    scale = [f'<text x="{left + 4}" y="{y}">{_number(end)}</text>' for end, y in ends]
-    scale += [
-        f'<text x="{left + x}" y="{_HEIGHT - 20}">{2**size:.0f} bytes</text>'
-        for size, x in ((min(sizes), _MARGIN), (max(sizes), _WIDTH - 2 * _MARGIN))
-    ]
-    return f'<text x="{left + _MARGIN}" y="18">{title}</text>{"".join(scale)}<path d="M{line}"/>{"".join(points)}'
+    drawn = [f'<text x="{left + _MARGIN}" y="18">{title}</text>']
+    for name, codecs in known.items():
+        line = " L".join("{:.1f} {:.1f}".format(*place(codec)) for codec in codecs)
+        drawn += [f'<path d="M{line}" stroke="{colors[name]}"/>'] if codecs else []
+        for codec in codecs:
+            x, y = place(codec)
+            label = escape(f"{codec.name}, {codec.mean_bytes:.0f} bytes: {value(codec):.3f}")
+            drawn.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colors[name]}"><title>{label}</title></circle>'
+            )
+    ends = ((min(values), _HEIGHT - _MARGIN), (max(values), _MARGIN))
+    drawn += [f'<text x="{left + 4}" y="{y}">{_number(end)}</text>' for end, y in ends]
+    ends = ((min(sizes), _MARGIN), (max(sizes), _WIDTH - 2 * _MARGIN))
+    drawn += [f'<text x="{left + x}" y="{_HEIGHT - 26}">{size:.0f} bytes</text>' for size, x in ends]
+    return "".join(drawn)
 
 
 def _number(value: float) -> str:

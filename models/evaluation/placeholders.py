@@ -95,8 +95,6 @@ class ThumbHash(Codec):
 class BlurHash(Codec):
     """BlurHash (Wolt, 2018), with as many components as ``max_bytes`` characters hold, in the closer orientation."""
 
-    name = "BlurHash"
-
     def __init__(self, max_bytes: int) -> None:
         import fast_blurhash
 
@@ -110,6 +108,7 @@ class BlurHash(Codec):
         if not fitting:
             raise ValueError(f"a BlurHash has at least 6 characters, not {max_bytes}")
         self.components = fitting[-1]
+        self.name = f"BlurHash, {4 + 2 * math.prod(self.components)} bytes"
 
     def round_trip(self, image: Pixels) -> tuple[Pixels, int]:
         """See the base class."""

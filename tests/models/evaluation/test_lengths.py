@@ -36,7 +36,7 @@ def figures(lite0: Lite0, crops: np.ndarray, prefix_tokenizer: Tokenizer) -> Rec
 def test_each_length_is_measured_beside_the_placeholders_of_its_bytes(figures: Reconstruction) -> None:
     assert [(codec.tokens, codec.max_bytes) for codec in by_length(figures)] == [(4, 3), (8, 6), (16, 12)]
     others = {codec.name for codec in figures.codecs if codec.tokens is None}
-    assert {"1x1 RGB", "PCA, 3 components", "PCA, 6 components", "BlurHash", "ThumbHash"} <= others
+    assert {"1x1 RGB", "PCA, 3 components", "PCA, 6 components", "BlurHash, 6 bytes", "ThumbHash"} <= others
 
 
 def test_a_length_has_the_pixels_of_the_first_tokens(crops: np.ndarray, prefix_tokenizer: Tokenizer) -> None:
@@ -55,12 +55,14 @@ def test_the_table_names_the_best_placeholder_of_each_size(figures: Reconstructi
     assert rows[0][5] in ("1x1 RGB", "PCA, 3 components")
 
 
-def test_the_plot_has_a_line_and_a_point_for_each_codec(figures: Reconstruction) -> None:
+def test_the_plot_has_a_line_for_each_kind_of_codec_of_at_most_as_many_bytes(figures: Reconstruction) -> None:
     root = ElementTree.fromstring(plot_by_bytes(figures))  # noqa: S314  written here
     tag = "{http://www.w3.org/2000/svg}"
+    texts = [text.text for text in root.findall(f"{tag}text")]
+    assert texts[-4:] == ["tiny", "RGB", "PCA", "BlurHash"]  # ThumbHash needs more
     # Without known classes there is no class agreement to draw.
-    assert len(root.findall(f"{tag}path")) == 2
-    assert len(root.findall(f"{tag}circle")) == 2 * len(figures.codecs)
+    assert len(root.findall(f"{tag}path")) == 2 * 4
+    assert len(root.findall(f"{tag}circle")) == 2 * sum(codec.max_bytes <= 12 for codec in figures.codecs)
 
 
 def test_the_contact_sheet_shows_the_original_the_lengths_and_thumbhash(figures: Reconstruction) -> None:

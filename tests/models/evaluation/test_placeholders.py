@@ -97,5 +97,5 @@ def test_a_byte_for_each_of_all_components_gives_back_what_they_were_fitted_to(c
 
 def test_baselines_are_chosen_for_the_tokenizers_bytes() -> None:
     many, few = ([codec.name for codec in placeholders(max_bytes)] for max_bytes in (48, 12))
-    assert many == ["4x4 RGB", "BlurHash", "WebP, 48 bytes", "ThumbHash", "WebP, quality 0"]
-    assert few == ["2x2 RGB", "BlurHash", "ThumbHash", "WebP, quality 0"]
+    assert many == ["4x4 RGB", "BlurHash, 44 bytes", "WebP, 48 bytes", "ThumbHash", "WebP, quality 0"]
+    assert few == ["2x2 RGB", "BlurHash, 12 bytes", "ThumbHash", "WebP, quality 0"]
