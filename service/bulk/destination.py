@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -29,6 +30,7 @@ from service.bulk.errors import BulkError
 from service.bulk.manifest import RunSettings, manifest_of
 from service.bulk.shards import Shard
 
+_WRITERS = 16
 _JOURNAL, _ERRORS, _MANIFEST = "journal.jsonl", "errors.jsonl", "manifest.json"
 
 
@@ -117,8 +119,8 @@ class Destination:
             raise ValueError(f"shard {shard.number} is complete already")
         if repeated := self._names.intersection(files):
             raise BulkError(f"two images would be written as {self.folder / min(repeated)}: write another format")
-        for name, content in files.items():
-            self._write(name, content)
+        with ThreadPoolExecutor(_WRITERS) as writers:  # file systems sync several files at once
+            list(writers.map(self._write, files, files.values()))
         for folder in sorted({(self.folder / name).parent for name in files} - {self.folder}):
             _sync(folder)
         os.fsync(self._lock)

@@ -44,7 +44,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
 }
 JOBS: dict[str, Callable[[Path, Path], Job[Any]]] = {
     **dict.fromkeys(("folder", "tars", "parquet"), job),
-    "tokens": lambda source, destination: detokenize_job(source, destination, format="npz"),
+    "tokens": lambda source, destination: detokenize_job(source, destination, format="npz", shard_images=9),
 }
 
 
