@@ -1,10 +1,13 @@
-"""Throughput of ``titok tokenize`` relative to the bare model: ``python -m tests.benchmarks.bulk [IMAGES]``.
+"""Throughput of bulk commands relative to the bare model: ``python -m tests.benchmarks.bulk [COMMAND] [IMAGES]``.
 
-The same JPEG files of the model's size go through the whole command (reading, decoding, encoding, writing) and through
-two loops over the bare model with the same batch size: over pixels in memory, and with decoding before each batch.
-Loading the model is not measured. Results are medians of alternating runs, ratios within a round, and the least
-processor time. Then ``--ray`` on a cluster of two nodes with one core each: after both actors have written a shard, and
-in total, including the start of the actors.
+``tokenize``: the same JPEG files of the model's size go through the whole command (reading, decoding, encoding, writing) and
+through two loops over the bare model with the same batch size: over pixels in memory, and with decoding before each batch.
+Then ``--ray`` on a cluster of two nodes with one core each: after both actors have written a shard, and in total, including
+the start of the actors. ``detokenize``: the same tokens go through the whole command in each format (reading, decoding,
+encoding PNG, writing) and through a loop over the bare decoder with the same batch size.
+
+Loading the model is not measured. Results are medians of alternating runs, ratios within a round, and the least processor
+time.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +29,11 @@ from PIL import Image
 
 from models import Tokenizer
 from service.bulk.crops import Crops
+from service.bulk.detokenization import Detokenization, DetokenizeJob
+from service.bulk.image_formats import FORMATS, ImageOptions
 from service.bulk.run import run_task
 from service.bulk.sources import open_source
+from service.bulk.token_folders import open_token_source
 from service.bulk.tokenization import Tokenization, TokenizeJob
 from service.cpu_quota import usable_cores
 from service.imaging.decoding import decode_image
@@ -36,10 +43,59 @@ from tests.benchmarks.images import distinct_images
 RUNS, RAY_SHARD = 7, 64
 
 
-def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
+def measure_tokenize(count: int, device: str, batch_size: int, folder: Path) -> None:
     """Prints a line for each method."""
     job, tokenizer = _prepare(count, device, batch_size, folder)
-    methods = _methods(job, tokenizer)
+    rows, cpu = _alternate(_methods(job, tokenizer), count)
+    if importlib.util.find_spec("ray") and tokenizer.device.type == "cpu":
+        on_ray = _on_two_nodes(dataclasses.replace(job, destination=folder / "tokens-ray", threads=0))
+        for name, rate in zip(("--ray, two nodes", "--ray, including start-up"), on_ray, strict=True):
+            rows[name] = (rate, rate / rows["bare model"][0])
+    _print(rows, cpu)
+
+
+def measure_detokenize(count: int, device: str, batch_size: int, folder: Path) -> None:
+    """Prints a line for the bare decoder, and for each format of images."""
+    job, tokenizer = _prepare(count, device, batch_size, folder)
+    run_task(Tokenization(job, tokenizer))
+    source, tokens = open_token_source(str(job.destination))
+    plain = DetokenizeJob(
+        source=source,
+        destination=folder / "images",
+        tokenizer=job.tokenizer,
+        weights=None,
+        device=device,
+        dtype=job.dtype,
+        shard_images=1_000,
+        batch_size=batch_size,
+        threads=job.threads,
+        folder=tokens,
+        view=None,
+        images=ImageOptions("webdataset"),
+    )
+    loaded = plain.load()
+    batches = [entry.read() for part in source.parts for entry in part.entries(0)]
+    ids = np.stack(batches).astype(np.int64)
+    runs = iter(range(100))
+
+    def bare() -> None:
+        for first in range(0, count, loaded.job.batch_size):
+            loaded.tokenizer.decode(ids[first : first + loaded.job.batch_size])
+
+    def command(format_name: str) -> None:
+        changes = {"destination": folder / f"images-{next(runs)}", "images": ImageOptions(format_name)}
+        run_task(Detokenization(dataclasses.replace(loaded.job, **changes), loaded.tokenizer))
+
+    formats = {f"titok detokenize, {name}": partial(command, name) for name in FORMATS}
+    _print(*_alternate({"bare model": bare, **formats}, count))
+
+
+Rates = dict[str, tuple[float, float]]
+"""Images a second, and relative to the bare model, of each method."""
+
+
+def _alternate(methods: dict[str, Callable[[], None]], count: int) -> tuple[Rates, dict[str, float]]:
+    """Rates, and the least processor time per image in seconds."""
     rates: dict[str, list[float]] = {name: [] for name in methods}
     cpu = dict.fromkeys(methods, math.inf)
     for _ in range(RUNS):
@@ -52,10 +108,10 @@ def measure(count: int, device: str, batch_size: int, folder: Path) -> None:
         name: (float(np.median(values)), float(np.median(np.divide(values, rates["bare model"]))))
         for name, values in rates.items()
     }
-    if importlib.util.find_spec("ray") and tokenizer.device.type == "cpu":
-        on_ray = _on_two_nodes(dataclasses.replace(job, destination=folder / "tokens-ray", threads=0))
-        for name, rate in zip(("--ray, two nodes", "--ray, including start-up"), on_ray, strict=True):
-            rows[name] = (rate, rate / rows["bare model"][0])
+    return rows, cpu
+
+
+def _print(rows: Rates, cpu: dict[str, float]) -> None:
     print(f"{'':<28} {'images/s':>8} {'of bare':>8} {'CPU ms/image':>13} {'of bare':>8}")
     for name, (rate, share) in rows.items():
         line = f"{name:<28} {rate:8.1f} {share:8.3f}"
@@ -142,9 +198,11 @@ def _shard(path: Path, count: int, size: int) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=("tokenize", "detokenize"), nargs="?", default="tokenize")
     parser.add_argument("images", type=int, nargs="?", default=512)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        measure = measure_tokenize if given.command == "tokenize" else measure_detokenize
         measure(given.images, given.device, given.batch_size, Path(folder))
