@@ -100,6 +100,8 @@ def evaluate(settings: EvaluationSettings, *, track: Track = no_progress) -> Rep
     device = select_device(settings.device)
     protocol = None if settings.inception_weights is None else _PublishedProtocol(settings, device, track)
     tokenizer = load_tokenizer(settings.tokenizer, weights=settings.weights, device=str(device))
+    if settings.lengths and not tokenizer.is_discrete:
+        raise ValueError(f"{tokenizer.name} is a VAE, which has no shorter lengths to evaluate")
     for length in settings.lengths:
         tokenizer.code_format.of_length(length)  # raises for one that it does not decode
     generator = _load_generator(settings, tokenizer)

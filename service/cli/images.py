@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 _FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _REMOTE_BATCH = 256  # files read and sent before their results are printed
-_CODE_LIKE_OPTION = re.compile(r"-[A-Za-z0-9_-]{15,}")  # longer than any option of ``titok decode``
+# Longer than any option of ``titok decode``, or with one hyphen and not its only short option.
+_CODE_LIKE_OPTION = re.compile(r"-[A-Za-z0-9_-]{15,}|-(?!h$)[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 Output = Annotated[Path, typer.Argument(help="Image file to write: .png, .jpg or .webp; - for standard output (PNG).")]
 Preset = Annotated[str, typer.Option(help="Sampling preset: published, demo or fast.")]

@@ -97,8 +97,10 @@ class LocalModels:
         """An image after encoding and decoding, with its quality."""
         decoded = self._decoded(image)
         crop = decoded.crop(self._tokenizer.image_size)
-        is_discrete = self._tokenizer.is_discrete
-        tokens = self._tokens(decoded, length) if is_discrete else self._tokenizer.latents(crop[None]).numpy()
+        if self._tokenizer.is_discrete or length is not None:
+            tokens = self._tokens(decoded, length)
+        else:
+            tokens = self._tokenizer.latents(crop[None]).numpy()
         pixels = self._pixels(tokens)
         psnr, ssim = measure_quality(pixels, crop)
         return Reconstruction(

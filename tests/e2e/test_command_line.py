@@ -114,6 +114,7 @@ def test_a_code_that_begins_with_a_hyphen_is_no_option(run: Run, tmp_path: Path)
     assert run("decode", code, tmp_path / "one.png").returncode == 0
     assert run("decode", "--tokenizer", "titok-mini-32", code, tmp_path / "two.png").returncode == 0
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert b"64 characters, not 4" in run("decode", "-AAA", tmp_path / "two.png").stderr
     assert b"No such option" in run("decode", "--tokeniser", "x", code, tmp_path / "two.png").stderr
 
 
