@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.arrays import Ids
+from models.checkpoints.bundled import DEFAULT_VARIANT
 from models.checkpoints.configuration import class_names, generator_config
 from models.checkpoints.loading import Checkpoint, HubFile, load_strictly, open_checkpoint
 from models.checkpoints.registry import GENERATORS, IMAGENET_CLASSES, PRESETS, GeneratorVariant
@@ -238,11 +239,14 @@ class Generator:
 def load_generator(
     name: str, *, weights: str | Path | HubFile | None = None, device: str = "cpu", dtype: str = "float32"
 ) -> Generator:
-    """Loads the generator for the tokenizer ``name``. The arguments are those of ``load_tokenizer``.
+    """Loads the generator for the tokenizer ``name``. The arguments are those of ``load_tokenizer``. One of another name, by
+    its ``weights``, has the presets of the shipped generator.
 
     Raises ``UnknownVariantError``, ``CheckpointError``, or ``ConfigError``.
     """
     variant = GENERATORS.get(name)
+    if variant is None and weights is not None:
+        variant = replace(GENERATORS[DEFAULT_VARIANT], name=name)
     if variant is None:
         raise UnknownVariantError(f"no generator is called {name!r}; choose one of {', '.join(GENERATORS)}")
     checkpoint = open_checkpoint(variant.weights if weights is None else weights)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from service.cli.options import CommandError, Device, Tokenizer, Weights, load_settings
+from service.cli.options import CommandError, Device, GeneratorWeights, Tokenizer, Weights, load_settings
 from service.cli.terminal import console, say
 
 Data = Annotated[
@@ -20,12 +20,6 @@ Data = Annotated[
     ),
 ]
 Output = Annotated[Path, typer.Option(help="Folder for the report and the images.", file_okay=False)]
-GeneratorWeights = Annotated[
-    str | None,
-    typer.Option(
-        help="Weights of the generator: file, folder or Hugging Face repository.", envvar="TITOK_GENERATOR_WEIGHTS"
-    ),
-]
 Classes = Annotated[
     Path | None,
     typer.Option(help="Training config whose [training.classes] maps the dataset's classes.", dir_okay=False),

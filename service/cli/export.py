@@ -12,7 +12,7 @@ import typer
 
 from models.checkpoints.bundled import DEFAULT_VARIANT
 from service.cli.images import image_files, read_file
-from service.cli.options import CommandError, Weights, load_settings
+from service.cli.options import CommandError, GeneratorWeights, Weights, load_settings
 from service.imaging.decoding import decode_image
 from service.imaging.limits import MediaLimits
 
@@ -30,9 +30,7 @@ def export(
     name: Annotated[str, typer.Argument(help="Variant name, such as titok-l-32.")] = DEFAULT_VARIANT,
     output: Annotated[Path, typer.Option(help="Folder for the files.", file_okay=False)] = Path("exported"),
     weights: Weights = None,
-    generator_weights: Annotated[
-        str | None, typer.Option(help="Weights of the generator: file, folder or Hugging Face repository.")
-    ] = None,
+    generator_weights: GeneratorWeights = None,
     part: Annotated[
         list[str] | None,
         typer.Option(help="encoder, decoder or generator; repeatable. By default all that the variant has."),

@@ -22,7 +22,17 @@ from service.cli.latents import (
     encode_one,
     read_latents,
 )
-from service.cli.options import ApiKey, CommandError, Json, Length, Tokenizer, Url, Weights, load_settings
+from service.cli.options import (
+    ApiKey,
+    CommandError,
+    GeneratorWeights,
+    Json,
+    Length,
+    Tokenizer,
+    Url,
+    Weights,
+    load_settings,
+)
 from service.cli.terminal import SOME_BROKEN, console, say
 from service.errors import ServiceError
 from service.imaging.errors import ImageError
@@ -135,6 +145,8 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; by default those of the preset.")] = None,
     as_json: Json = False,
     tokenizer: Tokenizer = None,
+    weights: Weights = None,
+    generator_weights: GeneratorWeights = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
@@ -154,7 +166,7 @@ def generate(
     if n > 1 and str(output) == "-":
         raise CommandError("several images cannot be written to standard output: name a file, such as cat.png")
     class_ = None if label == "-" else int(label) if label.isdigit() else label
-    with _command_errors(), _models(tokenizer, None, url, api_key) as models:
+    with _command_errors(), _models(tokenizer, weights, url, api_key, generator_weights) as models:
         for generated in models.generate(class_, n=n, **options):
             path = output if n == 1 else output.with_stem(f"{output.stem}-{generated.index}")
             _write(path, generated.picture.data)
@@ -205,7 +217,11 @@ def with_codes_as_arguments(arguments: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _models(
-    tokenizer: str | None, weights: str | None, url: str | None, api_key: str | None
+    tokenizer: str | None,
+    weights: str | None,
+    url: str | None,
+    api_key: str | None,
+    generator_weights: str | None = None,
 ) -> Iterator[LocalModels | TiTokClient]:
     if url is not None:
         from service.client import TiTokClient  # httpx is slow to import
@@ -216,7 +232,8 @@ def _models(
     from service.cli.local_models import LocalModels  # torch is slow to import
 
     settings = load_settings()
-    yield LocalModels(tokenizer or settings.tokenizer, weights=weights, settings=settings)
+    name = tokenizer or settings.tokenizer
+    yield LocalModels(name, weights=weights, generator_weights=generator_weights, settings=settings)
 
 
 def _encode(models: LocalModels | TiTokClient, paths: list[Path], length: int | None) -> list[Encoded | CommandError]:

@@ -34,9 +34,11 @@ class LocalModels:
     Raises ``CheckpointError``, ``UnknownVariantError``, ``CodeError``, ``ValueError`` or ``ServiceError``.
     """
 
-    def __init__(self, name: str, *, weights: str | None, settings: Settings) -> None:
+    def __init__(
+        self, name: str, *, weights: str | None, generator_weights: str | None = None, settings: Settings
+    ) -> None:
         self._name = name
-        self._weights = weights
+        self._weights, self._generator_weights = weights, generator_weights
         self._limits, self._options = MediaLimits(max_pixels=settings.max_pixels), settings.preprocessing
 
     @cached_property
@@ -45,7 +47,7 @@ class LocalModels:
 
     @cached_property
     def _generator(self) -> Generator:
-        return load_generator(self._name)
+        return load_generator(self._name, weights=self._generator_weights)
 
     def encode(self, image: bytes, *, length: int | None = None) -> Encoded:
         """Tokens of an image file, with ``length`` only the first ones."""

@@ -29,6 +29,12 @@ Weights = Annotated[
         help="Weights of the tokenizer: file, folder or Hugging Face repository.", envvar="TITOK_TOKENIZER_WEIGHTS"
     ),
 ]
+GeneratorWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of the generator: file, folder or Hugging Face repository.", envvar="TITOK_GENERATOR_WEIGHTS"
+    ),
+]
 Url = Annotated[
     str | None,
     typer.Option(

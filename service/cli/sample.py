@@ -18,7 +18,7 @@ from service.cli.bulk import (
     Threads,
     run_bulk,
 )
-from service.cli.options import Device, Tokenizer, Weights, load_settings
+from service.cli.options import Device, GeneratorWeights, Tokenizer, Weights, load_settings
 from service.cli.terminal import say
 
 PerClass = Annotated[int, typer.Option(min=1, help="Images of each class.")]
@@ -37,12 +37,6 @@ Tokens = Annotated[
 Images = Annotated[
     Literal["webdataset", "folder", "npz", "none"],
     typer.Option(help="Format of the images, as in `titok detokenize`; none: only tokens."),
-]
-GeneratorWeights = Annotated[
-    str | None,
-    typer.Option(
-        help="Weights of the generator: file, folder or Hugging Face repository.", envvar="TITOK_GENERATOR_WEIGHTS"
-    ),
 ]
 
 

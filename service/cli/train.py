@@ -26,7 +26,9 @@ train = typer.Typer(
 Config = Annotated[str, typer.Argument(help="TOML or YAML file, or the name of a config in models/training/configs.")]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Dataset: folder of `train-*.tar` and `val-*.tar` shards (also .gz), or of class folders."),
+    typer.Option(
+        help="Dataset: folder of `train-*.tar` and `val-*.tar` shards (also .gz), of class folders, or of images."
+    ),
 ]
 Tokens = Annotated[
     Path | None,

@@ -16,6 +16,7 @@ import pytest
 import typer
 from PIL import Image
 
+from models.checkpoints.bundled import BUNDLED_WEIGHTS, DEFAULT_VARIANT
 from service.cli.images import with_codes_as_arguments
 from service.cli.main import app
 from service.version import VERSION
@@ -95,6 +96,19 @@ def test_wrong_samples_and_tokens_are_named(arguments: list[str], message: str, 
     ended = run(*arguments)
     assert (ended.returncode, ended.stdout) == (1, b"")
     assert message in ended.stderr.decode()
+
+
+def test_a_generator_of_ones_own_generates_with_a_tokenizer_of_ones_own(run: Run, tmp_path: Path) -> None:
+    tokenizer = BUNDLED_WEIGHTS / DEFAULT_VARIANT
+    weights = ("--tokenizer", "mine", "--weights", tokenizer, "--generator-weights", f"{tokenizer}-generator")
+    options = ("--seed", "3", "--preset", "fast", "--json")
+    mine, shipped = (
+        json.loads(run("generate", "cat", tmp_path / name, *options, *more).stdout)
+        for name, more in (("mine.png", weights), ("shipped.png", ()))
+    )
+    assert (mine["model"], mine["code"]) == ("mine", shipped["code"])
+    made = run("sample", tmp_path / "samples", "--per-class", "1", "--classes", "cat", "--images", "none", *weights)
+    assert made.returncode == 0, made.stderr
 
 
 def test_several_images_are_generated_as_json_lines(run: Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from models.checkpoints.bundled import BUNDLED_WEIGHTS, DEFAULT_VARIANT
 from models.checkpoints.configuration import generator_config
 from models.errors import CheckpointError, DataError, missing_package
 from models.networks.generator import build_generator
@@ -90,7 +91,8 @@ def figures(tmp_path: Path) -> dict[str, Any]:
 def test_it_writes_a_report_and_images_of_tokenizer_and_generator(
     folders: list[str | Path], generators: Path, tmp_path: Path
 ) -> None:
-    run(*folders, "--generator-weights", generators / "sources", "--per-class", "3", "--preset", "fast", "--npz")
+    mine = ("--tokenizer", "mine", "--weights", BUNDLED_WEIGHTS / DEFAULT_VARIANT)
+    run(*folders, *mine, "--generator-weights", generators / "sources", "--per-class", "3", "--preset", "fast", "--npz")
     assert {path.name for path in (tmp_path / "output").iterdir()} == {
         *("figures.json", "figures.md", "reconstruction.png", "generated.png", "nearest.png"),
         *("originals.npz", "reconstructions.npz", "generated.npz"),
@@ -98,7 +100,7 @@ def test_it_writes_a_report_and_images_of_tokenizer_and_generator(
     found = figures(tmp_path)
     assert found["data"] == {"image_size": 128, "validation_photographs": 4, "training_photographs": 12}
     tokenizer = found["reconstruction"]["codecs"][0]
-    assert (tokenizer["name"], tokenizer["max_bytes"]) == ("titok-mini-32", 48)
+    assert (tokenizer["name"], tokenizer["max_bytes"]) == ("mine", 48)
     assert tokenizer["psnr"] > 15
     assert (found["generation"]["images"], found["generation"]["real_images"]) == (6, 6)
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from models import Generator, Tokenizer
+from models.checkpoints.bundled import BUNDLED_WEIGHTS, DEFAULT_VARIANT
+from models.errors import UnknownVariantError
 from models.runtime.device_memory import is_out_of_memory
 from models.sampling.settings import SamplingSettings
 from service.engine.protocol import ConfigurationError, RowState
-from service.inference.device import ModelDevice, open_device
+from service.inference.device import ModelDevice, load_models, open_device
 from service.settings import Settings
 from tests.recorders import CallingRecorder
 from tests.tiny_models import tiny_generator, tiny_tokenizer
@@ -363,6 +365,18 @@ def test_a_missing_cuda_device_is_named_in_the_error() -> None:
 
 def test_a_device_without_a_generator_has_no_lane_for_it() -> None:
     assert set(ModelDevice(tiny_tokenizer(), None).info.batch_limits) == {"encode", "decode"}
+
+
+def test_a_tokenizer_and_a_generator_of_ones_own_are_served_together() -> None:
+    folder = BUNDLED_WEIGHTS / DEFAULT_VARIANT
+    mine = Settings(
+        tokenizer="mine", tokenizer_weights=str(folder), generator_weights=f"{folder}-generator", devices="cpu"
+    )
+    tokenizer, generator = load_models(mine, "cpu")
+    assert generator is not None
+    assert tokenizer.name == generator.name == "mine"
+    with pytest.raises(UnknownVariantError, match="no generator is called 'other'"):
+        load_models(Settings(tokenizer="titok-mini-32", generator="other"), "cpu")
 
 
 def test_the_codebook_of_the_model_info_is_what_latents_are_compared_with() -> None:
