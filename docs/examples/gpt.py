@@ -80,24 +80,21 @@ def write_samples(gpt: GPT, tokens: TokenDataset, folder: Path, count: int, batc
                 file.write(json.dumps({"class_id": label, "tokens": ids}) + "\n")
 
 
-def main() -> None:
-    """Runs the command line."""
+def run(source: Path, samples: Path, *, minutes: float, count: int, width: int, layers: int, device: str) -> None:
+    """Trains on the tokens in ``source`` and writes ``count`` samples to the folder ``samples``."""
+    tokens = TokenDataset(source)
+    gpt = GPT(int(tokens.labels.max()) + 1, tokens.codebook_size, tokens.num_tokens, width, layers).to(device)
+    train(gpt, tokens, minutes=minutes)
+    write_samples(gpt.eval(), tokens, samples, count)
+
+
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tokens", type=Path, help="output folder of titok tokenize")
+    parser.add_argument("source", type=Path, help="output folder of titok tokenize")
     parser.add_argument("samples", type=Path, help="folder for the samples")
     parser.add_argument("--minutes", type=float, default=3, help="time of training")
     parser.add_argument("--count", type=int, default=500, help="number of samples")
     parser.add_argument("--width", type=int, default=256, help="width of the network, a multiple of 32")
     parser.add_argument("--layers", type=int, default=6, help="number of blocks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    given = parser.parse_args()
-    tokens = TokenDataset(given.tokens)
-    gpt = GPT(int(tokens.labels.max()) + 1, tokens.codebook_size, tokens.num_tokens, given.width, given.layers).to(
-        given.device
-    )
-    train(gpt, tokens, minutes=given.minutes)
-    write_samples(gpt.eval(), tokens, given.samples, given.count)
-
-
-if __name__ == "__main__":
-    main()
+    run(**vars(parser.parse_args()))
