@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.arrays import Ids
+from models.data.image_folder import FLAT_CLASS
 from models.data.sources import SPLITS, Split
 from models.data.token_folder import TokenizerIdentity, open_tokens
 from models.data.token_shards import TokenShape
@@ -32,7 +33,7 @@ def open_token_sets(
 ) -> tuple[dict[str, str], tuple[TokenSet, TokenSet]]:
     """The classes (see :func:`generator_classes`), and the token sets of training and validation with all crops.
 
-    Integer labels without names in the manifest have their digits as names.
+    Integer labels without names in the manifest have their digits as names; if no image has a label, all are of one class.
 
     Raises ``DataError``: another tokenizer, a file that does not match the manifest, missing labels, an empty split.
     """
@@ -68,6 +69,8 @@ def _open(path: Path, run: GeneratorRun, tokenizer: FrozenTokenizer) -> TokenDat
 def _class_names(dataset: TokenDataset, run: GeneratorRun) -> tuple[str, ...]:
     if dataset.labels.dtype != np.int64:
         return tuple(sorted({str(label) for label in dataset.labels} - {""}))
+    if (dataset.labels == -1).all():
+        return (FLAT_CLASS,)
     count = max(run.network.condition_num_classes, int(dataset.labels.max()) + 1)
     return dataset.folder.classes or tuple(map(str, range(count)))
 
@@ -75,6 +78,8 @@ def _class_names(dataset: TokenDataset, run: GeneratorRun) -> tuple[str, ...]:
 def _label_numbers(dataset: TokenDataset, names: tuple[str, ...]) -> Ids:
     """The label of each image as an index into ``names``."""
     labels = dataset.labels
+    if names == (FLAT_CLASS,) and (labels == -1).all():
+        return np.zeros_like(labels)
     if labels.dtype != np.int64:
         numbers = {name: number for number, name in enumerate(names)}
         labels = np.array([numbers.get(str(label), -1) for label in labels])

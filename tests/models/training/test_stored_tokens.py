@@ -69,13 +69,14 @@ def written(folder: Path, images: int = IMAGES, label: Any = int) -> Path:
 
 def manifest(folder: Path, **tokenizer: Any) -> Path:
     described = {"name": "titok-l-32", "weights": "b" * 64, "revision": "", "num_tokens": K, "codebook_size": 64}
+    file = {"name": "tokens.npy", "bytes": (folder / "tokens.npy").stat().st_size, "sha256": "c" * 64}
     document = {
         "version": 1,
         "tokenizer": described | tokenizer,
         "output": {"format": "npy"},
         "source": {"classes": ["ant", "bee", "cat"]},
         "preprocessing": {"views": VIEWS},
-        "shards": [],
+        "shards": [{"images": IMAGES, "files": [file]}],
     }
     (folder / "manifest.json").write_text(json.dumps(document))
     return folder
@@ -124,9 +125,19 @@ def test_tokens_of_another_tokenizer_are_refused_with_both_names(
         open_token_sets(manifest(written(tmp_path)), run, tokenizer)
 
 
+def test_a_changed_file_is_refused(run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"tokens.npy has changed: its SHA-256 is not that of manifest.json"):
+        open_token_sets(manifest(written(tmp_path), weights=tokenizer.digest), run, tokenizer)
+
+
+def test_images_without_labels_have_one_class(run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path) -> None:
+    classes, (train_set, _) = open_token_sets(written(tmp_path, label={}.get), run, tokenizer)
+    assert (classes, train_set.labels.unique().tolist()) == ({"all": "all"}, [0])
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
-    [(lambda _: None, "0 in .* has no label"), (lambda label: -1 if label else 0, "1 in .* has no label")],
+    [(lambda label: label or None, "0 in .* has no label"), (lambda label: -1 if label else 0, "1 in .* has no label")],
 )
 def test_a_missing_label_is_named(
     label: Any, message: str, run: GeneratorRun, tokenizer: FrozenTokenizer, tmp_path: Path
