@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -21,6 +22,9 @@ from service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from service.inference.model_info import ModelInfo
+
+
+_key_space = lru_cache(1024)(KeySpace)  # the same for most requests
 
 
 @dataclass(eq=False, kw_only=True)
@@ -75,7 +79,7 @@ class ApiState:
         key.
         """
         caller = request.state.caller if self.settings.cache_scope == "key" else None
-        return KeySpace(self.settings.cache_namespace, self.info.name, self.info.revision, caller, latents)
+        return _key_space(self.settings.cache_namespace, self.info.name, self.info.revision, caller, latents)
 
 
 def check_image_count(count: int, limit: int, pointer: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,7 @@ class ModelInfo:
         default_factory=lambda: np.empty((0, 0), np.float32), repr=False, compare=False
     )
 
-    @property
+    @cached_property
     def code_format(self) -> CodeFormat:
         """The format of token ids. Raises ``NoTokenIds`` for a VAE."""
         if self.codes is None:

@@ -302,15 +302,15 @@ class ImageTokenizer:
         self, entry: CachedCode | None, space: KeySpace, result: Literal["hit", "pixels", "lookup"]
     ) -> TokenizedImage | None:
         """A cached entry if it is a code of this tokenizer, or latents; counts hits, and misses of the last look-up."""
-        if entry is not None and (tokens := self._ids_of(entry.code, space)) is not None:
-            self._metrics.cache_requests.labels(result).inc()
-            return TokenizedImage(tokens, entry.code, entry.original_size, cached=True)
+        if entry is not None:
+            ids_of = self._latent_ids_of if space.latents else self._models.info.code_format.ids_of
+            if (tokens := ids_of(entry.code)) is not None:
+                self._metrics.cache_requests.labels(result).inc()
+                return TokenizedImage(tokens, entry.code, entry.original_size, cached=True)
         if result == "pixels":
             self._metrics.cache_requests.labels("miss").inc()
         return None
 
-    def _ids_of(self, packed: bytes, space: KeySpace) -> Sequence[int] | None:
-        """The ids of a code, none of latents; None for bytes that are neither."""
-        if space.latents:
-            return () if self._models.info.latent_format.has_length(packed) else None
-        return self._models.info.code_format.ids_of(packed)
+    def _latent_ids_of(self, packed: bytes) -> Sequence[int] | None:
+        """Latents have no ids; None for bytes that are no latents."""
+        return () if self._models.info.latent_format.has_length(packed) else None
