@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import tempfile
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from models.arrays import Pixels
+from models.codes.latents import to_npy
 
 OUTPUT_EXTENSIONS: Mapping[str, str] = MappingProxyType(
     {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"},
@@ -55,9 +55,7 @@ def encode_image(pixels: Pixels, media_type: str, *, quality: int | None = None)
         case "application/octet-stream":
             return pixels.tobytes()
         case "application/x-npy":
-            buffer = io.BytesIO()
-            np.save(buffer, pixels, allow_pickle=False)
-            return buffer.getvalue()
+            return to_npy(pixels)
         case "image/jpeg":
             return _save(pixels, format="JPEG", quality=quality)
         case "image/png":

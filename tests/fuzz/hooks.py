@@ -54,6 +54,7 @@ INVALID: dict[str, str] = {
     "image index out of range": "positions refer to images of the same request",
     "a parameter of latents only": "a schema cannot relate two parameters",
     "a parameter of codes only": "the same",
+    "a member of latents only": "the same",
     "so its latents are not sampled": "only a VAE has a posterior, which GET /v1/models tells",
     "decodes token ids, not latents": "the same",
     "Beside 'latents' the body has 'dtype'": "a schema could say this, but in many more lines",

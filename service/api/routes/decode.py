@@ -97,12 +97,16 @@ def _parse(request: Request, state: ApiState, data: bytes) -> tuple[DecodeAnyReq
         body = parse_body(DecodeAnyRequest, data, max_values=state.max_json_values)
         models.check(body.model, body.revision)
         if body.latents is None:
+            if body.dtype is not None or body.shape is not None:
+                raise invalid_value("/dtype", "a member of latents only", body.dtype, "'latents' beside it")
             return body, tokens_from_json(body, info.code_format, max_images=max_images)
         if info.codes is not None:
             raise invalid_value("/latents", f"{info.name} decodes token ids, not latents", None, "codes or tokens")
         check_image_count(len(body.latents), max_images, "/latents")
         return body, latents_from_json(body, info.latent_format)
     if info.codes is None and content_type in (NPY, OCTETS):
+        if "length" in request.query_params:
+            raise invalid_value("query/length", "a parameter of codes only", request.query_params["length"][:20])
         models.check(request.headers.get("x-titok-model"), request.headers.get("x-titok-revision"))
         latents = latents_from_body(request, data, info.latent_format, is_npy=content_type == NPY)
         check_image_count(len(latents), max_images, "body")

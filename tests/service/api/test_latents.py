@@ -228,6 +228,8 @@ TEXT = base64.b64encode(ZEROS.tobytes()).decode()
         {"json": {"latents": [TEXT], "dtype": "float32", "shape": [5, 16]}},
         {"json": {"latents": [TEXT], "dtype": "float32", "code": "AAAA"}},
         {"json": {"dtype": "float32"}},
+        {"json": {"code": "AAAA", "dtype": "float32"}},
+        {"content": to_npy(ZEROS), "headers": {"Content-Type": NPY}, "params": {"length": 4}},
     ],
 )
 async def test_other_latents_are_refused(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
