@@ -56,6 +56,7 @@ _EXTRAS = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "openvino": "openvino",
     "pyarrow": "bulk",
     "ray": "ray",
     "tensorboard": "train",

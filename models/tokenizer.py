@@ -10,7 +10,7 @@
 A prefix-decodable tokenizer also decodes the first L ids of an image, ``ids[:, :L]``.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,27 +23,19 @@ from models.arrays import Ids, Latents, Pixels
 from models.checkpoints.loading import Checkpoint, HubFile, open_checkpoint
 from models.checkpoints.registry import TOKENIZERS
 from models.checkpoints.tokenizer_network import load_tokenizer_network
-from models.codes.code_format import PAD, CodeFormat, lengths_of
+from models.codes.code_format import CodeFormat, lengths_of
 from models.codes.latents import LatentFormat
 from models.errors import UnknownVariantError
-from models.networks.end_to_end import ImageToLatents, TokensToImage, to_float
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.networks.titok import TiTok
+from models.networks.tokenizer_functions import Pending, TokenizerFunctions
 from models.preprocessing_options import PREPROCESSING_VERSION
-from models.runtime.cpu_threads import BatchSplitter
-from models.runtime.cuda_graphs import GraphedFunction
-from models.runtime.matmul_precision import MatmulPrecision
-from models.runtime.precision import FORMATS, Precision
-from models.runtime.rounding_tolerance import measure_tolerance
-from models.runtime.transfers import PendingResults, transfers_for
+from models.runtime.calibration import calibrate
+from models.runtime.precision import Precision
+from models.runtime.selection import TORCH, Runtime
 
 Images: TypeAlias = Tensor | Pixels
-Pending: TypeAlias = Callable[[], Tensor]
-"""Waits for a result and returns it."""
-
-# Between batch sizes, rounding changes squared distances by at most 1e-5 of the latents' scale (float32, measured on the
-# published shapes). The default is ten times that; the minimum applies where calibration finds no change.
-_DEFAULT_TOLERANCE, _MIN_TOLERANCE = 1e-4, 1e-5
+_IMAGES_BEFORE_TUNING = 32  # encoding or decoding so many takes about as long as tuning
 
 
 class Tokenizer:
@@ -51,63 +43,66 @@ class Tokenizer:
 
     Attributes: ``name``; ``digest`` of the weights; ``revision``, which changes whenever ids may; ``image_size`` S;
     ``num_tokens`` K; ``min_tokens``, how many of them :meth:`decode` needs; ``codebook_size`` V (0 for the VAE variants,
-    whose tokens are vectors); ``token_size`` C;
-    ``patch_size``, the side of the decoder's patches in pixels; ``source`` of the weights; ``encoder`` and
-    ``decoder``, the functions that run on the device (``models.runtime.cuda_graphs``); ``tolerance``, the margin of
-    squared distances, relative to the latents' scale, below which an image is re-encoded unbatched
-    (``models.runtime.rounding_tolerance``).
+    whose tokens are vectors); ``token_size`` C; ``patch_size``, the side of the decoder's patches in pixels; ``source`` of
+    the weights; ``network``, with its weights, in evaluation mode; ``encoder`` and ``decoder``, the functions that run on
+    the device (``models.runtime.cuda_graphs``); ``tolerance``, the margin of squared distances, relative to the latents'
+    scale, below which an image is re-encoded unbatched (``models.runtime.rounding_tolerance``).
     """
 
     def __init__(
-        self, network: TiTok | MaskGITVQGAN, *, name: str, digest: str, source: str, device: torch.device, dtype: str
+        self,
+        network: TiTok | MaskGITVQGAN,
+        *,
+        name: str,
+        digest: str,
+        source: str,
+        device: torch.device,
+        dtype: str,
+        runtime: Runtime = TORCH,
     ) -> None:
         self.name, self.digest, self.source, self.device = name, digest, source, device
         self.precision = Precision.of(dtype, device)
-        self._network = network.eval().requires_grad_(False).to(device)
-        self._network.set_compute_dtype(encoder=self.precision.encoder.dtype, decoder=self.precision.decoder.dtype)
-        self._to_latents, self._to_image = ImageToLatents(self._network), TokensToImage(self._network)
-        self._encoding, self._decoding = self.precision.encoder.on(device), self.precision.decoder.on(device)
-        self._float32 = FORMATS["float32"].on(device)
-        self._transfers, self._splitter = transfers_for(device), BatchSplitter(device)
+        self.network = network.eval().requires_grad_(False).to(device)
+        self.network.set_compute_dtype(encoder=self.precision.encoder.dtype, decoder=self.precision.decoder.dtype)
         config = network.config
         if isinstance(config, MaskGITVQGANConfig):
-            self.is_discrete, self._unit_latents = True, False
+            self.is_discrete = True
             self.num_tokens, self.token_size = config.grid_size**2, config.latent_channels
             self.patch_size, self.min_tokens = config.downsampling, self.num_tokens
         else:
-            self.is_discrete, self._unit_latents = config.quantize_mode == "vq", config.use_l2_norm
+            self.is_discrete = config.quantize_mode == "vq"
             self.num_tokens, self.token_size = config.num_latent_tokens, config.token_size
             self.patch_size = config.decoder_patch_size
             self.min_tokens = config.min_latent_tokens or self.num_tokens
         self.codebook_size = config.codebook_size if self.is_discrete else 0
         self.image_size = config.image_size
         self.revision = f"{digest[:12]}-p{PREPROCESSING_VERSION}{self.precision.encoder.suffix}"
-        self.tolerance = _DEFAULT_TOLERANCE
-        self._max_part: int | None = None  # images that a core encodes together; None: no limit
-        self._is_batch_invariant = self.precision.encoder.is_batch_invariant
-        # Images are re-encoded in float32: a variant of the function of its own, unless all are encoded so.
-        self._exact_variant = 0 if self.precision.encoder.is_exact else 1
-        exact_variants = [(1,)] if self._is_batch_invariant and self._exact_variant else []
-        self._latent_encoder = GraphedFunction(self._encode_latents, example=self._example_images)
-        self.encoder = GraphedFunction(
-            self._encode,
-            example=self._example_images,
-            variants=lambda size: [(0,), *(exact_variants if size == 1 else [])],
+        self._functions = TokenizerFunctions(
+            self.network,
+            digest=digest,
+            device=device,
+            precision=self.precision,
+            runtime=runtime,
+            image_shape=self._image_shape,
+            token_shape=(self.num_tokens,) if self.is_discrete else self.latent_format.shape,
+            is_prefix_decodable=self.min_tokens < self.num_tokens,
         )
-        if not self.is_discrete:
-            self.encoder = self._latent_encoder  # recorded in its place
-        self.decoder = GraphedFunction(
-            self._decode,
-            example=self._example_tokens,
-            variants=lambda _: [(0,), (1,)] if self.min_tokens < self.num_tokens else [(0,)],
-        )
+        self.encoder, self.decoder = self._functions.encoder, self._functions.decoder
+        self._images = 0  # that were encoded or decoded
 
-    def _example_images(self, size: int) -> Tensor:
-        return torch.zeros(size, *self._image_shape, dtype=torch.uint8, device=self.device)
+    @property
+    def tolerance(self) -> float:
+        """See the class."""
+        return self._functions.tolerance
 
-    def _example_tokens(self, size: int) -> Tensor:
-        shape = (self.num_tokens,) if self.is_discrete else self.latent_format.shape
-        return torch.zeros(size, *shape, dtype=torch.int64 if self.is_discrete else torch.float32, device=self.device)
+    @tolerance.setter
+    def tolerance(self, tolerance: float) -> None:
+        self._functions.tolerance = tolerance
+
+    @property
+    def runtimes(self) -> dict[str, str]:
+        """What computes ``encoder`` and ``decoder``: ``torch`` or ``openvino``."""
+        return self._functions.runtimes
 
     @property
     def _image_shape(self) -> tuple[int, int, int]:
@@ -128,18 +123,13 @@ class Tokenizer:
     def codebook(self) -> Tensor:
         """The codes of all ids, as the decoder looks them up: float32 [V, C]. Raises ``TypeError`` for a VAE variant."""
         self._require_codes()
-        codes: Tensor = self._network.quantize.codebook
+        codes: Tensor = self.network.quantize.codebook
         return codes.detach().cpu().clone()
-
-    @property
-    def network(self) -> TiTok | MaskGITVQGAN:
-        """The network with its weights, in evaluation mode, on the device."""
-        return self._network
 
     @property
     def num_parameters(self) -> int:
         """The number of weights."""
-        return sum(parameter.numel() for parameter in self._network.parameters())
+        return sum(parameter.numel() for parameter in self.network.parameters())
 
     def encode(self, images: Images) -> Tensor:
         """Images uint8 [B, S, S, 3] -> ids int64 [B, K].
@@ -162,74 +152,38 @@ class Tokenizer:
         pixels = self._as_pixels(images)
         if len(pixels) == 0:
             return lambda: torch.empty(0, self.num_tokens, dtype=torch.int64)
-        pending = self._submit(pixels, self.encoder, 0)
+        self._count(len(pixels))
+        return self._functions.submit_encode(pixels)
 
-        @torch.inference_mode()
-        def wait() -> Tensor:
-            ids, margins = pending()
-            if self._is_batch_invariant and len(pixels) > 1 - self._exact_variant:
-                close = (margins < self.tolerance).any(dim=1).nonzero()[:, 0].tolist()
-                repeated = [self._submit(pixels[row : row + 1], self.encoder, self._exact_variant) for row in close]
-                for row, result in zip(close, repeated, strict=True):
-                    ids[row] = result()[0][0]
-            return ids
+    def tune(self, largest_batch: int = 16) -> None:
+        """Selects the runtime and measures ``tolerance``, for batches of up to ``largest_batch`` images.
 
-        return wait
-
-    def _submit(
-        self, host: Tensor, function: GraphedFunction, *static: int, into: Tensor | None = None
-    ) -> PendingResults:
-        max_part = self._max_part if function is self.encoder else None
-
-        def compute(batch: Tensor) -> tuple[Tensor, ...]:
-            if function.sizes:  # recorded graphs have static memory and replay one batch at a time
-                return function(batch, *static)
-            return self._splitter.run(lambda part: function(part, *static), batch, max_part)
-
-        return self._transfers.run(host, compute, into)
-
-    def _encode(self, images: Tensor, exact: int) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B, S, S, 3] on the device -> ids int64 [B, K] and margins float32 [B, K], relative to the
-        latents' scale; in float32 if ``exact`` is 1.
+        Takes about two seconds. On a CPU it also happens once 32 images have been encoded or decoded.
         """
-        latents = self._latents(images, self._float32 if exact else self._encoding)
-        with self._float32:
-            assignment = self._network.quantize.assign(latents)
-        scale = 1.0 if self._unit_latents else latents.square().sum(dim=2).clamp(min=1.0)
-        return assignment.ids, assignment.margin / scale
+        self._functions.is_calibrated = True  # also while it is being done, for other threads
+        self.select_runtime(torch.get_num_threads())
+        calibrate(self, largest_batch)
 
-    def _latents(self, images: Tensor, precision: MatmulPrecision) -> Tensor:
-        """Images uint8 [B, S, S, 3] on the device -> latents float32 [B, K, C]."""
-        with precision:
-            latents: Tensor = self._to_latents(images)
-            return latents
+    def _count(self, images: int) -> None:
+        self._images += images
+        is_due = self._images > _IMAGES_BEFORE_TUNING and not self._functions.is_calibrated
+        if is_due and self.device.type == "cpu":
+            self.tune()
 
-    @torch.inference_mode()
+    def select_runtime(self, threads: int) -> None:
+        """Selects what computes batches on a CPU (``models.runtime.selection``); later calls do nothing.
+
+        ``threads``: how many OpenVINO has, and at most so many threads may call the tokenizer at once.
+        """
+        self._functions.select_runtime(threads)
+
     def calibrate(self, images: Images, sizes: Iterable[int], *, seconds: float) -> None:
         """Measures ``tolerance`` on this device: the change of margins of some images between batch sizes.
 
         If ``seconds`` pass before all sizes are measured, a CPU encodes in parts of measured sizes, and a GPU keeps the
         default. Does nothing for a format that is not batch-invariant, or for a VAE.
         """
-        pixels, sizes = self._as_pixels(images), list(sizes)
-        if not self._is_batch_invariant or not self.is_discrete:
-            return
-        self._max_part = None
-        measured = measure_tolerance(
-            lambda items: self._submit(pixels[items], self.encoder, 0)()[1],
-            unbatched=lambda item: self._submit(pixels[item : item + 1], self.encoder, self._exact_variant)()[1],
-            count=len(pixels),
-            sizes=sizes,
-            minimum=_MIN_TOLERANCE,
-            seconds=seconds,
-        )
-        if measured is None:
-            return
-        if self.device.type == "cpu":
-            self._max_part = -(-measured.size // torch.get_num_threads())
-        elif measured.size < max(sizes):
-            return
-        self.tolerance = measured.tolerance
+        self._functions.calibrate(self._as_pixels(images), sizes, seconds=seconds)
 
     def latents(self, images: Images, *, seeds: Sequence[int] | None = None) -> Tensor:
         """Images uint8 [B, S, S, 3] -> float32 [B, K, C] before quantization; for a VAE the posterior's mean, or with B
@@ -249,15 +203,8 @@ class Tokenizer:
         pixels = self._as_pixels(images)
         if len(pixels) == 0:
             return lambda: torch.empty(0, *self.latent_format.encoded_shape)
-        pending = self._submit(pixels, self._latent_encoder)
+        pending = self._functions.submit(pixels, self._functions.latent_encoder)
         return lambda: pending()[0]
-
-    def _encode_latents(self, images: Tensor) -> tuple[Tensor]:
-        """Images uint8 [B, S, S, 3] on the device -> latents or moments; see :meth:`submit_latents`."""
-        if self.is_discrete or not isinstance(self._network, TiTok):
-            return (self._latents(images, self._encoding),)
-        with self._encoding:
-            return (torch.cat(self._network.posterior(to_float(images)), dim=2),)
 
     @torch.inference_mode()
     def distances(self, images: Images) -> Tensor:
@@ -266,10 +213,7 @@ class Tokenizer:
         On the unit sphere (0 to 4) if the variant normalises its codes. Raises ``TypeError`` for a VAE variant.
         """
         self._require_codes()
-        latents = self._latents(self._as_pixels(images).to(self.device), self._encoding)
-        with self._float32:
-            distances: Tensor = self._network.quantize.distances(latents.flatten(0, 1))
-        return distances.view(*latents.shape[:2], -1).cpu()
+        return self._functions.distances(self._as_pixels(images)).cpu()
 
     def decode(self, tokens: Tensor | Ids | Latents) -> Tensor:
         """Ids int [B, K] in 0..V-1, or a VAE variant's latents float32 [B, K, C] -> images uint8 [B, S, S, 3].
@@ -300,11 +244,13 @@ class Tokenizer:
                 raise ValueError(f"expected latents [B, {self.num_tokens}, {self.token_size}], not {list(host.shape)}")
         if len(host) == 0:
             return lambda: torch.empty(0, *self._image_shape, dtype=torch.uint8)
+        self._count(len(host))
+        submit = self._functions.submit
         if not groups:
-            pending = self._submit(host, self.decoder, 0, into=into)
+            pending = submit(host, self.decoder, 0, into=into)
             return lambda: pending()[0]
         running = [
-            (rows, self._submit(host[rows, :length], self.decoder, has_padding)) for rows, length, has_padding in groups
+            (rows, submit(host[rows, :length], self.decoder, has_padding)) for rows, length, has_padding in groups
         ]
 
         def wait() -> Tensor:
@@ -330,15 +276,6 @@ class Tokenizer:
         both = (((~is_short).nonzero()[:, 0], self.num_tokens, 0), (is_short.nonzero()[:, 0], self.num_tokens, 1))
         return [group for group in both if len(group[0])]
 
-    def _decode(self, tokens: Tensor, has_padding: int) -> tuple[Tensor]:
-        """Ids int64 [B, L], or a VAE's latents float32 [B, K, C], on the device -> images uint8 [B, S, S, 3].
-
-        ``has_padding`` is 1 if ids may be ``PAD``.
-        """
-        with self._decoding:
-            ids, present = (tokens.clamp(min=0), tokens != PAD) if has_padding else (tokens, None)
-            return (self._to_image(ids, present),)
-
     def _require_codes(self) -> None:
         if not self.is_discrete:
             raise TypeError(f"{self.name} is a VAE: its tokens are vectors, not ids; use latents() and decode()")
@@ -359,13 +296,20 @@ def _as_tensor(values: Tensor | NDArray[Any]) -> Tensor:
 
 
 def load_tokenizer(
-    name: str, *, weights: str | Path | HubFile | None = None, device: str = "cpu", dtype: str = "float32"
+    name: str,
+    *,
+    weights: str | Path | HubFile | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    runtime: str | None = None,
+    cache_dir: Path | None = None,
 ) -> Tokenizer:
     """Loads a tokenizer by variant name.
 
     ``weights`` is a ``.safetensors`` or ``.bin`` file, a folder with ``config.json``, or a hub id
     (``org/repo@revision``); by default the variant's own. Other names are allowed if ``weights`` has a ``config.json``.
-    ``dtype`` is one of ``models.runtime.precision.DTYPES``.
+    ``dtype`` is one of ``models.runtime.precision.DTYPES``; ``runtime`` and ``cache_dir`` are those of
+    ``models.runtime.selection.Runtime``.
 
     Raises ``UnknownVariantError``, ``CheckpointError``, or ``ConfigError``.
     """
@@ -373,10 +317,13 @@ def load_tokenizer(
         if name not in TOKENIZERS:
             raise UnknownVariantError(f"no tokenizer is called {name!r}; choose one of {', '.join(TOKENIZERS)}")
         weights = TOKENIZERS[name].weights
-    return build_tokenizer(name, open_checkpoint(weights), device=device, dtype=dtype)
+    selected = Runtime.of(runtime, cache_dir)
+    return build_tokenizer(name, open_checkpoint(weights), device=device, dtype=dtype, runtime=selected)
 
 
-def build_tokenizer(name: str, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32") -> Tokenizer:
+def build_tokenizer(
+    name: str, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32", runtime: Runtime = TORCH
+) -> Tokenizer:
     """Builds a tokenizer from a checkpoint in memory. See :func:`load_tokenizer`."""
     return Tokenizer(
         load_tokenizer_network(name, checkpoint),
@@ -385,4 +332,5 @@ def build_tokenizer(name: str, checkpoint: Checkpoint, *, device: str = "cpu", d
         source=checkpoint.source,
         device=torch.device(device),
         dtype=dtype,
+        runtime=runtime,
     )

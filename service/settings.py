@@ -72,6 +72,15 @@ class Settings(BaseSettings):
         "ids, so that the revision changes too. 'tf32' and 'tf32x3' (three passes, close to float32) need a CUDA "
         "device.",
     )
+    runtime: Literal["auto", "torch", "openvino"] = Field(
+        "auto",
+        description="What computes the tokenizer on a CPU. 'auto': OpenVINO for the encoder and the decoder where it is "
+        "installed and was faster when the worker started, else PyTorch. Token ids do not depend on it.",
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="Folder in which OpenVINO's graphs are kept between starts. Default: they are made at each start.",
+    )
     cuda_graphs: bool = Field(True, description="Run batches on CUDA devices as CUDA graphs, recorded at start-up.")
     workers: Literal["auto", "process", "inline"] = Field(
         "auto",

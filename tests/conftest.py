@@ -28,6 +28,10 @@ GOLDEN = Path(__file__).parent / "golden"
 WAITING = ("tests/deploy", "tests/e2e", "tests/fuzz")
 SHARED_SERVERS = ("exact_server", "server", "keyed_server")
 
+os.environ.setdefault(
+    "TITOK_RUNTIME", "torch"
+)  # also of the processes that tests start: OpenVINO compiles at their start
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and so do the processes that they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

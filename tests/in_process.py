@@ -26,7 +26,7 @@ def run_in_process(
         for name in os.environ:
             if name.startswith("TITOK_"):
                 patch.delenv(name)
-        for name, value in settings.items():
+        for name, value in {"TITOK_RUNTIME": "torch", **settings}.items():
             patch.setenv(name, value)
         if cwd is not None:
             patch.chdir(cwd)

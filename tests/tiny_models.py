@@ -11,6 +11,7 @@ from models.checkpoints.registry import GENERATORS
 from models.generation import Generator
 from models.networks.generator import GeneratorConfig, build_generator
 from models.networks.titok import TiTok, TiTokConfig, TransformerSize
+from models.runtime.selection import TORCH, Runtime
 from models.tokenizer import Tokenizer
 
 __all__ = ["tiny_generator", "tiny_tokenizer"]
@@ -24,6 +25,7 @@ def tiny_tokenizer(
     quantize_mode: Literal["vq", "vae"] = "vq",
     device: str = "cpu",
     min_tokens: int | None = None,
+    runtime: Runtime = TORCH,
 ) -> Tokenizer:
     """16 ids of 64 codes for 32x32 pixels; random weights, the same every time. Prefix-decodable from ``min_tokens`` on."""
     torch.manual_seed(0)
@@ -44,7 +46,15 @@ def tiny_tokenizer(
     )
     if quantize_mode == "vq":  # the codes of a fresh codebook are hardly apart
         torch.nn.init.normal_(network.quantize.embedding.weight)
-    return Tokenizer(network, name="tiny", digest="0" * 64, source="test", device=torch.device(device), dtype=dtype)
+    return Tokenizer(
+        network,
+        name="tiny",
+        digest="0" * 64,
+        source="test",
+        device=torch.device(device),
+        dtype=dtype,
+        runtime=runtime,
+    )
 
 
 def tiny_generator(

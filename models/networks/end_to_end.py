@@ -3,6 +3,8 @@
 These modules are what other runtimes compile and what ``models.export`` writes to files.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,18 @@ class ImageToLatents(nn.Module):
         return self.network.latents(to_float(images))
 
 
+class ImageToIds(nn.Module):
+    """Images uint8 [B, S, S, 3] -> ids int64 [B, K] and the margins of :func:`nearest_codes`."""
+
+    def __init__(self, network: TiTok | MaskGITVQGAN) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        return nearest_codes(self.network, self.network.latents(to_float(images)))
+
+
 class TokensToImage(nn.Module):
     """Ids int64 [B, L], or a VAE's latents float32 [B, K, C] -> images uint8 [B, S, S, 3].
 
@@ -39,6 +53,24 @@ class TokensToImage(nn.Module):
         if self.network.config.quantize_mode == "vae":
             return to_uint8(self.network.decode_codes(tokens))
         return to_uint8(self.network.decode(tokens, present))
+
+
+def nearest_codes(network: TiTok | MaskGITVQGAN, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents float32 [B, K, C] -> ids int64 [B, K] and margins float32 [B, K], relative to the latents' scale."""
+    assignment = network.quantize.assign(latents)
+    if network.quantize.use_l2_norm:  # on the unit sphere
+        return assignment.ids, assignment.margin
+    return assignment.ids, assignment.margin / latents.square().sum(dim=2).clamp(min=1.0)
+
+
+def decoder_in_float32(network: TiTok | MaskGITVQGAN) -> TiTok | MaskGITVQGAN:
+    """The network with a copy of its decoder in float32; it shares the encoder. The weights keep their precision."""
+    copied, parts = copy.copy(network), ("decoder", "pixel_quantize", "pixel_decoder")
+    copied._modules = {
+        name: copy.deepcopy(module).float() if name in parts and module is not None else module
+        for name, module in network._modules.items()
+    }
+    return copied
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -389,7 +389,8 @@ class TiTok(nn.Module):
         weights = self.pixel_quantize.embedding.weight
         mixture = logits.softmax(dim=-1).to(weights.dtype) @ weights  # [B, G*G, 256]
         mixture = mixture.view(-1, grid, grid, mixture.shape[2]).permute(0, 3, 1, 2)  # channels last in memory
-        if mixture.device.type != "cpu" or torch.compiler.is_exporting():
+        is_recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if mixture.device.type != "cpu" or is_recorded:
             return self.pixel_decoder(mixture).float()  # type: ignore[no-any-return]
         # On a CPU one image at a time: the activations of several exceed its caches (1.4 times slower).
         return torch.cat([self.pixel_decoder(part) for part in torch.split(mixture, 1)]).float()

@@ -50,7 +50,10 @@ class DetokenizeJob(Job[Tokens]):
         """See ``Job``. Raises ``DataError`` if another tokenizer made the tokens."""
         device = select_device(self.device)
         job = self.on(device.type)
-        tokenizer = load_tokenizer(job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype)
+        # PyTorch, so that a resumed job computes the same pixels.
+        tokenizer = load_tokenizer(
+            job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype, runtime="torch"
+        )
         self.folder.check_tokenizer(TokenizerIdentity(tokenizer.name, tokenizer.digest, tokenizer.revision))
         return Detokenization(replace(job, batch_size=prepared_to_decode(tokenizer, job.batch_size)), tokenizer)
 

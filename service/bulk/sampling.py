@@ -109,7 +109,10 @@ class SampleJob(Job[int]):
         """See ``Job``. Raises ``BulkError`` if generator and tokenizer do not fit each other."""
         device = select_device(self.device)
         job = self.on(device.type)
-        tokenizer = load_tokenizer(job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype)
+        # PyTorch, so that a resumed job computes the same pixels.
+        tokenizer = load_tokenizer(
+            job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype, runtime="torch"
+        )
         generator = load_generator(job.tokenizer, weights=job.generator_weights, device=str(device), dtype=job.dtype)
         batch_size = job.batch_size if job.images is None else prepared_to_decode(tokenizer, job.batch_size)
         batch_size = _prepared_to_generate(generator, batch_size, job.preset)

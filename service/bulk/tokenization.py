@@ -12,6 +12,7 @@ import torch
 
 from models.codes.latents import to_dtype
 from models.preprocessing_options import PUBLISHED, PreprocessingOptions
+from models.runtime.calibration import calibrate
 from models.runtime.cuda_graphs import CudaRecorder
 from models.runtime.device_names import select_device
 from models.tokenizer import Tokenizer, load_tokenizer
@@ -26,7 +27,6 @@ from service.bulk.shards import Row, Shard
 from service.imaging.decoding import decode_image
 from service.imaging.errors import ImageError
 from service.imaging.limits import MediaLimits
-from service.inference.calibration import calibrate
 from service.inference.memory_fit import largest_that_fits, record_graphs
 
 Pixels = npt.NDArray[np.uint8]
@@ -83,6 +83,7 @@ class TokenizeJob(Job[bytes]):
         tokenizer = load_tokenizer(job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype)
         if device.type == "cpu":
             if job.latents is None:
+                tokenizer.select_runtime(job.threads)
                 calibrate(tokenizer, batch, threads=1)  # each core encodes batches of its own
             return Tokenization(job, tokenizer)
         limit = record_graphs(tokenizer.encoder, lambda limit: {1, limit}, batch, CudaRecorder(device), device)

@@ -19,6 +19,7 @@ from models.arrays import Ids, Latents, Pixels
 from models.checkpoints.registry import GENERATORS
 from models.errors import CheckpointError
 from models.preprocessing_options import PUBLISHED, PreprocessingOptions
+from models.runtime.calibration import calibrate
 from models.runtime.cuda_graphs import CudaRecorder, GraphedFunction, Recorder
 from models.runtime.device_memory import is_out_of_memory, memory_bytes, release_memory
 from models.runtime.device_names import select_device
@@ -27,7 +28,6 @@ from models.sampling.settings import SamplingSettings
 from service.engine.protocol import ConfigurationError, Device, LaneName, RowState, Stepped
 from service.inference.adaptive_limit import AdaptiveLimit
 from service.inference.batch_limits import LARGEST_BATCH, batch_sizes, find_batch_limit
-from service.inference.calibration import calibrate
 from service.inference.gpu_sensors import open_sensors
 from service.inference.memory_fit import largest_that_fits, record_graphs
 from service.inference.model_info import GeneratorInfo, ModelInfo
@@ -222,6 +222,7 @@ class ModelDevice:
         """Measures the batch limits, or takes ``known_limits`` of an earlier worker, and records CUDA graphs up to them.
         One-time costs of a device are paid here, not by the first request. Called by the thread that will run batches.
         """
+        self._tokenizer.select_runtime(torch.get_num_threads())
         if known_limits is not None and known_limits.keys() == self._limits.keys():
             for lane in self._limits:
                 self._limits[lane] = AdaptiveLimit(min(known_limits[lane], self._largest))
@@ -314,7 +315,12 @@ def load_models(settings: Settings, device: str) -> tuple[Tokenizer, Generator |
     ``CheckpointError``.
     """
     tokenizer = load_tokenizer(
-        settings.tokenizer, weights=settings.tokenizer_weights, device=device, dtype=settings.dtype
+        settings.tokenizer,
+        weights=settings.tokenizer_weights,
+        device=device,
+        dtype=settings.dtype,
+        runtime=settings.runtime,
+        cache_dir=settings.cache_dir,
     )
     return tokenizer, _load_generator(settings, tokenizer, device)
 

@@ -143,7 +143,7 @@ def _step_operations(made: Generator) -> int:
     """Those of one guided row's step."""
     tokens = torch.full((2, made.num_tokens), made.codebook_size, device=made.device)
     with FlopCounterMode(display=False) as counter:
-        made._network(tokens, torch.tensor([0, -1], device=made.device))
+        made.network(tokens, torch.tensor([0, -1], device=made.device))
     return int(counter.get_total_flops())
 
 

@@ -43,7 +43,7 @@ class Agreement:
 def early_blocks(name: str, dtype: str, count: int, device: str) -> Tokenizer:
     """A float32 tokenizer whose first ``count`` encoder blocks run in another format's matrices."""
     model = tokenizer(name, "float32", device)
-    network = model._network
+    network = model.network
     assert isinstance(network, TiTok)
     for block in list(network.encoder.transformer)[:count]:
         block.set_compute_dtype(FORMATS[dtype].dtype)  # type: ignore[operator]
@@ -57,7 +57,7 @@ def compare_precisions(
     default one, two, a quarter and a half).
     """
     exact = tokenizer(name, "float32", device)
-    network = exact._network
+    network = exact.network
     assert isinstance(network, TiTok)
     layers = len(network.encoder.transformer)
     pixels = distinct_images(images, exact.image_size)

@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from models import Tokenizer, load_tokenizer
 from models.checkpoints.registry import DEFAULT_VARIANT
 from models.preprocess import eval_crop
+from models.runtime.calibration import calibrate
 from service.imaging.decoding import decode_image
 from service.imaging.limits import MediaLimits
-from service.inference.calibration import calibrate
 from tests.benchmarks.load import Request
 from tests.benchmarks.models import GOLDEN, MANIFESTS, images_of
 from tests.e2e.conftest import START_SECONDS, Server, end, start_server

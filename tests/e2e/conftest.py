@@ -86,6 +86,7 @@ def start_server(program: Path = TITOK, *, port: str = "0", admin_port: str = "0
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TITOK_")}
     if "PYTEST_XDIST_WORKER" in os.environ:  # servers of parallel tests share the cores
         settings = {"threads": "1", **settings}
+    settings = {"runtime": "torch", **settings}  # OpenVINO would compile at each start
     environment |= {f"TITOK_{name.upper()}": value for name, value in settings.items()}
     process = subprocess.Popen(
         [program, "serve", "--port", port, "--admin-port", admin_port],

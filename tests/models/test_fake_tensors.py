@@ -117,7 +117,7 @@ def test_both_halves_of_every_tokenizer_run_on_the_device(name: str, fake: None)
     if tokenizer.is_discrete:
         assert outputs(tokenizer.encoder, images) == {(torch.int64, tokens.shape), (torch.float32, tokens.shape)}
     else:
-        tokens = tokenizer._latents(images, tokenizer._encoding)
+        tokens = tokenizer._functions.latents(images)
         assert (tokens.dtype, tokens.device) == (torch.float32, DEVICE)
     assert outputs(tokenizer.decoder, tokens) == {(torch.uint8, images.shape)}
 

@@ -33,7 +33,7 @@ def test_ids_do_not_depend_on_the_batch(tokenizer: Tokenizer, images: np.ndarray
 
 
 def test_an_image_with_a_close_decision_is_reencoded_unbatched(tokenizer: Tokenizer, images: np.ndarray) -> None:
-    network = tokenizer._network
+    network = tokenizer.network
     unbatched = [tokenizer.encode(image[None])[0] for image in images[:2]]
     assign = network.quantize.assign
 
@@ -112,7 +112,7 @@ def test_lower_precision_stays_close(tokenizer: Tokenizer, images: np.ndarray) -
 def test_the_last_block_computes_only_the_positions_that_are_needed(tokenizer: Tokenizer, images: np.ndarray) -> None:
     """Latents after the encoder's, patches after the decoder's."""
     seen: list[int] = []
-    halves = (tokenizer._network.encoder, tokenizer._network.decoder)
+    halves = (tokenizer.network.encoder, tokenizer.network.decoder)
     hooks = [
         half.transformer[-1].mlp.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[1])) for half in halves
     ]
@@ -185,7 +185,7 @@ def test_the_shortest_code_is_the_variants(short_codes: np.ndarray) -> None:
 def test_a_vae_gives_the_mean_of_its_posterior_or_a_sample_by_seed() -> None:
     vae = tiny_tokenizer(quantize_mode="vae")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    posterior = vae._network.posterior(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0)
+    posterior = vae.network.posterior(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0)
     assert torch.allclose(vae.latents(pixels), posterior.mean, atol=1e-5)
     assert torch.allclose(vae.submit_latents(pixels)(), torch.cat(posterior, dim=2), atol=1e-5)
     samples = vae.latents(pixels, seeds=[4, 5, 6])

@@ -80,7 +80,9 @@ def test_calibration_lowers_the_default_tolerance(images: np.ndarray) -> None:
 def test_a_cpu_splits_batches_to_measured_sizes(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer()
     expected = tokenizer.encode(images)
-    monkeypatch.setattr("models.tokenizer.measure_tolerance", lambda *_, **__: MeasuredTolerance(1e-9, 4))
+    monkeypatch.setattr(
+        "models.networks.tokenizer_functions.measure_tolerance", lambda *_, **__: MeasuredTolerance(1e-9, 4)
+    )
     tokenizer.calibrate(images, [2, 4, 6], seconds=60.0)
     sizes = spy(tokenizer)
     assert torch.equal(tokenizer.encode(images), expected)
@@ -92,7 +94,9 @@ def test_a_cpu_splits_batches_to_measured_sizes(images: np.ndarray, monkeypatch:
 
 def test_measured_sizes_are_divided_by_the_number_of_cores(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer()
-    monkeypatch.setattr("models.tokenizer.measure_tolerance", lambda *_, **__: MeasuredTolerance(1e-9, 3))
+    monkeypatch.setattr(
+        "models.networks.tokenizer_functions.measure_tolerance", lambda *_, **__: MeasuredTolerance(1e-9, 3)
+    )
     with torch_threads(2):
         tokenizer.calibrate(images, [2, 3, 6], seconds=60.0)  # of three images one core has two
         sizes = spy(tokenizer)
