@@ -33,6 +33,7 @@ from models.networks.attention import attend
 from models.networks.generator import GeneratorConfig, build_generator
 from models.networks.titok import Block, TiTok, TiTokConfig
 from models.preprocess import eval_crop
+from models.runtime.selection import TORCH, Runtime
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OUTPUT = Path(__file__).parents[2] / "docs" / "benchmarks"
@@ -68,15 +69,23 @@ def images_of(size: int, count: int) -> np.ndarray:
     return np.stack(crops)
 
 
-def tokenizer(name: str, dtype: str, device: str) -> Tokenizer:
+def tokenizer(name: str, dtype: str, device: str, runtime: Runtime = TORCH) -> Tokenizer:
     if name == DEFAULT_VARIANT:
-        return load_tokenizer(name, device=device, dtype=dtype)
+        return load_tokenizer(name, device=device, dtype=dtype, runtime=runtime.name)
     config = TOKENIZERS[name].config
     assert isinstance(config, TiTokConfig)
     with torch.device("meta"):
         network = TiTok(config)
     _fill(network, MANIFESTS[name])
-    return Tokenizer(network, name=name, digest="0" * 12, source="synthetic", device=torch.device(device), dtype=dtype)
+    return Tokenizer(
+        network,
+        name=name,
+        digest="0" * 12,
+        source="synthetic",
+        device=torch.device(device),
+        dtype=dtype,
+        runtime=runtime,
+    )
 
 
 def generator(name: str, dtype: str, device: str) -> Generator:
