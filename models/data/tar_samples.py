@@ -99,17 +99,22 @@ def read_samples(
                 stem, _, suffix = file.partition(".")
                 key = f"{folder}{slash}{stem}"
                 if member.isreg():
-                    yield from waiting.add(key, suffix.lower(), read(archive, member), member.size)
+                    waiting.add(key, suffix.lower(), read(archive, member), member.size)
                 elif (member.issym() or member.islnk()) and follow is not None:
-                    yield from waiting.add(key, suffix.lower(), follow(extent), 0)
+                    waiting.add(key, suffix.lower(), follow(extent), 0)
+                while waiting.is_full:
+                    yield waiting.first()
     except DAMAGE as error:
         damage = error
-    yield from waiting.rest()
+    while waiting:
+        yield waiting.first()
     if damage is not None:
         raise damage
 
 
 def _is_hidden(name: str) -> bool:
+    if not (name.startswith(".") or "/." in name or "__MACOSX" in name):
+        return False  # as most are
     parts = name.split("/")
     return "__MACOSX" in parts or any(part.startswith(".") and part not in (".", "..") for part in parts)
 
@@ -147,8 +152,16 @@ class _Waiting(Generic[T]):
         self._next = 0
         self._size = 0
 
-    def add(self, key: str, suffix: str, content: T, size: int) -> Iterator[tuple[str, list[tuple[str, T]]]]:
-        """Adds a file to its sample; yields the samples that waited long enough."""
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the first sample has waited long enough."""
+        return len(self._samples) > 1 and (self._size > self._limit or len(self._samples) > WAITING_SAMPLES)
+
+    def add(self, key: str, suffix: str, content: T, size: int) -> None:
+        """Adds a file to its sample."""
         sample = self._samples.get(self._numbers.get(key, -1))
         if sample is None or any(suffix == other for other, _ in sample.files):
             sample = self._samples[self._next] = _Sample(key)
@@ -157,15 +170,9 @@ class _Waiting(Generic[T]):
         sample.files.append((suffix, content))
         sample.size += size
         self._size += size
-        while len(self._samples) > 1 and (len(self._samples) > WAITING_SAMPLES or self._size > self._limit):
-            yield self._first()
 
-    def rest(self) -> Iterator[tuple[str, list[tuple[str, T]]]]:
-        """The other samples."""
-        while self._samples:
-            yield self._first()
-
-    def _first(self) -> tuple[str, list[tuple[str, T]]]:
+    def first(self) -> tuple[str, list[tuple[str, T]]]:
+        """Removes the first sample."""
         number, sample = self._samples.popitem(last=False)
         self._size -= sample.size
         if self._numbers.get(sample.key) == number:

@@ -5,6 +5,7 @@ A key is made from its entry and those before it in the same file, so it does no
 
 import hashlib
 import re
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ from service.bulk.errors import BrokenImage
 LONGEST_PART, LONGEST_KEY = 240, 1000  # bytes; names of files have at most 255
 _DIGEST_DIGITS = 16
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_FILTER_BITS, _FILTER_HASHES = 1 << 27, 8
+_FILTER_BITS = 1 << 28
+_FOUR_NUMBERS = struct.Struct("<4I")
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def _are_unique(names: Sequence[str]) -> bool:
 class UniqueKeys:
     """Makes the keys of one file, whose entries it must be given in order from the first on.
 
-    A key that occurred before gets its entry's number. Earlier keys are kept in a Bloom filter of 16 MiB: of a million
-    keys in one file, one in ten thousand million gets a number without need.
+    A key that occurred before gets its entry's number. Earlier keys are kept in a Bloom filter of 32 MiB: with a million
+    keys in one file, the chance that one of them gets a number without need is one in a hundred.
     """
 
     def __init__(self, file: FileKeys) -> None:
@@ -85,12 +87,12 @@ class UniqueKeys:
 
     def _has_seen(self, text: str) -> bool:
         """Whether the filter has a text, which is added."""
-        digest = hashlib.blake2b(text.encode(), digest_size=4 * _FILTER_HASHES).digest()
-        is_new = False
-        for start in range(0, len(digest), 4):
-            byte, bit = divmod(int.from_bytes(digest[start : start + 4]) % _FILTER_BITS, 8)
-            is_new |= not self._seen[byte] >> bit & 1
-            self._seen[byte] |= 1 << bit
+        seen, is_new = self._seen, False
+        for place in _FOUR_NUMBERS.unpack(hashlib.blake2b(text.encode(), digest_size=16).digest()):
+            byte, bit = place % _FILTER_BITS >> 3, 1 << (place & 7)
+            if not seen[byte] & bit:
+                is_new = True
+                seen[byte] |= bit
         return not is_new
 
 
@@ -109,13 +111,14 @@ def _relative(key: str) -> str:
 
 def _text(key: str) -> str:
     """A key in valid UTF-8 without control characters, which are written as escapes like other bytes of file names."""
+    if key.isascii() and key.isprintable():
+        return key
     text = key.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _shortened(text: str, limit: int) -> str:
-    data = text.encode()
-    if len(data) <= limit:
+    if 4 * len(text) <= limit or len(data := text.encode()) <= limit:
         return text
     digest = hashlib.sha256(data).hexdigest()[:_DIGEST_DIGITS]
     return f"{data[: limit - _DIGEST_DIGITS - 1].decode(errors='ignore')}~{digest}"
