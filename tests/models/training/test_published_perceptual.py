@@ -1,4 +1,6 @@
 import importlib.util
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +31,31 @@ def test_logits_are_of_224_pixels_normalised_for_imagenet() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
     loss.backward()
     assert outputs.grad is not None
+
+
+class Distances(nn.Module):
+    """As LPIPS: a distance for each pair of images, which are in [0, 1] if ``normalize``."""
+
+    def forward(self, outputs: torch.Tensor, images: torch.Tensor, *, normalize: bool) -> torch.Tensor:
+        assert normalize
+        return (outputs - images).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+def test_the_losses_are_weighted_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = Classifier()
+    models = ModuleType("torchvision.models")
+    models.ConvNeXt_Small_Weights = SimpleNamespace(IMAGENET1K_V1="published")  # type: ignore[attr-defined]
+    models.convnext_small = lambda *, weights: {"published": classifier}[weights]  # type: ignore[attr-defined]
+    lpips = ModuleType("lpips")
+    lpips.LPIPS = lambda **options: {"vgg": Distances()}[options["net"]]  # type: ignore[attr-defined]
+    for module in (ModuleType("torchvision"), models, lpips):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    outputs, device = images * 0.5, torch.device("cpu")
+    logits = logit_distance(classifier, outputs, images).item()
+    assert load_published_perceptual("convnext-small", device)(outputs, images).item() == pytest.approx(logits)
+    both = load_published_perceptual("lpips+convnext-small", device)(outputs, images).item()
+    assert both == pytest.approx((outputs - images).abs().mean().item() + 0.1 * logits)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from service.bulk.crops import Crops
 from service.bulk.destination import Destination
 from service.bulk.errors import BulkError
 from service.bulk.job import Job
+from service.bulk.run import with_resume_hint
 from tests.service.bulk import killable
 from tests.service.bulk.data_sets import (
     COUNT,
@@ -250,3 +252,11 @@ def test_a_vae_tokenizer_is_refused(tmp_path: Path) -> None:
 def stopped_after(shards: int, source: Path, destination: Path) -> None:
     """A run that is killed after its first ``shards`` shards."""
     leave_only(set(range(shards)), job(source, destination), run)
+
+
+@pytest.mark.parametrize(("file", "named"), [("/full/tokens", "/full/tokens"), (None, "source or .*tokens")])
+def test_an_error_of_a_file_system_says_how_to_resume(file: str | None, named: str, tmp_path: Path) -> None:
+    asked = job(folder_of(tmp_path / "source", broken_images()), tmp_path / "tokens")
+    expected = f"{named}: No space left on device; written shards are complete, run the same command again to resume"
+    with pytest.raises(BulkError, match=expected), with_resume_hint(asked):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file)
