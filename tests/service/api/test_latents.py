@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
 import threading
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from models import Tokenizer
 from models.codes.latents import to_npy
 from service.api.schemas.images import ReconstructLatentsResponse
 from service.api.schemas.tokens import LatentsResponse
+from service.cache import CachedCode, KeySpace
 from service.inference.device import ModelDevice
 from tests.service.application import app_of, service
 from tests.tiny_models import tiny_tokenizer
@@ -271,6 +273,16 @@ async def test_a_codebook_tokenizer_gives_its_vectors_before_quantization_too() 
         assert (await encode(client, "?latents=true", accept="application/vnd.titok.codes")).status_code == 406
         raw = await client.post("/v1/decode", content=to_npy(ZEROS), headers={"Content-Type": NPY})
         assert raw.status_code == 415
+
+
+async def test_cached_bytes_that_are_no_latents_are_a_miss(client: httpx.AsyncClient, vae: Tokenizer) -> None:
+    state = app_of(client).state.api
+    keys = KeySpace(state.settings.cache_namespace, "tiny", state.info.revision, latents=True)
+    key = keys.upload(hashlib.sha256(png(PIXELS[0])).digest())
+    await state.operations.cache.put_many([(key, CachedCode(bytes(48), (32, 32)))])
+    assert np.allclose(from_npy(await encode(client)), vae.latents(PIXELS[:1]).numpy()[0], **NEAR)
+    [entry] = await state.operations.cache.get_many([key])
+    assert len(entry.code) == 4 * 16 * 10  # mean and log-variance
 
 
 async def test_concurrent_requests_encode_an_image_once(vae: Tokenizer) -> None:
