@@ -1,0 +1,97 @@
+"""The examples that decode a code elsewhere: in Python without PyTorch, and in a browser."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from models import Tokenizer, load_tokenizer
+from models.export.onnx_file import export_tokenizer
+from tests.programs import require_program
+
+PROJECT = Path(__file__).parents[2]
+EXAMPLES = PROJECT / "docs" / "examples"
+BROWSER_RUNTIME = PROJECT / "node_modules" / "onnxruntime-web" / "dist"
+PATIENCE = 60_000  # milliseconds
+CODES = (
+    "fFhI4k2d9TwQpmhlCHRgsdZOxTDSjAoL7LGj-SEL1ZfkBnOzSqdaAVQRl5PfIowg",
+    "nQnQ73Owr4hIQ2nQ_SWIkUOwTy7M7onQlnrJCnga-HiEovKwhIeAhIQ2PUcWnQQS",
+)
+PIXELS = """() => {
+    const {width, height} = document.getElementById("picture");
+    return [...document.getElementById("picture").getContext("2d").getImageData(0, 0, width, height).data];
+}"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer("titok-mini-32", runtime="torch")
+
+
+@pytest.fixture(scope="module")
+def decoder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "decoder.onnx"
+    export_tokenizer(tokenizer, "decoder", path, licence="none")
+    return path
+
+
+def expect_pixels(found: np.ndarray, code: str, tokenizer: Tokenizer) -> None:
+    """Those of the service in float32, up to two levels."""
+    expected = tokenizer.decode(tokenizer.code_format.from_text([code]))[0].numpy()
+    difference = np.abs(found.astype(np.int16) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.3
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_python_decodes_without_pytorch(code: str, decoder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    program = (EXAMPLES / "decode_onnx.py").read_text()
+    assert "torch" not in program
+    assert "models" not in program
+    runpy.run_path(str(EXAMPLES / "decode_onnx.py"))["main"](str(decoder), code, str(tmp_path / "picture.png"))
+    expect_pixels(np.asarray(Image.open(tmp_path / "picture.png")), code, tokenizer)
+
+
+@pytest.fixture
+def address(decoder: Path, tmp_path: Path) -> Iterator[str]:
+    """A server of the browser's example and the files that it needs, which docs/export.md lists."""
+    if not BROWSER_RUNTIME.is_dir():
+        pytest.skip("onnxruntime-web is not installed: npm install --no-save onnxruntime-web@1.30.0")
+    (tmp_path / "onnxruntime-web").mkdir()
+    for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
+        shutil.copy(BROWSER_RUNTIME / name, tmp_path / "onnxruntime-web")
+    for path in (EXAMPLES / "decode.html", EXAMPLES / "decode.js", decoder):
+        shutil.copy(path, tmp_path)
+    SimpleHTTPRequestHandler.extensions_map |= {".mjs": "text/javascript", ".wasm": "application/wasm"}
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_a_browser_decodes_from_its_own_origin(address: str, tokenizer: Tokenizer) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=require_program("chromium"))
+        page, addresses = browser.new_page(), []
+        page.on("request", lambda request: addresses.append(request.url))
+        page.goto(f"{address}decode.html")
+        for code in CODES:
+            page.fill("#code", code)
+            page.click("#decode", timeout=PATIENCE)
+            expect(page.locator("#status")).to_have_text(re.compile("^Decoded in"), timeout=PATIENCE)
+            rgba = np.array(page.evaluate(PIXELS)).reshape(128, 128, 4)
+            expect_pixels(rgba[..., :3], code, tokenizer)
+            page.evaluate("document.getElementById('status').textContent = ''")
+        browser.close()
+    assert all(each.startswith((address, f"blob:{address}")) for each in addresses)
