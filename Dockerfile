@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# For an NVIDIA GPU: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126 .
+# For an NVIDIA GPU: docker build --build-arg TORCH_INDEX=https://pypi.org/simple . (PyPI has the CUDA 13 build)
 # Without a network: docker build --build-context wheels=FOLDER --build-arg PIP_NO_INDEX=1 . (docs/deployment.md)
 ARG PYTHON=3.12-slim-bookworm
 
@@ -11,9 +11,10 @@ ARG PIP_NO_INDEX=0
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/titok
-COPY requirements/image.lock requirements/image.lock
+COPY requirements/image.lock requirements/cuda.lock requirements/
 RUN --mount=type=bind,from=wheels,target=/wheels \
-    /opt/titok/bin/pip install --find-links /wheels --extra-index-url "${TORCH_INDEX}" -r requirements/image.lock
+    /opt/titok/bin/pip install --find-links /wheels --extra-index-url "${TORCH_INDEX}" \
+    -r requirements/image.lock -c requirements/cuda.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY models models
 COPY service service

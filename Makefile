@@ -66,12 +66,14 @@ wheels: $(VENV)/.dev ## build the distributions titok-service and titok-client i
 	$(BIN)/uv build --out-dir dist .
 	$(BIN)/uv build --out-dir dist service/client
 
-# torch pins its own CUDA packages and only its CUDA builds need them, so they stay out of the lock; nvidia-ml-py is Python.
+# Only the CUDA builds of torch need its CUDA packages: cuda.lock constrains them; nvidia-ml-py is Python.
 LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements/constraints.txt
-WITHOUT_CUDA = grep -vE '^(nvidia-[^m]|cuda-|triton)'
+CUDA = '^(nvidia-[^m]|cuda-|triton)'
+WITHOUT_CUDA = grep -vE $(CUDA)
 RUN = --extra heic --extra otel --extra bulk --extra train --extra evaluate --extra export --extra openvino
 lock: $(VENV)/.dev ## resolve the locked versions anew: for the image, the titok command, the tests, the benchmarks
 	$(LOCK) pyproject.toml --extra heic --extra otel --extra openvino | $(WITHOUT_CUDA) > requirements/image.lock
+	$(LOCK) pyproject.toml | grep -E $(CUDA) > requirements/cuda.lock
 	$(LOCK) pyproject.toml $(RUN) | $(WITHOUT_CUDA) > requirements/run.lock
 	$(LOCK) pyproject.toml $(RUN) --extra ray --group dev | $(WITHOUT_CUDA) > requirements/dev.lock
 	$(LOCK) pyproject.toml $(RUN) --extra ray --group dev --group bench | $(WITHOUT_CUDA) > requirements/bench.lock
