@@ -55,7 +55,7 @@ class DetokenizeJob(Job[Tokens]):
             job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype, runtime="torch"
         )
         self.folder.check_tokenizer(TokenizerIdentity(tokenizer.name, tokenizer.digest, tokenizer.revision))
-        return Detokenization(replace(job, batch_size=prepared_to_decode(tokenizer, job.batch_size)), tokenizer)
+        return Detokenization(replace(job, batch_size=_largest_batch(tokenizer, job.batch_size)), tokenizer)
 
 
 class Detokenization(Task[Tokens, Pixels, Tokens]):
@@ -99,8 +99,8 @@ class Detokenization(Task[Tokens, Pixels, Tokens]):
         return self.job.images.files(shard, self.tokenizer.image_size)
 
 
-def prepared_to_decode(tokenizer: Tokenizer, batch_size: int) -> int:
-    """Prepares a tokenizer for batches of one size, which is smaller if they do not fit into memory. Returns the size."""
+def _largest_batch(tokenizer: Tokenizer, batch_size: int) -> int:
+    """The batch size, or a smaller one that fits into memory, with the decoder recorded for it."""
     device = tokenizer.device
     if device.type == "cpu":
         return batch_size

@@ -15,7 +15,6 @@ from models.runtime.device_names import select_device
 from models.tokenizer import Tokenizer, load_tokenizer
 from service.bulk.batches import submit_in_parts
 from service.bulk.destination import Merge
-from service.bulk.detokenization import prepared_to_decode
 from service.bulk.entries import Entry, Source
 from service.bulk.errors import BulkError
 from service.bulk.formats import TokenLayout, check_format, token_files
@@ -114,8 +113,7 @@ class SampleJob(Job[int]):
             job.tokenizer, weights=job.weights, device=str(device), dtype=job.dtype, runtime="torch"
         )
         generator = load_generator(job.tokenizer, weights=job.generator_weights, device=str(device), dtype=job.dtype)
-        batch_size = job.batch_size if job.images is None else prepared_to_decode(tokenizer, job.batch_size)
-        batch_size = _prepared_to_generate(generator, batch_size, job.preset)
+        batch_size = _largest_batch(job, tokenizer, generator)
         return Sampling(replace(job, batch_size=batch_size), tokenizer, generator)
 
 
@@ -181,13 +179,16 @@ class Sampling(Task[_Prompt, _Sample, int]):
         return tokens | ({} if job.images is None else job.images.files(shard, size))
 
 
-def _prepared_to_generate(generator: Generator, batch_size: int, preset: str) -> int:
-    """Prepares a generator for batches, smaller ones if they do not fit into memory. Returns their size."""
-    device = generator.device
+def _largest_batch(job: SampleJob, tokenizer: Tokenizer, generator: Generator) -> int:
+    """The job's batch size, or a smaller one that fits into memory, with the steps of the generator recorded for it."""
+    device, stepper = generator.device, generator.stepper
     if device.type == "cpu":
-        return batch_size
-    stepper = generator.stepper
-    limit = record_graphs(stepper, lambda limit: {1, limit}, batch_size, CudaRecorder(device), device)
-    return largest_that_fits(
-        lambda limit: generator.generate([0] * limit, seeds=range(limit), preset=preset), limit, stepper, device
-    )
+        return job.batch_size
+
+    def run(limit: int) -> None:
+        tokens = generator.generate([0] * limit, seeds=range(limit), preset=job.preset)
+        if job.images is not None:
+            tokenizer.decode(tokens)
+
+    limit = record_graphs(stepper, lambda limit: {1, limit}, job.batch_size, CudaRecorder(device), device)
+    return largest_that_fits(run, limit, stepper, device)
