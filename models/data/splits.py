@@ -41,7 +41,7 @@ class FileSplit(NamedTuple):
 
 
 class ImageSplit(NamedTuple):
-    """The ``split`` of an image, if any, and its ``path`` without the split's folder."""
+    """The ``split`` of an image, if any, and its ``path`` without the split's folders."""
 
     split: str | None
     path: str
@@ -111,10 +111,11 @@ def _split_folders(parent: str, names: set[str], direct: set[str]) -> dict[str, 
 
 def _image_split(path: str, split_folders: Mapping[str, str]) -> ImageSplit:
     parts = path.split("/")
-    for depth in range(1, len(parts)):
-        if (split := split_folders.get("/".join(parts[:depth]))) is not None:
-            return ImageSplit(split, "/".join(parts[: depth - 1] + parts[depth:]))
-    return ImageSplit(None, path)
+    splits = [split_folders.get("/".join(parts[:depth])) for depth in range(1, len(parts))] + [None]
+    split = next((split for split in splits if split is not None), None)
+    # Some archives unpack to train/train/.
+    kept = [part for part, of in zip(parts, splits, strict=True) if of is None or of != split]
+    return ImageSplit(split, "/".join(kept))
 
 
 def describe_splits(counts: Mapping[str | None, int]) -> str:
@@ -134,7 +135,7 @@ def choose_split(splits: Mapping[str, str | None], wanted: str | None, source: s
     if wanted is None:
         raise DataError(f"{source} has several splits: {listed}; choose one with --split, or --split {ALL}")
     name = None if wanted == NONE else split_of_name(wanted) if _is_plain(wanted) else wanted.lower()
-    found = [name] if name in counts else [split for split in counts if split and split_of_name(split) == name]
+    found = [name] if name in counts else [split for split in counts if name and split and split_of_name(split) == name]
     if len(found) != 1:
         raise DataError(f"{source} has {len(found) or 'no'} splits {wanted}; it has {listed}")
     return [file for file, split in splits.items() if split == found[0]]

@@ -48,10 +48,13 @@ class Columns:
 
 
 def columns_of(system: AbstractFileSystem, name: str, named: ColumnNames) -> Columns:
-    """The columns of a file. Raises ``BulkError`` if a column is missing or has an unsupported type."""
-    with system.open(name, "rb") as stream:
-        file = pq.ParquetFile(stream)
-        schema, rows = file.schema_arrow, file.metadata.num_rows
+    """The columns of a file. Raises ``BulkError`` if it cannot be read, lacks a column, or one has an unsupported type."""
+    try:
+        with system.open(name, "rb") as stream:
+            file = pq.ParquetFile(stream)
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise BulkError(f"cannot read {name}: {error}") from None
     for column in (named.image, named.label, named.key):
         if column is not None and column not in schema.names:
             raise BulkError(f"{name} has no column {column!r}; it has {', '.join(schema.names)}")

@@ -118,16 +118,11 @@ def _digest(files: Sequence[SourceFile], options: SourceOptions, keys: Sequence[
 
 
 def _parquet(opening: _Opening, absolute: str, tables: Sequence[SourceFile]) -> Source:
-    import pyarrow as pa
-
     from service.bulk.parquet_files import ColumnNames, ParquetFile, columns_of, labels_of
 
     system, options = opening.system, opening.options
     named = ColumnNames(options.image_column, options.label_column, options.key_column, options.with_labels)
-    try:
-        columns = [columns_of(system, table.path, named) for table in tables]
-    except (OSError, pa.ArrowException) as error:
-        raise BulkError(f"cannot read {opening.name}: {error}") from None
+    columns = [columns_of(system, table.path, named) for table in tables]
     labels, classes = labels_of(columns, [table.path for table in tables])
     keys = keys_of_files([table.name for table in tables], _PARQUET)
     parts = tuple(

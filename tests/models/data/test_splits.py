@@ -55,6 +55,17 @@ def test_a_class_of_many_may_be_called_as_a_split() -> None:
     assert found[-2:] == [("train", "train/1.jpg"), ("val", "test/1.jpg")]
 
 
+def test_folders_of_the_same_split_within_each_other_are_one() -> None:
+    found = splits_of_images(
+        ["seg_train/seg_train/sea/1.jpg", "seg_test/seg_test/sea/2.jpg", "seg_pred/seg_pred/3.jpg"]
+    )
+    assert [tuple(one) for one in found.values()] == [
+        ("train", "sea/1.jpg"),
+        ("test", "sea/2.jpg"),
+        (None, "seg_pred/seg_pred/3.jpg"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("train", "val"),
     [("Train", "valid"), ("train2017", "val2017"), ("a/training", "a/dev"), ("TRAINSET", "Validation")],

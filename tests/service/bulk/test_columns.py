@@ -87,6 +87,13 @@ def test_columns_may_differ_between_files(tmp_path: Path) -> None:
         open_source(str(tmp_path))
 
 
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", image=IMAGES["binary"])
+    (tmp_path / "b.parquet").write_bytes(b"")
+    with pytest.raises(BulkError, match=r"cannot read .*/b.parquet: "):
+        open_source(str(tmp_path))
+
+
 def test_different_class_names_are_refused(tmp_path: Path) -> None:
     for name, classes in (("a", ["cat", "dog"]), ("b", ["dog", "cat"])):
         features = {"info": {"features": {"label": {"_type": "ClassLabel", "names": classes}}}}

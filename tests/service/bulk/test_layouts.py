@@ -161,6 +161,9 @@ def test_hidden_files_are_not_read(tmp_path: Path) -> None:
 
 def test_files_that_name_no_split_can_be_chosen(tmp_path: Path) -> None:
     assert keys_of(str(layout_of(tmp_path, "1.jpg 2.jpg test/3.jpg")), split="none") == ["1", "2"]
+    source = layout_of(tmp_path / "x", "train-00000-of-00001.parquet extra-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"no splits none; it has extra \(1\), train \(1\)"):
+        keys_of(str(source), split="none")
 
 
 def test_labels_of_a_split_are_those_of_its_folders(tmp_path: Path) -> None:
