@@ -40,7 +40,8 @@ class CudaRecorder:
     - weights, codebook and buffers: never replaced nor moved after the network has been loaded;
     - the parts of the weights for ``tf32x3``: made in the warm-up, kept by ``ThreePassLinear``;
     - workspaces of cuBLAS and cuDNN: allocated in the warm-up, kept by the process for the stream of the recording;
-    - batch size, number of guided rows, exactness: part of the key of a graph;
+    - batch size, number of guided rows, exactness, presence of padded codes: part of the key of a graph. How many tokens a
+      padded code has is not captured: it follows from the ids, on the device;
     - numbers of the network and the mask token: constants of the model. Labels, seeds, steps, guidance and temperature
       are not captured: they are columns of the inputs.
 
