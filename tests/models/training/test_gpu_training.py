@@ -63,7 +63,8 @@ def test_a_step_whose_figures_are_not_read_does_not_wait_for_the_device(
 ) -> None:
     run = dataclasses.replace(run, codebook=CodebookConfig(quantizer_start=3))
     trainer = _Trainer(PixelTask(run, photographs, photographs, "cuda"), None, lambda: 0.0)
-    trainer.task.keep_data_on_device = lambda: None  # type: ignore[method-assign]  # batches come from the host
+    kept_after: list[int] = []  # and batches come from the host
+    trainer.task.keep_data_on_device = lambda: kept_after.append(trainer.done)  # type: ignore[method-assign]
     assert trainer.timed_step(0.0)
     if cuda is not None:
         monkeypatch.setattr(cuda.host, "wait", lambda _: pytest.fail("waits for the device"))
@@ -71,6 +72,7 @@ def test_a_step_whose_figures_are_not_read_does_not_wait_for_the_device(
     try:
         for _ in range(3):  # the codes are initialised in one of them
             assert not trainer.timed_step(0.0)
+        assert kept_after == [1]
     finally:
         torch.cuda.set_sync_debug_mode("default")
         monkeypatch.undo()

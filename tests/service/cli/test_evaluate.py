@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from models.errors import CheckpointError, DataError, missing_package
 from models.networks.generator import build_generator
 from service.cli.main import app
 from service.cli.options import CommandError
+from tests.fake_cuda import FakeCuda
 from tests.feature_networks import write_torchscript
 from tests.in_process import run_in_process
 
@@ -175,6 +177,15 @@ def test_a_tokenizer_is_evaluated_without_its_generator(folders: list[str | Path
     run(*folders, "--references", "4", "--no-generator")
     assert figures(tmp_path)["generation"] is None
     assert figures(tmp_path)["data"]["training_photographs"] == 4
+
+
+def test_all_networks_run_on_a_cuda_device(folders: list[str | Path], generators: Path, tmp_path: Path) -> None:
+    small = ("--references", "4", "--per-class", "2", "--preset", "fast", "--no-baselines")
+    with nullcontext() if torch.cuda.is_available() else FakeCuda():
+        run(*folders, *small, "--generator-weights", generators / "sources", "--device", "cuda")
+    found = figures(tmp_path)
+    assert found["reconstruction"]["codecs"][0]["psnr"] > 15
+    assert found["generation"]["images"] == 4
 
 
 def test_a_config_maps_the_classes_of_the_dataset(folders: list[str | Path], generators: Path, tmp_path: Path) -> None:
