@@ -21,7 +21,7 @@ from models.data.tokens import TokenDataset
 class GPT(nn.Module):
     """A decoder of transformer blocks, in plain PyTorch."""
 
-    def __init__(self, classes: int, codebook_size: int, num_tokens: int, width: int = 256, layers: int = 6) -> None:
+    def __init__(self, classes: int, codebook_size: int, num_tokens: int, width: int = 128, layers: int = 4) -> None:
         super().__init__()
         self.labels = nn.Embedding(classes, width)
         self.codes = nn.Embedding(codebook_size, width)
@@ -57,7 +57,7 @@ def train(gpt: GPT, tokens: TokenDataset, *, minutes: float, batch_size: int = 1
     while progress < 1:
         for batch in DataLoader(tokens, batch_size, shuffle=True):
             progress = (time.monotonic() - start) / (60 * minutes)
-            optimizer.param_groups[0]["lr"] = rate * min((step + 1) / 100, max(1 - progress, 0.02))
+            optimizer.param_groups[0]["lr"] = rate * max(min(20 * progress, 1 - progress), 0.02)
             ids, labels = batch["ids"].to(device), batch["label"].to(device)
             loss = F.cross_entropy(gpt(labels, ids[:, :-1]).flatten(0, 1), ids.flatten())
             optimizer.zero_grad()
@@ -94,7 +94,7 @@ if __name__ == "__main__":
     parser.add_argument("samples", type=Path, help="folder for the samples")
     parser.add_argument("--minutes", type=float, default=3, help="time of training")
     parser.add_argument("--count", type=int, default=500, help="number of samples")
-    parser.add_argument("--width", type=int, default=256, help="width of the network, a multiple of 32")
-    parser.add_argument("--layers", type=int, default=6, help="number of blocks")
+    parser.add_argument("--width", type=int, default=128, help="width of the network, a multiple of 32")
+    parser.add_argument("--layers", type=int, default=4, help="number of blocks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     run(**vars(parser.parse_args()))

@@ -69,7 +69,7 @@ def run(photographs: Path, out: Path, *, minutes: float, per_class: int, width: 
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     count = per_class * classes
-    gpt.run(out / "tokens", out / "samples", minutes=minutes, count=count, width=width, layers=6, device=device)
+    gpt.run(out / "tokens", out / "samples", minutes=minutes, count=count, width=width, layers=4, device=device)
     titok("detokenize", out / "samples", out / "of-gpt")
     measure(out / "of-gpt")
 
@@ -87,6 +87,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, help="a new folder for all that is written")
     parser.add_argument("--minutes", type=float, default=3, help="time of training of each model")
     parser.add_argument("--per-class", type=int, default=50, help="images of each class")
-    parser.add_argument("--width", type=int, default=256, help="width of both models, a multiple of 64")
+    parser.add_argument("--width", type=int, default=128, help="width of both models, a multiple of 64")
     parser.add_argument("--inception-weights", dest="features", type=Path, help="network of the features")
     run(**vars(parser.parse_args()))
