@@ -169,7 +169,8 @@ class WebDatasetShard(TokenShard):
 
     def _images(self, file: BinaryIO) -> Iterator[tuple[str, Label, NDArray[np.uint16]]]:
         """Key, label and ids uint16 [views, K] of each image."""
-        for key, members in read_samples(file, _content, mode="r:"):
+        # Both files of a sample are side by side: no others are read before it is returned.
+        for key, members in read_samples(file, _content, mode="r:", waiting_bytes=0):
             sample = dict(members)
             if "npy" not in sample:
                 raise ValueError(f"{key}.npy is missing")
