@@ -20,7 +20,7 @@ import math
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -152,6 +152,8 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
 def _download(hub: HubFile) -> Checkpoint:
     """Downloads with huggingface_hub (its cache, progress bar, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE apply)."""
     failure = _unavailable(hub)
+    if failure is not None and hub.filename == WEIGHT_FILES[0] and _has_older_format(hub, failure):
+        return _download(replace(hub, filename=WEIGHT_FILES[1]))
     fetch = partial(hf_hub_download, hub.repo, revision=hub.revision, local_files_only=failure is not None)
     try:
         path = Path(fetch(hub.filename))
@@ -179,6 +181,14 @@ def _unavailable(hub: HubFile) -> Exception | None:
     ) as error:  # also those of the HTTP library, which is another one in other versions of huggingface_hub
         return error
     return None
+
+
+def _has_older_format(hub: HubFile, failure: Exception) -> bool:
+    """Whether ``pytorch_model.bin`` is there instead: on the hub, or without a hub in the cache."""
+    if isinstance(failure, RemoteEntryNotFoundError):
+        return _unavailable(replace(hub, filename=WEIGHT_FILES[1])) is None
+    first, second = (try_to_load_from_cache(hub.repo, name, revision=hub.revision) for name in WEIGHT_FILES)
+    return not isinstance(first, str) and isinstance(second, str)
 
 
 def _reason(hub: HubFile, error: Exception) -> str:

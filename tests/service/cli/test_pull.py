@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from models import load_tokenizer
 from models.checkpoints.bundled import BUNDLED_WEIGHTS
+from models.checkpoints.loading import open_checkpoint
 from models.errors import CheckpointError
 from service.cli.main import app
 
@@ -30,9 +34,13 @@ class Hub(BaseHTTPRequestHandler):
         self._answer(with_body=True)
 
     def _answer(self, *, with_body: bool) -> None:
-        file = MINI / self.path.rpartition("/")[2]
-        is_known = self.path.startswith("/someone/titok/resolve/") and file.is_file()
+        repository, _, name = self.path[1:].replace("/resolve/main/", "|").partition("|")
+        file = MINI / name
+        is_known = repository == "someone/titok" and file.is_file()
         content = file.read_bytes() if is_known else b""
+        if repository == "someone/older" and name == "pytorch_model.bin":
+            torch.save(load_file(MINI / "model.safetensors"), written := io.BytesIO())
+            is_known, content = True, written.getvalue()
         self.send_response(200 if is_known else 404)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
@@ -79,6 +87,15 @@ def test_pulled_weights_load_without_a_hub(hub: Path, monkeypatch: pytest.Monkey
     assert pulled.output == f"tokenizer theirs: someone/titok@{COMMIT}, weights {revision.partition('-')[0]}\n"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load_tokenizer("theirs", weights="someone/titok").revision == revision
+
+
+def test_a_repository_with_the_older_format_alone_is_read_with_and_without_a_hub(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = open_checkpoint(MINI).digest()
+    assert open_checkpoint("someone/older").digest() == expected
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert open_checkpoint("someone/older").digest() == expected
 
 
 def test_weights_that_are_not_there_are_an_error(hub: Path) -> None:
