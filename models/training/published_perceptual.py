@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from models.errors import CheckpointError
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Mean and standard deviation of red, green and blue.
+_CHANNELS = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))
 _SIZE = 224
 # lpips + 0.1 * convnext is what the published mean, weighted 1.0 and 0.1, times its weight of 1.1 comes to.
 _LOGIT_WEIGHT = 0.1
@@ -52,8 +53,9 @@ def logit_distance(classifier: nn.Module, outputs: Tensor, images: Tensor) -> Te
 
     def logits(pictures: Tensor) -> Tensor:
         resized = F.interpolate(pictures, size=_SIZE, mode="bilinear", align_corners=False, antialias=True)
-        mean, std = (torch.tensor(each, device=pictures.device)[:, None, None] for each in (_MEAN, _STD))
-        out: Tensor = classifier((resized - mean) / std)
+        # Numbers, since a tensor of them would be copied to the device in every step, which waits for it.
+        normalised = [(x - mean) / std for x, (mean, std) in zip(resized.unbind(1), _CHANNELS, strict=True)]
+        out: Tensor = classifier(torch.stack(normalised, dim=1))
         return out
 
     with torch.no_grad():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.errors import ConfigError
 from models.networks.titok import TiTokConfig
+from models.runtime.transfers import to_device
 from models.training.config import PrefixConfig
 from models.training.distributed import own_rows, world_size
 from models.training.task import Step
@@ -37,7 +38,7 @@ class TailDrop:
             return codes[:, : int(self.draw(1, step))], None
         count = len(codes) * world_size()
         lengths = self.draw(count, step)[own_rows(count), None]
-        return codes, (torch.arange(self._longest) < lengths).to(codes.device)
+        return codes, to_device(torch.arange(self._longest) < lengths, codes.device)
 
     def draw(self, count: int, step: Step) -> Tensor:
         """Lengths of a step, int64 [count]."""

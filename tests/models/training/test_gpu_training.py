@@ -11,7 +11,7 @@ import torch
 
 from models import load_tokenizer
 from models.data.datasets import InMemoryDataset
-from models.training.config import CodebookConfig, DiscriminatorConfig, LossConfig, TokenizerRun
+from models.training.config import CodebookConfig, DiscriminatorConfig, LossConfig, PrefixConfig, TokenizerRun
 from models.training.loop import _Trainer, train
 from models.training.pixels import PixelTask
 from tests.fake_cuda import FakeCuda
@@ -28,13 +28,14 @@ def cuda() -> Iterator[FakeCuda | None]:
 
 @pytest.fixture
 def run(tokenizer_run: TokenizerRun) -> TokenizerRun:
-    """With all losses."""
+    """With all losses and tail drop."""
     return dataclasses.replace(
         tokenizer_run,
-        network=dataclasses.replace(tokenizer_run.network, image_size=32),
+        network=dataclasses.replace(tokenizer_run.network, image_size=32, min_latent_tokens=1),
         schedule=dataclasses.replace(tokenizer_run.schedule, steps=10),
         losses=LossConfig(perceptual_weight=0.02, semantic_weight=0.1, grid_weight=1.0, adversarial_weight=0.004),
         discriminator=DiscriminatorConfig(kind="features", channels=16),
+        prefix=PrefixConfig(),
     )
 
 
