@@ -385,15 +385,10 @@ class TiTok(nn.Module):
 
     def mix(self, logits: Tensor) -> Tensor:
         """Logits [B, G*G, 1024] -> images: the pixel decoder sees the *soft* mixture of codes, not the likeliest code."""
-        grid = self.decoder.grid
         weights = self.pixel_quantize.embedding.weight
-        mixture = logits.softmax(dim=-1).to(weights.dtype) @ weights  # [B, G*G, 256]
-        mixture = mixture.view(-1, grid, grid, mixture.shape[2]).permute(0, 3, 1, 2)  # channels last in memory
-        is_recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if mixture.device.type != "cpu" or is_recorded:
-            return self.pixel_decoder(mixture).float()  # type: ignore[no-any-return]
-        # On a CPU one image at a time: the activations of several exceed its caches (1.4 times slower).
-        return torch.cat([self.pixel_decoder(part) for part in torch.split(mixture, 1)]).float()
+        mixture = logits.softmax(dim=-1).to(weights.dtype) @ weights  # [B, G*G, 256], and channels last in memory
+        mixture = mixture.view(-1, self.decoder.grid, self.decoder.grid, mixture.shape[2]).permute(0, 3, 1, 2)
+        return self.pixel_decoder.decode_in_parts(mixture).float()
 
     def set_compute_dtype(self, *, encoder: torch.dtype, decoder: torch.dtype) -> None:
         """Sets the dtype of matrices and convolutions; norms, residual stream, embeddings and quantizer stay float32."""
