@@ -194,6 +194,37 @@ def test_auto_selects_the_faster_one(name: str, gain: float, expected: str, monk
     assert tokenizer.runtimes == {"encoder": expected, "decoder": expected}
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(1.0, "openvino"), (3.0, "torch")])
+def test_the_shortest_of_a_few_runs_in_turn_decides(
+    seconds: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, runs = [0.0], []
+
+    def taking(name: str, seconds: float) -> Callable[[torch.Tensor], tuple[torch.Tensor]]:
+        def compute(inputs: torch.Tensor) -> tuple[torch.Tensor]:
+            now[0] += seconds + 0.01 * len(runs)  # a machine that becomes slower
+            runs.append(name)
+            return (inputs,)
+
+        return compute
+
+    monkeypatch.setattr(selection.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(selection, "_SECONDS", 7.0)
+    monkeypatch.setattr(selection, "_compile", lambda *_: taking("openvino", seconds))
+    function = SelectedFunction("encoder", taking("torch", 2.0))
+    source = selection.GraphSource(torch.nn.Identity(), IMAGES, "0")
+    function.select(
+        source,
+        Runtime(name="auto"),
+        threads=1,
+        run=lambda: function(IMAGES),
+        is_same=lambda found, reference: found is not reference,
+    )
+    assert function.runtime == expected
+    assert runs[:6] == ["torch", "openvino", "torch", "openvino", "torch", "openvino"]
+    assert len(runs) < 10  # the time is limited
+
+
 def test_a_runtime_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TITOK_RUNTIME", "openvino")
     monkeypatch.setenv("TITOK_CACHE_DIR", "/var/cache/titok")
