@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -149,7 +150,10 @@ class Check:
                 lines.append(f"| {name} | {' '.join(str(error).split())[-300:]} | {bare:.1f} | |")
                 self.failed = True
                 continue
-            self.document["service"].append({"model": name, "images_per_second": rate, "bare_images_per_second": bare})
+            measured = None if math.isnan(bare) else bare
+            self.document["service"].append(
+                {"model": name, "images_per_second": rate, "bare_images_per_second": measured}
+            )
             lines.append(f"| {name} | {rate:.1f} | {bare:.1f} | {rate / bare:.2f} |")
         self.say("Service", "\n".join(lines))
 

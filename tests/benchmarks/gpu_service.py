@@ -58,8 +58,13 @@ def http_throughput(name: str, device: str, folder: Path, *, seconds: float, siz
         _write_checkpoint(name, folder)
         settings |= {"TOKENIZER_WEIGHTS": str(folder), "GENERATOR": "off"}
     body, content_type = _form(128 if name == DEFAULT_VARIANT else size)
-    with _server(settings) as address:
-        return _rate(f"{address}/v1/encode", body, content_type, seconds)
+    import httpx
+
+    try:
+        with _server(settings) as address:
+            return _rate(f"{address}/v1/encode", body, content_type, seconds)
+    except httpx.HTTPError as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def _write_checkpoint(name: str, folder: Path) -> None:
@@ -108,7 +113,7 @@ def _server(settings: dict[str, str]) -> Iterator[str]:
         # The pipe is read on, or the server would block on its own log one day.
         threading.Thread(target=lambda: log.extend(process.stdout or ()), daemon=True).start()
         until = time.monotonic() + START_SECONDS
-        while address is None or httpx.get(f"{address}/readyz").status_code != httpx.codes.OK:
+        while address is None or httpx.get(f"{address}/readyz", timeout=START_SECONDS).status_code != httpx.codes.OK:
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"the server did not become ready: {''.join(log[-20:])}")
             time.sleep(0.1)

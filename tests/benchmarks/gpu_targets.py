@@ -31,7 +31,8 @@ def targets(document: Mapping[str, Any]) -> list[Target]:
         )
 
     steps = best("step", ["float32"], "images_per_second")
-    shares = [row["images_per_second"] / row["bare_images_per_second"] for row in document.get("service", [])]
+    compared = (row for row in document.get("service", []) if row["bare_images_per_second"] is not None)
+    shares = [row["images_per_second"] / row["bare_images_per_second"] for row in compared]
     invariant = [not row["different_ids"] for row in document.get("batch_invariance", []) if row["dtype"] == "float32"]
     return [
         Target(
