@@ -97,9 +97,13 @@ def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def archive_key(key: str) -> str:
-    """A key with the dots of its last part URL-escaped: WebDataset readers end a key at the first dot of a file name."""
-    folder, slash, name = key.lstrip("/").rpartition("/")
-    return f"{folder}{slash}" + name.replace("%", "%25").replace(".", "%2E")
+    """A key with the dots of its last part URL-escaped: WebDataset readers end a key at the first dot of a file name.
+
+    Those of ``..`` are escaped too, so that an archive is unpacked below its folder.
+    """
+    *folders, name = key.lstrip("/").split("/")
+    parts = ["%2E%2E" if folder == ".." else folder for folder in folders]
+    return "/".join([*parts, name.replace("%", "%25").replace(".", "%2E")])
 
 
 def _parquet(shard: Shard, layout: TokenLayout) -> dict[str, bytes]:

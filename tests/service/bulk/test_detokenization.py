@@ -268,6 +268,9 @@ def test_a_file_is_written_below_the_folder_whatever_its_key(
     (tmp_path / "tokens" / "tokens.jsonl").write_text(line)
     run(detokenize_job(tmp_path / "tokens", tmp_path / "images"))
     assert digests(tmp_path / "images").keys() == {name, "manifest.json", "errors.jsonl"}
+    run(detokenize_job(tmp_path / "tokens", tmp_path / "archives", format="webdataset"))
+    with tarfile.open(tmp_path / "archives" / "images-000000.tar") as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")  # which raises for a path outside of the folder
 
 
 @pytest.mark.parametrize(
