@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import typer
@@ -69,20 +70,18 @@ def sample(
 
         titok sample samples/ --per-class 50 --images npz --tokens none
 
-        titok sample samples/ --per-class 10 --classes 'tabby;207' --images folder
+        titok sample samples/ --per-class 10 --classes 'cat;dog' --images folder
     """
     from models import load_generator
     from service.bulk.image_formats import ImageOptions
     from service.bulk.sampling import SampleJob, Samples, source_of
-    from service.operations.classes import ClassIndex
 
     name = tokenizer or load_settings().tokenizer
     generator = load_generator(name, weights=generator_weights)
     generator.settings(preset)
-    index = ClassIndex(generator.class_names, model=name)
-    named = range(len(index)) if classes is None else map(_class, classes.split(";"))
-    labels = [label for one in named if (label := index.resolve(one)) is not None]
-    samples = Samples(tuple(labels), per_class, seed)
+    class_names = generator.class_names
+    del generator  # each device loads its own
+    samples = Samples(_class_ids(classes, class_names, name), per_class, seed)
     job = SampleJob(
         source=source_of(samples, name),
         destination=dest,
@@ -97,14 +96,19 @@ def sample(
         generator_weights=generator_weights,
         preset=preset,
         format=None if tokens == "none" else tokens,
-        images=None
-        if images == "none"
-        else ImageOptions(images, f"image/{image_format}", quality, generator.class_names),
+        images=None if images == "none" else ImageOptions(images, f"image/{image_format}", quality, class_names),
     )
-    del generator
     result = run_bulk("sample", job, ray, ray_actors)
     say(f"{result.images} images generated, {result.shards} shards in {dest}")
 
 
-def _class(text: str) -> int | str:
-    return int(text) if text.strip().isdecimal() else text.strip()
+def _class_ids(given: str | None, names: Sequence[str], model: str) -> tuple[int, ...]:
+    """Names and ids separated by semicolons -> ids; all of them for None. Raises ``ServiceError``."""
+    from service.operations.classes import ClassIndex
+
+    if given is None:
+        return tuple(range(len(names)))
+    index = ClassIndex(names, model=model)
+    texts = [text.strip() for text in given.split(";")]
+    found = (index.resolve(int(text) if text.isdecimal() else text) for text in texts)
+    return tuple(label for label in found if label is not None)
