@@ -29,7 +29,7 @@ from models.runtime.cpu_threads import BatchSplitter
 from models.runtime.cuda_graphs import GraphedFunction
 from models.runtime.matmul_precision import MatmulPrecision
 from models.runtime.precision import FORMATS, Precision
-from models.runtime.rounding_tolerance import measure_tolerance
+from models.runtime.rounding_tolerance import MeasuredTolerance, measure_tolerance
 from models.runtime.selection import TORCH, GraphSource, Runtime, SelectedFunction
 from models.runtime.transfers import PendingResults, transfers_for
 
@@ -40,6 +40,7 @@ Pending: TypeAlias = Callable[[], Tensor]
 # published shapes). The default is ten times that; the minimum applies where calibration finds no change. OpenVINO's
 # results differ more until they are measured.
 _DEFAULT_TOLERANCE, _MIN_TOLERANCE, _OPENVINO_TOLERANCE = 1e-4, 1e-5, 1e-3
+_LONGEST_SECONDS = 60.0
 # Pixels of other images than the probes differ by a level or two in bfloat16.
 _LARGEST_DIFFERENCE = {torch.float32: 1, torch.bfloat16: 8}
 
@@ -221,15 +222,22 @@ class TokenizerFunctions:
         if not self._is_batch_invariant or not self._is_discrete:
             return
         self._max_part = None
+
+        def measure(sizes: Iterable[int], seconds: float) -> MeasuredTolerance | None:
+            return measure_tolerance(
+                lambda items: self.submit(images[items], self.encoder, 0)()[1],
+                unbatched=lambda item: self.submit(images[item : item + 1], self.encoder, self._exact_variant)()[1],
+                count=len(images),
+                sizes=sizes,
+                minimum=_MIN_TOLERANCE,
+                seconds=seconds,
+            )
+
         sizes = [1] * self._exact_variant + list(sizes)
-        measured = measure_tolerance(
-            lambda items: self.submit(images[items], self.encoder, 0)()[1],
-            unbatched=lambda item: self.submit(images[item : item + 1], self.encoder, self._exact_variant)()[1],
-            count=len(images),
-            sizes=sizes,
-            minimum=_MIN_TOLERANCE,
-            seconds=seconds,
-        )
+        measured = measure(sizes, seconds)
+        if measured is None and self._selected_encode.runtime != "torch":
+            # With an unmeasured tolerance PyTorch would repeat most images. On a busy machine this takes longer.
+            measured = measure([1], _LONGEST_SECONDS)
         if measured is None:
             return
         if self._device.type == "cpu":

@@ -117,6 +117,14 @@ def test_close_decisions_are_repeated_by_pytorch() -> None:
     assert batches == [(1, 0), (1, 1), (3, 0)]
 
 
+def test_the_deviation_is_measured_on_a_busy_machine_too() -> None:
+    tokenizer = on_openvino()
+    unmeasured = tokenizer.tolerance
+    tokenizer.calibrate(IMAGES, [2, 3], seconds=-1.0)
+    assert tokenizer.tolerance < unmeasured
+    assert torch.equal(tokenizer.encode(IMAGES), tiny_tokenizer().encode(IMAGES))
+
+
 def test_a_graph_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = on_openvino(tmp_path / "cache").encode(IMAGES)
     monkeypatch.setattr("models.runtime.openvino_function.traced_graph", None)
