@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from models.data.datasets import InMemoryDataset
-from models.errors import ConfigError
+from models.errors import CheckpointError, ConfigError
 from models.networks.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from models.training.config import CodebookConfig, TokenizerRun
 from models.training.loop import train
+from models.training.pretrained import load_vqgan
 from models.training.proxy import ProxyCodeTask
 from models.training.seeding import seeded_generator
 from models.training.task import Step
@@ -81,3 +82,8 @@ def test_a_network_that_draws_pixels_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"stage-1 needs network\.is_legacy = true"):
         ProxyCodeTask(tokenizer_run, tiny_photographs, tiny_photographs, vqgan)
+
+
+def test_only_a_maskgit_vqgan_gives_proxy_codes() -> None:
+    with pytest.raises(CheckpointError, match="titok-mini-32 is not a MaskGIT-VQGAN"):
+        load_vqgan("titok-mini-32")
