@@ -9,16 +9,20 @@
 The graph comes from OpenVINO's PyTorch frontend itself, which takes a third of the time of ``openvino.convert_model``.
 """
 
+import sys
 import tempfile
 import threading
 import warnings
 from pathlib import Path
 
-import openvino
 import torch
-from openvino.frontend import FrontEndManager
-from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
+
+# Without this module, ``import openvino`` does not report its use to a server of its publisher.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+import openvino  # noqa: E402
+from openvino.frontend import FrontEndManager  # noqa: E402
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: E402
 
 _DIGEST = ["titok", "digest"]
 _ELEMENTS = {torch.uint8: openvino.Type.u8, torch.int64: openvino.Type.i64, torch.float32: openvino.Type.f32}

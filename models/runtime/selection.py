@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -117,8 +116,6 @@ class SelectedFunction:
 
 
 def _compile(name: str, source: GraphSource, runtime: Runtime, threads: int) -> Compute:
-    # Without this module, ``import openvino`` does not report its use to a server of its publisher.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     # Imported here, because it is an extra, and PyTorch serves without it.
     from models.runtime.openvino_function import OpenVinoFunction, cached_graph, traced_graph
 

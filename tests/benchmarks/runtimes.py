@@ -17,7 +17,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import openvino
 import torch
 from torch import nn
 
@@ -26,7 +25,7 @@ from models.checkpoints.bundled import DEFAULT_VARIANT
 from models.data.datasets import load_dataset
 from models.networks.end_to_end import ImageToIds, ImageToLatents, TokensToImage
 from models.runtime.cpu_threads import torch_threads
-from models.runtime.openvino_function import traced_graph
+from models.runtime.openvino_function import openvino, traced_graph
 from models.runtime.precision import has_fast_bfloat16
 from models.runtime.selection import Runtime
 from tests.benchmarks.images import distinct_images
