@@ -5,12 +5,15 @@ with (seed, n), so a killed run resumes from its last saved state with the same 
 rate follows the clock where that is ahead of the steps, and runs are not reproducible.
 """
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic
 
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 
 from models.errors import CheckpointError, DataError
 from models.training.checkpoints import load_state, save_state
+from models.training.config import ScheduleConfig
 from models.training.distributed import (
     Objective,
     ProcessFailed,
@@ -68,32 +72,21 @@ def train(
     :class:`ProcessFailed` if another process raises; ``ValueError`` for a batch size that is not a multiple of the number
     of processes times ``micro_batches``.
     """
-    schedule = task.run.schedule
-    if schedule.batch_size % (world_size() * schedule.micro_batches):
-        raise ValueError(
-            f"schedule.batch_size {schedule.batch_size} is not a multiple of {world_size()} processes times "
-            f"{schedule.micro_batches} micro-batches"
-        )
+    _check_batch_size(task.run.schedule)
     trainer = _Trainer(task, max_minutes, clock)
-    if resume and (output / "state.pt").exists():
+    if resume:
         trainer.restore(output / "state.pt")
     training_log = TrainingLog(output, trainer.done) if is_main() else None
-    figures: dict[str, float] = {}
-    latest: dict[str, float] = {}
+    figures, latest = dict[str, float](), dict[str, float]()
     (progress,) = largest_of(trainer.progress())
     while progress < 1.0:
-        try:
+        with _saved_on_failure(trainer, output, training_log):
             figures = trainer.timed_step(progress)
-        except (DataError, ProcessFailed):
-            if training_log is not None:
-                trainer.save(output, training_log)
-            raise_together(None)  # all wait for that: torchrun ends them when the first one exits
-            raise
         latest |= figures
         report(trainer.done, progress, latest)
         progress, stop = largest_of(trainer.progress(), should_stop())
         last = progress >= 1.0 or bool(stop)
-        evaluated = last or trainer.done % schedule.evaluate_every == 0
+        evaluated = last or trainer.done % task.run.schedule.evaluate_every == 0
         if evaluated or trainer.done % LOG_EVERY == 0:
             figures = trainer.log_row(latest)
         if evaluated:
@@ -109,6 +102,26 @@ def train(
     if training_log is not None:
         training_log.close()
     return figures
+
+
+@contextmanager
+def _saved_on_failure(trainer: _Trainer[Any], output: Path, training_log: TrainingLog | None) -> Iterator[None]:
+    """Saves the state after the last step if a process cannot read its data."""
+    try:
+        yield
+    except (DataError, ProcessFailed):
+        if training_log is not None:
+            trainer.save(output, training_log)
+        raise_together(None)  # all wait for that: torchrun ends them when the first one exits
+        raise
+
+
+def _check_batch_size(schedule: ScheduleConfig) -> None:
+    if schedule.batch_size % (world_size() * schedule.micro_batches):
+        raise ValueError(
+            f"schedule.batch_size {schedule.batch_size} is not a multiple of {world_size()} processes times "
+            f"{schedule.micro_batches} micro-batches"
+        )
 
 
 class _Trainer(Generic[N]):
@@ -255,7 +268,9 @@ class _Trainer(Generic[N]):
         training_log.save_picture(self.done, self.task.pictures(self.average))
 
     def restore(self, state_file: Path) -> None:
-        """Resumes from a state that :meth:`save` wrote. Raises :class:`CheckpointError`."""
+        """Resumes from a state that :meth:`save` wrote, if there is one. Raises :class:`CheckpointError`."""
+        if not state_file.exists():
+            return
         try:
             self._load(load_state(state_file))
         except (KeyError, RuntimeError, ValueError, EOFError) as error:

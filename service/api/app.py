@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
+from starlette.types import Lifespan
 
 from service.api.access.authorization import SECURITY_SCHEMES, AccessControl, check_routes
 from service.api.access.rate_limiter import RateLimiter
@@ -103,18 +104,7 @@ def create_app(
         metrics=metrics,
         rendered_images=RenderedImageCache(settings.picture_cache_bytes),
     )
-    app = _Application(
-        docs_url=None,  # routes/documentation.py serves the page with a content security policy
-        redoc_url=None,
-        title="TiTok image tokens",
-        version=VERSION,
-        description=_DESCRIPTION,
-        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        lifespan=_lifespan(state, tracer, engine_seconds),
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
-        routes=_routes(settings),
-        redirect_slashes=False,
-    )
+    app = _application(_routes(settings), _lifespan(state, tracer, engine_seconds))
 
     async def health() -> dict[str, Any]:
         return public_health(state)
@@ -127,6 +117,21 @@ def create_app(
     check_routes(app.routes)
     _create_series(app, metrics)
     return app
+
+
+def _application(routes: list[BaseRoute], lifespan: Lifespan[FastAPI]) -> FastAPI:
+    return _Application(
+        docs_url=None,  # routes/documentation.py serves the page with a content security policy
+        redoc_url=None,
+        title="TiTok image tokens",
+        version=VERSION,
+        description=_DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # the service has its own
+        routes=routes,
+        redirect_slashes=False,
+    )
 
 
 def _routes(settings: Settings) -> list[BaseRoute]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -31,10 +32,11 @@ from service.redis_url import RedisUrl
 from service.settings import Settings, invalid_settings
 
 if TYPE_CHECKING:
+    from service.bulk.entries import Source
     from service.cache.purging import Selection
     from service.cache.redis.connection import RedisClient
     from service.cache.statistics import CacheStatistics, RevisionStatistics, ServerInfo
-    from service.cli.cache_warming import WarmingResult
+    from service.cli.cache_warming import CachingEncoder, WarmingResult
 
 T = TypeVar("T")
 
@@ -103,16 +105,14 @@ def warm(
     """Fill the cache with the codes of a dataset.
 
     With --url, the service encodes the images and fills its own cache. Otherwise a model is loaded here, with the settings
-    of the service (TITOK_*), and writes to Redis. Cached images are skipped. Broken images are listed; the exit code is
-    then 3.
+    of the service, and writes to Redis. Cached images are skipped. Broken images are listed; the exit code is then 3.
 
     Example:
 
         titok cache warm photos/ --url http://127.0.0.1:8000
     """
     from service.bulk.sources import SourceOptions, open_source  # torch is slow to import
-    from service.cli.cache_warming import local_encoder, remote_encoder, warm_cache
-    from service.client.errors import TiTokError
+    from service.cli.cache_warming import local_encoder, remote_encoder
 
     extensions = extensions_of(image_extension)
     opened = open_source(
@@ -127,21 +127,28 @@ def warm(
         settings = _settings(redis_url, namespace, option="--url of a service, or --redis-url", **others)
         _with_redis(settings, lambda client: client.ping())
         encoder, concurrency = local_encoder(settings), min(_LOCAL_IMAGES, settings.queue_images)
-    with image_progress("warm", opened.total) as progress:
-
-        async def fill() -> WarmingResult:
-            async with encoder as ready:
-                return await warm_cache(opened, ready, concurrency=concurrency, progress=progress)
-
-        try:
-            result = asyncio.run(fill())
-        except (TiTokError, OSError) as error:
-            raise CommandError(str(error)) from None
+    result = _fill(opened, encoder, concurrency)
     if not (result.encoded or result.cached or result.broken):
         raise NoImagesError(source)
     _print_broken(result.broken)
     say(f"{result.encoded} images encoded, {result.cached} already cached, {len(result.broken)} broken")
     raise typer.Exit(SOME_BROKEN if result.broken else 0)
+
+
+def _fill(source: Source, encoder: AbstractAsyncContextManager[CachingEncoder], concurrency: int) -> WarmingResult:
+    from service.cli.cache_warming import warm_cache
+    from service.client.errors import TiTokError
+
+    with image_progress("warm", source.total) as progress:
+
+        async def fill() -> WarmingResult:
+            async with encoder as ready:
+                return await warm_cache(source, ready, concurrency=concurrency, progress=progress)
+
+        try:
+            return asyncio.run(fill())
+        except (TiTokError, OSError) as error:
+            raise CommandError(str(error)) from None
 
 
 @cache.command()

@@ -1,15 +1,20 @@
 """``titok evaluate``: measures a tokenizer and its generator on a dataset."""
 
+from __future__ import annotations
+
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.cli.options import CommandError, Device, GeneratorWeights, Tokenizer, Weights, load_settings
 from service.cli.terminal import console, say
+
+if TYPE_CHECKING:
+    from models.evaluation.run import EvaluationSettings
 
 Data = Annotated[
     Path | None,
@@ -74,10 +79,7 @@ def evaluate(
 
         titok evaluate --data photos/ --output report/
     """
-    # torch is slow to import, and other packages come with the extra
-    from models.evaluation.report import write_images, write_report
-    from models.evaluation.run import EvaluationSettings
-    from models.evaluation.run import evaluate as measure
+    from models.evaluation.run import EvaluationSettings  # torch is slow to import
 
     settings = EvaluationSettings(
         data=data,
@@ -99,11 +101,19 @@ def evaluate(
         reference=reference,
         keep_images=npz,
     )
+    _measure(settings, output)
+
+
+def _measure(settings: EvaluationSettings, output: Path) -> None:
+    """Writes the report, and prints it."""
+    from models.evaluation.report import write_images, write_report
+    from models.evaluation.run import evaluate as measure
+
     _folder(output)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         report = measure(settings, track=lambda items, description: progress.track(items, description=description))
-    written = write_report(report, output) + (write_images(report, output) if npz else [])
+    written = write_report(report, output) + (write_images(report, output) if settings.keep_images else [])
     typer.echo(report.to_markdown())
     say("written: " + ", ".join(map(str, written)))
 

@@ -79,17 +79,19 @@ def encode(
     paths = [path for given in images for path in image_files(given)]
     if latents is None and seed is not None:
         raise CommandError("--seed applies to --latents")
-    if latents is not None and length is not None:
-        raise CommandError("--length applies to codes, not to --latents")
     if latents is not None:
+        if length is not None:
+            raise CommandError("--length applies to codes, not to --latents")
         with _command_errors(paths), _models(tokenizer, weights, url, api_key) as models:
-            _write(latents, encode_latents(models, [read_file(path) for path in paths], dtype, seed))
-        return
-    batch, broken = 1 if url is None else _REMOTE_BATCH, 0
-    with (
-        _models(tokenizer, weights, url, api_key) as models,
-        Progress(console=console, transient=True, disable=len(paths) < 2) as progress,
-    ):
+            return _write(latents, encode_latents(models, [read_file(path) for path in paths], dtype, seed))
+    with _models(tokenizer, weights, url, api_key) as models:
+        return _print_codes(models, paths, length, batch=1 if url is None else _REMOTE_BATCH)
+
+
+def _print_codes(models: LocalModels | TiTokClient, paths: list[Path], length: int | None, *, batch: int) -> None:
+    """Encodes ``batch`` images at a time."""
+    broken = 0
+    with Progress(console=console, transient=True, disable=len(paths) < 2) as progress:
         task = progress.add_task("encode", total=len(paths))
         for start in range(0, len(paths), batch):
             part = paths[start : start + batch]

@@ -7,7 +7,7 @@ Several front ends count in files of one folder (``metric_files.py``); the super
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from itertools import product
 from typing import Literal, TypeVar, get_args
@@ -80,12 +80,41 @@ class Metrics:
         # ``labels`` checks the values in every call.
         self._requests_of = cache(self._requests.labels)
         self._request_duration_of = cache(self._request_duration.labels)
+        self._add_engine_families(counter, histogram)
+        self._add_image_families(counter, histogram)
+        self.cache_redis = RedisFamilies(registry, "cache", ("get", "claim", "put", "probe"))
+        self.rates_redis = RedisFamilies(registry, "rates", ("consume", "probe"))
+
+    def _add_image_families(self, counter: Callable[..., Counter], histogram: Callable[..., Histogram]) -> None:
+        """Families of images and codes outside the engine."""
+        duration = partial(histogram, buckets=SECONDS)
         self.preprocess = duration(
             "titok_preprocess_duration_seconds", "Decoding, resizing and cropping one image.", ("format",)
         )
         self.render = duration(
             "titok_render_duration_seconds", "Scaling and encoding one image of a response.", ("format",)
         )
+        self.cache_requests = _with_series(
+            counter("titok_cache_requests", "Images looked up in the cache of codes.", ("result",)),
+            ("hit", "pixels", "lookup", "shared", "miss"),
+        )
+        self._code_tokens = _with_series(
+            histogram(
+                "titok_code_tokens",
+                "Tokens of a code that is decoded, or encoded at a requested length.",
+                ("op",),
+                buckets=TOKENS,
+            ),
+            ("encode", "decode"),
+        )
+        self.rendered_image_requests = _with_series(
+            counter("titok_picture_requests", "Images requested by their address, by cache result.", ("result",)),
+            ("hit", "miss"),
+        )
+
+    def _add_engine_families(self, counter: Callable[..., Counter], histogram: Callable[..., Histogram]) -> None:
+        """Families of queues and batches."""
+        duration = partial(histogram, buckets=SECONDS)
         self.queue_wait = _with_series(
             duration("titok_queue_wait_seconds", "From admission to the device.", ("op",)), _LANES
         )
@@ -105,25 +134,6 @@ class Metrics:
             _LANES,
             get_args(AbandonStage),
         )
-        self.cache_requests = _with_series(
-            counter("titok_cache_requests", "Images looked up in the cache of codes.", ("result",)),
-            ("hit", "pixels", "lookup", "shared", "miss"),
-        )
-        self._code_tokens = _with_series(
-            histogram(
-                "titok_code_tokens",
-                "Tokens of a code that is decoded, or encoded at a requested length.",
-                ("op",),
-                buckets=TOKENS,
-            ),
-            ("encode", "decode"),
-        )
-        self.rendered_image_requests = _with_series(
-            counter("titok_picture_requests", "Images requested by their address, by cache result.", ("result",)),
-            ("hit", "miss"),
-        )
-        self.cache_redis = RedisFamilies(registry, "cache", ("get", "claim", "put", "probe"))
-        self.rates_redis = RedisFamilies(registry, "rates", ("consume", "probe"))
 
     def expect_requests(self, route: str, methods: Iterable[str], codes: Iterable[int]) -> None:
         """Creates the series of a route."""

@@ -70,6 +70,12 @@ def main(run: TokenizerRun, photographs: InMemoryDataset, output: Path) -> dict[
     )
     results["steps"] = steps
 
+    results |= _adversarial(run, photographs, output / "adversarial")
+    results |= _tokenized(mine, output)
+    return results
+
+
+def _adversarial(run: TokenizerRun, photographs: InMemoryDataset, output: Path) -> dict[str, Any]:
     adversarial = dataclasses.replace(
         run,
         network=dataclasses.replace(run.network, quantize_mode="vae"),
@@ -78,15 +84,17 @@ def main(run: TokenizerRun, photographs: InMemoryDataset, output: Path) -> dict[
         schedule=dataclasses.replace(run.schedule, micro_batches=2, steps=4),
     )
     task = PixelTask(adversarial, photographs, photographs)
-    train(task, output / "adversarial")
+    train(task, output)
     adversary = task.reconstruction_loss.adversary
     assert adversary is not None
-    results["weights"] = [
+    weights = [
         float(sum(p.double().abs().sum() for p in module.parameters()))
         for module in (task.network, adversary.discriminator)
     ]
-    results["dropout"] = _dropout(task)
+    return {"weights": weights, "dropout": _dropout(task)}
 
+
+def _tokenized(photographs: InMemoryDataset, output: Path) -> dict[str, Any]:
     tokenizer = load_frozen_tokenizer(str(output / "two" / "checkpoint"))
     encoded: list[int] = []
     encode = tokenizer.network.encode
@@ -98,14 +106,13 @@ def main(run: TokenizerRun, photographs: InMemoryDataset, output: Path) -> dict[
     tokenizer.network.encode = counted  # type: ignore[method-assign]
     progress: list[tuple[int, int]] = []
     tokens = tokenize(
-        mine,
+        photographs,
         {"cat": "cat", "dog": "dog"},
         tokenizer,
         cache=output / f"cache-{rank()}",
         progress=lambda *done: progress.append(done),
     )
-    results |= {"tokens": tokens.ids.tolist(), "encoded": encoded, "progress": progress}
-    return results
+    return {"tokens": tokens.ids.tolist(), "encoded": encoded, "progress": progress}
 
 
 def _dropout(task: PixelTask) -> list[float]:
