@@ -14,7 +14,7 @@ from models.networks.titok import TiTok, TiTokConfig, TransformerSize
 from models.runtime.selection import TORCH, Runtime
 from models.tokenizer import Tokenizer
 
-__all__ = ["tiny_generator", "tiny_tokenizer"]
+__all__ = ["tiny_generator", "tiny_network", "tiny_tokenizer"]
 
 NUM_TOKENS, CODEBOOK_SIZE, IMAGE_SIZE, NUM_CLASSES = 16, 64, 32, 5
 
@@ -28,6 +28,19 @@ def tiny_tokenizer(
     runtime: Runtime = TORCH,
 ) -> Tokenizer:
     """16 ids of 64 codes for 32x32 pixels; random weights, the same every time. Prefix-decodable from ``min_tokens`` on."""
+    return Tokenizer(
+        tiny_network(quantize_mode, min_tokens),
+        name="tiny",
+        digest="0" * 64,
+        source="test",
+        device=torch.device(device),
+        dtype=dtype,
+        runtime=runtime,
+    )
+
+
+def tiny_network(quantize_mode: Literal["vq", "vae"] = "vq", min_tokens: int | None = None) -> TiTok:
+    """The network of the tiny tokenizer."""
     torch.manual_seed(0)
     size = TransformerSize(width=32, layers=2, heads=2)
     network = TiTok(
@@ -46,15 +59,7 @@ def tiny_tokenizer(
     )
     if quantize_mode == "vq":  # the codes of a fresh codebook are hardly apart
         torch.nn.init.normal_(network.quantize.embedding.weight)
-    return Tokenizer(
-        network,
-        name="tiny",
-        digest="0" * 64,
-        source="test",
-        device=torch.device(device),
-        dtype=dtype,
-        runtime=runtime,
-    )
+    return network
 
 
 def tiny_generator(

@@ -105,7 +105,7 @@ async def collect_statistics(client: RedisClient, namespace: str, *, sample: int
         else:
             groups.setdefault((parts.tokenizer, parts.revision), _Group(sample)).add(key, parts)
     revisions = [await _revision(client, *name, group) for name, group in groups.items()]
-    revisions.sort(key=lambda revision: -revision.keys)
+    revisions.sort(key=lambda revision: (-revision.keys, revision.tokenizer, revision.revision))
     return CacheStatistics(namespace, revisions, others, await _servers(client))
 
 

@@ -28,7 +28,7 @@ from service.client import (
 from service.settings import Settings
 from tests.e2e.conftest import Server, end, start_server
 from tests.in_process import run_in_process
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import tiny_network
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ NEAR = {"atol": 1e-5}
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    network = tiny_tokenizer(quantize_mode="vae")._network
+    network = tiny_network("vae")
     folder = tmp_path_factory.mktemp("vae")
     save_file(network.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config_document(network.config)))

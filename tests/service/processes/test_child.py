@@ -83,7 +83,8 @@ async def test_the_backoff_is_reset_when_a_child_has_been_ready_for_long(
     await until(lambda: caplog.text.count("restarting in") == 2)
     one.kill()
     await life
-    assert [record.getMessage().split()[-2] for record in caplog.records] == pauses
+    messages = [record.getMessage() for record in caplog.records if record.name == "service.processes.child"]
+    assert [message.split()[-2] for message in messages] == pauses
 
 
 async def test_a_child_with_a_wrong_configuration_is_not_restarted(child: Callable[..., Child]) -> None:
