@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -59,7 +60,8 @@ def test_python_decodes_without_pytorch(code: str, decoder: Path, tokenizer: Tok
     program = (EXAMPLES / "decode_onnx.py").read_text()
     assert "torch" not in program
     assert "models" not in program
-    runpy.run_path(str(EXAMPLES / "decode_onnx.py"))["main"](str(decoder), code, str(tmp_path / "picture.png"))
+    command = [sys.executable, EXAMPLES / "decode_onnx.py", decoder, code, tmp_path / "picture.png"]
+    subprocess.run(command, check=True, timeout=60)
     expect_pixels(np.asarray(Image.open(tmp_path / "picture.png")), code, tokenizer)
 
 
