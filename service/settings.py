@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, DirectoryPath, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.checkpoints.bundled import DEFAULT_VARIANT
@@ -140,6 +140,11 @@ class Settings(BaseSettings):
         description="Path prefix that the reverse proxy removes from requests, such as `/titok`.",
     )
     playground: bool = Field(True, description="Serve the playground at `/`.")
+    pages_dir: DirectoryPath | None = Field(
+        None,
+        description="Folder of your own pages, served at `/pages/` without a key, for example one that decodes in the "
+        "browser ([how](export.md#in-a-browser)).",
+    )
 
     cache: Literal["auto", "memory", "redis", "off"] = Field(
         "auto",

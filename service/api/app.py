@@ -32,6 +32,7 @@ from service.api.routes import (
     playground,
     reconstruct,
 )
+from service.api.routes.own_pages import own_pages_router
 from service.api.state import ApiState
 from service.cache.opening import open_cache
 from service.engine import EngineStopped, Link
@@ -139,6 +140,8 @@ def _routes(settings: Settings) -> list[BaseRoute]:
     if settings.playground:
         # Needs no key: the page holds no data, and asks for a key where the API needs one.
         routers.append(playground.router)
+    if settings.pages_dir is not None:
+        routers.append(own_pages_router(settings.pages_dir))
     # In one list: FastAPI solves an included router's prefixes and dependencies again for each request.
     return [route for router in routers for route in router.routes]
 

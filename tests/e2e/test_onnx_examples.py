@@ -6,10 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from models import Tokenizer, load_tokenizer
 from models.export.onnx_file import export_tokenizer
+from tests.e2e.conftest import QUICK_START, end, start_server
 from tests.programs import require_program
 
 PROJECT = Path(__file__).parents[2]
@@ -67,27 +65,28 @@ def test_python_decodes_without_pytorch(code: str, decoder: Path, tokenizer: Tok
 
 @pytest.fixture
 def address(decoder: Path, tmp_path: Path) -> Iterator[str]:
-    """A server of the browser's example and the files that it needs, which docs/export.md lists."""
+    """A service with the browser's example and the files that it needs, which docs/export.md lists, as its own pages."""
     if not BROWSER_RUNTIME.is_dir():
         pytest.skip("onnxruntime-web is not installed: npm install --no-save onnxruntime-web@1.30.0")
     (tmp_path / "onnxruntime-web").mkdir()
     for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
         shutil.copy(BROWSER_RUNTIME / name, tmp_path / "onnxruntime-web")
-    for path in (EXAMPLES / "decode.html", EXAMPLES / "decode.js", decoder):
+    for path in (*(EXAMPLES / name for name in ("decode.html", "decode.js", "decode_page.js")), decoder):
         shutil.copy(path, tmp_path)
-    SimpleHTTPRequestHandler.extensions_map |= {".mjs": "text/javascript", ".wasm": "application/wasm"}
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    server = start_server(pages_dir=str(tmp_path), **QUICK_START)
+    try:
+        yield f"{server.url}/"
+    finally:
+        end(server)
 
 
 def test_a_browser_decodes_from_its_own_origin(address: str, tokenizer: Tokenizer) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=require_program("chromium"))
-        page, addresses = browser.new_page(), []
+        page, addresses, messages = browser.new_page(), list[str](), list[str]()
         page.on("request", lambda request: addresses.append(request.url))
-        page.goto(f"{address}decode.html")
+        page.on("console", lambda message: messages.append(message.text) if message.type == "error" else None)
+        page.goto(f"{address}pages/decode.html")
         for code in CODES:
             page.fill("#code", code)
             page.click("#decode", timeout=PATIENCE)
@@ -95,5 +94,7 @@ def test_a_browser_decodes_from_its_own_origin(address: str, tokenizer: Tokenize
             rgba = np.array(page.evaluate(PIXELS)).reshape(128, 128, 4)
             expect_pixels(rgba[..., :3], code, tokenizer)
             page.evaluate("document.getElementById('status').textContent = ''")
+        assert page.evaluate("crossOriginIsolated")  # threads are allowed
         browser.close()
+    assert messages == []
     assert all(each.startswith((address, f"blob:{address}")) for each in addresses)

@@ -37,6 +37,7 @@ OPEN_PATHS: frozenset[str] = frozenset(
     {
         "/",
         "/playground/{path:path}",
+        "/pages/{path:path}",
         "/docs",
         "/openapi.json",
         "/static-offline-docs",

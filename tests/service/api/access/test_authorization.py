@@ -65,8 +65,8 @@ async def keyed(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_every_route_has_required_roles_and_is_called_below() -> None:
-    async with open_service() as client:
+async def test_every_route_has_required_roles_and_is_called_below(tmp_path: Path) -> None:
+    async with open_service(pages_dir=tmp_path) as client:
         routes: list[BaseRoute] = app_of(client).routes
         check_routes(routes)
         keyed = [route for route in routes if isinstance(route, KeyedRoute)]
@@ -134,7 +134,7 @@ async def test_without_configured_keys_every_caller_is_authorized() -> None:
 
 async def test_open_paths_need_no_key() -> None:
     async with keyed() as client:
-        for path in OPEN_PATHS - {"/playground/{path:path}", "/static-offline-docs"}:
+        for path in OPEN_PATHS - {"/playground/{path:path}", "/pages/{path:path}", "/static-offline-docs"}:
             assert (await client.get(path)).status_code == 200, path
 
 
