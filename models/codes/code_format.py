@@ -193,8 +193,12 @@ class CodeFormat:
             if len(text) > self.num_characters or length < self.min_tokens:
                 least = CodeFormat(self.min_tokens, self.codebook_size).num_characters
                 raise CodeError(f"a code has {least} to {self.num_characters} characters, not {len(text)}")
-            if CodeFormat(length, self.codebook_size).num_characters != len(text):
-                raise CodeError(f"a code of {len(text)} characters is cut inside token {length}, of {self.bits} bits")
+            whole, longer = (CodeFormat(count, self.codebook_size).num_characters for count in (length, length + 1))
+            if whole != len(text):
+                raise CodeError(
+                    f"a code of {len(text)} characters ends inside a token: the first {length} have {whole} characters, "
+                    f"the first {length + 1} have {longer}"
+                )
         if not _ALPHABET.fullmatch(text):
             raise CodeError("a code consists of the letters A-Z and a-z, the digits 0-9, '-' and '_'")
         return length
