@@ -79,7 +79,8 @@ def train(
     training_log = TrainingLog(output, trainer.done) if is_main() else None
     figures, latest = dict[str, float](), dict[str, float]()
     (progress,) = largest_of(trainer.progress())
-    while progress < 1.0:
+    last = progress >= 1.0
+    while not last:
         with _saved_on_failure(trainer, output, training_log):
             figures = trainer.timed_step(progress)
         latest |= figures
@@ -97,8 +98,6 @@ def train(
             training_log.write(figures)
         if training_log is not None and evaluated:
             trainer.save(output, training_log)
-        if last:
-            break
     if training_log is not None:
         training_log.close()
     return figures
