@@ -167,7 +167,7 @@ def purge(
 
     Example:
 
-        titok cache purge --revision 669c30a356f0 --dry-run
+        titok cache purge --revision 73df08891a28 --dry-run
     """
     from service.cache.purging import Selection, count_codes, purge_codes
 

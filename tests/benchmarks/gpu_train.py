@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     # By default the time ends the runs, and the learning rate follows it.
     parser.add_argument("--steps", type=int, default=1_000_000_000, help="limit of steps of each run")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--tokenizer", default="titok-mini-32-prefix", help="config of the tokenizer")
+    parser.add_argument("--tokenizer", default="titok-mini-32-prefix-joint", help="config of the tokenizer")
     parser.add_argument("--generator", default="titok-mini-32-generator", help="config of the generator")
     asked = parser.parse_args(arguments)
     device = select_device(asked.device)

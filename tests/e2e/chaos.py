@@ -116,7 +116,7 @@ def samples_of(url: str, images: Sequence[tuple[str, bytes]]) -> tuple[list[Samp
         Sample("/v1/encode", "image/png", b"", statuses=(400, 422)),
         Sample("/v1/encode", "image/png", os.urandom(4096), statuses=(400, 415)),
         Sample("/v1/encode", "text/plain", b"an image", statuses=(415,)),
-        Sample("/v1/decode", json_type, b'{"tokens": [[1, 2, 3]]}', statuses=(422,)),
+        Sample("/v1/decode", json_type, b'{"tokens": [[1, 2, 4096]]}', statuses=(422,)),
         Sample("/v1/decode", json_type, b"{", statuses=(400,)),
         Sample("/v1/generate", json_type, b'{"class": "no such class"}', statuses=(404,)),
         Sample("/v1/generate", json_type, b'{"class": 0, "n": 10000}', statuses=(413, 422)),

@@ -128,7 +128,7 @@ def test_a_code_that_begins_with_a_hyphen_is_no_option(run: Run, tmp_path: Path)
     assert run("decode", code, tmp_path / "one.png").returncode == 0
     assert run("decode", "--tokenizer", "titok-mini-32", code, tmp_path / "two.png").returncode == 0
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    assert b"64 characters, not 4" in run("decode", "-AAA", tmp_path / "two.png").stderr
+    assert b"ends inside a token" in run("decode", "-AA", tmp_path / "two.png").stderr
     assert b"No such option" in run("decode", "--tokeniser", "x", code, tmp_path / "two.png").stderr
 
 
@@ -202,8 +202,11 @@ def test_h_shows_help(run: Run, command: list[str]) -> None:
         (["cache", "warm", str(Path(__file__).parents[2] / "docs/images")], "--redis-url redis://"),
         (["encode", "/nowhere.jpg"], "cannot read /nowhere.jpg: No such file or directory"),
         (["encode", __file__], "is not an image: it looks like text"),
-        (["decode", "AAAA", "x.png"], "64 characters, not 4"),
-        (["decode", "1,2", "x.png"], "32 token ids, not 2"),
+        (
+            ["decode", "AAAAA", "x.png"],
+            "a code of 5 characters ends inside a token: the first 2 have 4 characters, the first 3 have 6",
+        ),
+        (["decode", ",".join("1" * 33), "x.png"], "1 to 32 token ids, not 33"),
         (["decode", "1,x", "x.png"], "whole numbers"),
         (["decode", "A" * 64, "x.gif"], "does not end in .png, .jpg or .webp"),
         (["generate", "catt", "x.png"], "Did you mean"),

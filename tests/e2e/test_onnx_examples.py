@@ -24,8 +24,8 @@ EXAMPLES = PROJECT / "docs" / "examples"
 BROWSER_RUNTIME = PROJECT / "node_modules" / "onnxruntime-web" / "dist"
 PATIENCE = 60_000  # milliseconds
 CODES = (
-    "fFhI4k2d9TwQpmhlCHRgsdZOxTDSjAoL7LGj-SEL1ZfkBnOzSqdaAVQRl5PfIowg",
-    "nQnQ73Owr4hIQ2nQ_SWIkUOwTy7M7onQlnrJCnga-HiEovKwhIeAhIQ2PUcWnQQS",
+    "hI9TsdwQQRCHjAELZOfkGjIo7LBnpmoLPfl5xTDSdahlAV1ZOz2dSq-SfFwgRg4k",
+    "hYoBt3nQQ7iaCr-H_SWI3jSuTy7MQ2I2JhSuQ21Y-HiEEbSubJgBGVQ2PUawgBSu",
 )
 PIXELS = """() => {
     const {width, height} = document.getElementById("picture");

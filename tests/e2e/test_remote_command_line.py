@@ -104,14 +104,14 @@ main()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["decode", "AAAA", "x.png", "--url", "URL"], "64 characters, not 4"),
+        (["decode", "AAAAA", "x.png", "--url", "URL"], "ends inside a token"),
         (["generate", "catt", "x.png", "--url", "URL"], "Did you mean"),
         (["encode", "/nowhere.jpg", "--url", "URL"], "cannot read /nowhere.jpg"),
         (["encode", __file__, "--url", "URL"], f"{__file__}: "),
         (["encode", "FOLDER/notes.txt"], "FOLDER/notes.txt: "),
         (["decode", "A" * 64, "x.png", "--url", "127.0.0.1"], "begins with http://"),
     ],
-    ids=["a short code", "a class", "no file", "no image", "a local file", "an address"],
+    ids=["a cut code", "a class", "no file", "no image", "a local file", "an address"],
 )
 def test_errors_are_one_line_that_names_the_cause(
     server: Server, folder: Path, arguments: list[str], message: str

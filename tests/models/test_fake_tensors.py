@@ -51,6 +51,7 @@ RECIPES = (
     "titok-mini-32",
     "titok-mini-32-decoder",
     "titok-mini-32-prefix",
+    "titok-mini-32-prefix-joint",
     "titok-mini-32-generator",
     "titok-s-128-stage-1",
     "titok-s-128-stage-2",

@@ -37,7 +37,7 @@ def test_a_problem_is_shown_with_its_title_and_detail(visit: Visit, client: http
 
     page.fill("#code-field", "short")
     page.press("#code-field", "Enter")
-    expect(page.locator("#image-problem p")).to_contain_text("a code has 64 characters, not 5")
+    expect(page.locator("#image-problem p")).to_contain_text("a code of 5 characters ends inside a token")
     visit.forgive(422)
 
 

@@ -161,7 +161,9 @@ def test_every_second_character_of_a_code_of_twelve_bits_is_a_cut() -> None:
     code_format = CodeFormat(32, 4096, 1)
     [text] = code_format.to_text(np.arange(0, 4096, 128)[None])
     assert code_format.from_text([text[:16]])[0, :9].tolist() == [*range(0, 1024, 128), PAD]
-    with pytest.raises(CodeError, match="17 characters ends inside a token: the first 8 have 16 characters, the first 9 have 18"):
+    with pytest.raises(
+        CodeError, match="17 characters ends inside a token: the first 8 have 16 characters, the first 9 have 18"
+    ):
         code_format.from_text([text[:17]])
 
 

@@ -35,7 +35,7 @@ def test_every_config_of_the_projects_own_is_valid(path: Path) -> None:
     run = read_config(path, TokenizerRun)
     with torch.device("meta"):
         TiTok(run.network)
-    name = re.sub("-(stage-[12]|decoder|joint|polish|deep|prefix)$", "", path.stem)
+    name = re.sub("-(stage-[12]|decoder|joint|polish|deep|prefix|prefix-joint)$", "", path.stem)
     published = TOKENIZERS[name].config
     if isinstance(published, TiTokConfig):
         expected = dataclasses.replace(published, finetune_decoder=run.network.finetune_decoder)
@@ -44,7 +44,7 @@ def test_every_config_of_the_projects_own_is_valid(path: Path) -> None:
         assert run.network == expected
 
 
-@pytest.mark.parametrize(("name", "shortest"), [("deep", None), ("prefix", 1)])
+@pytest.mark.parametrize(("name", "shortest"), [("deep", None), ("prefix", 1), ("prefix-joint", 1)])
 def test_the_last_runs_of_the_shipped_tokenizer_have_its_shape(name: str, shortest: int | None) -> None:
     run = read_config(CONFIGS / f"titok-mini-32-{name}.toml", TokenizerRun)
     shipped = json.loads((BUNDLED_WEIGHTS / "titok-mini-32" / "config.json").read_text())

@@ -206,7 +206,10 @@ async def test_a_code_cut_inside_a_token_is_refused() -> None:
     async with service(device) as client:
         assert (await client.post("/v1/decode", json={"code": "AAAB"}, headers=PIXELS)).status_code == 200
         refused = await client.post("/v1/decode", json={"code": "AAA"})
-        assert "a code of 3 characters ends inside a token: the first 1 have 2 characters, the first 2 have 4" in refused.json()["detail"]
+        assert (
+            "a code of 3 characters ends inside a token: the first 1 have 2 characters, the first 2 have 4"
+            in refused.json()["detail"]
+        )
 
 
 async def test_the_client_asks_for_a_length_with_every_call(client: httpx.AsyncClient, device: PrefixDevice) -> None:
