@@ -96,7 +96,11 @@ class CodeFormat:
     @cached_property
     def num_characters(self) -> int:
         """Length of the text form in characters."""
-        return (self.num_tokens * self.bits + 5) // 6
+        return self._characters(self.num_tokens)
+
+    def _characters(self, length: int) -> int:
+        """Length of the text form of ``length`` ids."""
+        return (length * self.bits + 5) // 6
 
     @cached_property
     def _bit_values(self) -> Ids:
@@ -191,13 +195,12 @@ class CodeFormat:
         else:
             length = len(text) * 6 // self.bits
             if len(text) > self.num_characters or length < self.min_tokens:
-                least = CodeFormat(self.min_tokens, self.codebook_size).num_characters
+                least = self._characters(self.min_tokens)
                 raise CodeError(f"a code has {least} to {self.num_characters} characters, not {len(text)}")
-            whole, longer = (CodeFormat(count, self.codebook_size).num_characters for count in (length, length + 1))
-            if whole != len(text):
+            if self._characters(length) != len(text):
                 raise CodeError(
-                    f"a code of {len(text)} characters ends inside a token: the first {length} have {whole} characters, "
-                    f"the first {length + 1} have {longer}"
+                    f"a code of {len(text)} characters ends inside a token: the first {length} have "
+                    f"{self._characters(length)} characters, the first {length + 1} have {self._characters(length + 1)}"
                 )
         if not _ALPHABET.fullmatch(text):
             raise CodeError("a code consists of the letters A-Z and a-z, the digits 0-9, '-' and '_'")

@@ -142,6 +142,7 @@ def test_a_file_of_packed_codes_names_its_tokenizer(client: httpx.Client, encode
             (codes, 200),
             (replace(codes, tokenizer="titok-l-32"), 404),
             (replace(codes, revision="other"), 409),
+            (replace(codes, code_format=CodeFormat(16, 4096), tokens=codes.tokens[:, :16]), 200),
             (replace(codes, code_format=CodeFormat(32, 8192)), 422),
         ):
             answer = client.post("/v1/decode", content=file.to_bytes(), headers={"Content-Type": media_type})
