@@ -1,4 +1,4 @@
-// The page of decode.html. A module of its own: its content security policy allows no scripts inside of the page.
+// The script of decode.html: a module of its own, since the content security policy of the page allows no inline scripts.
 import {decode, session} from "./decode.js";
 
 const [code, button, status, canvas] = ["code", "decode", "status", "picture"].map((id) => document.getElementById(id));

@@ -6,13 +6,12 @@ WebAssembly needs for threads.
 
 from __future__ import annotations
 
-import mimetypes
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
+from service.http.page_files import PageFiles
 from service.http.page_headers import page_headers
 
 _HEADERS = {
@@ -20,28 +19,17 @@ _HEADERS = {
         {"script-src": "'self' 'wasm-unsafe-eval'", "worker-src": "'self' blob:", "img-src": "'self' blob: data:"}
     ),
     "Cross-Origin-Embedder-Policy": "require-corp",
-    "Cache-Control": "no-cache",
-}
-_TYPES = {
-    ".js": "text/javascript",
-    ".mjs": "text/javascript",
-    ".wasm": "application/wasm",
-    ".onnx": "application/octet-stream",
 }
 
 
 def own_pages_router(folder: Path) -> APIRouter:
     """Routes to the files of a folder; a path that ends in ``/`` is its ``index.html``."""
-    for suffix, media_type in _TYPES.items():  # a system may say otherwise, or nothing
-        mimetypes.add_type(media_type, suffix)
-    files = StaticFiles(directory=folder, html=True)
+    files = PageFiles(_HEADERS, directory=folder, html=True)
     router = APIRouter(include_in_schema=False)
 
     @router.get("/pages/{path:path}")
     async def own_page(request: Request, path: str) -> Response:
         """A file."""
-        response = await files.get_response(path, request.scope)
-        response.headers.update(_HEADERS)
-        return response
+        return await files.get_response(path, request.scope)
 
     return router

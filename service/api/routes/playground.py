@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import mimetypes
-
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
-from starlette.staticfiles import StaticFiles
 
 from service.http.negotiation import choose_media_type
+from service.http.page_files import PageFiles
 from service.http.page_headers import page_headers
 from service.version import VERSION
 
-_FILES = StaticFiles(packages=[("service.api", "playground")])
-_HEADERS = {
-    **page_headers({"img-src": "'self' blob:"}),
-    # URLs are the same in every version, so browsers revalidate each time, mostly with 304.
-    "Cache-Control": "no-cache",
-    "Vary": "Accept",
-}
+_HEADERS = {**page_headers({"img-src": "'self' blob:"}), "Vary": "Accept"}
+_FILES = PageFiles(_HEADERS, packages=[("service.api", "playground")])
 _INDEX = {
     "models": "/v1/models",
     "documentation": "/docs",
     "openapi": "/openapi.json",
     "health": "/healthz",
 }
-
-mimetypes.add_type("text/javascript", ".js")  # a system may say otherwise
 
 router = APIRouter(include_in_schema=False)
 
@@ -43,6 +34,4 @@ async def page(request: Request) -> Response:
 @router.get("/playground/{path:path}")
 async def file(request: Request, path: str) -> Response:
     """A file of the page."""
-    response = await _FILES.get_response(path, request.scope)
-    response.headers.update(_HEADERS)
-    return response
+    return await _FILES.get_response(path, request.scope)
