@@ -8,6 +8,7 @@ Positions are chosen one after another, each the one that explains most of what 
 regression, from the vectors of the codes and the products of their channels, of the means of cells of the images.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,10 +23,10 @@ from models.data.decode_cache import Progress
 from models.errors import CheckpointError
 from models.networks.titok import TiTok
 from models.training.checkpoints import save_checkpoint
-from models.training.pretrained import load_frozen_tokenizer, load_tokenizer_weights
+from models.training.pretrained import load_frozen_tokenizer
 
-CELLS = 16  # of a side of an image
-IMAGES = 12_000
+_CELLS = 16  # of a side of an image
+_IMAGES = 12_000
 _BATCH = 64
 _RIDGE = 1e-4
 _TOKENIZER_POSITIONS = (
@@ -44,24 +45,20 @@ def reorder(
 
     Raises ``CheckpointError``, ``DataError``, ``OSError``.
     """
-    network, checkpoint = load_frozen_tokenizer(tokenizer).network, load_tokenizer_weights(tokenizer)
-    of_generator = None
-    if generator is not None:
-        of_generator = open_checkpoint(GENERATORS[generator].weights if generator in GENERATORS else generator)
+    network = load_frozen_tokenizer(tokenizer).network
+    of_generator = None if generator is None else _open_generator(generator, network.config.num_latent_tokens)
     size = network.config.image_size
     images = open_dataset(data, "train", size=size, cache=cache, uncropped=True, progress=progress)  # as in training
     order = informative_order(network, images)
-    documents = {"tokenizer": (checkpoint, reordered_tokenizer(checkpoint, order))}
+    tensors = reordered_tokenizer(network.state_dict(), order)
+    save_checkpoint(output / "tokenizer", config_document(network.config), tensors)
     if of_generator is not None:
-        documents["generator"] = of_generator, reordered_generator(of_generator, order)
-    for name, (original, tensors) in documents.items():
-        config = config_document(network.config) if original.config is None else dict(original.config)
-        save_checkpoint(output / name, config, tensors)
+        save_checkpoint(output / "generator", dict(of_generator.config or {}), reordered_generator(of_generator, order))
     return order
 
 
 @torch.no_grad()
-def informative_order(network: TiTok, images: ImageDataset, *, count: int = IMAGES, seed: int = 0) -> list[int]:
+def informative_order(network: TiTok, images: ImageDataset, *, count: int = _IMAGES, seed: int = 0) -> list[int]:
     """The positions 0..K-1 of a network, the most informative one first, measured on ``count`` of the images.
 
     Raises ``CheckpointError`` for a two-stage network, the tokens of which have features of many positions each.
@@ -73,7 +70,7 @@ def informative_order(network: TiTok, images: ImageDataset, *, count: int = IMAG
     for start in range(0, len(rows), _BATCH):
         batch = images.batch(rows[start : start + _BATCH].numpy())
         codes.append(network.quantize.lookup(network.encode(batch).ids).cpu())
-        cells.append(F.adaptive_avg_pool2d(batch, CELLS).flatten(1).cpu())
+        cells.append(F.adaptive_avg_pool2d(batch, _CELLS).flatten(1).cpu())
     return forward_selection(_with_products(torch.cat(codes)), torch.cat(cells))
 
 
@@ -100,20 +97,33 @@ def forward_selection(features: Tensor, targets: Tensor) -> list[int]:
     return order
 
 
-def reordered_tokenizer(checkpoint: Checkpoint, order: list[int]) -> dict[str, Tensor]:
+def reordered_tokenizer(tensors: Mapping[str, Tensor], order: list[int]) -> dict[str, Tensor]:
     """The tensors of a tokenizer that gives the same tokens in another order."""
-    return {
-        name: tensor[order] if name in _TOKENIZER_POSITIONS else tensor for name, tensor in checkpoint.tensors.items()
-    }
+    return {name: tensor[order] if name in _TOKENIZER_POSITIONS else tensor for name, tensor in tensors.items()}
 
 
 def reordered_generator(checkpoint: Checkpoint, order: list[int]) -> dict[str, Tensor]:
     """The tensors of a generator that generates the same tokens in another order. Raises ``CheckpointError``."""
-    names = [name for name in _GENERATOR_POSITIONS if name in checkpoint.tensors]
-    if not names or checkpoint.tensors[names[0]].shape[-2] != 1 + len(order):
-        raise CheckpointError(f"{checkpoint.source} is not a generator of {len(order)} tokens")
+    positions = _generator_positions(checkpoint, len(order))
     rows = [0, *(1 + position for position in order)]  # the class is first
-    return {name: tensor[..., rows, :] if name in names else tensor for name, tensor in checkpoint.tensors.items()}
+    return {**checkpoint.tensors, positions: checkpoint.tensors[positions][..., rows, :]}
+
+
+def _open_generator(source: str, count: int) -> Checkpoint:
+    """A generator of ``count`` tokens, by name, file, folder or hub id. Raises ``CheckpointError``."""
+    checkpoint = open_checkpoint(GENERATORS[source].weights if source in GENERATORS else source)
+    if checkpoint.config is None:
+        raise CheckpointError(f"{checkpoint.source} has no config.json beside it")
+    _generator_positions(checkpoint, count)
+    return checkpoint
+
+
+def _generator_positions(checkpoint: Checkpoint, count: int) -> str:
+    """The name of a generator's embeddings of the class and ``count`` positions. Raises ``CheckpointError``."""
+    for name in _GENERATOR_POSITIONS:
+        if name in checkpoint.tensors and checkpoint.tensors[name].shape[-2] == 1 + count:
+            return name
+    raise CheckpointError(f"{checkpoint.source} is not a generator of {count} tokens")
 
 
 def _with_products(codes: Tensor) -> Tensor:
