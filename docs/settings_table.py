@@ -67,7 +67,7 @@ def _type_of(annotation: Any, metadata: list[Any]) -> str:
     """The type of a setting as an operator reads it: choices, number with its bounds, boolean, path or string."""
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
         return _type_of(typing.get_args(annotation)[0], metadata)
     if annotation is bool:
         return "boolean"
