@@ -108,7 +108,9 @@ class PrefixConfig:
     Every image of a batch has a length of its own, or all have one. The share ``full_share`` of them keeps all K tokens,
     changing linearly to ``final_full_share`` at the end of the run. The others get one of ``lengths``, which may repeat
     (default: ``network.min_latent_tokens`` to K). Until the share ``curriculum_until`` of the run the shortest length falls
-    from K.
+    from K. The perceptual and the semantic loss of an image of L tokens are multiplied by
+    ``(L / K) ** perceptual_exponent``: few tokens cannot say where details are, and a decoder that has to draw some takes
+    frequent ones of the training data.
     """
 
     each: Literal["image", "batch"] = "image"
@@ -116,6 +118,7 @@ class PrefixConfig:
     full_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     final_full_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     curriculum_until: Annotated[float, Field(ge=0, le=1)] = 0.0
+    perceptual_exponent: Annotated[float, Field(ge=0)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

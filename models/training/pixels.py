@@ -51,9 +51,10 @@ class PixelTask(TokenizerTask):
         else:
             codes, parts = self.quantize(images, step)
         codes, present = self.drop_tail(codes, step)
+        weights = None if self.tail_drop is None else self.tail_drop.perceptual_weights(codes, present)
         with self.autocast():
             outputs = self.network.decode_codes(codes, present)
-        reconstruction = self.reconstruction_loss(outputs, images, step)
+        reconstruction = self.reconstruction_loss(outputs, images, step, weights)
         return {"loss": reconstruction.pop("total") + self.bottleneck_loss(parts), **reconstruction, **parts}
 
     def after_step(self, step: Step, optimizers: list[Optimizer]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 
+from models.errors import ConfigError
 from models.evaluation.lite0 import CHANNELS, load_lite0, perceptual_distance
 from models.training.config import TokenizerRun
 from models.training.discriminators import FeatureDiscriminator, PatchDiscriminator
@@ -48,13 +49,18 @@ class ReconstructionLoss:
         adversarial = losses.adversarial_weight > 0
         perceptual = losses.perceptual if losses.perceptual_weight > 0 else None
         on_features = adversarial and run.discriminator.kind == "features"
+        if perceptual not in (None, "lite0") and run.prefix is not None and run.prefix.perceptual_exponent > 0:
+            raise ConfigError("prefix.perceptual_exponent needs losses.perceptual = 'lite0'")
         needs_lite0 = perceptual == "lite0" or losses.semantic_weight > 0 or on_features
         self._lite0 = load_lite0(device) if needs_lite0 else None
         self._published = load_published_perceptual(perceptual, device) if perceptual not in (None, "lite0") else None
         self.adversary = Adversary(run, device, dtype) if adversarial else None
 
-    def __call__(self, outputs: Tensor, images: Tensor, step: Step) -> dict[str, Tensor]:
-        """Losses of outputs and images [B, 3, S, S] in [0, 1], float32 scalars; ``total`` is their weighted sum."""
+    def __call__(self, outputs: Tensor, images: Tensor, step: Step, weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Losses of outputs and images [B, 3, S, S] in [0, 1], float32 scalars; ``total`` is their weighted sum.
+
+        ``weights`` [B] multiply each image's perceptual and semantic loss.
+        """
         outputs = outputs.float()
         config = self.config
         parts = {"pixels": pixel_loss(outputs, images, l2_weight=config.l2_weight, l1_weight=config.l1_weight)}
@@ -72,23 +78,23 @@ class ReconstructionLoss:
             parts["perceptual"] = (
                 self._published(outputs, images)
                 if self._published is not None
-                else perceptual_distance(fake, real).mean()
+                else _mean(perceptual_distance(fake, real), weights)
             )
         if config.semantic_weight > 0 and self._lite0 is not None:
             with autocast(self._device, self._dtype):
                 pooled, target = self._lite0.pool(fake[-1]), self._lite0.pool(real[-1])
-            parts["semantic"] = 1.0 - F.cosine_similarity(pooled.float(), target.float(), dim=1).mean()
+            parts["semantic"] = _mean(1.0 - F.cosine_similarity(pooled.float(), target.float(), dim=1), weights)
         if self.adversary is not None:
             if isinstance(self.adversary.discriminator, PatchDiscriminator):
                 fake, real = (outputs,), (images,)
             parts |= self.adversary.losses(fake, real, step)
-        weights = {
+        factors = {
             "grid": config.grid_weight,
             "perceptual": config.perceptual_weight,
             "semantic": config.semantic_weight,
             "adversarial": config.adversarial_weight,
         }
-        weighted = (weight * parts[name] for name, weight in weights.items() if name in parts)
+        weighted = (weight * parts[name] for name, weight in factors.items() if name in parts)
         return {"total": sum(weighted, start=parts["pixels"]), **parts}
 
     def after_step(self, step: Step) -> dict[str, Tensor]:
@@ -173,6 +179,10 @@ class Adversary:
         self.discriminator.load_state_dict(state["discriminator"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lecam.real, self.lecam.fake = map(torch.tensor, state["lecam"])
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.mean() if weights is None else (weights * values).mean()
 
 
 def _shift_both(outputs: Tensor, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

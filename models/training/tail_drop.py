@@ -40,6 +40,13 @@ class TailDrop:
         lengths = self.draw(count, step)[own_rows(count), None]
         return codes, to_device(torch.arange(self._longest) < lengths, codes.device)
 
+    def perceptual_weights(self, codes: Tensor, present: Tensor | None) -> Tensor | None:
+        """Factors [B] of the perceptual and the semantic loss for what a call returned, or None if all are 1."""
+        if self._config.perceptual_exponent == 0:
+            return None
+        lengths = codes.new_full((len(codes),), codes.shape[1]) if present is None else present.sum(dim=1)
+        return (lengths.float() / self._longest) ** self._config.perceptual_exponent
+
     def draw(self, count: int, step: Step) -> Tensor:
         """Lengths of a step, int64 [count]."""
         config = self._config

@@ -59,6 +59,33 @@ def test_a_batch_has_one_length_where_the_config_says_so(prefix_run: TokenizerRu
     assert all(present is None for _, present in drawn)
 
 
+def test_the_perceptual_loss_of_few_tokens_weighs_less_where_the_config_says_so(prefix_run: TokenizerRun) -> None:
+    codes, present = torch.zeros(2, 4, 2), torch.tensor([[True, False, False, False], [True] * 4])
+    drop = TailDrop(PrefixConfig(perceptual_exponent=0.5), prefix_run.network)
+    weights = drop.perceptual_weights(codes, present)
+    assert weights is not None
+    assert weights.tolist() == [0.5, 1.0]
+    of_a_batch = drop.perceptual_weights(codes[:, :1], None)
+    assert of_a_batch is not None
+    assert of_a_batch.tolist() == [0.5, 0.5]
+    assert TailDrop(PrefixConfig(), prefix_run.network).perceptual_weights(codes, present) is None
+
+
+def test_a_runs_loss_uses_the_weights_of_its_lengths(
+    prefix_run: TokenizerRun, tiny_photographs: InMemoryDataset
+) -> None:
+    losses = dataclasses.replace(prefix_run.losses, perceptual="lite0", perceptual_weight=0.1, semantic_weight=0.1)
+    parts = []
+    for exponent in (0.0, 1.0):
+        prefix = PrefixConfig(lengths=(1,), perceptual_exponent=exponent)  # a quarter of the tokens
+        run = dataclasses.replace(prefix_run, losses=losses, prefix=prefix)
+        task = PixelTask(run, tiny_photographs, tiny_photographs)
+        parts.append({name: part.item() for name, part in task.losses(step_at(0.0)).items()})
+    assert parts[1]["pixels"] == parts[0]["pixels"]
+    for name in ("perceptual", "semantic"):
+        assert parts[1][name] == pytest.approx(parts[0][name] / 4, rel=1e-5)
+
+
 def test_dropped_tokens_get_no_gradient_from_the_image(
     prefix_run: TokenizerRun, tiny_photographs: InMemoryDataset
 ) -> None:
@@ -107,3 +134,6 @@ def test_a_section_that_does_not_fit_the_network_is_an_error(
         build(dataclasses.replace(prefix_run, prefix=None))
     with pytest.raises(ConfigError, match=r"prefix\.lengths are 1 to 4, not 5"):
         build(dataclasses.replace(prefix_run, prefix=PrefixConfig(lengths=(1, 5))))
+    losses = dataclasses.replace(prefix_run.losses, perceptual="convnext-small", perceptual_weight=0.1)
+    with pytest.raises(ConfigError, match=r"perceptual_exponent needs losses\.perceptual = 'lite0'"):
+        build(dataclasses.replace(prefix_run, losses=losses, prefix=PrefixConfig(perceptual_exponent=1.0)))
