@@ -11,6 +11,7 @@ A prefix-decodable tokenizer also decodes the first L ids of an image, ``ids[:, 
 """
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +32,8 @@ from models.networks.titok import TiTok
 from models.networks.tokenizer_functions import Pending, TokenizerFunctions
 from models.preprocessing_options import PREPROCESSING_VERSION
 from models.runtime.calibration import calibrate
+from models.runtime.cpu_threads import torch_threads
+from models.runtime.cuda_graphs import GraphedFunction
 from models.runtime.precision import Precision
 from models.runtime.selection import TORCH, Runtime
 
@@ -87,8 +90,17 @@ class Tokenizer:
             token_shape=(self.num_tokens,) if self.is_discrete else self.latent_format.shape,
             is_prefix_decodable=self.min_tokens < self.num_tokens,
         )
-        self.encoder, self.decoder = self._functions.encoder, self._functions.decoder
         self._images = 0  # that were encoded or decoded
+
+    @property
+    def encoder(self) -> GraphedFunction:
+        """See the class."""
+        return self._functions.encoder
+
+    @property
+    def decoder(self) -> GraphedFunction:
+        """See the class."""
+        return self._functions.decoder
 
     @property
     def tolerance(self) -> float:
@@ -103,6 +115,11 @@ class Tokenizer:
     def runtimes(self) -> dict[str, str]:
         """What computes ``encoder`` and ``decoder``: ``torch`` or ``openvino``."""
         return self._functions.runtimes
+
+    @property
+    def is_selectable(self) -> bool:
+        """Whether :meth:`select_runtime` may select something else than PyTorch."""
+        return self._functions.is_selectable
 
     @property
     def _image_shape(self) -> tuple[int, int, int]:
@@ -175,7 +192,25 @@ class Tokenizer:
 
         ``threads``: how many OpenVINO has, and at most so many threads may call the tokenizer at once.
         """
-        self._functions.select_runtime(threads)
+        self._functions.select_encoder(threads)
+        self._functions.select_decoder(threads)
+
+    def select_decoder(self, threads: int) -> None:
+        """As :meth:`select_runtime` for decoding alone. The caller then calls :meth:`select_encoder`, too."""
+        self._functions.select_decoder(threads)
+        self._functions.is_calibrated = True  # not after 32 images
+
+    def select_encoder(self, threads: int, largest_batch: int) -> None:
+        """As :meth:`select_runtime` for encoding alone, and measures ``tolerance``.
+
+        May be called in another thread while the tokenizer is used: until it returns PyTorch encodes.
+        """
+        selected = copy(self)
+        selected._functions = self._functions.with_unselected_encoder()
+        with torch_threads(threads):
+            selected._functions.select_encoder(threads)
+            calibrate(selected, largest_batch)
+        self._functions = selected._functions
 
     def calibrate(self, images: Images, sizes: Iterable[int], *, seconds: float) -> None:
         """Measures ``tolerance`` on this device: the change of margins of some images between batch sizes.

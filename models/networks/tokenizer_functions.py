@@ -67,6 +67,7 @@ class TokenizerFunctions:
     ) -> None:
         self._network, self._digest, self._device, self._precision = network, digest, device, precision
         self._image_shape, self._token_shape = image_shape, token_shape
+        self._is_prefix_decodable = is_prefix_decodable
         self._is_discrete = len(token_shape) == 1
         self._to_latents, self._to_image = ImageToLatents(network), TokensToImage(network)
         self._encoding, self._decoding = precision.encoder.on(device), precision.decoder.on(device)
@@ -79,11 +80,10 @@ class TokenizerFunctions:
         # What computes a batch instead of PyTorch must agree with it in float32.
         is_selectable = self._is_discrete and precision.encoder.is_exact and runtime.supports(device.type)
         self._runtime = runtime if is_selectable else TORCH
-        self._is_selected = self._runtime is TORCH
         self._selected_encode = SelectedFunction("encoder", partial(self._encode_by_torch, self._encoding))
         self._selected_decode = SelectedFunction("decoder", lambda ids: (self._to_image(ids),))
         # Images are encoded again by a variant of the function of its own, unless that is how all are encoded.
-        self._exact_variant = 0 if self._is_selected and precision.encoder.is_exact else 1
+        self._exact_variant = 0 if self._runtime is TORCH and precision.encoder.is_exact else 1
         exact_variants = [(1,)] if self._is_batch_invariant and self._exact_variant else []
         self.latent_encoder = GraphedFunction(self._encode_latents, example=self._example_images)
         self.encoder = self.latent_encoder
@@ -106,10 +106,32 @@ class TokenizerFunctions:
         dtype = torch.int64 if self._is_discrete else torch.float32
         return torch.zeros(size, *self._token_shape, dtype=dtype, device=self._device)
 
+    def with_unselected_encoder(self) -> "TokenizerFunctions":
+        """Functions of the same network with the same decoder, and an encoder whose runtime is not selected yet. While it is
+        being selected in another thread, these here can be used.
+        """
+        functions = TokenizerFunctions(
+            self._network,
+            digest=self._digest,
+            device=self._device,
+            precision=self._precision,
+            runtime=self._runtime,
+            image_shape=self._image_shape,
+            token_shape=self._token_shape,
+            is_prefix_decodable=self._is_prefix_decodable,
+        )
+        functions._selected_decode = self._selected_decode
+        return functions
+
     @property
     def runtimes(self) -> dict[str, str]:
         """What computes the encoder and the decoder: ``torch`` or ``openvino``."""
         return {"encoder": self._selected_encode.runtime, "decoder": self._selected_decode.runtime}
+
+    @property
+    def is_selectable(self) -> bool:
+        """Whether something else than PyTorch may compute them."""
+        return self._runtime is not TORCH
 
     def submit(
         self, host: Tensor, function: GraphedFunction, *static: int, into: Tensor | None = None
@@ -184,16 +206,11 @@ class TokenizerFunctions:
             return (self._to_image(tokens),)
 
     @torch.inference_mode()
-    def select_runtime(self, threads: int) -> None:
-        """Selects what computes batches on a CPU, at the first call (``models.runtime.selection``)."""
-        if self._is_selected:
+    def select_encoder(self, threads: int) -> None:
+        """Selects what computes batches of images on a CPU, at the first call (``models.runtime.selection``)."""
+        if not self.is_selectable or self._selected_encode.is_selected:
             return
-        self._is_selected = True
         images = probe_images(self._image_shape[0], 2 * threads)
-        ids = self.submit(images, self.encoder, 1)()[0]
-        decoder = self._precision.decoder
-        in_float32 = self._network if decoder.is_exact else decoder_in_float32(self._network)
-        largest = _LARGEST_DIFFERENCE[decoder.dtype]
         self._selected_encode.select(
             GraphSource(ImageToIds(self._network), self._example_images(2), self._digest),
             self._runtime,
@@ -203,6 +220,18 @@ class TokenizerFunctions:
                 ((found[0] == expected[0]) | (expected[1] < _OPENVINO_TOLERANCE)).all()
             ),
         )
+        if self._selected_encode.runtime != "torch":
+            self.tolerance = _OPENVINO_TOLERANCE
+
+    @torch.inference_mode()
+    def select_decoder(self, threads: int) -> None:
+        """As :meth:`select_encoder`, for batches of ids."""
+        if not self.is_selectable or self._selected_decode.is_selected:
+            return
+        ids = self.submit(probe_images(self._image_shape[0], 2 * threads), self.encoder, 1)()[0]
+        decoder = self._precision.decoder
+        in_float32 = self._network if decoder.is_exact else decoder_in_float32(self._network)
+        largest = _LARGEST_DIFFERENCE[decoder.dtype]
         self._selected_decode.select(
             GraphSource(
                 TokensToImage(in_float32), self._example_tokens(2), self._digest, is_bfloat16=not decoder.is_exact
@@ -212,8 +241,6 @@ class TokenizerFunctions:
             run=lambda: self.submit(ids, self.decoder, 0)(),
             is_same=lambda found, expected: int((found[0].short() - expected[0]).abs().max()) <= largest,
         )
-        if self._selected_encode.runtime != "torch":
-            self.tolerance = _OPENVINO_TOLERANCE
 
     @torch.inference_mode()
     def calibrate(self, images: Tensor, sizes: Iterable[int], *, seconds: float) -> None:

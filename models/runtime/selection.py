@@ -59,11 +59,15 @@ class GraphSource:
 
 
 class SelectedFunction:
-    """A function of a batch, computed by PyTorch until :meth:`select` finds that OpenVINO is faster."""
+    """A function of a batch, computed by PyTorch until :meth:`select` finds that OpenVINO is faster.
+
+    ``is_selected``: whether :meth:`select` was called.
+    """
 
     def __init__(self, name: str, reference: Compute) -> None:
         self._name, self._reference = name, reference
         self._selected = reference
+        self.is_selected = False
 
     @property
     def runtime(self) -> Literal["torch", "openvino"]:
@@ -87,6 +91,7 @@ class SelectedFunction:
 
         With the runtime ``openvino`` the time does not matter. Whatever fails leaves PyTorch selected, and is logged.
         """
+        self.is_selected = True
         try:
             expected = run()
             compiled = _compile(self._name, source, runtime, threads)

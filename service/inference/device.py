@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -84,6 +85,7 @@ class ModelDevice:
         self._sensors = open_sensors(tokenizer.device)
         self._limits = {lane: AdaptiveLimit(self._largest) for lane in self._functions}
         self._found_limits = self.batch_limits
+        self._is_selecting = False
         self._info = _model_info(tokenizer, generator, preprocessing)
 
     @property
@@ -101,7 +103,8 @@ class ModelDevice:
 
         ``batch_limits``; ``measured_limits`` for a later start; ``out_of_memory``, how many batches did not fit; by lane,
         ``graphs``, the recorded batch sizes, and ``padding``, the fraction of all rows that only filled a batch up to a
-        recorded size; ``memory``, on a CUDA device its bytes by kind (``models.runtime.device_memory``), else None;
+        recorded size; ``runtimes``, what computes the encoder (``selecting``: PyTorch, until the selection ends) and the
+        decoder; ``memory``, on a CUDA device its bytes by kind (``models.runtime.device_memory``), else None;
         ``sensors``, the readings of a GPU's driver (``service.inference.gpu_sensors``), else None.
         """
         return {
@@ -112,6 +115,7 @@ class ModelDevice:
             "padding": {
                 lane: self._padding[lane] / rows if (rows := self._rows[lane]) else 0.0 for lane in self._functions
             },
+            "runtimes": self._tokenizer.runtimes | ({"encoder": "selecting"} if self._is_selecting else {}),
             "memory": memory_bytes(self._tokenizer.device),
             "sensors": None if self._sensors is None else self._sensors.read(),
         }
@@ -218,11 +222,24 @@ class ModelDevice:
             raise TypeError("no generator is loaded")
         return self._generator
 
-    def warm_up(self, known_limits: Mapping[str, int] | None = None) -> None:
+    def warm_up(
+        self, known_limits: Mapping[str, int] | None = None, *, selects_encoder_in_background: bool = False
+    ) -> None:
         """Measures the batch limits, or takes ``known_limits`` of an earlier worker, and records CUDA graphs up to them.
         One-time costs of a device are paid here, not by the first request. Called by the thread that will run batches.
+
+        With ``selects_encoder_in_background`` PyTorch encodes at first, and a thread selects the encoder's runtime, which
+        can take as long as all the rest. The ids are the same. The pixels of a code may differ by a level, so the decoder's
+        runtime does not change once images were decoded.
         """
-        self._tokenizer.select_runtime(torch.get_num_threads())
+        threads, in_background = (
+            torch.get_num_threads(),
+            selects_encoder_in_background and self._tokenizer.is_selectable,
+        )
+        if in_background:
+            self._tokenizer.select_decoder(threads)
+        else:
+            self._tokenizer.select_runtime(threads)
         if known_limits is not None and known_limits.keys() == self._limits.keys():
             for lane in self._limits:
                 self._limits[lane] = AdaptiveLimit(min(known_limits[lane], self._largest))
@@ -232,15 +249,26 @@ class ModelDevice:
         self._found_limits = self.batch_limits
         if self._recorder is not None:
             self._record(self._recorder)
-        self._limits["encode"] = AdaptiveLimit(
-            largest_that_fits(
-                partial(calibrate, self._tokenizer),
-                self._limits["encode"].measured,
-                self._functions["encode"],
-                self._tokenizer.device,
+        largest = self._limits["encode"].measured
+        if in_background:
+            self._is_selecting = True
+            threading.Thread(
+                target=self._select_encoder, args=(threads, largest), name="runtime selection", daemon=True
+            ).start()
+        else:
+            fitting = largest_that_fits(
+                partial(calibrate, self._tokenizer), largest, self._functions["encode"], self._tokenizer.device
             )
-        )
+            self._limits["encode"] = AdaptiveLimit(fitting)
         log.info("batch limits: %s", self.batch_limits)
+
+    def _select_encoder(self, threads: int, largest: int) -> None:
+        try:
+            self._tokenizer.select_encoder(threads, largest)
+        except Exception:
+            log.exception("PyTorch encodes, because the selection of a runtime failed")
+        finally:
+            self._is_selecting = False
 
     def _find_limits(self) -> None:
         on_cpu = self._tokenizer.device.type == "cpu"
@@ -325,9 +353,16 @@ def load_models(settings: Settings, device: str) -> tuple[Tokenizer, Generator |
     return tokenizer, _load_generator(settings, tokenizer, device)
 
 
-def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = None) -> ModelDevice:
-    """Loads the models that the settings name and warms them up. Called in the thread that will own the device.
-    ``known_limits``: the ``measured_limits`` of an earlier device with the same settings, which need not be measured again.
+def open_device(
+    settings: Settings,
+    *,
+    known_limits: Mapping[str, int] | None = None,
+    selects_encoder_in_background: bool = False,
+) -> ModelDevice:
+    """Loads the models that the settings name and warms them up (``ModelDevice.warm_up``). Called in the thread that will
+    own the device. ``known_limits``: the ``measured_limits`` of an earlier device with the same settings, which need not be
+    measured again. With ``selects_encoder_in_background`` the process must end without the interpreter's shutdown, because
+    the thread may run then.
 
     Raises ``ConfigurationError`` with a message for the operator if a setting or a file is wrong.
     """
@@ -335,7 +370,7 @@ def open_device(settings: Settings, *, known_limits: Mapping[str, int] | None = 
         models = _load(settings)
     except (ValueError, LookupError, OSError, CheckpointError) as error:
         raise ConfigurationError(str(error)) from error
-    models.warm_up(known_limits)
+    models.warm_up(known_limits, selects_encoder_in_background=selects_encoder_in_background)
     return models
 
 

@@ -118,7 +118,11 @@ def _open(settings: Settings, start: WorkerStart) -> ServedDevice:
     # Imported here because torch takes long to import, and heartbeats start before.
     from service.inference.device import open_device
 
-    device = open_device(settings.model_copy(update={"devices": start.device}), known_limits=start.measured_limits)
+    device = open_device(
+        settings.model_copy(update={"devices": start.device}),
+        known_limits=start.measured_limits,
+        selects_encoder_in_background=True,
+    )
     # What is loaded now stays. Without it, the collection after images that did not fit into memory takes no time, instead
     # of 0.2 seconds of a request.
     gc.collect()
