@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from models.checkpoints.bundled import DEFAULT_VARIANT
 from service.cli.images import image_files, read_file
 from service.cli.options import CommandError, GeneratorWeights, Weights, load_settings
-from service.imaging.decoding import decode_image
-from service.imaging.limits import MediaLimits
 
 if TYPE_CHECKING:
     from models import Generator, Tokenizer
@@ -131,6 +128,11 @@ class _Models:
 
 def _pixels(folder: Path | None, size: int) -> Pixels:
     """The images of a folder, or the playground's samples: uint8 [B, S, S, 3]."""
+    import numpy as np
+
+    from service.imaging.decoding import decode_image
+    from service.imaging.limits import MediaLimits
+
     paths = image_files(_SAMPLES if folder is None else folder)
     if not paths:
         raise CommandError(f"no images in {folder}")

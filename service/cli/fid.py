@@ -13,7 +13,6 @@ from rich.progress import track
 from models.data.splits import ALL
 from service.bulk.entries import Entry, Position, Source
 from service.bulk.errors import BrokenImage
-from service.bulk.sources import SourceOptions, open_source
 from service.cli.options import CommandError, Device, Split
 from service.cli.terminal import console
 
@@ -45,6 +44,7 @@ def fid(
     from models.evaluation.published import Reference, extract, inspect_reference, published_figures, read_reference
     from models.evaluation.report import plain, published_table
     from models.runtime.device_names import select_device
+    from service.bulk.sources import SourceOptions, open_source
 
     splits = {images: ALL, reference: split}
     opened = {

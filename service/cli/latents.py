@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 import typer
 
-from models.codes.latents import to_npy
 from service.cli.options import CommandError
 
 if TYPE_CHECKING:
@@ -36,6 +34,10 @@ def encode_latents(
     models: LocalModels | TiTokClient, images: Sequence[bytes], dtype: Literal["float32", "float16"], seed: int | None
 ) -> bytes:
     """The ``.npy`` file of the latents of images, [images, K, C]."""
+    import numpy as np  # not for every command
+
+    from models.codes.latents import to_npy
+
     return to_npy(np.stack([each.array() for each in _encode(models, images, dtype, seed)]))
 
 
@@ -57,6 +59,8 @@ def _encode(
 
 def read_latents(path: Path) -> Latents:
     """The latents of one image, [K, C] or [1, K, C], from a ``.npy`` file. Raises ``CommandError``."""
+    import numpy as np
+
     from service.client.results import Latents
 
     try:

@@ -1,4 +1,4 @@
-"""What the processes import: torch only where networks run, Ray only where a cluster is asked for."""
+"""What the processes import: torch where networks run, Ray where a cluster is asked for, codecs only for images."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ FRONT_END = (
 )
 def test_what_runs_no_network_does_not_import_torch_or_ray(statement: str) -> None:
     probe = f"{statement}\nimport sys\nassert not {{'torch', 'ray'}} & set(sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_command_line_imports_neither_numpy_nor_codecs_until_a_command_needs_them() -> None:
+    probe = "import sys, service.cli.main\nassert not {'numpy', 'PIL', 'fsspec', 'zstandard'} & set(sys.modules)"
     ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
 
