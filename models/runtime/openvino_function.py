@@ -62,9 +62,13 @@ class OpenVinoFunction:
 
 def traced_graph(module: nn.Module, example: Tensor) -> openvino.Model:
     """The graph of a module in float32, with a dynamic batch. ``example`` [2, ...] is its input."""
+
+    def function(inputs: Tensor) -> object:  # traced in half the time of the module
+        return module(inputs)
+
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, about shapes that are constant here
-        traced = torch.jit.trace(module, (example,), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(function, (example,), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
         decoder = TorchScriptPythonDecoder(traced, example_input=(example,))
         frontend = FrontEndManager().load_by_framework("pytorch")
         graph: openvino.Model = frontend.convert(frontend.load(decoder))
