@@ -28,7 +28,6 @@ from safetensors.torch import save_file
 from models import Tokenizer, load_tokenizer
 from models.checkpoints.registry import DEFAULT_VARIANT
 from models.preprocess import eval_crop
-from models.runtime.calibration import calibrate
 from service.imaging.decoding import decode_image
 from service.imaging.limits import MediaLimits
 from tests.benchmarks.load import Request
@@ -50,9 +49,9 @@ class Model:
     weights: Path | None = None
 
     def load(self) -> Tokenizer:
-        """The bare model, with the precision and the calibration of the service."""
+        """The bare model, with the precision, the runtime and the calibration of the service."""
         tokenizer = load_tokenizer(self.name, weights=self.weights, dtype="auto")
-        calibrate(tokenizer, _LARGEST_BATCH)
+        tokenizer.tune(_LARGEST_BATCH)
         return tokenizer
 
     @property
@@ -133,12 +132,20 @@ def pixels_of(jpeg: bytes, size: int) -> npt.NDArray[np.uint8]:
     return eval_crop(decode_image(jpeg, limits=MediaLimits(), pointer="body", declared="image/jpeg").image, size)
 
 
+def _has_selected(health: Any) -> bool:
+    """Whether all workers have selected the runtime of the encoder."""
+    found = [child["runtimes"]["encoder"] for child in health["processes"] if "runtimes" in child]
+    return bool(found) and "selecting" not in found
+
+
 @contextmanager
 def serve(model: Model, **settings: str) -> Iterator[tuple[Server, Endpoint]]:
-    """``titok serve`` with the cache off by default; ``settings`` are named without ``TITOK_``."""
-    server = start_server(**{"cache": "off", "drain_seconds": str(DRAIN_SECONDS), **model.settings, **settings})
+    """``titok serve`` with the cache off and the faster runtime by default; ``settings`` are named without ``TITOK_``."""
+    defaults = {"cache": "off", "runtime": "auto", "drain_seconds": str(DRAIN_SECONDS)}
+    server = start_server(**{**defaults, **model.settings, **settings})
     try:
         server.wait_until_ready()
+        server.until(_has_selected)
         yield (
             server,
             Endpoint(f"{server.url}/v1/encode", "image/jpeg", bytes, lambda answer: answer["data"][0]["tokens"]),
