@@ -167,7 +167,7 @@ def purge(
 
     Example:
 
-        titok cache purge --revision 73df08891a28 --dry-run
+        titok cache purge --revision 182c6e9c2775 --dry-run
     """
     from service.cache.purging import Selection, count_codes, purge_codes
 

@@ -24,8 +24,8 @@ EXAMPLES = PROJECT / "docs" / "examples"
 BROWSER_RUNTIME = PROJECT / "node_modules" / "onnxruntime-web" / "dist"
 PATIENCE = 60_000  # milliseconds
 CODES = (
-    "hI9TsdwQQRCHjAELZOfkGjIo7LBnpmoLPfl5xTDSdahlAV1ZOz2dSq-SfFwgRg4k",
-    "hYoBt3nQQ7iaCr-H_SWI3jSuTy7MQ2I2JhSuQ21Y-HiEEbSubJgBGVQ2PUawgBSu",
+    "hIj2WELCdTCHjADSb5fkGjU27LBnfmwyPfN9xTZwdahlE9cnHn2d5xyRRhQFRg4k",
+    "hAoBzGayr4YYTU2VFLg0uJg0TyXohhFL2VayEjgZ-HFL8av-g0eANz_1PUawFLot",
 )
 PIXELS = """() => {
     const {width, height} = document.getElementById("picture");
