@@ -75,7 +75,7 @@ def compare(model: Tokenizer, dtype: str, images: np.ndarray, sizes: Sequence[in
         model.encoder.record([1, *sizes], CudaRecorder(model.device))
     model.calibrate(distinct_images(16, model.image_size, seed=1), sizes, seconds=60.0)
     counting = _CountingEncoder(model.encoder)
-    model.encoder = counting  # type: ignore[assignment]
+    model._functions.encoder = counting  # type: ignore[assignment]
     single = torch.cat([model.encode(image[None]) for image in images])
     random, rows = np.random.default_rng(1), []
     for size in sizes:
@@ -98,7 +98,7 @@ def compare(model: Tokenizer, dtype: str, images: np.ndarray, sizes: Sequence[in
                 tolerance=model.tolerance,
             )
         )
-    model.encoder = counting._function
+    model._functions.encoder = counting._function
     return rows
 
 
