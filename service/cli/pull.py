@@ -15,7 +15,7 @@ def pull() -> None:
 
         TITOK_TOKENIZER=titok-l-32 titok pull
     """
-    from service.inference.device import load_models  # torch is slow to import
+    from service.inference.loading import load_models  # torch is slow to import
 
     # On the CPU, whatever the service runs on: formats of GPUs are not possible there, and change no file.
     settings = load_settings().model_copy(update={"dtype": "float32"})

@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import Generator, Tokenizer, load_generator, load_tokenizer
+from models import Generator, Tokenizer
 from models.arrays import Ids, Latents, Pixels
-from models.checkpoints.registry import GENERATORS
 from models.errors import CheckpointError
 from models.preprocessing_options import PUBLISHED, PreprocessingOptions
 from models.runtime.calibration import calibrate
@@ -30,6 +29,7 @@ from service.engine.protocol import ConfigurationError, Device, LaneName, RowSta
 from service.inference.adaptive_limit import AdaptiveLimit
 from service.inference.batch_limits import LARGEST_BATCH, batch_sizes, find_batch_limit
 from service.inference.gpu_sensors import open_sensors
+from service.inference.loading import load_models
 from service.inference.memory_fit import largest_that_fits, record_graphs
 from service.inference.model_info import GeneratorInfo, ModelInfo
 from service.inference.stopwatch import cpu_seconds, wall_seconds
@@ -76,9 +76,6 @@ class ModelDevice:
         self._largest = max_batch_size or LARGEST_BATCH
         self._batch_seconds = batch_seconds
         self._recorder = recorder
-        self._functions: dict[LaneName, GraphedFunction] = {"encode": tokenizer.encoder, "decode": tokenizer.decoder}
-        if generator is not None:
-            self._functions["generate"] = generator.stepper
         self._out_of_memory = 0
         self._rows: Counter[LaneName] = Counter()
         self._padding: Counter[LaneName] = Counter()
@@ -87,6 +84,15 @@ class ModelDevice:
         self._found_limits = self.batch_limits
         self._is_selecting = False
         self._info = _model_info(tokenizer, generator, preprocessing)
+
+    @property
+    def _functions(self) -> dict[LaneName, GraphedFunction]:
+        """What runs on the device, by lane. The encoder is another one after its runtime was selected."""
+        functions: dict[LaneName, GraphedFunction] = {
+            "encode": self._tokenizer.encoder,
+            "decode": self._tokenizer.decoder,
+        }
+        return functions if self._generator is None else functions | {"generate": self._generator.stepper}
 
     @property
     def info(self) -> ModelInfo:
@@ -338,21 +344,6 @@ def _joined(parts: Sequence[Tensor]) -> NDArray[Any]:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def load_models(settings: Settings, device: str) -> tuple[Tokenizer, Generator | None]:
-    """The tokenizer and the generator that the settings name. Raises ``ValueError``, ``LookupError`` or
-    ``CheckpointError``.
-    """
-    tokenizer = load_tokenizer(
-        settings.tokenizer,
-        weights=settings.tokenizer_weights,
-        device=device,
-        dtype=settings.dtype,
-        runtime=settings.runtime,
-        cache_dir=settings.cache_dir,
-    )
-    return tokenizer, _load_generator(settings, tokenizer, device)
-
-
 def open_device(
     settings: Settings,
     *,
@@ -393,22 +384,3 @@ def _load(settings: Settings) -> ModelDevice:
         preprocessing=settings.preprocessing,
         recorder=recorder,
     )
-
-
-def _load_generator(settings: Settings, tokenizer: Tokenizer, device: str) -> Generator | None:
-    if settings.generator == "off":
-        return None
-    automatic = settings.generator in (None, "auto")
-    name = tokenizer.name if automatic else str(settings.generator)
-    # Other tokenizer weights make ids that the published generator was not trained on.
-    unsupported = name not in GENERATORS or settings.tokenizer_weights is not None
-    if automatic and unsupported and settings.generator_weights is None:
-        log.warning("no generator is known for these tokenizer weights; TITOK_GENERATOR_WEIGHTS sets one")
-        return None
-    generator = load_generator(name, weights=settings.generator_weights, device=device, dtype=settings.dtype)
-    if (generator.num_tokens, generator.codebook_size) != (tokenizer.num_tokens, tokenizer.codebook_size):
-        raise CheckpointError(
-            f"the generator makes {generator.num_tokens} tokens of {generator.codebook_size} codes, the tokenizer "
-            f"{tokenizer.name} reads {tokenizer.num_tokens} of {tokenizer.codebook_size}"
-        )
-    return generator
