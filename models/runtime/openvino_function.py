@@ -16,6 +16,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,8 +57,10 @@ class OpenVinoFunction:
         if request is None:
             request = getattr(self, f"_{kind}").create_infer_request()
             setattr(self._local, kind, request)
-        results = request.infer([inputs.contiguous().numpy()], share_inputs=True, share_outputs=True)
-        return tuple(torch.from_numpy(array.copy()) for array in results.values())
+        # Not inputs.contiguous(): after a copy the threads of PyTorch's OpenMP spin on the cores that OpenVINO needs.
+        array = np.ascontiguousarray(inputs.numpy())
+        results = request.infer([array], share_inputs=True, share_outputs=True)
+        return tuple(torch.from_numpy(result.copy()) for result in results.values())
 
 
 def traced_graph(module: nn.Module, example: Tensor) -> openvino.Model:
