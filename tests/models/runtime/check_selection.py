@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from models import Tokenizer, load_tokenizer
+from models.networks import tokenizer_functions
+from models.networks.tokenizer_functions import is_as_close
 from models.runtime import selection
 from models.runtime.cpu_threads import torch_threads
 from models.runtime.selection import Runtime, SelectedFunction
@@ -96,6 +98,14 @@ def test_a_bfloat16_decoder_stays_one() -> None:
     assert tokenizer.runtimes["decoder"] == "openvino"
     difference = (tokenizer.decode(ids).short() - tiny_tokenizer(dtype="auto").decode(ids)).abs()
     assert int(difference.max()) <= 8
+
+
+def test_a_bfloat16_decoder_may_deviate_as_much_as_pytorchs_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tokenizer_functions._LARGEST_DIFFERENCE, torch.bfloat16, -1)  # no network is within it
+    assert on_openvino(dtype="auto").runtimes["decoder"] == "openvino"
+    exact, expected = torch.full((1, 4, 4, 3), 100, dtype=torch.uint8), torch.full((1, 4, 4, 3), 103, dtype=torch.uint8)
+    assert is_as_close(torch.full_like(exact, 94), expected, exact)
+    assert not is_as_close(torch.full_like(exact, 107), expected, exact)
 
 
 def test_prefixes_are_decoded_by_pytorch() -> None:
