@@ -30,18 +30,16 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
-from service.api.admin import create_admin_app
 from service.http.sockets import refuse_handshakes
 from service.processes.child import Child
 from service.processes.control import FrontEndStart, WorkerStart, pack_settings
 from service.processes.device_names import device_names
 from service.processes.health import service_health
-from service.processes.http_servers import admin_server
 from service.processes.process import unblock_signals
 from service.processes.state_metrics import (
     StateCollector,
@@ -57,6 +55,9 @@ from service.processes.state_metrics import (
 from service.settings import Settings
 from service.telemetry.log_writer import dropped_log_lines
 from service.telemetry.metric_files import clear_gauges, multiprocess_registry
+
+if TYPE_CHECKING:
+    from service.http.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class _Supervisor:
     def __init__(self, settings: Settings, public: socket.socket, admin: socket.socket, folder: Path) -> None:
         self._settings = settings
         self._public = public
-        self._admin = admin_server(create_admin_app(self._health, self._exposition), admin, settings)
+        self._admin = admin
         self._folder = folder
         self._metrics_folder = folder / _METRICS
         self._front_ends: list[Child] = []
@@ -135,13 +136,21 @@ class _Supervisor:
 
     async def _serve(self) -> int:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._admin.run_until_stopped())
             starting = group.create_task(self._start(group))
+            admin = await asyncio.to_thread(self._admin_server)
+            group.create_task(admin.run_until_stopped())
             await self._stopping.wait()
             starting.cancel()
             all_exited = await self._drain()
-            self._admin.stop_accepting(shared=False)
+            admin.stop_accepting(shared=False)
         return 0 if all_exited else 1
+
+    def _admin_server(self) -> HttpServer:
+        # The web framework takes a third of a second to import, and the workers are started before.
+        from service.api.admin import create_admin_app
+        from service.processes.http_servers import admin_server
+
+        return admin_server(create_admin_app(self._health, self._exposition), self._admin, self._settings)
 
     # --- child processes ---------------------------------------------------------------------------------------------
 

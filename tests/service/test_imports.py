@@ -44,6 +44,12 @@ def test_the_command_line_imports_neither_numpy_nor_codecs_until_a_command_needs
     assert ended.returncode == 0, ended.stderr
 
 
+def test_the_supervisor_starts_its_children_before_it_imports_the_web_framework() -> None:
+    probe = "import sys, service.processes.supervisor\nassert not {'fastapi', 'starlette'} & set(sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_package_gives_its_loaders_and_nothing_it_does_not_have() -> None:
     import models
 
