@@ -167,7 +167,7 @@ def purge(
 
     Example:
 
-        titok cache purge --revision 182c6e9c2775 --dry-run
+        titok cache purge --revision 9d73d749cf51 --dry-run
     """
     from service.cache.purging import Selection, count_codes, purge_codes
 

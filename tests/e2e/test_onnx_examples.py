@@ -24,8 +24,8 @@ EXAMPLES = PROJECT / "docs" / "examples"
 BROWSER_RUNTIME = PROJECT / "node_modules" / "onnxruntime-web" / "dist"
 PATIENCE = 60_000  # milliseconds
 CODES = (
-    "hIj2WELCdTCHjADSb5fkGjU27LBnfmwyPfN9xTZwdahlE9cnHn2d5xyRRhQFRg4k",
-    "hAoBzGayr4YYTU2VFLg0uJg0TyXohhFL2VayEjgZ-HFL8av-g0eANz_1PUawFLot",
+    "hIj20DLCdTCHjAELb5fkGjU2gnExfmwyPfN9xTKsdaC0RrLCOzj1DOyRfTQFdawb",
+    "nMoBzGnMr4Y5c9ed_SWIbJnMTyQM1oDc2k8sH_bJ-HE7MM2LMoeALJpIPUawgB49",
 )
 PIXELS = """() => {
     const {width, height} = document.getElementById("picture");

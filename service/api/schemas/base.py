@@ -10,7 +10,7 @@ ImageFormat = Literal["jpeg", "png", "webp"]
 LatentDtype = Literal["float32", "float16"]
 
 # The shipped tokenizer's.
-EXAMPLE_REVISION = "182c6e9c2775-p2cs"
+EXAMPLE_REVISION = "9d73d749cf51-p2cs"
 EXAMPLE_CODE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4v"
 EXAMPLE_TOKENS = [0, 258, 48, 1029, 96, 1800, 144, 2571, 192, 3342, 241, 17, 289, 788, 337, 1559]
 EXAMPLE_TOKENS += [385, 2330, 433, 3101, 481, 3872, 530, 547, 578, 1318, 626, 2089, 674, 2860, 722, 3631]
