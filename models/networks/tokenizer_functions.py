@@ -234,7 +234,7 @@ class TokenizerFunctions:
         to_image = TokensToImage(in_float32)
 
         def is_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
-            if int(pixel_difference(found[0], expected[0]).max()) <= _LARGEST_DIFFERENCE[decoder.dtype]:
+            if int(_pixel_difference(found[0], expected[0]).max()) <= _LARGEST_DIFFERENCE[decoder.dtype]:
                 return True
             # How far bfloat16 moves pixels depends on the network.
             return not decoder.is_exact and is_as_close(found[0], expected[0], to_image(ids))
@@ -279,7 +279,7 @@ class TokenizerFunctions:
         self.tolerance = measured.tolerance
 
 
-def pixel_difference(one: Tensor, other: Tensor) -> Tensor:
+def _pixel_difference(one: Tensor, other: Tensor) -> Tensor:
     """Levels between uint8 images of the same shape, int16."""
     return (one.short() - other).abs()
 
@@ -288,5 +288,5 @@ def is_as_close(found: Tensor, expected: Tensor, exact: Tensor) -> bool:
     """Whether images ``found`` are at most twice as far from the ``exact`` ones as ``expected`` are, uint8; in mean levels,
     with half a level for rounding.
     """
-    mean, allowed = (float(pixel_difference(image, exact).float().mean()) for image in (found, expected))
+    mean, allowed = (float(_pixel_difference(image, exact).float().mean()) for image in (found, expected))
     return mean <= 2.0 * allowed + 0.5

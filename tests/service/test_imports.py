@@ -38,14 +38,15 @@ def test_what_runs_no_network_does_not_import_torch_or_ray(statement: str) -> No
     assert ended.returncode == 0, ended.stderr
 
 
-def test_the_command_line_imports_neither_numpy_nor_codecs_until_a_command_needs_them() -> None:
-    probe = "import sys, service.cli.main\nassert not {'numpy', 'PIL', 'fsspec', 'zstandard'} & set(sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-
-
-def test_the_supervisor_starts_its_children_before_it_imports_the_web_framework() -> None:
-    probe = "import sys, service.processes.supervisor\nassert not {'fastapi', 'starlette'} & set(sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "later"),
+    [
+        ("service.cli.main", ["numpy", "PIL", "fsspec", "zstandard"]),  # until a command needs them
+        ("service.processes.supervisor", ["fastapi", "starlette"]),  # until it has started its children
+    ],
+)
+def test_what_is_imported_later(module: str, later: list[str]) -> None:
+    probe = f"import sys, {module}\nassert not set({later}) & set(sys.modules)"
     ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
 
