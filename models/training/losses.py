@@ -56,8 +56,10 @@ def masked_token_loss(
     logits: Tensor, tokens: Tensor, masked: Tensor, *, label_smoothing: float, visible_weight: float
 ) -> Tensor:
     """Weighted mean cross-entropy of logits [B, K, V] and tokens int64 [B, K]; unmasked tokens weigh ``visible_weight``."""
-    each = F.cross_entropy(logits.mT.float(), tokens, reduction="none", label_smoothing=label_smoothing)
-    weights = torch.where(masked, 1.0, visible_weight)
+    # As rows of codes: with the codes in the second dimension of three, this takes twice as long on a CPU.
+    flat, targets = logits.flatten(0, 1).float(), tokens.flatten()
+    each = F.cross_entropy(flat, targets, reduction="none", label_smoothing=label_smoothing)
+    weights = torch.where(masked, 1.0, visible_weight).flatten()
     return (each * weights).sum() / weights.sum()
 
 
