@@ -152,10 +152,10 @@ GENERATORS: Mapping[str, GeneratorVariant] = {
             config=None,
             weights=BUNDLED_WEIGHTS / f"{DEFAULT_VARIANT}-generator",
             presets=_presets(
-                # Of five settings tried, ``published`` is classified correctly more often than guidance 4.5 with almost
-                # the same variety, and ``demo`` most often.
+                # Compared in docs/training/titok-mini-32.md: ``published`` for variety, ``demo`` for objects that can be
+                # recognised.
                 SamplingSettings(steps=8, guidance_scale=8.0, guidance_decay="linear", temperature=4.0),
-                demo=SamplingSettings(steps=12, guidance_scale=8.0, guidance_decay="linear", temperature=3.0),
+                demo=SamplingSettings(steps=12, guidance_scale=5.0, guidance_decay="constant", temperature=5.0),
                 fast_steps=4,
             ),
         ),

@@ -25,7 +25,7 @@ BROWSER_RUNTIME = PROJECT / "node_modules" / "onnxruntime-web" / "dist"
 PATIENCE = 60_000  # milliseconds
 CODES = (
     "hIj20DLCdTCHjAELb5fkGjU2gnExfmwyPfN9xTKsdaC0RrLCOzj1DOyRfTQFdawb",
-    "nMoBzGnMr4Y5c9ed_SWIbJnMTyQM1oDc2k8sH_bJ-HE7MM2LMoeALJpIPUawgB49",
+    "hYoBNtiEr4idah6r_SBcqAALYC7M0RKf5YrJmWus-HiE6rOgateAxkQ2PUp_EZaR",
 )
 PIXELS = """() => {
     const {width, height} = document.getElementById("picture");
