@@ -65,9 +65,9 @@ def step_graph(generator: Generator) -> Graph:
     """One sampling step: ``tokens`` int64 [B, K] (V: masked), ``label`` int64 [B] (-1: no class) -> the next ``tokens``.
 
     The parameters of the step are the values of ``models.sampling.settings``, one for each row: ``guidance_weight``,
-    ``from_unconditional``, ``logit_divisor``, ``noise_scale``, ``num_masked``, ``last``. ``token_noise`` float32
-    [B, K, V] and ``confidence_noise`` [B, K] are uniform in (0, 1). The second output, ``sampled``, is the tokens before
-    some were masked again.
+    ``from_unconditional``, ``logit_divisor``, ``token_noise_scale``, ``confidence_noise_scale``, ``num_masked``, ``last``.
+    ``token_noise`` float32 [B, K, V] and ``confidence_noise`` [B, K] are uniform in (0, 1). The second output, ``sampled``,
+    is the tokens before some were masked again.
     """
     batch, positions, codes = _EXAMPLE_BATCH, generator.num_tokens, generator.codebook_size
     inputs = {
@@ -76,7 +76,8 @@ def step_graph(generator: Generator) -> Graph:
         "guidance_weight": torch.ones(batch),  # not one tensor for all: torch.export would join the inputs
         "from_unconditional": torch.zeros(batch, dtype=torch.bool),
         "logit_divisor": torch.ones(batch),
-        "noise_scale": torch.ones(batch),
+        "token_noise_scale": torch.ones(batch),
+        "confidence_noise_scale": torch.ones(batch),
         "num_masked": torch.ones(batch, dtype=torch.int64),
         "last": torch.zeros(batch, dtype=torch.bool),
         "token_noise": torch.full((batch, positions, codes), 0.5),
@@ -111,7 +112,8 @@ class _Step(nn.Module):
         guidance_weight: Tensor,
         from_unconditional: Tensor,
         logit_divisor: Tensor,
-        noise_scale: Tensor,
+        token_noise_scale: Tensor,
+        confidence_noise_scale: Tensor,
         num_masked: Tensor,
         last: Tensor,
         token_noise: Tensor,
@@ -126,7 +128,8 @@ class _Step(nn.Module):
             last=last,
             guidance_weight=guidance_weight,
             logit_divisor=logit_divisor,
-            noise_scale=noise_scale,
+            token_noise_scale=token_noise_scale,
+            confidence_noise_scale=confidence_noise_scale,
         )
         conditional = self.network(tokens, label)
         unconditional = self.network(tokens, torch.full_like(label, -1))

@@ -52,7 +52,7 @@ class StepParameters(NamedTuple):
     ``label`` int64, negative for no class; ``token_key`` and ``confidence_key`` int64, keys of the row's noise;
     ``from_unconditional`` bool, whether guidance is added to the unconditional logits; ``num_masked`` int64, the number of
     tokens that stay masked; ``last`` bool, whether it is the last step; ``guidance_weight`` float32, 0 for no guidance;
-    ``logit_divisor`` and ``noise_scale`` float32.
+    ``logit_divisor``, ``token_noise_scale`` and ``confidence_noise_scale`` float32.
     """
 
     label: Tensor
@@ -63,15 +63,16 @@ class StepParameters(NamedTuple):
     last: Tensor
     guidance_weight: Tensor
     logit_divisor: Tensor
-    noise_scale: Tensor
+    token_noise_scale: Tensor
+    confidence_noise_scale: Tensor
 
 
-_TABLE_ROW = np.dtype([("integers", np.int64, 6), ("floats", np.float64, 3)])
+_TABLE_ROW = np.dtype([("integers", np.int64, 6), ("floats", np.float64, 4)])
 """``StepParameters`` of a row, in their order."""
 
 
 def pack_rows(rows: Sequence[SamplingRow]) -> Tensor:
-    """Tokens and step parameters of R rows as a table int64 [R, K + 9]; floats are stored as float64 bits."""
+    """Tokens and step parameters of R rows as a table int64 [R, K + 10]; floats are stored as float64 bits."""
     tokens = torch.stack([row.tokens for row in rows])
     return torch.cat([tokens, torch.from_numpy(np.stack([_parameters_of(row) for row in rows]))], dim=1)
 
@@ -90,7 +91,8 @@ def _parameters_of(row: SamplingRow) -> NDArray[np.int64]:
     floats = (
         settings.guidance_weight(row.step) if guided else 0.0,
         settings.logit_divisor(row.step),
-        settings.noise_scale(row.step),
+        settings.token_noise_scale(row.step),
+        settings.confidence_noise_scale(row.step),
     )
     return np.array([(integers, floats)], _TABLE_ROW).view(np.int64)
 
@@ -99,9 +101,9 @@ def unpack_rows(table: Tensor) -> tuple[Tensor, StepParameters]:
     """Inverse of ``pack_rows``, on any device: tokens int64 [R, K] and the parameters."""
     num_tokens = table.shape[1] - len(StepParameters._fields)
     label, token_key, confidence_key, from_unconditional, num_masked, last, *floats = table[:, num_tokens:].unbind(1)
-    weight, divisor, noise_scale = (bits.view(torch.float64).to(torch.float32) for bits in floats)
+    scalars = (bits.view(torch.float64).to(torch.float32) for bits in floats)
     flags = (from_unconditional != 0, num_masked, last != 0)
-    return table[:, :num_tokens], StepParameters(label, token_key, confidence_key, *flags, weight, divisor, noise_scale)
+    return table[:, :num_tokens], StepParameters(label, token_key, confidence_key, *flags, *scalars)
 
 
 class StepNoise(NamedTuple):
@@ -172,8 +174,8 @@ def sample_step(
     parameters: StepParameters, logits: Tensor, tokens: Tensor, noise: StepNoise, *, mask_token: int
 ) -> StepOutcome:
     """One step of all rows, from guided logits [R, K, V] and tokens int64 [R, K], which are not changed."""
-    num_tokens, scale, last = tokens.shape[1], parameters.noise_scale, parameters.last
-    noisy = logits + scale[:, None, None] * _gumbel(noise.token)
+    num_tokens, last = tokens.shape[1], parameters.last
+    noisy = logits + parameters.token_noise_scale[:, None, None] * _gumbel(noise.token)
     best, chosen = noisy.max(dim=2)
     masked = tokens == mask_token
     sampled = torch.where(masked, chosen, tokens)
@@ -182,7 +184,7 @@ def sample_step(
 
     # Known tokens are never masked again: their confidence is infinite.
     score = torch.where(masked, logits.gather(2, chosen[:, :, None])[:, :, 0], torch.inf)
-    confidence = score + scale[:, None] * _gumbel(noise.confidence)
+    confidence = score + parameters.confidence_noise_scale[:, None] * _gumbel(noise.confidence)
     to_mask = torch.minimum(parameters.num_masked, masked.sum(dim=1) - 1).clamp(min=1)
     ordered = confidence.sort(dim=1).values
     threshold = ordered.gather(1, to_mask[:, None] - 1)

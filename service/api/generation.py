@@ -12,7 +12,7 @@ from service.operations.generation import Generation, consecutive_seeds, random_
 from service.operations.rendering import RenderedImages
 from service.operations.served_models import ServedModels
 
-_SETTINGS = ("steps", "guidance_scale", "guidance_decay", "temperature")
+_SETTINGS = ("steps", "guidance_scale", "guidance_decay", "temperature", "token_temperature")
 
 
 def generation_from(body: GenerateRequest, models: ServedModels, *, max_images: int) -> Generation:

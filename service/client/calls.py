@@ -81,6 +81,7 @@ class GenerateOptions(TypedDict, total=False):
     guidance_scale: float
     guidance_decay: Literal["constant", "linear", "power-cosine"]
     temperature: float
+    token_temperature: float
     format: Format
     quality: int
 

@@ -223,6 +223,20 @@ def test_the_same_seed_makes_the_same_image_and_the_library_the_same_tokens(clie
     assert alone["data"][0]["tokens"] == expected[1]
 
 
+def test_settings_in_the_request_replace_those_of_the_preset(client: httpx.Client) -> None:
+    changes = {
+        "steps": 3,
+        "guidance_scale": 2.0,
+        "guidance_decay": "constant",
+        "temperature": 0.0,
+        "token_temperature": 0.5,
+    }
+    document = client.post("/v1/generate", json={"class": 10, "seed": 4, "preset": "fast", **changes}).json()
+    assert document["settings"] == vars(load_generator(MODEL).settings("fast", **changes))
+    expected = load_generator(MODEL).generate([10], seeds=[4], preset="fast", **changes)  # type: ignore[arg-type]
+    assert document["data"][0]["tokens"] == expected[0].tolist()
+
+
 def test_one_generated_image_comes_as_itself_when_asked(client: httpx.Client) -> None:
     answer = client.post("/v1/generate", json={"class": 0, "seed": 1, "steps": 2}, headers={"Accept": "image/webp"})
     assert opened(answer.content).format == "WEBP"

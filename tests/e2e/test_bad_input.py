@@ -185,6 +185,12 @@ CASES = {
     "too many steps": (generate({"class": 0, "steps": 257}), 422, "invalid-request", "/steps"),
     "guidance below 0": (generate({"class": 0, "guidance_scale": -1}), 422, "invalid-request", "/guidance_scale"),
     "a temperature too high": (generate({"class": 0, "temperature": 1e9}), 422, "invalid-request", "/temperature"),
+    "a token temperature below 0": (
+        generate({"class": 0, "token_temperature": -1}),
+        422,
+        "invalid-request",
+        "/token_temperature",
+    ),
     "an unknown preset": (generate({"class": 0, "preset": "best"}), 422, "invalid-request", "/preset"),
     "a seed below 0": (generate({"class": 0, "seed": -1}), 422, "invalid-request", "/seed"),
     "seeds that would overflow": (generate({"class": 0, "seed": 2**63 - 1, "n": 2}), 422, "invalid-request", "/seed"),

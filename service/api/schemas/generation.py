@@ -48,7 +48,14 @@ class GenerateRequest(StrictRequest):
         None, description="Schedule of the guidance scale over the steps."
     )
     temperature: float | None = Field(
-        None, ge=0, le=100, description="Scale of the noise on the choice of tokens and positions."
+        None,
+        ge=0,
+        le=100,
+        description="Scale of the noise on the choice of positions, and of tokens if there is no `token_temperature`; "
+        "falls to 0 at the last step.",
+    )
+    token_temperature: float | None = Field(
+        None, ge=0, le=100, description="Softmax temperature of the choice of tokens, the same in every step."
     )
     model: Name | None = Field(None, description="Name of the generator. Must be the one served.")
     format: ImageFormat | None = Field(None, description="Image format in JSON responses.")
@@ -76,7 +83,7 @@ class GenerationFacts(OfRevision):
     class_id: int | None = Field(examples=[10])
     class_name: str | None = Field(examples=["cat"])
     settings: dict[str, Any] = Field(
-        examples=[{"steps": 20, "guidance_scale": 6.0, "guidance_decay": "linear", "temperature": 2.5}]
+        examples=[{"steps": 8, "guidance_scale": 9.0, "guidance_decay": "linear", "temperature": 8.0}]
     )
 
 

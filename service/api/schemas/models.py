@@ -20,6 +20,7 @@ class SamplingValues(BaseModel):
     guidance_decay: str
     guidance_power: float
     temperature: float
+    token_temperature: float | None
     softmax_annealing: bool
 
 

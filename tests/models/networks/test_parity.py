@@ -297,7 +297,8 @@ def replay_trace(
         needed = settings.needs_unconditional(step)
         assert 1 + needed == case["num_forward"][step]
         assert settings.guidance_weight(step) == pytest.approx(case["cfg_scale"][step])
-        assert settings.noise_scale(step) == pytest.approx(case["annealed_temperature"][step])
+        assert settings.token_noise_scale(step) == settings.confidence_noise_scale(step)
+        assert settings.confidence_noise_scale(step) == pytest.approx(case["annealed_temperature"][step])
         assert settings.logit_divisor(step) == pytest.approx(case["softmax_temperature"][step])
         guided = apply_guidance(
             parameters, conditional, generator.logits(tokens, [None] * len(chosen)) if needed else conditional

@@ -153,10 +153,29 @@ def test_schedules_have_the_published_end_points() -> None:
     assert cosine.guidance_weight(0) == 1.0
     assert cosine.needs_unconditional(0)
     assert linear.masked_fraction(7) == 0.0
-    assert linear.noise_scale(7) == 0.0
+    assert linear.token_noise_scale(7) == linear.confidence_noise_scale(7) == 0.0
     annealed = SamplingSettings(steps=8, guidance_scale=1.0, softmax_annealing=True)
     assert annealed.logit_divisor(0) == pytest.approx(1.2)
     assert annealed.logit_divisor(7) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_token_temperature_samples_from_the_softmax_in_every_step(step: int) -> None:
+    settings = SamplingSettings(steps=4, guidance_scale=0.0, temperature=0.0, token_temperature=0.5)
+    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    rows = [SamplingRow(0, seed, settings, torch.full((8,), 3), step) for seed in range(2000)]
+    table = parameters(*rows)
+    noise = StepNoise.of(table, 8, 3)
+    outcome = sample_step(table, logits.expand(len(rows), 8, 3), torch.full((len(rows), 8), 3), noise, mask_token=3)
+    shares = torch.bincount(outcome.sampled.flatten(), minlength=3) / outcome.sampled.numel()
+    assert shares.tolist() == pytest.approx([25 / 38, 9 / 38, 4 / 38], abs=0.012)  # five standard errors
+
+
+def test_without_a_token_temperature_the_last_step_takes_the_likeliest_tokens() -> None:
+    row = SamplingRow(0, 1, DEMO, torch.full((8,), 3), DEMO.steps - 1)
+    logits = torch.tensor([0.4, 0.5, 0.1]).log().expand(1, 8, 3)
+    outcome = sample_step(parameters(row), logits, row.tokens[None], StepNoise.of(parameters(row), 8, 3), mask_token=3)
+    assert outcome.tokens.tolist() == [[1] * 8]
 
 
 @pytest.mark.parametrize(("steps", "num_tokens"), [(1, 8), (8, 32), (64, 8), (MAX_STEPS, 4), (3, 1)])
@@ -216,6 +235,7 @@ NOISE_OF_SEED_7_STEP_2 = [
         ("guidance_scale", -0.1),
         ("guidance_scale", float("nan")),
         ("temperature", 101.0),
+        ("token_temperature", -1.0),
         ("guidance_power", 0.0),
     ],
 )
