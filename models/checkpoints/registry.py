@@ -128,6 +128,10 @@ TOKENIZERS: Mapping[str, TokenizerVariant] = {
 # Settings of the quick start: low temperature, better looking and less varied images.
 _DEMO = SamplingSettings(steps=8, guidance_scale=4.5, guidance_decay="constant", temperature=1.0)
 
+# Compared in docs/training/titok-mini-32.md: ``published`` for variety; ``demo`` has more guidance, for objects that can be
+# recognised.
+_MINI = SamplingSettings(steps=8, guidance_scale=7.0, guidance_decay="linear", temperature=8.0, token_temperature=1.0)
+
 
 def _presets(
     published: SamplingSettings, *, demo: SamplingSettings = _DEMO, fast_steps: int
@@ -151,13 +155,7 @@ GENERATORS: Mapping[str, GeneratorVariant] = {
             name=DEFAULT_VARIANT,
             config=None,
             weights=BUNDLED_WEIGHTS / f"{DEFAULT_VARIANT}-generator",
-            presets=_presets(
-                # Compared in docs/training/titok-mini-32.md: ``published`` for variety, ``demo`` for objects that can be
-                # recognised.
-                SamplingSettings(steps=8, guidance_scale=8.0, guidance_decay="linear", temperature=4.0),
-                demo=SamplingSettings(steps=12, guidance_scale=5.0, guidance_decay="constant", temperature=5.0),
-                fast_steps=4,
-            ),
+            presets=_presets(_MINI, demo=replace(_MINI, guidance_scale=9.0), fast_steps=4),
         ),
         _generator(
             "titok-l-32",

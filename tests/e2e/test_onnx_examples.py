@@ -25,7 +25,7 @@ BROWSER_RUNTIME = PROJECT / "node_modules" / "onnxruntime-web" / "dist"
 PATIENCE = 60_000  # milliseconds
 CODES = (
     "hIj20DLCdTCHjAELb5fkGjU2gnExfmwyPfN9xTKsdaC0RrLCOzj1DOyRfTQFdawb",
-    "hYoBNtiEr4idah6r_SBcqAALYC7M0RKf5YrJmWus-HiE6rOgateAxkQ2PUp_EZaR",
+    "hAoBSCrGr4U0CrDD_SWIkUgDTy7MF82yln0NRBcX1dFLjJ2LMoeAe2Voc-JP1gaR",
 )
 PIXELS = """() => {
     const {width, height} = document.getElementById("picture");
