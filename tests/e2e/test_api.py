@@ -232,8 +232,9 @@ def test_settings_in_the_request_replace_those_of_the_preset(client: httpx.Clien
         "token_temperature": 0.5,
     }
     document = client.post("/v1/generate", json={"class": 10, "seed": 4, "preset": "fast", **changes}).json()
-    assert document["settings"] == vars(load_generator(MODEL).settings("fast", **changes))
-    expected = load_generator(MODEL).generate([10], seeds=[4], preset="fast", **changes)  # type: ignore[arg-type]
+    generator = load_generator(MODEL)
+    assert document["settings"] == vars(generator.settings("fast", **changes))
+    expected = generator.generate([10], seeds=[4], preset="fast", **changes)  # type: ignore[arg-type]
     assert document["data"][0]["tokens"] == expected[0].tolist()
 
 
