@@ -5,7 +5,12 @@ import { showPicks } from "./class_picks.js";
 import { announce, blobOf, byId, element, show, showProblems } from "./page.js";
 import { call, parseEvents, Problem } from "./service.js";
 
-const SLIDERS = { steps: "gen-steps", guidance_scale: "gen-guidance", temperature: "gen-temperature" };
+const SLIDERS = {
+  steps: "gen-steps",
+  guidance_scale: "gen-guidance",
+  temperature: "gen-temperature",
+  token_temperature: "gen-token-temperature",
+};
 const DEFAULT_PRESET = "demo";
 const COUNTS = [4, 1]; // images at once; the first is the default
 
@@ -22,22 +27,25 @@ export async function createGenerator(model, { editImage, useAsB }) {
 
   function applySettings(settings) {
     for (const [setting, id] of Object.entries(SLIDERS)) {
-      byId(id).max = Math.max(byId(id).max, settings[setting]);
-      byId(id).value = settings[setting];
-      showValue(byId(id));
+      const [slider, value] = [byId(id), settings[setting] ?? null];
+      slider.parentElement.hidden = value === null; // a preset without a temperature of its own for tokens
+      if (value === null) continue;
+      slider.max = Math.max(slider.max, value);
+      slider.value = value;
+      showValue(slider);
     }
   }
 
   function readSettings() {
     const text = name.value.trim();
+    const sliders = Object.entries(SLIDERS).map(([setting, id]) => [setting, byId(id)]);
+    const shown = sliders.filter(([, slider]) => !slider.parentElement.hidden);
     return {
       class: text === "" ? null : /^\d+$/.test(text) ? Number(text) : text,
       seed: seed.valueAsNumber,
       n: Number(count.value),
       preset: preset.value,
-      steps: byId(SLIDERS.steps).valueAsNumber,
-      guidance_scale: byId(SLIDERS.guidance_scale).valueAsNumber,
-      temperature: byId(SLIDERS.temperature).valueAsNumber,
+      ...Object.fromEntries(shown.map(([setting, slider]) => [setting, slider.valueAsNumber])),
     };
   }
 

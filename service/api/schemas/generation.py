@@ -83,7 +83,18 @@ class GenerationFacts(OfRevision):
     class_id: int | None = Field(examples=[10])
     class_name: str | None = Field(examples=["cat"])
     settings: dict[str, Any] = Field(
-        examples=[{"steps": 8, "guidance_scale": 9.0, "guidance_decay": "linear", "temperature": 8.0}]
+        description="The sampling settings of the preset, with the changes of the request.",
+        examples=[
+            {
+                "steps": 8,
+                "guidance_scale": 9.0,
+                "guidance_decay": "linear",
+                "guidance_power": 3.0,
+                "temperature": 8.0,
+                "token_temperature": 1.0,
+                "softmax_annealing": False,
+            }
+        ],
     )
 
 

@@ -35,10 +35,12 @@ def test_a_generation_shows_its_steps_and_is_kept_with_its_seed(page: Page, clie
     set_slider(page, "#gen-steps", 6)
     set_slider(page, "#gen-guidance", 5.5)
     set_slider(page, "#gen-temperature", 2.25)
-    expect(page.locator(".slider output")).to_have_text(["6", "5.5", "2.25"])
+    set_slider(page, "#gen-token-temperature", 0.65)
+    expect(page.locator(".slider output")).to_have_text(["6", "5.5", "2.25", "0.65"])
     page.click("#gen-start")
     expect(page.locator("#gen-state")).to_have_text("glacier, seed 3")
-    wish = {"class": "glacier", "seed": 3, "preset": "fast", "steps": 6, "guidance_scale": 5.5, "temperature": 2.25}
+    wish = {"class": "glacier", "seed": 3, "preset": "fast", "steps": 6, "guidance_scale": 5.5}
+    wish |= {"temperature": 2.25, "token_temperature": 0.65}
     item = client.post("/v1/generate", json=wish).json()["data"][0]
     file = base64.b64decode(item["image"])
     expect_picture(page, "#gen-picture", file)
@@ -48,6 +50,23 @@ def test_a_generation_shows_its_steps_and_is_kept_with_its_seed(page: Page, clie
     assert steps[-1] == 6
     expect(page.locator("#gallery li p")).to_have_text(["glacierseed 3"])
     expect_picture(page, "#gallery img", file)
+
+
+def test_the_token_temperature_is_shown_for_presets_that_have_one(page: Page, client: httpx.Client) -> None:
+    models = client.get("/v1/models").json()
+    models["data"][0]["generator"]["presets"]["fast"]["token_temperature"] = None
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.reload()
+    expect(page.locator("#gen-token-temperature")).to_be_visible()
+    page.select_option("#gen-preset", "fast")
+    expect(page.locator("#gen-token-temperature")).to_be_hidden()
+    with page.expect_request("**/v1/generate") as sent:
+        page.click("#gen-start")
+    assert "token_temperature" not in sent.value.post_data_json
+    page.select_option("#gen-preset", "demo")
+    with page.expect_request("**/v1/generate") as sent:
+        page.click("#gen-start")
+    assert sent.value.post_data_json["token_temperature"] == 1
 
 
 def test_the_gallery_restores_settings_and_images(page: Page, client: httpx.Client) -> None:
